@@ -1,0 +1,194 @@
+"""3x3x3 convolution that is streamed in time and, if asked, in rows.
+
+Follows DC-Gen `dc_videogen/dc_ae_v_ops.py` (commit cae2205), whose string-keyed
+feature cache is Linen's `"cache"` collection here.
+
+Time. A convolution of kernel size 3 sees, to the left of its frames, what its
+`time` design says (`FRAMES_KEPT`), and zeros on the far sides of the clip:
+
+  chunk_causal  the last frame of the previous chunk, and zeros to the right of
+                every chunk: bidirectional inside a chunk, causal across chunks
+  causal        the two frames before each frame
+  non_causal    one frame on both sides, over the whole clip
+
+With the `"cache"` collection mutable the input is the continuation of what was
+seen before, so clips can be fed chunk by chunk; otherwise it is a whole clip.
+
+Rows. With a `Band` the input is the next rows of a picture fed from top to
+bottom, the same trick turned by ninety degrees: every convolution keeps its
+last rows in the `"rows"` collection and gives its output some rows later. Rows
+outside the picture are masked to zero, which is what zero padding means at
+every layer, so the result equals that of the whole picture and nothing is
+computed twice.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dcvideogen_jax.models import layers
+from dcvideogen_jax.ops import conv3d
+
+# Temporal design -> input frames that a convolution keeps between calls.
+FRAMES_KEPT = {"chunk_causal": 1, "causal": 2, "non_causal": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+  """Which rows of a picture an array holds.
+
+  Attributes:
+    index: which band this is, from 0; may be traced.
+    rows: rows in a band, at this resolution.
+    lag: how many rows the array is behind the band's own rows.
+    height: rows of the whole picture, at this resolution.
+  """
+
+  index: Array | int
+  rows: int
+  lag: int
+  height: int
+
+  @property
+  def start(self) -> Array | int:
+    """The picture row that the array's first row holds; may be negative."""
+    return self.index * self.rows - self.lag
+
+  def delay(self, rows: int) -> "Band":
+    return dataclasses.replace(self, lag=self.lag + rows)
+
+  def scale(self, up: int = 1, down: int = 1) -> "Band":
+    """The same rows at another resolution."""
+    assert self.lag * up % down == 0 and self.rows * up % down == 0
+    return dataclasses.replace(
+      self,
+      rows=self.rows * up // down,
+      lag=self.lag * up // down,
+      height=self.height * up // down,
+    )
+
+  def mask(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """Zero in the rows that are outside the picture."""
+    row = self.start + jnp.arange(x.shape[2])
+    inside = (row >= 0) & (row < self.height)
+    return jnp.where(inside[:, None, None], x, jnp.zeros((), x.dtype))
+
+
+class Conv(nn.Module):
+  """A 3x3x3 convolution, then optional normalisation and activation.
+
+  Attributes:
+    features: output channels.
+    chunk: frames in a chunk at this layer, for `time="chunk_causal"`.
+    time: temporal design, a key of `FRAMES_KEPT`.
+    delay: rows that the output is behind the input when fed in bands, 1 or
+      more.
+    use_bias: whether the convolution has a bias.
+    norm: whether an `RMSNorm` follows.
+    act: what is applied last.
+  """
+
+  features: int
+  chunk: int
+  time: str = "chunk_causal"
+  delay: int = 1
+  use_bias: bool = True
+  norm: bool = False
+  act: Callable[[Array], Array] | None = None
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b t h w c"],
+    band: Band | None = None,
+    shortcut_delay: int = 1,
+  ) -> tuple[Float[Array, "b t h w f"], Float[Array, "b t h w c"]]:
+    """Returns the output, and the input to go around it.
+
+    In bands the output is `delay` rows behind the input, and the second result
+    is the input `shortcut_delay` rows behind itself (at most `1 + delay`), read
+    from the rows that the convolution keeps anyway.
+    """
+    x = x.astype(self.dtype)
+    shortcut, clips, frames = x, *x.shape[:2]
+    kernel = self.param(
+      "kernel",
+      nn.initializers.lecun_normal(),
+      (3, 3, 3, x.shape[-1], self.features),
+      self.param_dtype,
+    ).astype(self.dtype)
+    bias = None
+    if self.use_bias:
+      bias = self.param(
+        "bias", nn.initializers.zeros, (self.features,), self.param_dtype
+      ).astype(self.dtype)
+
+    x = self._with_frames(x if band is None else band.mask(x))
+    rows = (1, 1)
+    if band is not None:
+      h = x.shape[2]
+      x, rows = self._with_rows(x), (0, 0)
+      skip = 1 + self.delay - shortcut_delay
+      shortcut = self._without_frames(x[:, :, skip : skip + h], frames)
+      x = x[:, :, : h + 2]
+    y = conv3d.conv3d(x, kernel, bias, padding=((0, 0), rows, (1, 1)))
+    y = y.reshape(clips, frames, *y.shape[2:])
+
+    if self.norm:
+      y = layers.RMSNorm(
+        dtype=self.dtype, param_dtype=self.param_dtype, name="norm"
+      )(y)
+    return y if self.act is None else self.act(y), shortcut
+
+  def _with_frames(self, x):
+    """Adds the frames to the left and right; chunks become clips."""
+    b, t, h, w, c = x.shape
+    kept = FRAMES_KEPT[self.time]
+    past = jnp.zeros((b, kept, h, w, c), x.dtype)
+    streaming = self.is_mutable_collection("cache") and not (
+      self.is_initializing()
+    )
+    if streaming:
+      if self.time == "non_causal":
+        raise ValueError("a non_causal model cannot be streamed in time")
+      state = self.variable("cache", "frames", lambda: past)
+      past = state.value
+      state.value = jnp.concatenate([past, x], axis=1)[:, -kept:]
+
+    if self.time == "causal":
+      return jnp.concatenate([past, x], axis=1)
+    if self.time == "non_causal":
+      return jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    if t % self.chunk:
+      raise ValueError(
+        f"{t} frames are not a multiple of the chunk of {self.chunk}"
+      )
+    x = x.reshape(b, t // self.chunk, self.chunk, h, w, c)
+    past = jnp.concatenate([past[:, None], x[:, :-1, -1:]], axis=1)
+    future = jnp.zeros_like(past)
+    x = jnp.concatenate([past, x, future], axis=2)
+    return x.reshape(-1, self.chunk + 2, h, w, c)
+
+  def _without_frames(self, x, frames):
+    """Undoes `_with_frames`."""
+    past = 2 if self.time == "causal" else 1
+    future = 0 if self.time == "causal" else 1
+    x = x[:, past : x.shape[1] - future]
+    return x.reshape(-1, frames, *x.shape[2:])
+
+  def _with_rows(self, x):
+    """Adds the rows above from the row state and keeps the last ones."""
+    n, t, _, w, c = x.shape
+    kept = 1 + self.delay
+    state = self.variable(
+      "rows", "rows", lambda: jnp.zeros((n, t, kept, w, c), x.dtype)
+    )
+    x = jnp.concatenate([state.value, x], axis=2)
+    state.value = x[:, :, -kept:]
+    return x

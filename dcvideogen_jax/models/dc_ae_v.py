@@ -1,0 +1,448 @@
+"""DC-AE-V, the chunk-causal deep compression video autoencoder.
+
+Follows DC-Gen `dc_videogen/dc_ae_v.py` (commit cae2205) and arXiv 2509.25182.
+Modules are named for loading: `encoder/stages_1/op_list_0/conv1/kernel` is the
+reference's `encoder.stages.1.op_list.0.main.conv1.conv.weight`. Stages count
+from fine to coarse in both halves; stage 0 is empty in all released variants.
+
+Deviations: the temporal design is a field; normalisation is always computed in
+float32; nothing falls back silently when frames do not fill a chunk.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dcvideogen_jax.models import layers
+from dcvideogen_jax.models.chunk_causal import FRAMES_KEPT, Band, Conv
+
+Video = Float[Array, "b t h w 3"]
+
+
+class ResBlock(nn.Module):
+  """x + norm(conv(silu(conv(x))))."""
+
+  conv: dict[str, Any]
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    c = x.shape[-1]
+    y, shortcut = Conv(c, act=nn.silu, **self.conv, name="conv1")(
+      x, band, shortcut_delay=2
+    )
+    band = band and band.delay(1)
+    y, _ = Conv(c, use_bias=False, norm=True, **self.conv, name="conv2")(
+      y, band
+    )
+    return shortcut + y, band and band.delay(1)
+
+
+class Down(nn.Module):
+  """Convolution and pixel-unshuffle, beside an averaging shortcut."""
+
+  features: int
+  factor: tuple[int, int, int]
+  conv: dict[str, Any]
+  shortcut: bool = True
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    ft, fh, fw = self.factor
+    # Rows leave in groups of fh, so the lag has to be a multiple of it.
+    delay = 1 if band is None else 1 + (-band.lag - 1) % fh
+    y, x = Conv(
+      self.features // (ft * fh * fw), delay=delay, **self.conv, name="conv"
+    )(x, band, shortcut_delay=delay)
+    y = layers.unshuffle(y, self.factor)
+    self.sow("intermediates", "main", y)
+    if self.shortcut:
+      x = layers.average_channels(
+        layers.unshuffle(x, self.factor), self.features
+      )
+      self.sow("intermediates", "shortcut", x)
+      y += x
+    return y, band and band.delay(delay).scale(down=fh)
+
+
+class Up(nn.Module):
+  """Convolution and pixel-shuffle, beside a duplicating shortcut."""
+
+  features: int
+  factor: tuple[int, int, int]
+  conv: dict[str, Any]
+  shortcut: bool = True
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    ft, fh, fw = self.factor
+    features = self.features * ft * fh * fw
+    y, x = Conv(features, **self.conv, name="conv")(x, band)
+    y = layers.shuffle(y, self.factor)
+    self.sow("intermediates", "main", y)
+    if self.shortcut:
+      x = layers.shuffle(layers.repeat_channels(x, features), self.factor)
+      self.sow("intermediates", "shortcut", x)
+      y += x
+    return y, band and band.delay(1).scale(up=fh)
+
+
+class Stage(nn.Module):
+  """Residual blocks with an up block before or a down block after them."""
+
+  blocks: int
+  conv: dict[str, Any]
+  up: dict[str, Any] | None = None
+  down: dict[str, Any] | None = None
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    ops = [(ResBlock, {"conv": self.conv})] * self.blocks
+    if self.up:
+      ops = [(Up, self.up), *ops]
+    if self.down:
+      ops = [*ops, (Down, self.down)]
+    for j, (op, fields) in enumerate(ops):
+      if self.remat and band is None:
+        op = nn.remat(op)
+      x, band = op(**fields, name=f"op_list_{j}")(x, band)
+    return x, band
+
+
+class Half(nn.Module):
+  """What the encoder and the decoder share: fields and their derived values."""
+
+  latent_channels: int
+  widths: tuple[int, ...]
+  depths: tuple[int, ...]
+  chunk_frames: int
+  spatial_factor: int
+  temporal_factor: int
+  time: str
+  remat: bool
+  dtype: jnp.dtype
+  param_dtype: jnp.dtype
+
+  def conv(self, stage: int) -> dict[str, Any]:
+    """Fields of the convolutions that run at a stage's own resolution."""
+    coarsest = stage == len(self.widths) - 1
+    return {
+      "chunk": self.chunk_frames // (self.temporal_factor if coarsest else 1),
+      "time": self.time,
+      "dtype": self.dtype,
+      "param_dtype": self.param_dtype,
+    }
+
+  def factor(self, stage: int) -> tuple[int, int, int]:
+    """What separates a stage from the next coarser one, as (t, h, w)."""
+    if stage == len(self.widths) - 2:
+      return (self.temporal_factor, 1, 1)
+    return (1, 2, 2)
+
+  def stage(self, stage: int, **fields: Any) -> Stage:
+    return Stage(
+      self.depths[stage],
+      self.conv(stage),
+      remat=self.remat,
+      name=f"stages_{stage}",
+      **fields,
+    )
+
+
+class Encoder(Half):
+  """Video to latents; the fine part is everything before stage `cut`."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b t h w c"],
+    band: Band | None = None,
+    first: int = 0,
+    last: int | None = None,
+  ):
+    """Runs stages `first` to `last`, both included."""
+    coarsest = len(self.widths) - 1
+    last = coarsest if last is None else last
+    if first == 0:
+      x, band = Down(
+        self.widths[1],
+        (1, 2, 2),
+        self.conv(0),
+        shortcut=False,
+        name="project_in",
+      )(x, band)
+    for s in range(max(first, 1), last + 1):
+      down = s < coarsest and {
+        "features": self.widths[s + 1],
+        "factor": self.factor(s),
+        "conv": self.conv(s),
+      }
+      x, band = self.stage(s, down=down or None)(x, band)
+    if last == coarsest:
+      x, _ = Conv(
+        self.latent_channels, **self.conv(coarsest), name="project_out"
+      )(x)
+    return x, band
+
+
+class Decoder(Half):
+  """Latents to video; the fine part is everything after stage `cut`."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b t h w c"],
+    band: Band | None = None,
+    first: int | None = None,
+    last: int = 0,
+  ):
+    """Runs stages `first` down to `last`, both included."""
+    coarsest = len(self.widths) - 1
+    first = coarsest if first is None else first
+    if first == coarsest:
+      x, _ = Conv(
+        self.widths[-1], **self.conv(coarsest), name="project_in"
+      )(x)
+    for s in range(first, max(last, 1) - 1, -1):
+      up = s < coarsest and {
+        "features": self.widths[s],
+        "factor": self.factor(s),
+        # It runs at the coarser stage's frames.
+        "conv": self.conv(s + 1),
+      }
+      x, band = self.stage(s, up=up or None)(x, band)
+    if last == 0:
+      x = layers.RMSNorm(
+        dtype=self.dtype, param_dtype=self.param_dtype, name="norm_out"
+      )(x)
+      x, band = Up(
+        3, (1, 2, 2), self.conv(0), shortcut=False, name="project_out"
+      )(nn.silu(x), band)
+    return x, band
+
+
+class DCAEV(nn.Module):
+  """The autoencoder. Video in [-1, 1], latents as the network gives them.
+
+  Example:
+    module = dc_ae_v.build(dc_ae_v.VARIANTS["f32t4c32"])
+    variables = module.init(key, video)
+    latents = module.apply(variables, video, method="encode")
+    video = module.apply(variables, latents, method="decode")
+
+  Attributes:
+    latent_channels: channels of the latents.
+    widths: channels of each stage, fine to coarse; the first is unused.
+    depths: residual blocks of each stage, fine to coarse; the first is 0.
+    chunk_frames: video frames in a chunk, for `time="chunk_causal"`.
+    spatial_factor: pixels per latent in height and in width.
+    temporal_factor: frames per latent frame.
+    time: "chunk_causal", "causal" or "non_causal"; see `chunk_causal`.
+    latent_scale: what a diffusion model multiplies latents by; not applied
+      here.
+    remat: recompute the activations of every block in the backward pass.
+    dtype: of the computation; norms are in float32 all the same.
+    param_dtype: of the parameters.
+  """
+
+  latent_channels: int
+  widths: tuple[int, ...]
+  depths: tuple[int, ...]
+  chunk_frames: int = 40
+  spatial_factor: int = 32
+  temporal_factor: int = 4
+  time: str = "chunk_causal"
+  latent_scale: float = 1.0
+  remat: bool = False
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    shared = {name: getattr(self, name) for name in Half.__annotations__}
+    self.encoder = Encoder(**shared)
+    self.decoder = Decoder(**shared)
+
+  @property
+  def frames_multiple(self) -> int:
+    """Clips have a multiple of this many frames."""
+    if self.time == "chunk_causal":
+      return self.chunk_frames
+    return self.temporal_factor
+
+  def scale_at(self, stage: int) -> int:
+    """Pixels per position, in height or width, at a stage."""
+    return min(2**stage, self.spatial_factor)
+
+  def __call__(self, video: Video) -> Video:
+    return self.decode(self.encode(video))
+
+  def encode(self, video: Video) -> Float[Array, "b tz hz wz c"]:
+    """Encodes clips.
+
+    Args:
+      video: float in [-1, 1]. Frames are padded to a multiple of
+        `frames_multiple` by repeating the last one, rows and columns to a
+        multiple of `spatial_factor` by repeating the edge.
+
+    Returns:
+      Latents, unscaled: frames / `temporal_factor` of the padded video, height
+      and width / `spatial_factor`.
+    """
+    video = pad_edge(video, self.frames_multiple, self.spatial_factor)
+    return self.encoder(video)[0]
+
+  def decode(self, latents: Float[Array, "b tz hz wz c"]) -> Video:
+    """Decodes latents into clips; nothing is clamped.
+
+    Args:
+      latents: unscaled. Frames are padded to a whole number of chunks by
+        repeating the last one, and the surplus video is cut off again.
+
+    Returns:
+      Video with `temporal_factor` frames per latent frame; cut off what
+      `encode` padded.
+    """
+    frames = latents.shape[1] * self.temporal_factor
+    latents = pad_edge(latents, self.frames_multiple // self.temporal_factor)
+    return self.decoder(latents)[0][:, :frames]
+
+  def encode_image(
+    self, image: Float[Array, "b h w 3"]
+  ) -> Float[Array, "b 1 hz wz c"]:
+    """Encodes images to one latent frame each.
+
+    As in the reference an image is a clip of equal frames, too short for a
+    chunk, that every layer sees with ordinary zero padding in time.
+    """
+    video = jnp.repeat(image[:, None], self.temporal_factor, axis=1)
+    params = {"params": self.variables["params"]}
+    return self.unchunked().apply(params, video, method="encode")
+
+  def decode_image(
+    self, latents: Float[Array, "b 1 hz wz c"]
+  ) -> Float[Array, "b h w 3"]:
+    """Decodes what `encode_image` gave."""
+    params = {"params": self.variables["params"]}
+    return self.unchunked().apply(params, latents, method="decode")[:, 0]
+
+  def unchunked(self) -> "DCAEV":
+    """The same network with ordinary zero padding in time.
+
+    This is what the reference falls back to, silently, when frames do not fill
+    a chunk.
+    """
+    time = "non_causal" if self.time == "chunk_causal" else self.time
+    return self.clone(parent=None, time=time)
+
+  def encode_fine(
+    self, video: Video, index: Array, height: int, cut: int
+  ) -> Float[Array, "b t h w c"]:
+    """Runs the stages before `cut` on a band of rows of a video.
+
+    Bands are fed from the top, with the `"rows"` collection mutable. The lag of
+    the result is `encode_lag`.
+    """
+    band = Band(index, video.shape[2], 0, height)
+    return self.encoder(video, band, last=cut - 1)[0]
+
+  def encode_coarse(self, x, cut: int):
+    """Runs the stages from `cut` on; completes `encode_fine`."""
+    return self.encoder(x, first=cut)[0]
+
+  def decode_coarse(self, latents, cut: int):
+    """Runs the stages down to `cut`."""
+    return self.decoder(latents, last=cut)[0]
+
+  def decode_fine(
+    self, x: Float[Array, "b t h w c"], index: Array, height: int, cut: int
+  ) -> Video:
+    """Completes `decode_coarse` on a band of rows of its result."""
+    band = Band(index, x.shape[2], 0, height)
+    return self.decoder(x, band, first=cut - 1)[0]
+
+
+def pad_edge(x: Array, frames: int, size: int = 1) -> Array:
+  """Repeats the last frame, row and column up to multiples."""
+  padding = [
+    (0, -n % m)
+    for n, m in zip(x.shape[1:4], (frames, size, size), strict=True)
+  ]
+  return jnp.pad(x, ((0, 0), *padding, (0, 0)), mode="edge")
+
+
+_F32 = {
+  "widths": (128, 256, 512, 512, 1024, 1024, 1024),
+  "depths": (0, 5, 10, 4, 4, 4, 4),
+}
+_F64 = {
+  "widths": (*_F32["widths"], 1024),
+  "depths": (*_F32["depths"], 4),
+  "spatial_factor": 64,
+}
+
+# The released variants. The scale of f64t4c128 equals that of f32t4c256 in the
+# reference, which may be a slip there.
+VARIANTS: dict[str, dict[str, Any]] = {
+  "f32t4c32": {"latent_channels": 32, "latent_scale": 0.7241, **_F32},
+  "f32t4c64": {"latent_channels": 64, "latent_scale": 0.7614, **_F32},
+  "f32t4c128": {"latent_channels": 128, "latent_scale": 0.4457, **_F32},
+  "f32t4c256": {"latent_channels": 256, "latent_scale": 0.4752, **_F32},
+  "f64t4c128": {"latent_channels": 128, "latent_scale": 0.4752, **_F64},
+}
+
+
+def build(config: Mapping[str, Any], **overrides: Any) -> DCAEV:
+  """Builds the module that a configuration describes.
+
+  Args:
+    config: fields of `DCAEV`; a row of `VARIANTS` or one's own.
+    **overrides: fields that differ.
+
+  Raises:
+    ValueError: if a field is unknown or the fields do not fit together.
+  """
+  fields = {**config, **overrides}
+  known = set(DCAEV.__annotations__)
+  if unknown := sorted(set(fields) - known):
+    raise ValueError(
+      f"unknown fields of DC-AE-V: {unknown}; known are {sorted(known)}"
+    )
+  for name in ("widths", "depths"):
+    fields[name] = tuple(int(n) for n in fields[name])
+  module = DCAEV(**fields)
+  _check(module)
+  return module
+
+
+def _check(m: DCAEV) -> None:
+  """Raises ValueError if fields do not fit together."""
+  stages = len(m.widths)
+  if len(m.depths) != stages:
+    raise ValueError(f"{stages} widths but {len(m.depths)} depths")
+  if 2 ** (stages - 2) != m.spatial_factor:
+    raise ValueError(
+      f"{stages} stages halve the picture {stages - 2} times, "
+      f"but spatial_factor is {m.spatial_factor}"
+    )
+  if m.depths[0] != 0:
+    raise ValueError(f"stage 0 has no blocks, but depths[0] is {m.depths[0]}")
+  if m.time not in FRAMES_KEPT:
+    raise ValueError(f"time is {m.time!r}, expected one of {[*FRAMES_KEPT]}")
+  if m.chunk_frames % m.temporal_factor:
+    raise ValueError(
+      f"chunk_frames is {m.chunk_frames}, "
+      f"expected a multiple of temporal_factor {m.temporal_factor}"
+    )
+  if m.widths[1] % 4:
+    raise ValueError(f"widths[1] is {m.widths[1]}, expected a multiple of 4")
+  for s in range(1, stages - 1):
+    fine, coarse = m.widths[s : s + 2]
+    factor = m.temporal_factor if s == stages - 2 else 4
+    if coarse % factor or factor * fine % coarse:
+      raise ValueError(
+        f"widths {fine} and {coarse} of stages {s} and {s + 1} do not fit: "
+        f"{coarse} must divide {factor} * {fine} and be a multiple of {factor}"
+      )

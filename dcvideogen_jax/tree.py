@@ -1,0 +1,121 @@
+"""Names of leaves, ordered rules over them, and two-sided differences."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from dcvideogen_jax import errors
+
+T = TypeVar("T")
+
+
+def names(tree: Any) -> list[str]:
+  """Names of the leaves such as "params/encoder/kernel", in flatten order.
+
+  Attribute, dictionary and sequence keys are all joined with "/". Like
+  `jax.tree`, this counts None as an empty subtree, not as a leaf.
+  """
+  paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return [
+    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths
+  ]
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Leaf name -> leaf, in flatten order."""
+  return dict(zip(names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Leaf name -> shape; leaves are arrays or `jax.ShapeDtypeStruct`s."""
+  return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
+
+
+def match(
+  rules: Sequence[tuple[str, T]], leaves: Iterable[str]
+) -> dict[str, T]:
+  """Value of the first rule whose regular expression matches a whole name.
+
+  Args:
+    rules: ordered (regular expression, value) pairs.
+    leaves: names to look up.
+
+  Raises:
+    errors.UserError: lists every name that no rule covers, or the first
+      regular expression that does not compile.
+  """
+  compiled = []
+  for pattern, value in rules:
+    try:
+      compiled.append((re.compile(pattern), value))
+    except re.error as e:
+      raise errors.UserError(
+        f"{pattern!r} is not a regular expression: {e}"
+      ) from e
+  found, uncovered = {}, []
+  for leaf in leaves:
+    for pattern, value in compiled:
+      if pattern.fullmatch(leaf):
+        found[leaf] = value
+        break
+    else:
+      uncovered.append(leaf)
+  if uncovered:
+    patterns = ", ".join(repr(pattern) for pattern, _ in rules) or "none"
+    raise errors.UserError(
+      f"no rule covers {', '.join(uncovered)}; the rules are: {patterns}"
+    )
+  return found
+
+
+def match_tree(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
+  """`match` for each leaf of `tree`, as a tree of the same structure.
+
+  Raises:
+    errors.UserError: as `match`.
+  """
+  leaves = names(tree)
+  found = match(rules, leaves)
+  return jax.tree.unflatten(
+    jax.tree.structure(tree), [found[leaf] for leaf in leaves]
+  )
+
+
+def diff(
+  expected: Mapping[str, tuple[int, ...]],
+  found: Mapping[str, tuple[int, ...]],
+) -> list[str]:
+  """Every difference between two name -> shape tables, one line each.
+
+  Missing names come first, then unexpected ones, then wrong shapes; an empty
+  list means the tables are equal.
+  """
+  lines = [f"missing {n} {expected[n]}" for n in expected if n not in found]
+  lines += [f"unexpected {n} {found[n]}" for n in found if n not in expected]
+  lines += [
+    f"shape of {n}: expected {expected[n]}, found {found[n]}"
+    for n in expected
+    if n in found and tuple(expected[n]) != tuple(found[n])
+  ]
+  return lines
+
+
+def require_equal(
+  expected: Mapping[str, tuple[int, ...]],
+  found: Mapping[str, tuple[int, ...]],
+  what: str,
+) -> None:
+  """Raises one `errors.UserError` with all of `diff`, or returns None.
+
+  Args:
+    expected: name -> shape that is needed.
+    found: name -> shape that is there.
+    what: names what was looked at, for the message.
+  """
+  lines = diff(expected, found)
+  if lines:
+    raise errors.UserError(
+      f"{what} does not fit ({len(lines)} differences): " + "; ".join(lines)
+    )

@@ -1,0 +1,93 @@
+"""A folder imports only from the rows below it; flags and torch stay out."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = "dcvideogen_jax"
+
+# Row by first path component below the package; `launch` is above them all.
+ROWS = {
+  0: ["errors", "files", "tree", "sharding", "checkpoint", "report"],
+  1: ["ops"],
+  2: ["models", "diffusion", "data"],
+  3: ["adapt", "convert", "eval"],
+  4: ["train", "sample"],
+  5: ["plan", "bench"],
+  6: ["launch"],
+}
+ROW = {name: row for row, names in ROWS.items() for name in names}
+MODULES = sorted((ROOT / PACKAGE).rglob("*.py")) + sorted(
+  (ROOT / "launch").glob("*.py")
+)
+
+
+def _unit(path):
+  """The name in ROWS that a file belongs to; None for the package itself."""
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  if parts[0] == "launch":
+    return "launch"
+  return None if parts[1:] == ("__init__",) else parts[1]
+
+
+def _imports(nodes):
+  """All dotted names imported by these AST nodes."""
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, "imports are absolute"
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _violations(path, source):
+  unit = _unit(path)
+  relative = path.relative_to(ROOT).as_posix()
+  if unit is not None and unit not in ROW:
+    return [f"{relative} has no row"]
+  tree = ast.parse(source)
+  found = []
+  for name in _imports(ast.walk(tree)):
+    parts = name.split(".")
+    if parts[0] == "absl" and "flags" in parts and unit != "launch":
+      found.append(f"{relative} imports absl flags")
+    if parts[0] in ("launch", "configs", "tests") and unit != "launch":
+      found.append(f"{relative} imports {name}")
+    if parts[0] != PACKAGE or len(parts) == 1 or unit is None:
+      continue
+    target = parts[1]
+    if target not in ROW:
+      if target == "__version__":
+        continue
+      found.append(f"{relative} imports {name}, which has no row")
+    elif target != unit and ROW[target] >= ROW[unit] and ROW[unit] > 0:
+      found.append(f"{relative} imports {name}, which is not below it")
+    elif ROW[unit] == 0 and ROW[target] > 0:
+      found.append(f"{relative} imports {name}, which is above it")
+  for name in _imports(tree.body):
+    if name.split(".")[0] in ("torch", "tensorflow"):
+      found.append(f"{relative} imports {name} at the top")
+  return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_module_imports_only_downwards(path):
+  assert _violations(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+  ("file", "source"),
+  [
+    ("ops/x.py", "from dcvideogen_jax.models import dc_ae_v"),
+    ("models/x.py", "from dcvideogen_jax.data import video"),
+    ("tree.py", "from dcvideogen_jax.ops import conv3d"),
+    ("models/x.py", "from absl import flags"),
+    ("convert/x.py", "import torch"),
+    ("nowhere/x.py", "import jax"),
+    ("eval/x.py", "from launch import reconstruct"),
+  ],
+)
+def test_a_violation_is_found(file, source):
+  assert _violations(ROOT / PACKAGE / file, source)
