@@ -75,7 +75,8 @@ class Band:
     """Zero in the rows that are outside the picture."""
     row = self.start + jnp.arange(x.shape[2])
     inside = (row >= 0) & (row < self.height)
-    return jnp.where(inside[:, None, None], x, jnp.zeros((), x.dtype))
+    inside = inside[None, None, :, None, None]
+    return jnp.where(inside, x, jnp.zeros((), x.dtype))
 
 
 class Conv(nn.Module):
@@ -129,15 +130,15 @@ class Conv(nn.Module):
         "bias", nn.initializers.zeros, (self.features,), self.param_dtype
       ).astype(self.dtype)
 
-    x = self._with_frames(x if band is None else band.mask(x))
+    x, future = self._with_past(x if band is None else band.mask(x))
     rows = (1, 1)
     if band is not None:
       h = x.shape[2]
       x, rows = self._with_rows(x), (0, 0)
       skip = 1 + self.delay - shortcut_delay
-      shortcut = self._without_frames(x[:, :, skip : skip + h], frames)
+      shortcut = self._without_past(x[:, :, skip : skip + h], frames)
       x = x[:, :, : h + 2]
-    y = conv3d.conv3d(x, kernel, bias, padding=((0, 0), rows, (1, 1)))
+    y = conv3d.conv3d(x, kernel, bias, padding=(future, rows, (1, 1)))
     y = y.reshape(clips, frames, *y.shape[2:])
 
     if self.norm:
@@ -146,40 +147,37 @@ class Conv(nn.Module):
       )(y)
     return y if self.act is None else self.act(y), shortcut
 
-  def _with_frames(self, x):
-    """Adds the frames to the left and right; chunks become clips."""
+  def _with_past(self, x):
+    """Adds the frames to the left; chunks become clips.
+
+    Returns the frames and the zero frames that are still missing, as padding.
+    """
     b, t, h, w, c = x.shape
     kept = FRAMES_KEPT[self.time]
     past = jnp.zeros((b, kept, h, w, c), x.dtype)
-    streaming = self.is_mutable_collection("cache") and not (
-      self.is_initializing()
-    )
-    if streaming:
+    if self.is_mutable_collection("cache") and not self.is_initializing():
       if self.time == "non_causal":
         raise ValueError("a non_causal model cannot be streamed in time")
       state = self.variable("cache", "frames", lambda: past)
       past = state.value
       state.value = jnp.concatenate([past, x], axis=1)[:, -kept:]
 
-    if self.time == "causal":
-      return jnp.concatenate([past, x], axis=1)
     if self.time == "non_causal":
-      return jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+      return x, (1, 1)
+    if self.time == "causal":
+      return jnp.concatenate([past, x], axis=1), (0, 0)
     if t % self.chunk:
       raise ValueError(
         f"{t} frames are not a multiple of the chunk of {self.chunk}"
       )
     x = x.reshape(b, t // self.chunk, self.chunk, h, w, c)
     past = jnp.concatenate([past[:, None], x[:, :-1, -1:]], axis=1)
-    future = jnp.zeros_like(past)
-    x = jnp.concatenate([past, x, future], axis=2)
-    return x.reshape(-1, self.chunk + 2, h, w, c)
+    x = jnp.concatenate([past, x], axis=2)
+    return x.reshape(-1, self.chunk + 1, h, w, c), (0, 1)
 
-  def _without_frames(self, x, frames):
-    """Undoes `_with_frames`."""
-    past = 2 if self.time == "causal" else 1
-    future = 0 if self.time == "causal" else 1
-    x = x[:, past : x.shape[1] - future]
+  def _without_past(self, x, frames):
+    """Undoes `_with_past`."""
+    x = x[:, FRAMES_KEPT[self.time] :]
     return x.reshape(-1, frames, *x.shape[2:])
 
   def _with_rows(self, x):

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dcvideogen_jax.models import layers
@@ -342,8 +344,8 @@ class DCAEV(nn.Module):
   ) -> Float[Array, "b t h w c"]:
     """Runs the stages before `cut` on a band of rows of a video.
 
-    Bands are fed from the top, with the `"rows"` collection mutable. The lag of
-    the result is `encode_lag`.
+    Bands are fed from the top, with the `"rows"` collection mutable; the result
+    is late by `bands.lag`. `height` is the whole video's.
     """
     band = Band(index, video.shape[2], 0, height)
     return self.encoder(video, band, last=cut - 1)[0]
@@ -357,20 +359,35 @@ class DCAEV(nn.Module):
     return self.decoder(latents, last=cut)[0]
 
   def decode_fine(
-    self, x: Float[Array, "b t h w c"], index: Array, height: int, cut: int
+    self,
+    x: Float[Array, "b t h w c"],
+    index: Array,
+    rows: int,
+    height: int,
+    cut: int,
   ) -> Video:
-    """Completes `decode_coarse` on a band of rows of its result."""
-    band = Band(index, x.shape[2], 0, height)
+    """Completes `decode_coarse` on band `index` of its result.
+
+    As `encode_fine`, but `x` is the whole result, its rows a multiple of the
+    band's; `height` is the video's. Bands beyond the last push out what is
+    still inside.
+    """
+    x = jax.lax.dynamic_slice_in_dim(x, index * rows, rows, axis=2)
+    band = Band(index, rows, 0, height // self.scale_at(cut))
     return self.decoder(x, band, first=cut - 1)[0]
 
 
 def pad_edge(x: Array, frames: int, size: int = 1) -> Array:
-  """Repeats the last frame, row and column up to multiples."""
+  """Repeats the last frame, row and column up to multiples.
+
+  numpy arrays stay in host memory.
+  """
   padding = [
     (0, -n % m)
     for n, m in zip(x.shape[1:4], (frames, size, size), strict=True)
   ]
-  return jnp.pad(x, ((0, 0), *padding, (0, 0)), mode="edge")
+  pad = np.pad if isinstance(x, np.ndarray) else jnp.pad
+  return pad(x, ((0, 0), *padding, (0, 0)), mode="edge")
 
 
 _F32 = {

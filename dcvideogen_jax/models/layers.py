@@ -29,7 +29,11 @@ class RMSNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)
     x = x.astype(jnp.float32)
     x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-    x = x * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+    scale, bias = (
+      jnp.expand_dims(p.astype(jnp.float32), range(x.ndim - 1))
+      for p in (scale, bias)
+    )
+    x = x * scale + bias
     return x.astype(self.dtype)
 
 

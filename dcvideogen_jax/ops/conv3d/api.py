@@ -35,4 +35,4 @@ def conv3d(
     implementation = "frames" if jax.default_backend() == "cpu" else "xla"
   y = IMPLEMENTATIONS[implementation](x, kernel, tuple(padding), precision)
   y = y.astype(x.dtype)
-  return y if bias is None else y + bias.astype(y.dtype)
+  return y if bias is None else y + bias.astype(y.dtype).reshape(1, 1, 1, 1, -1)

@@ -1,0 +1,211 @@
+"""How one chunk of DC-AE-V is computed so that it fits a memory budget.
+
+The coarse part of the network, stages from `cut` on, runs on the whole frame;
+the fine part runs on bands of rows, whose convolutions keep their last rows
+(`chunk_causal.Band`). `cut` and the height of a band are chosen here, by
+arithmetic alone.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.models import dc_ae_v
+from dcvideogen_jax.models.chunk_causal import FRAMES_KEPT
+
+# Copies of the widest activation that XLA holds at once: the input and its
+# padded copy, the output, the shortcut and a layout change. Compiled for one
+# H100, whole chunks take 5.0 at every size tried.
+LIVE_COPIES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How a chunk is computed; the default is all at once.
+
+  Attributes:
+    cut: the first stage of the coarse part; None computes the chunk whole.
+    rows: rows in a band, at the resolution of stage `cut`.
+    offload: keep the streaming state of the bands in host memory between
+      chunks.
+    bytes: estimated device memory beyond the weights.
+    work: convolution work relative to the whole chunk's.
+  """
+
+  cut: int | None = None
+  rows: int = 0
+  offload: bool = False
+  bytes: int = 0
+  work: float = 1.0
+
+
+class _Layer(NamedTuple):
+  """A convolution: who owns it, what it runs at, and its sizes."""
+
+  owner: int  # the stage it belongs to
+  at: int  # the stage whose resolution it runs at
+  frames: int
+  inputs: int
+  outputs: int
+
+
+def plan(
+  module: dc_ae_v.DCAEV,
+  height: int,
+  width: int,
+  budget: float,
+  *,
+  decode: bool,
+  streamed: bool = True,
+) -> Plan:
+  """Chooses the least work that fits, then the highest bands.
+
+  Args:
+    module: the model; its dtype and temporal design count.
+    height, width: of the video in pixels.
+    budget: bytes of device memory for everything but the weights.
+    decode: plans decoding, else encoding.
+    streamed: whether chunks follow each other, so that state has to be kept.
+
+  Raises:
+    errors.UserError: if nothing fits; the message gives the least that would.
+  """
+  candidates = list(_candidates(module, height, width, decode, streamed))
+  fitting = [c for c in candidates if c.bytes <= budget]
+  if not fitting:
+    least = min(c.bytes for c in candidates)
+    raise errors.UserError(
+      f"{height}x{width} does not fit into {budget / 2**30:.2f} GiB: "
+      f"expected at least {least / 2**30:.2f} GiB"
+    )
+  whole = [c for c in fitting if c.cut is None and not c.offload]
+  if whole:
+    return whole[0]
+  least_work = min(c.work for c in fitting)
+  # A few percent of work buy fewer and larger bands.
+  near = [c for c in fitting if c.work <= 1.05 * least_work]
+  return max(near, key=lambda c: (not c.offload, c.rows * 2 ** (c.cut or 0)))
+
+
+def lag(module: dc_ae_v.DCAEV, cut: int, decode: bool) -> int:
+  """Rows by which the fine part's result is behind its input.
+
+  In rows of the result: pixels when decoding, stage `cut` when encoding.
+  """
+  rows = 0
+  if decode:
+    for s in range(cut - 1, 0, -1):
+      rows = (rows + 1) * _step(module, s) + 2 * module.depths[s]
+    return 2 * (rows + 1)
+  for s in range(cut):
+    rows += 2 * module.depths[s] + 1
+    rows = -(-rows // _step(module, s))
+  return rows
+
+
+def count(module: dc_ae_v.DCAEV, plan: Plan, height: int, decode: bool) -> int:
+  """Bands in a chunk, those that only push the last rows out included."""
+  assert plan.cut is not None
+  scale = module.scale_at(plan.cut)
+  late = lag(module, plan.cut, decode) * (1 if decode else scale)
+  return -(-(height + late) // (plan.rows * scale))
+
+
+def _step(module, stage: int) -> int:
+  """Rows of a stage per row of the next coarser one."""
+  return module.scale_at(stage + 1) // module.scale_at(stage)
+
+
+def _candidates(
+  module: dc_ae_v.DCAEV, height: int, width: int, decode: bool, streamed: bool
+) -> Iterator[Plan]:
+  """Every way to compute a chunk, with its memory and work."""
+  size = module.spatial_factor
+  height, width = (-(-n // size) * size for n in (height, width))
+  layers = list(_layers(module, decode))
+  itemsize = jnp.dtype(module.dtype).itemsize
+  kept = FRAMES_KEPT[module.time] if streamed else 0
+  video = 3 * module.chunk_frames * height * width
+
+  def work(some):
+    return sum(
+      x.inputs * x.outputs * x.frames / module.scale_at(x.at) ** 2
+      for x in some
+    )
+
+  def area(x, pixel_rows, extra=0):
+    scale = module.scale_at(x.at)
+    return (pixel_rows // scale + extra) * (width // scale)
+
+  def live(some, pixel_rows, extra=0):
+    widest = (
+      max(x.inputs, x.outputs) * x.frames * area(x, pixel_rows, extra)
+      for x in some
+    )
+    return LIVE_COPIES * max(widest)
+
+  def state(some, pixel_rows):
+    return sum(kept * x.inputs * area(x, pixel_rows) for x in some)
+
+  used = live(layers, height) + state(layers, height) + video
+  yield Plan(bytes=used * itemsize)
+
+  for cut in range(1, len(module.widths)):
+    fine = [x for x in layers if x.owner < cut]
+    coarse = [x for x in layers if x.owner >= cut]
+    scale = module.scale_at(cut)
+    # What the two parts hand over, and the rows that convolutions keep.
+    features = max(x.inputs * x.frames * area(x, height) for x in coarse)
+    lines = sum(2 * x.inputs * (x.frames + 1) * area(x, 0, 1) for x in fine)
+    for rows in _divisions(height // scale):
+      pixels = rows * scale
+      banded = live(fine, pixels, 2) + lines
+      banded += 2 * (state(fine, pixels) + video * pixels // height)
+      used = max(banded, live(coarse, height)) + features
+      used += state(coarse, height)
+      bands = count(module, Plan(cut, rows), height, decode)
+      redone = bands * pixels / height - 1
+      for offload in (False, True) if kept else (False,):
+        resident = 0 if offload else state(fine, height)
+        yield Plan(
+          cut,
+          rows,
+          offload,
+          (used + resident) * itemsize,
+          1 + redone * work(fine) / work(layers),
+        )
+
+
+def _divisions(rows: int) -> list[int]:
+  """Band heights worth trying: what 1, 2, 3, ... bands would need."""
+  return sorted({-(-rows // n) for n in range(1, rows + 1)})
+
+
+def _layers(module: dc_ae_v.DCAEV, decode: bool) -> Iterator[_Layer]:
+  """The convolutions of one half, fine to coarse."""
+  m = module
+  coarsest = len(m.widths) - 1
+  latent_frames = m.chunk_frames // m.temporal_factor
+  frames = [m.chunk_frames] * coarsest + [latent_frames]
+  if decode:
+    yield _Layer(0, 1, frames[1], m.widths[1], 12)
+  else:
+    yield _Layer(0, 0, frames[0], 3, m.widths[1] // 4)
+  for s in range(1, coarsest + 1):
+    for _ in range(2 * m.depths[s]):
+      yield _Layer(s, s, frames[s], m.widths[s], m.widths[s])
+    if s == coarsest:
+      break
+    factor = m.temporal_factor if s == coarsest - 1 else 4
+    if decode:
+      up = m.widths[s + 1], factor * m.widths[s]
+      yield _Layer(s, s + 1, frames[s + 1], *up)
+    else:
+      yield _Layer(s, s, frames[s], m.widths[s], m.widths[s + 1] // factor)
+  ends = (m.latent_channels, m.widths[-1])
+  yield _Layer(
+    coarsest, coarsest, latent_frames, *(ends if decode else ends[::-1])
+  )

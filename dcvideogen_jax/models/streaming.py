@@ -1,0 +1,308 @@
+"""Encodes and decodes video of any length and size in bounded memory.
+
+Clips are fed chunk by chunk through one compiled function and, if a plan says
+so, each chunk in bands of rows: the coarse part of the network whole, the fine
+part band by band through one more compiled function. The result is that of the
+whole clip and the whole frame, up to float rounding.
+
+Video comes and goes in pieces `b t h w 3` of any number of frames, so a file of
+any length never sits in memory. uint8 means 0..255, float means [-1, 1].
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dcvideogen_jax.models import bands, dc_ae_v
+
+Variables = dict[str, Any]
+WHOLE = bands.Plan()
+
+
+def encode(
+  module: dc_ae_v.DCAEV,
+  variables: Variables,
+  video: Iterable[Any],
+  *,
+  plan: bands.Plan = WHOLE,
+  tail: str = "pad",
+) -> Iterator[Float[Array, "b tz hz wz c"]]:
+  """Encodes a video of any length chunk by chunk.
+
+  Args:
+    module: a chunk_causal or causal model.
+    variables: `{"params": ...}`.
+    video: pieces `b t h w 3`, in order. Rows and columns are padded to a
+      multiple of `spatial_factor` by repeating the edge.
+    plan: how a chunk is computed; from `bands.plan`.
+    tail: what becomes of frames that do not fill a chunk: "pad" repeats the
+      last one; "official" is the reference's fall-back, which sees them with
+      ordinary zero padding in time and without state, and needs a multiple of
+      `temporal_factor` frames.
+
+  Yields:
+    The latents of each chunk, unscaled.
+
+  Raises:
+    ValueError: if there are no frames or the pieces do not fit together.
+  """
+  step = _encode_whole if plan.cut is None else _encode_banded
+  state = None
+  for piece, last in _chunks(video, module.chunk_frames):
+    chunk = dc_ae_v.pad_edge(piece, 1, module.spatial_factor)
+    if chunk.shape[1] < module.chunk_frames:
+      if tail == "official":
+        # Fewer frames than a chunk need no more memory than one.
+        yield _unchunked(module, "encode", variables, _to_float(chunk))
+        return
+      chunk = dc_ae_v.pad_edge(chunk, module.chunk_frames)
+    latents, state = step(module, variables, chunk, state, plan, last)
+    yield latents
+
+
+def decode(
+  module: dc_ae_v.DCAEV,
+  variables: Variables,
+  latents: Iterable[Any],
+  *,
+  plan: bands.Plan = WHOLE,
+  tail: str = "pad",
+  dtype: Any = np.float32,
+) -> Iterator[np.ndarray]:
+  """Decodes latents of any length chunk by chunk.
+
+  Args:
+    module: a chunk_causal or causal model.
+    variables: `{"params": ...}`.
+    latents: pieces `b t h w c`, in order, unscaled.
+    plan: how a chunk is computed; from `bands.plan`.
+    tail: what becomes of latents that do not fill a chunk: "pad" repeats the
+      last one and cuts the surplus off; "official" as in `encode`.
+    dtype: of the video; uint8 clips and rounds.
+
+  Yields:
+    The video of each chunk `b t h w 3`, in host memory.
+
+  Raises:
+    ValueError: if there are no latents or the pieces do not fit together.
+  """
+  dtype = np.dtype(dtype)
+  frames = module.chunk_frames // module.temporal_factor
+  step = _decode_whole if plan.cut is None else _decode_banded
+  state = None
+  for chunk, last in _chunks(latents, frames):
+    found = chunk.shape[1]
+    if found < frames:
+      if tail == "official":
+        video = _unchunked(module, "decode", variables, chunk)
+        yield np.asarray(_from_float(video, dtype))
+        return
+      chunk = dc_ae_v.pad_edge(chunk, frames)
+    video, state = step(module, variables, chunk, state, plan, last, dtype)
+    yield video[:, : found * module.temporal_factor]
+
+
+def _encode_whole(module, variables, video, state, plan, last):
+  del plan, last
+  args = (module, "encode", variables, video)
+  return apply(*args, state=state or empty_state(*args))
+
+
+def _decode_whole(module, variables, latents, state, plan, last, dtype):
+  del plan, last
+  args = (module, "decode", variables, latents)
+  video, state = apply(*args, state=state or empty_state(*args), dtype=dtype)
+  return np.asarray(video), state
+
+
+def _encode_banded(module, variables, video, state, plan, last):
+  """Fine stages on bands of the video, then coarse stages on all rows."""
+  b, t, height, width, _ = video.shape
+  scale = module.scale_at(plan.cut)
+  late = bands.lag(module, plan.cut, decode=False)
+  n = bands.count(module, plan, height, decode=False)
+  rows = plan.rows * scale
+  coarse, fine = state or (None, [None] * n)
+
+  def band(i):
+    """Rows of the video; what is below it is never looked at."""
+    piece = video[:, :, i * rows : (i + 1) * rows]
+    missing = rows - piece.shape[2]
+    return np.pad(piece, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
+
+  static = {"height": height, "cut": plan.cut}
+  args = (module, "encode_fine", variables)
+  empty = empty_state(*args, band(0), 0, collections=("cache", "rows"), **static)
+  lines, features = empty["rows"], None
+  for i in range(n):
+    x, new = apply(
+      *args,
+      band(i),
+      i,
+      state={"cache": fine[i] or _copy(empty["cache"]), "rows": lines},
+      **static,
+    )
+    fine[i], lines = _keep(new["cache"], plan, last), new["rows"]
+    if features is None:
+      shape = (b, x.shape[1], n * plan.rows, width // scale, x.shape[-1])
+      features = jnp.zeros(shape, x.dtype)
+    features = _put_rows(features, x, i * plan.rows)
+  features = features[:, :, late : late + height // scale]
+
+  args = (module, "encode_coarse", variables, features)
+  coarse = coarse or empty_state(*args, cut=plan.cut)
+  latents, coarse = apply(*args, state=coarse, cut=plan.cut)
+  return latents, (coarse, fine)
+
+
+def _decode_banded(module, variables, latents, state, plan, last, dtype):
+  """Coarse stages on all rows, then fine stages on bands of the result."""
+  height = latents.shape[2] * module.spatial_factor
+  n = bands.count(module, plan, height, decode=True)
+  rows = plan.rows * module.scale_at(plan.cut)
+  coarse, fine = state or (None, [None] * n)
+
+  args = (module, "decode_coarse", variables, latents)
+  coarse = coarse or empty_state(*args, cut=plan.cut)
+  features, coarse = apply(*args, state=coarse, cut=plan.cut)
+  features = _pad_rows(features, plan.rows)
+
+  static = {"height": height, "cut": plan.cut, "rows": plan.rows}
+  args = (module, "decode_fine", variables, features)
+  empty = empty_state(*args, 0, collections=("cache", "rows"), **static)
+  lines = empty["rows"]
+  late = bands.lag(module, plan.cut, decode=True)
+  video = None
+  previous = None
+  for i in range(n + 1):
+    done, previous = previous, None
+    if i < n:
+      piece, new = apply(
+        *args,
+        i,
+        state={"cache": fine[i] or _copy(empty["cache"]), "rows": lines},
+        dtype=dtype,
+        **static,
+      )
+      fine[i], lines = _keep(new["cache"], plan, last), new["rows"]
+      previous = (i * rows - late, piece)
+    if done is None:
+      continue
+    # One band is fetched while the next is computed.
+    start, piece = done[0], np.asarray(done[1])
+    if video is None:
+      shape = (*piece.shape[:2], height, *piece.shape[3:])
+      video = np.empty(shape, piece.dtype)
+    first, end = max(start, 0), min(start + rows, height)
+    if first < end:
+      video[:, :, first:end] = piece[:, :, first - start : end - start]
+  return video, (coarse, fine)
+
+
+def _keep(cache, plan: bands.Plan, last: bool):
+  """Where a band's streaming state waits for the next chunk."""
+  if last:
+    return None
+  return jax.device_get(cache) if plan.offload else cache
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("module", "method", "dtype", "height", "cut", "rows"),
+  donate_argnames=("state",),
+)
+def apply(module, method, variables, x, *args, state, dtype=None, **static):
+  """One compiled call that takes and returns the state."""
+  y, state = module.apply(
+    {**variables, **state},
+    _to_float(x),
+    *args,
+    **static,
+    method=method,
+    mutable=[*state],
+  )
+  return (y if dtype is None else _from_float(y, dtype)), state
+
+
+def empty_state(
+  module, method, variables, x, *args, collections=("cache",), **static
+):
+  """The state before anything was seen: zeros of the right shapes."""
+
+  def run(variables, x, *args):
+    call = functools.partial(
+      module.apply, **static, method=method, mutable=[*collections]
+    )
+    return call(variables, _to_float(x), *args)[1]
+
+  shapes = jax.eval_shape(run, variables, x, *args)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return {name: zeros.get(name, {}) for name in collections}
+
+
+def _copy(tree):
+  """Copies, because a state that goes into `apply` is given away."""
+  return jax.tree.map(jnp.copy, tree)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_rows(x, rows, start):
+  return jax.lax.dynamic_update_slice_in_dim(x, rows, start, axis=2)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _pad_rows(x, multiple):
+  pad = ((0, 0), (0, 0), (0, -x.shape[2] % multiple), (0, 0), (0, 0))
+  return jnp.pad(x, pad)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _unchunked(module, method, variables, x):
+  return module.unchunked().apply(variables, x, method=method)
+
+
+def _to_float(x):
+  """uint8 pixels to [-1, 1]; floats as they are."""
+  if x.dtype != jnp.uint8:
+    return x
+  return x.astype(jnp.float32) / 127.5 - 1
+
+
+def _from_float(x, dtype):
+  """[-1, 1] to uint8 pixels, or another float."""
+  if dtype != np.uint8:
+    return x.astype(dtype)
+  x = jnp.clip(x.astype(jnp.float32), -1, 1)
+  return jnp.round(x * 127.5 + 127.5).astype(jnp.uint8)
+
+
+def _chunks(
+  pieces: Iterable[Any], frames: int
+) -> Iterator[tuple[np.ndarray, bool]]:
+  """Regroups pieces to `frames` frames each; says which is the last."""
+  waiting: list[np.ndarray] = []
+  held = 0
+  for piece in pieces:
+    piece = np.asarray(piece)
+    if piece.ndim != 5:
+      raise ValueError(f"expected pieces `b t h w c`, found {piece.shape}")
+    expected = waiting[0] if waiting else piece
+    if piece.shape[2:] != expected.shape[2:]:
+      raise ValueError(
+        f"frames change from {expected.shape[2:]} to {piece.shape[2:]}"
+      )
+    waiting.append(piece)
+    held += piece.shape[1]
+    # More than a chunk: what is held back tells that it is not the last.
+    while held > frames:
+      joined = np.concatenate(waiting, axis=1)
+      yield joined[:, :frames], False
+      waiting, held = [joined[:, frames:]], held - frames
+  if not held:
+    raise ValueError("there are no frames")
+  yield np.concatenate(waiting, axis=1), True

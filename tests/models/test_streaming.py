@@ -1,0 +1,270 @@
+"""Streamed and banded equal whole; `plan` keeps its budget."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from dcvideogen_jax import convert, errors
+from dcvideogen_jax.models import bands, blended, dc_ae_v, streaming
+from tests import golden_data
+
+NAME = "f32t4_chunk8"
+EXACT = 1e-5  # max abs between two orders of the same sums
+
+
+@functools.cache
+def load():
+  return convert.load(
+    "dc_ae_v",
+    golden_data.weights("dc_ae_v", NAME),
+    golden_data.DC_AE_V[NAME],
+  )
+
+
+@functools.cache
+def small(time="chunk_causal"):
+  """A random model with three halvings, its norms not the identity."""
+  module = dc_ae_v.build(golden_data.SMALL, time=time)
+  video = np.zeros((1, 8, 8, 8, 3), np.float32)
+  variables = module.init(jax.random.key(0), video)
+  rng = np.random.default_rng(1)
+  return module, jax.tree.map(
+    lambda x: x + rng.normal(0, 0.05, x.shape).astype(x.dtype), variables
+  )
+
+
+@functools.cache
+def video(frames, height, width):
+  rng = np.random.default_rng(height)
+  x = rng.uniform(-1, 1, (1, frames, height, width, 3))
+  return x.astype(np.float32)
+
+
+def whole(module, variables, x, method):
+  apply = jax.jit(functools.partial(module.apply, method=method))
+  return np.asarray(apply(variables, x))
+
+
+def pieces(x, frames):
+  return [x[:, i : i + frames] for i in range(0, x.shape[1], frames)]
+
+
+def joined(parts):
+  return np.concatenate([*map(np.asarray, parts)], axis=1)
+
+
+def golden():
+  return golden_data.io("dc_ae_v", NAME)
+
+
+@pytest.mark.parametrize("time", ["chunk_causal", "causal"])
+@pytest.mark.parametrize("frames", [1, 5, 24])
+def test_streamed_equals_whole(time, frames):
+  module, variables = small(time)
+  x = video(24, 16, 24)
+  z = joined(streaming.encode(module, variables, pieces(x, frames)))
+  expected = whole(module, variables, x, "encode")
+  np.testing.assert_allclose(z, expected, rtol=0, atol=EXACT)
+  y = joined(streaming.decode(module, variables, pieces(z, frames)))
+  expected = whole(module, variables, z, "decode")
+  np.testing.assert_allclose(y, expected, rtol=0, atol=EXACT)
+
+
+def test_streamed_is_the_reference_tile_by_tile():
+  module, variables = load()
+  z = joined(streaming.encode(module, variables, pieces(golden()["in.x"], 9)))
+  np.testing.assert_allclose(z, golden()["out.tile_T24.z"], rtol=0, atol=2e-5)
+  y = joined(streaming.decode(module, variables, pieces(z, 1)))
+  np.testing.assert_allclose(
+    y[..., ::3, ::3, :], golden()["out.tile_T24.y@s3"], rtol=0, atol=2e-5
+  )
+
+
+def test_non_causal_cannot_be_streamed():
+  module, variables = small("non_causal")
+  with pytest.raises(ValueError, match="non_causal"):
+    next(streaming.encode(module, variables, [video(24, 16, 24)]))
+
+
+def test_official_tail_is_the_reference_tile_by_tile():
+  module, variables = load()
+  z = joined(
+    streaming.encode(
+      module, variables, [golden()["in.x"][:, :12]], tail="official"
+    )
+  )
+  np.testing.assert_allclose(z, golden()["out.tile_T12.z"], rtol=0, atol=2e-5)
+  y = joined(streaming.decode(module, variables, [z], tail="official"))
+  np.testing.assert_allclose(
+    y[..., ::3, ::3, :], golden()["out.tile_T12.y@s3"], rtol=0, atol=2e-5
+  )
+
+
+def test_state_is_the_reference_feature_cache():
+  """One frame per convolution, the last one of its input."""
+  module, variables = load()
+  x = golden()["in.x"][:, :8]
+  apply = functools.partial(module.apply, variables, mutable=["cache"])
+  _, state = jax.jit(apply)(x)
+  prefix = "out.cache_T8.cache."
+  names = [key for key in golden() if key.startswith(prefix)]
+  assert len(names) == len(jax.tree.leaves(state)) == 42
+  for key in names:
+    name = key.removeprefix(prefix).removesuffix("@s3").strip(".")
+    name = name.replace("project_out.op_list.2", "project_out")
+    name = name.replace("stages.", "stages_").replace("op_list.", "op_list_")
+    found = state["cache"]
+    for part in name.replace(".main.", ".").split("."):
+      found = found[part]
+    found = found["frames"]
+    found = found[..., ::3, ::3, :] if key.endswith("@s3") else found
+    expected = golden()[key][0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_pixels_in_and_out(dtype):
+  module, variables = small()
+  pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 40, 50, 3), "uint8")
+  x = pixels.astype(np.float32) / 127.5 - 1
+  z = joined(streaming.encode(module, variables, [pixels]))
+  expected = whole(module, variables, x, "encode")
+  np.testing.assert_allclose(z, expected, rtol=0, atol=EXACT)
+  y = joined(streaming.decode(module, variables, [z], dtype=dtype))
+  assert y.dtype == dtype
+  expected = whole(module, variables, z, "decode")
+  if dtype == np.uint8:
+    expected = np.round(np.clip(expected, -1, 1) * 127.5 + 127.5)
+    assert np.abs(y - expected).max() <= 1
+    assert np.mean(y != expected) < 1e-3
+  else:
+    np.testing.assert_allclose(y, expected, rtol=0, atol=EXACT)
+
+
+def test_empty_and_changing_video_are_refused():
+  module, variables = small()
+  with pytest.raises(ValueError, match="no frames"):
+    next(streaming.encode(module, variables, []))
+  x = video(24, 16, 24)
+  with pytest.raises(ValueError, match="change"):
+    next(streaming.encode(module, variables, [x[:, :4], x[:, :4, :32]]))
+
+
+@functools.cache
+def _reference(height, width, time="chunk_causal"):
+  """Two chunks and a tail, computed whole."""
+  module, variables = small(time)
+  x = video(18, height, width)
+  z = whole(module, variables, x, "encode")
+  return x, z, whole(module, variables, z, "decode")
+
+
+@pytest.mark.parametrize("size", [(48, 32), (75, 35), (100, 17)], ids=str)
+@pytest.mark.parametrize(
+  "plan",
+  [
+    bands.Plan(cut=1, rows=10),
+    bands.Plan(cut=2, rows=3, offload=True),
+    bands.Plan(cut=3, rows=2),
+    bands.Plan(cut=4, rows=1, offload=True),
+  ],
+  ids=lambda plan: f"cut{plan.cut}",
+)
+def test_banded_equals_whole(size, plan):
+  module, variables = small()
+  x, z, y = _reference(*size)
+  found = joined(streaming.encode(module, variables, pieces(x, 7), plan=plan))
+  np.testing.assert_allclose(found, z, rtol=0, atol=EXACT)
+  found = joined(streaming.decode(module, variables, pieces(z, 1), plan=plan))
+  np.testing.assert_allclose(found, y, rtol=0, atol=EXACT)
+
+
+def test_banded_equals_whole_in_the_causal_design():
+  module, variables = small("causal")
+  x, z, y = _reference(48, 32, "causal")
+  plan = bands.Plan(cut=3, rows=2)
+  found = joined(streaming.encode(module, variables, [x], plan=plan))
+  np.testing.assert_allclose(found[:, :5], z, rtol=0, atol=EXACT)
+  found = joined(streaming.decode(module, variables, [z], plan=plan))
+  np.testing.assert_allclose(found, y, rtol=0, atol=EXACT)
+
+
+def test_banded_is_the_reference():
+  """The released depth of seven stages, at an odd cut."""
+  module, variables = load()
+  plan = bands.Plan(cut=5, rows=1)
+  x = golden()["in.x"]
+  z = joined(streaming.encode(module, variables, [x], plan=plan))
+  np.testing.assert_allclose(z, golden()["out.tile_T24.z"], rtol=0, atol=2e-5)
+  y = joined(streaming.decode(module, variables, [z], plan=plan))
+  np.testing.assert_allclose(
+    y[..., ::3, ::3, :], golden()["out.tile_T24.y@s3"], rtol=0, atol=2e-5
+  )
+
+
+def test_one_compiled_function_serves_all_bands_and_chunks():
+  module, variables = small()
+  z = _reference(75, 35)[1]
+  before = streaming.apply._cache_size()
+  plan = bands.Plan(cut=3, rows=4, offload=True)
+  list(streaming.decode(module, variables, [z], plan=plan))
+  # The coarse part and the fine part, once each; the state starts on the
+  # device and comes back from the host, which jit tells apart.
+  assert streaming.apply._cache_size() - before <= 3
+
+
+@pytest.mark.parametrize(
+  ("case", "image", "tile", "overlap", "frames"),
+  [
+    ("spatial64_o50_T8", "in.x", 64, 0.5, 8),
+    ("spatial128_o25_T4", "in.xs4", 128, 0.25, 4),
+  ],
+)
+def test_blended_tiles_are_the_reference(case, image, tile, overlap, frames):
+  module, variables = load()
+  x = golden()[image][:, :frames]
+  z = blended.encode(module, variables, x, tile=tile, overlap=overlap)
+  np.testing.assert_allclose(z, golden()[f"out.{case}.z"], rtol=0, atol=2e-5)
+  y = blended.decode(module, variables, z, tile=tile, overlap=overlap)
+  np.testing.assert_allclose(
+    y[..., ::3, ::3, :], golden()[f"out.{case}.y@s3"], rtol=0, atol=2e-5
+  )
+
+
+BF16 = jax.numpy.bfloat16
+
+
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("gib", [8, 16, 24, 60])
+@pytest.mark.parametrize(
+  "size", [(480, 832), (704, 1280), (1088, 1920), (2176, 3840), (5760, 1440)]
+)
+def test_plan_keeps_its_budget(size, gib, decode):
+  module = dc_ae_v.build(dc_ae_v.VARIANTS["f32t4c32"], dtype=BF16)
+  plan = bands.plan(module, *size, gib * 2**30, decode=decode)
+  assert plan.bytes <= gib * 2**30
+  assert 1 <= plan.work <= 1.32
+  if plan.cut is None:
+    assert plan.work == 1
+
+
+def test_plan_takes_the_whole_frame_when_it_fits():
+  module = dc_ae_v.build(dc_ae_v.VARIANTS["f32t4c32"], dtype=BF16)
+  plan = bands.plan(module, 704, 1280, 60 * 2**30, decode=True)
+  assert plan.cut is None
+
+
+def test_plan_keeps_state_on_the_device_when_it_fits():
+  module = dc_ae_v.build(dc_ae_v.VARIANTS["f32t4c32"], dtype=BF16)
+  assert bands.plan(module, 2176, 3840, 2**34, decode=True).offload
+  assert not bands.plan(module, 2176, 3840, 2**36, decode=True).offload
+  one = bands.plan(module, 2176, 3840, 2**34, decode=True, streamed=False)
+  assert not one.offload
+
+
+def test_plan_that_cannot_be_says_what_would_do():
+  module = dc_ae_v.build(dc_ae_v.VARIANTS["f32t4c32"], dtype=BF16)
+  with pytest.raises(errors.UserError, match="at least"):
+    bands.plan(module, 2176, 3840, 2**30, decode=True)
