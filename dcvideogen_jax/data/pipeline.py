@@ -1,0 +1,302 @@
+"""Endless, shuffled, exactly resumable batches of clips, on Grain.
+
+Every random choice is made from the number of the element it is for, so order
+and content are the same for any number of threads.
+"""
+
+import bisect
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.data import records, synthetic, video
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".gif")
+SOURCES = ("records", "videos", "synthetic", "mix")
+_DEFAULTS = {
+  "path": None,
+  "weights": (0.8, 0.2),
+  "flip": True,
+  "reverse": False,
+  "max_stride": 1,
+  "max_zoom": 2.0,
+}
+_REQUIRED = ("source", "frames", "height", "width")
+
+
+def batches(
+  config: Mapping[str, Any],
+  *,
+  batch_size: int,
+  seed: int,
+  shard_index: int = 0,
+  shard_count: int = 1,
+  num_threads: int = 4,
+) -> grain.DatasetIterator:
+  """An endless iterator over {"video": uint8 (b, t, h, w, 3)}.
+
+  Its `get_state()` and `set_state(state)` continue at exactly the next batch.
+  Call `close()` when done.
+
+  Args:
+    config: keys
+      source: "records" (a folder of ArrayRecord shards), "videos" (a folder
+        of video files, random places and scales), "synthetic" (generated), or
+        "mix" (records and synthetic).
+      path: the folder, for all but "synthetic".
+      frames, height, width: of a clip; a random part of what is read.
+      weights: for "mix", of (records, synthetic); (0.8, 0.2).
+      flip: mirror every other clip; True.
+      reverse: play every other clip backwards; False.
+      max_stride: take every n-th frame, n up to this where clips are long
+        enough; 1.
+      max_zoom: for "videos", the shorter side is resized to between one and
+        this many times what the crop needs, if the file has it; 2.0.
+    batch_size: clips per batch of this shard.
+    seed: order and augmentation.
+    shard_index: this process among `shard_count`; shards are disjoint.
+    shard_count: number of processes.
+    num_threads: readers; 0 reads in the calling thread.
+
+  Raises:
+    errors.UserError: for a bad config, and while iterating when a record or
+      a file turns out to be damaged.
+  """
+  options = _checked(config)
+  if batch_size <= 0:
+    raise errors.UserError(f"batch_size must be positive, not {batch_size}")
+  if not 0 <= shard_index < shard_count:
+    raise errors.UserError(
+      f"shard_index must be in [0, {shard_count}), not {shard_index}"
+    )
+  if seed < 0:
+    raise errors.UserError(f"the data seed must not be negative: {seed}")
+  shard = _Shard(seed, shard_index, shard_count)
+  builders = {
+    "records": _records,
+    "videos": _videos,
+    "synthetic": _synthetic,
+    "mix": _mix,
+  }
+  dataset = builders[options["source"]](options, shard)
+  read = grain.ReadOptions(
+    num_threads=num_threads, prefetch_buffer_size=2 * batch_size
+  )
+  return iter(
+    dataset.to_iter_dataset(read).batch(batch_size, drop_remainder=True)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+  """What distinguishes the elements of one process from those of another."""
+
+  seed: int
+  index: int
+  count: int
+
+  @property
+  def part(self) -> slice:
+    return slice(self.index, None, self.count)
+
+  @property
+  def augmentation_seed(self) -> int:
+    """Grain numbers elements per process, so each needs its own seed."""
+    sequence = np.random.SeedSequence((self.seed, self.index))
+    return int(sequence.generate_state(1)[0])
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config with defaults, or one sentence about what is wrong."""
+  unknown = sorted(set(config) - set(_DEFAULTS) - set(_REQUIRED))
+  missing = [key for key in _REQUIRED if config.get(key) is None]
+  if unknown or missing:
+    raise errors.UserError(
+      f"the data config has unknown keys {unknown} and lacks {missing}; it "
+      f"may have {[*_REQUIRED, *_DEFAULTS]}"
+    )
+  options = _DEFAULTS | dict(config)
+  if options["source"] not in SOURCES:
+    raise errors.UserError(
+      f"the data source must be one of {SOURCES}, not {options['source']!r}"
+    )
+  if options["source"] != "synthetic" and not options["path"]:
+    raise errors.UserError(
+      f"the data source {options['source']!r} needs a path"
+    )
+  for key in ("frames", "height", "width", "max_stride"):
+    if not isinstance(options[key], int) or options[key] <= 0:
+      raise errors.UserError(
+        f"{key} of the data config must be a positive integer, not "
+        f"{options[key]!r}"
+      )
+  weights = options["weights"]
+  if len(weights) != 2 or not all(math.isfinite(w) and w > 0 for w in weights):
+    raise errors.UserError(
+      f"weights of the data config must be two positive numbers, not {weights}"
+    )
+  if not options["max_zoom"] >= 1:
+    raise errors.UserError(
+      f"max_zoom of the data config must be at least 1, not "
+      f"{options['max_zoom']}"
+    )
+  return options
+
+
+def _endless(source: Sequence, shard: _Shard, transform) -> grain.MapDataset:
+  """This shard's part of the source, shuffled anew in every epoch."""
+  if len(range(len(source))[shard.part]) == 0:
+    raise errors.UserError(
+      f"{source!r} has {len(source)} clips, too few for {shard.count} processes"
+    )
+  dataset = grain.MapDataset.source(source).seed(shard.augmentation_seed)
+  return dataset[shard.part].shuffle().repeat().random_map(transform)
+
+
+def _records(options, shard):
+  source = records.ClipSource(options["path"])
+  need = tuple(options[key] for key in ("frames", "height", "width"))
+  have = source[0]["video"].shape[:3]
+  if any(n > h for n, h in zip(need, have, strict=True)):
+    raise errors.UserError(
+      f"the clips of {options['path']} are {_by(have)}, smaller than the "
+      f"{_by(need)} asked for"
+    )
+  return _endless(source, shard, _Crop(options))
+
+
+def _synthetic(options, shard):
+  size = [options[key] for key in ("frames", "height", "width")]
+
+  def generate(number):
+    return {"video": synthetic.clip((shard.seed, int(number)), *size)}
+
+  return grain.MapDataset.range(2**40)[shard.part].map(generate)
+
+
+def _mix(options, shard):
+  parts = [_records(options, shard), _synthetic(options, shard)]
+  return grain.MapDataset.mix(parts, list(options["weights"]))
+
+
+def _videos(options, shard):
+  return _endless(_VideoFiles(options["path"]), shard, _ReadVideo(options))
+
+
+def _by(shape) -> str:
+  return "x".join(str(n) for n in shape)
+
+
+class _Crop(grain.transforms.RandomMap):
+  """A random part of a clip, perhaps mirrored, backwards, faster."""
+
+  def __init__(self, options):
+    self._size = [options[key] for key in ("frames", "height", "width")]
+    self._max_stride = options["max_stride"]
+    self._flip, self._reverse = options["flip"], options["reverse"]
+
+  def random_map(self, element, rng: np.random.Generator):
+    clip = element["video"]
+    frames, height, width = self._size
+    if any(n > h for n, h in zip(self._size, clip.shape, strict=False)):
+      raise errors.UserError(
+        f"a clip of {_by(clip.shape[:3])} is smaller than the "
+        f"{_by(self._size)} asked for"
+      )
+    longest = (len(clip) - 1) // max(1, frames - 1)
+    stride = int(rng.integers(1, max(1, min(self._max_stride, longest)) + 1))
+    span = (frames - 1) * stride + 1
+    first, top, left = rng.integers(
+      0, np.array(clip.shape[:3]) - (span, height, width) + 1
+    )
+    flip, reverse = rng.random(2) < 0.5
+    clip = clip[
+      first : first + span : stride, top : top + height, left : left + width
+    ]
+    if self._flip and flip:
+      clip = clip[:, :, ::-1]
+    if self._reverse and reverse:
+      clip = clip[::-1]
+    return {"video": np.ascontiguousarray(clip)}
+
+
+class _VideoFiles:
+  """A folder's video files; an element is one file's place for one clip.
+
+  Long files count more often: about once a second of video.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self._path = pathlib.Path(path)
+    if not self._path.is_dir():
+      raise errors.UserError(f"{path} is not a folder of videos")
+    self._files = sorted(
+      p for p in self._path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES
+    )
+    if not self._files:
+      raise errors.UserError(f"{path} has no {', '.join(VIDEO_SUFFIXES)} files")
+    self._infos = [video.probe(p) for p in self._files]
+    seconds = [
+      max(1, round(i.frames / i.fps)) if i.fps else 1 for i in self._infos
+    ]
+    self._ends = np.cumsum(seconds).tolist()
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index):
+    at = bisect.bisect_right(self._ends, int(index))
+    return {"path": self._files[at], "info": self._infos[at]}
+
+  def __repr__(self) -> str:
+    return f"the video folder {self._path}"
+
+
+class _ReadVideo(grain.transforms.RandomMap):
+  """A clip from a random time, at a random scale, of a file."""
+
+  def __init__(self, options):
+    self._options = options
+    self._crop = _Crop(options)
+
+  def random_map(self, element, rng: np.random.Generator):
+    path, info = element["path"], element["info"]
+    frames = self._options["frames"]
+    if info.frames < frames:
+      raise errors.UserError(
+        f"{path} has {info.frames} frames, fewer than the {frames} asked for"
+      )
+    fits = (info.frames - 1) // max(1, frames - 1)
+    stride = rng.integers(1, max(1, min(self._options["max_stride"], fits)) + 1)
+    span = int((frames - 1) * stride + 1)
+    first = int(rng.integers(0, info.frames - span + 1))
+    # The crop decides everything else; it must not draw a stride of its own
+    # from frames that were not read.
+    found = video.read_frames(
+      path,
+      start=first / info.fps if info.fps else 0.0,
+      max_frames=span,
+      size=self._scale(info, rng),
+    )
+    clip = np.stack(list(found)[::stride])
+    if len(clip) < frames:
+      clip = np.concatenate([clip, clip[-1:].repeat(frames - len(clip), 0)])
+    return self._crop.random_map({"video": clip[:frames]}, rng)
+
+  def _scale(self, info: video.VideoInfo, rng) -> tuple[int, int]:
+    """(height, width) to read at: the aspect ratio kept, the crop inside."""
+    height, width = self._options["height"], self._options["width"]
+    least = max(height / info.height, width / info.width)
+    most = max(least, min(1.0, least * self._options["max_zoom"]))
+    scale = math.exp(rng.uniform(math.log(least), math.log(most)))
+    return (
+      max(height, round(info.height * scale)),
+      max(width, round(info.width * scale)),
+    )

@@ -1,0 +1,183 @@
+"""Clips in ArrayRecord shards: random access, checksums, exact bytes.
+
+A record is a header (magic, t, h, w) and the raw uint8 pixels. ArrayRecord
+adds zstd compression and a checksum.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import SupportsIndex
+
+import numpy as np
+from array_record.python import array_record_module
+from grain import sources
+
+from dcvideogen_jax import errors, files
+
+SUFFIX = ".array_record"
+_HEADER = struct.Struct("<4sIII")
+_MAGIC = b"CLP1"
+# One clip per chunk, or reading one would decompress its neighbours too.
+_OPTIONS = "group_size:1,zstd:1"
+
+
+def encode(clip: np.ndarray) -> bytes:
+  """One record from a clip.
+
+  Args:
+    clip: uint8 (t, h, w, 3).
+
+  Raises:
+    TypeError: if it is not uint8.
+    ValueError: if its shape is another.
+  """
+  clip = np.asarray(clip)
+  if clip.dtype != np.uint8:
+    raise TypeError(f"a clip must be uint8, not {clip.dtype}")
+  if clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
+    raise ValueError(f"a clip must be (t, h, w, 3), not {clip.shape}")
+  return _HEADER.pack(_MAGIC, *clip.shape[:3]) + clip.tobytes()
+
+
+def decode(record: bytes) -> np.ndarray:
+  """The clip of one record: uint8 (t, h, w, 3), read-only.
+
+  Raises:
+    ValueError: if the record was not made by `encode` or was cut off.
+  """
+  if len(record) < _HEADER.size or record[:4] != _MAGIC:
+    raise ValueError("the record does not start like a clip")
+  shape = (*_HEADER.unpack_from(record)[1:], 3)
+  pixels = np.frombuffer(record, np.uint8, offset=_HEADER.size)
+  return pixels.reshape(shape)
+
+
+def require_empty(directory: str | os.PathLike[str]) -> None:
+  """Refuses a path that exists, unless it is an empty folder.
+
+  Raises:
+    errors.UserError: if something is there.
+  """
+  path = pathlib.Path(directory)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise errors.UserError(f"{path} exists and is not an empty folder")
+
+
+def write_shards(
+  clips: Iterable[np.ndarray],
+  directory: str | os.PathLike[str],
+  *,
+  clips_per_shard: int = 256,
+  extra: Callable[[], Mapping[str, str]] | None = None,
+) -> int:
+  """Writes clips into `directory`, which appears only when complete.
+
+  Args:
+    clips: uint8 (t, h, w, 3) each.
+    directory: must not exist yet, or be empty.
+    clips_per_shard: the last shard may have fewer.
+    extra: called after the last clip; name -> text of more files to write.
+
+  Returns:
+    The number of clips.
+
+  Raises:
+    errors.UserError: if the directory exists with something in it, cannot be
+      written, or there are no clips.
+  """
+  directory = pathlib.Path(directory)
+  require_empty(directory)
+  parent = files.make_directory(directory.absolute().parent)
+  count = 0
+  try:
+    with contextlib.ExitStack() as stack:
+      temporary = pathlib.Path(
+        tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent)
+      )
+      stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+      writer = None
+      for clip in clips:
+        if count % clips_per_shard == 0:
+          if writer is not None:
+            writer.close()
+          name = f"clips-{count // clips_per_shard:05d}{SUFFIX}"
+          writer = array_record_module.ArrayRecordWriter(
+            str(temporary / name), _OPTIONS
+          )
+        writer.write(encode(clip))
+        count += 1
+      if writer is None:
+        raise errors.UserError(f"there are no clips to write to {directory}")
+      writer.close()
+      for name, text in (extra() if extra else {}).items():
+        (temporary / name).write_text(text, encoding="utf-8")
+      umask = os.umask(0)
+      os.umask(umask)
+      temporary.chmod(0o777 & ~umask)
+      temporary.rename(directory)
+  except (OSError, RuntimeError) as e:
+    raise errors.UserError(f"cannot write {directory}: {e}") from e
+  return count
+
+
+def _shards(directory: pathlib.Path) -> list[str]:
+  return sorted(str(p) for p in directory.glob(f"*{SUFFIX}"))
+
+
+class ClipSource:
+  """Random access to the clips of a folder of shards, for Grain.
+
+  `source[i]` is {"video": uint8 (t, h, w, 3)}, read-only.
+  """
+
+  def __init__(self, directory: str | os.PathLike[str]):
+    """Opens the shards.
+
+    Raises:
+      errors.UserError: if there are none, or one is not an ArrayRecord file.
+    """
+    self._directory = pathlib.Path(directory)
+    shards = _shards(self._directory)
+    if not shards:
+      raise errors.UserError(
+        f"{directory} has no *{SUFFIX} files; make them with "
+        "python -m launch.prepare_clips"
+      )
+    try:
+      self._source = sources.ArrayRecordDataSource(shards)
+    except (OSError, RuntimeError) as e:
+      raise errors.UserError(
+        f"{directory} holds a damaged shard ({_line(e)})"
+      ) from e
+    if not len(self._source):
+      raise errors.UserError(f"the shards of {directory} hold no clips")
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+    """Reads one clip.
+
+    Raises:
+      errors.UserError: if the record is damaged or no clip.
+    """
+    try:
+      return {"video": decode(self._source[index])}
+    except IndexError:
+      raise
+    except (RuntimeError, ValueError) as e:
+      raise errors.UserError(
+        f"record {int(index)} of {self._directory} is damaged ({_line(e)})"
+      ) from e
+
+  def __repr__(self) -> str:
+    return f"ClipSource({str(self._directory)!r})"
+
+
+def _line(error: Exception) -> str:
+  return " ".join(str(error).split())

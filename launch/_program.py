@@ -1,0 +1,163 @@
+"""What every program shares: flags, one-sentence errors, a warm compiler.
+
+A program is flags and a `main(argv)`, and ends with
+
+  if __name__ == "__main__":
+    _program.run(main)
+
+Exit codes: 0 done, 1 wrong flags (absl's own), 2 bad input, 130 interrupted,
+143 terminated.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import re
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from dcvideogen_jax import errors, files
+
+_BAD_INPUT = 2
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Parses the flags, calls `main` and exits; never returns.
+
+  An `errors.UserError` becomes one line on stderr and exit code 2, and so does
+  memory that runs out. Any other exception is a bug of ours and keeps its
+  traceback.
+  """
+  # jax has set "1" by now; it is read at XLA's first log line, later.
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+  # An exception, so that temporary files are removed.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+  _keep_compiled_programs()
+  app.run(_one_sentence(main), flags_parser=_one_sentence(_parse))
+
+
+@contextlib.contextmanager
+def output_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Makes a directory; after a failure, empty ones that were made go again.
+
+  Raises:
+    errors.UserError: if it cannot be made.
+  """
+  directory = pathlib.Path(path)
+  made = [p for p in (directory, *directory.parents) if not p.exists()]
+  try:
+    yield files.make_directory(directory)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      for empty in made:
+        empty.rmdir()
+    raise
+
+
+def _keep_compiled_programs() -> None:
+  """Turns the persistent compilation cache on, unless jax was told where."""
+  if jax.config.jax_compilation_cache_dir is None:
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    cache = pathlib.Path(root) / "dcvideogen_jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+  # A cache that cannot be written costs time, nothing else.
+  warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compil")
+
+
+def _one_sentence(function):
+  """`function`, with what the user can mend told in one line."""
+
+  @functools.wraps(function)
+  def guarded(argv):
+    try:
+      return function(argv)
+    except errors.UserError as e:
+      _stop(str(e), _BAD_INPUT)
+    except KeyboardInterrupt:
+      _stop("interrupted", _INTERRUPTED)
+    except MemoryError as e:
+      _stop(f"the host is out of memory: {e}", _BAD_INPUT)
+    except jax.errors.JaxRuntimeError as e:
+      if "RESOURCE_EXHAUSTED" not in str(e):
+        raise
+      # Further lines list every allocation.
+      first = str(e).splitlines()[0]
+      _stop(f"the device is out of memory: {first}", _BAD_INPUT)
+
+  return guarded
+
+
+def _stop(message: str, code: int) -> None:
+  print(f"error: {' '.join(message.split())}", file=sys.stderr)
+  sys.exit(code)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """absl's parsing, with mistakes in configs told in the project's way."""
+  try:
+    rest = flags.FLAGS(list(argv))
+  except flags.Error as e:
+    if "Error whilst parsing config file" not in str(e):
+      return app.parse_flags_with_usage(list(argv))
+    # ml_collections puts a whole traceback into the message.
+    reason = str(e).strip().splitlines()[-1].partition(": ")[2]
+    raise errors.UserError(f"--config: {reason}") from e
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+    if not _is_about_an_override(e):
+      raise
+    raise errors.UserError(
+      "the config has no such key: " + _blame(str(e), argv)
+    ) from e
+  for name in flags.FLAGS:
+    if flags.FLAGS[name].value is not None:
+      _require_config_file(flags.FLAGS[name])
+  if len(rest) > 1:
+    raise errors.UserError(
+      f"unexpected argument {rest[1]!r}: write options as --name=value"
+    )
+  if flags.FLAGS["verbosity"].using_default_value:
+    flags.FLAGS.verbosity = logging.WARNING
+  return rest
+
+
+def _is_about_an_override(error: BaseException) -> bool:
+  """Whether ml_collections failed to resolve `--config.a.b`.
+
+  An error inside the config file itself does not pass through this module.
+  """
+  frames = traceback.walk_tb(error.__traceback__)
+  modules = {frame.f_globals.get("__name__") for frame, _ in frames}
+  return "ml_collections.config_flags.config_path" in modules
+
+
+def _blame(message: str, argv: Sequence[str]) -> str:
+  """The `--config.a.b` that share a word with the message, else all."""
+  overrides = [arg.split("=")[0] for arg in argv if re.match(r"--?\w+\.", arg)]
+  words = set(re.findall(r"\w+", message))
+  named = [o for o in overrides if words & set(re.findall(r"\w+", o)[1:])]
+  hint = re.search("Did you mean.*", message)
+  return ", ".join(named or overrides) + (f" ({hint[0]})" if hint else "")
+
+
+def _require_config_file(flag: flags.Flag) -> None:
+  """Reports a missing config file now; ml_collections waits for first use."""
+  with contextlib.suppress(TypeError):  # Not the flag of a config.
+    filename = config_flags.get_config_filename(flag)
+    try:
+      hasattr(flag.value, "lock")
+    except OSError as e:
+      raise errors.UserError(
+        f"--{flag.name}: cannot read the config file {filename!r};"
+        " relative paths start at the working directory"
+      ) from e

@@ -1,0 +1,309 @@
+"""Batches: shapes, determinism, exact resume, disjoint shards, errors."""
+
+import itertools
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.data import pipeline, records, synthetic, video
+
+SIZE = {"frames": 4, "height": 16, "width": 24}
+
+
+def _numbered(count, frames=7, height=20, width=32):
+  """Clips whose pixels say clip, frame, and (row, column) in the channels."""
+  t, y, x = np.mgrid[:frames, :height, :width]
+  for i in range(count):
+    yield np.stack([16 * i + t, y, x], -1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+  path = tmp_path_factory.mktemp("records") / "clips"
+  records.write_shards(_numbered(12), path, clips_per_shard=5)
+  return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Two videos, the second eleven times as long as the first."""
+  path = tmp_path_factory.mktemp("videos")
+  (path / "deep").mkdir()
+  y, x = np.mgrid[:40, :60][..., None]
+  for name, frames, offset in (("a.mp4", 16, 0), ("deep/b.mp4", 176, 200)):
+    t = np.arange(frames)[:, None, None, None]
+    clip = 100 + 50 * np.sin(0.2 * (x + y) + 0.1 * t + offset + np.zeros(3))
+    with video.VideoWriter(path / name) as writer:
+      writer.write(clip.astype(np.uint8))
+  (path / "notes.txt").write_text("not a video")
+  return path
+
+
+@pytest.fixture
+def configs(shards, folder):
+  return {
+    "records": {"source": "records", "path": str(shards), **SIZE},
+    "videos": {"source": "videos", "path": str(folder), **SIZE},
+    "synthetic": {"source": "synthetic", **SIZE},
+    "mix": {"source": "mix", "path": str(shards), **SIZE},
+  }
+
+
+def _take(config, count, seed=0, batch_size=3, **options):
+  iterator = pipeline.batches(
+    config, batch_size=batch_size, seed=seed, **options
+  )
+  try:
+    return [b["video"] for b in itertools.islice(iterator, count)]
+  finally:
+    iterator.close()
+
+
+@pytest.mark.parametrize("source", pipeline.SOURCES)
+def test_batches_have_the_shape_asked_for(configs, source):
+  for batch in _take(configs[source], 3):
+    assert batch.shape == (3, 4, 16, 24, 3) and batch.dtype == np.uint8
+
+
+@pytest.mark.parametrize("source", pipeline.SOURCES)
+def test_order_and_content_do_not_depend_on_threads(configs, source):
+  config = configs[source] | {"reverse": True, "max_stride": 2}
+  one, many, none, other = (
+    _take(config, 4, seed=seed, num_threads=threads)
+    for seed, threads in ((5, 1), (5, 7), (5, 0), (6, 1))
+  )
+  np.testing.assert_array_equal(one, many)
+  np.testing.assert_array_equal(one, none)
+  assert np.any(np.array(one) != np.array(other))
+  assert np.any(one[0] != one[1])
+
+
+@pytest.mark.parametrize("source", pipeline.SOURCES)
+@pytest.mark.parametrize("done", [0, 1, 9])
+def test_resume_is_exact(configs, source, done):
+  """Through JSON, and into another number of threads."""
+  iterator = pipeline.batches(configs[source], batch_size=3, seed=1)
+  for _ in range(done):
+    next(iterator)
+  state = json.loads(json.dumps(iterator.get_state()))
+  expected = [next(iterator)["video"] for _ in range(3)]
+  iterator.close()
+  again = pipeline.batches(configs[source], batch_size=3, seed=1, num_threads=2)
+  again.set_state(state)
+  np.testing.assert_array_equal(
+    [next(again)["video"] for _ in range(3)], expected
+  )
+  again.close()
+
+
+def test_every_clip_comes_once_an_epoch_and_in_a_new_order(configs):
+  batches = np.array(_take(configs["records"], 12, batch_size=3))
+  seen = (batches[:, :, 0, 0, 0, 0] // 16).reshape(3, 12)
+  for epoch in seen:
+    assert sorted(epoch) == list(range(12))
+  assert len({tuple(epoch) for epoch in seen}) == 3
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_are_disjoint_and_complete(configs, count):
+  seen = []
+  for index in range(count):
+    batches = _take(
+      configs["records"],
+      24 // count,
+      batch_size=1,
+      shard_index=index,
+      shard_count=count,
+    )
+    numbers = {int(b[0, 0, 0, 0, 0] // 16) for b in batches}
+    assert len(numbers) == 12 // count
+    seen += numbers
+  assert sorted(seen) == list(range(12))
+
+
+@pytest.mark.parametrize("source", ["synthetic", "mix"])
+def test_processes_generate_different_clips(configs, source):
+  one, other = (
+    np.concatenate(_take(configs[source], 10, shard_index=index, shard_count=2))
+    for index in range(2)
+  )
+  assert not {c.tobytes() for c in one} & {c.tobytes() for c in other}
+
+
+def test_processes_crop_differently(tmp_path):
+  """Two processes, each with one copy of the same clip."""
+  clip = next(_numbered(1))
+  records.write_shards([clip, clip], tmp_path / "clips")
+  config = {"source": "records", "path": tmp_path / "clips", **SIZE}
+  one, other = (
+    np.array(_take(config, 10, batch_size=1, shard_index=i, shard_count=2))
+    for i in range(2)
+  )
+  assert np.any(one != other, axis=(1, 2, 3, 4, 5)).mean() > 0.8
+
+
+def test_crops_are_cut_from_everywhere_and_intact(configs):
+  config = configs["records"] | {"flip": False}
+  clips = np.concatenate(_take(config, 80))
+  first, top, left = (clips[:, 0, 0, 0, i] for i in range(3))
+  first = first % 16
+  t, y, x = np.mgrid[:4, :16, :24]
+  for clip, *at in zip(clips, first, top, left, strict=True):
+    part = clip - np.array([clip[0, 0, 0, 0], *at[1:]], np.uint8)
+    np.testing.assert_array_equal(part, np.stack([t, y, x], -1))
+  for found, most in ((first, 3), (top, 4), (left, 8)):
+    assert set(found.tolist()) == set(range(most + 1))
+
+
+@pytest.mark.parametrize(
+  ("option", "axis", "channel"), [("flip", 2, 2), ("reverse", 0, 0)]
+)
+@pytest.mark.parametrize("on", [True, False])
+def test_mirrored_and_backwards(configs, option, axis, channel, on):
+  config = configs["records"] | {"flip": False, "reverse": False, option: on}
+  clips = np.concatenate(_take(config, 40)).astype(int)
+  forwards = np.array(
+    [np.diff(c[..., channel], axis=axis).mean() > 0 for c in clips]
+  )
+  share = forwards.mean()
+  assert 0.3 < share < 0.7 if on else share == 1
+
+
+def test_strides(configs):
+  config = configs["records"] | {"max_stride": 5}
+  clips = np.concatenate(_take(config, 40)).astype(int)
+  steps = np.diff(clips[..., 0], axis=1).reshape(len(clips), -1)
+  assert (steps == steps[:, :1]).all()
+  # Of 7 frames, 4 can be taken every second at most.
+  assert set(steps[:, 0].tolist()) == {1, 2}
+
+
+def test_mix_keeps_its_weights(configs, monkeypatch):
+  grey = np.full((4, 16, 24, 3), 250, np.uint8)
+  monkeypatch.setattr(synthetic, "clip", lambda seed, *size: grey)
+  for weights in ((0.8, 0.2), (1, 3)):
+    config = configs["mix"] | {"weights": weights}
+    clips = np.concatenate(_take(config, 40))
+    share = (clips[:, 0, 0, 0, 1] == 250).mean()
+    assert share == pytest.approx(weights[1] / sum(weights), abs=0.01)
+
+
+def test_videos_are_read_at_random_places_and_scales(folder, monkeypatch):
+  calls = []
+  real = video.read_frames
+
+  def recorded(path, **options):
+    calls.append((path.name, options["start"], options["size"]))
+    return real(path, **options)
+
+  monkeypatch.setattr(video, "read_frames", recorded)
+  config = {"source": "videos", "path": folder, **SIZE, "max_stride": 3}
+  _take(config, 30, num_threads=0)
+  names = [name for name, *_ in calls]
+  assert names.count("b.mp4") > 5 * names.count("a.mp4") > 0
+  starts = [start for name, start, _ in calls if name == "b.mp4"]
+  assert min(starts) < 2 and max(starts) > 8
+  heights = {size[0] for *_, size in calls}
+  assert min(heights) >= 16 and max(heights) <= 33 and len(heights) > 8
+  for *_, (height, width) in calls:
+    assert width == pytest.approx(1.5 * height, abs=1)
+
+
+def test_strides_of_videos(tmp_path):
+  """Frames that show their own number."""
+  numbers = 5 * np.arange(40, dtype=np.uint8)[:, None, None, None]
+  with video.VideoWriter(tmp_path / "a.mp4") as writer:
+    writer.write(np.broadcast_to(numbers, (40, 32, 48, 3)))
+  config = {"source": "videos", "path": tmp_path, **SIZE, "max_stride": 3}
+  clips = np.concatenate(_take(config, 10)).mean((2, 3, 4)) / 5
+  steps = np.diff(np.rint(clips).astype(int), axis=1)
+  assert (steps == steps[:, :1]).all()
+  assert set(steps[:, 0].tolist()) == {1, 2, 3}
+
+
+def test_configs_may_be_config_dicts(configs):
+  config = ml_collections.ConfigDict(configs["mix"])
+  np.testing.assert_array_equal(_take(config, 1), _take(configs["mix"], 1))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"source": "tapes"}, "'tapes'"),
+    ({"source": None}, "lacks .'source'"),
+    ({"frams": 3}, "unknown keys .'frams'"),
+    ({"frames": 0}, "frames .* positive integer, not 0"),
+    ({"height": 16.0}, "height .* positive integer, not 16.0"),
+    ({"max_stride": -1}, "max_stride"),
+    ({"weights": (1, 0)}, "weights"),
+    ({"weights": (1,)}, "weights"),
+    ({"max_zoom": 0.5}, "max_zoom"),
+    ({"path": None}, "needs a path"),
+    ({"path": "/nowhere"}, "/nowhere"),
+    ({"frames": 8}, "7x20x32, smaller than the 8x16x24"),
+    ({"width": 33}, "smaller"),
+  ],
+)
+def test_bad_configs_are_told_in_a_sentence(configs, change, message):
+  with pytest.raises(errors.UserError, match=message):
+    pipeline.batches(configs["records"] | change, batch_size=2, seed=0)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"batch_size": 0}, "batch_size"),
+    ({"seed": -1}, "negative: -1"),
+    ({"shard_index": 2, "shard_count": 2}, "shard_index"),
+    ({"shard_index": 12, "shard_count": 13}, "12 clips, too few for 13"),
+  ],
+)
+def test_bad_arguments_are_told(configs, options, message):
+  arguments = {"batch_size": 2, "seed": 0} | options
+  with pytest.raises(errors.UserError, match=message):
+    pipeline.batches(configs["records"], **arguments)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_damaged_record_is_told_when_it_is_met(tmp_path, threads):
+  path = tmp_path / "clips"
+  rng = np.random.default_rng(0)
+  clips = rng.integers(0, 256, (6, 4, 40, 40, 3), np.uint8)
+  records.write_shards(clips, path)
+  shard = next(path.iterdir())
+  content = bytearray(shard.read_bytes())
+  content[len(content) // 2] ^= 1
+  shard.write_bytes(content)
+  config = {"source": "records", "path": path, **SIZE}
+  with pytest.raises(errors.UserError, match="record . of .* is damaged"):
+    _take(config, 10, num_threads=threads)
+
+
+def test_a_smaller_clip_further_on_is_told(tmp_path):
+  clips = [*_numbered(1), *_numbered(1, height=10)]
+  records.write_shards(clips, tmp_path / "clips")
+  config = {"source": "records", "path": tmp_path / "clips", **SIZE}
+  with pytest.raises(errors.UserError, match="7x10x32 is smaller"):
+    _take(config, 4)
+
+
+def test_a_folder_without_videos_is_told(tmp_path):
+  config = {"source": "videos", "path": tmp_path, **SIZE}
+  with pytest.raises(errors.UserError, match="has no .mp4"):
+    _take(config, 1)
+
+
+def test_a_damaged_video_is_told(tmp_path):
+  (tmp_path / "a.mp4").write_text("not a video")
+  config = {"source": "videos", "path": tmp_path, **SIZE}
+  with pytest.raises(errors.UserError, match="a.mp4 is not a readable video"):
+    _take(config, 1)
+
+
+def test_a_video_shorter_than_a_clip_is_told(folder):
+  config = {"source": "videos", "path": folder, **SIZE, "frames": 17}
+  with pytest.raises(errors.UserError, match="16 frames, fewer than the 17"):
+    _take(config, 20)
