@@ -44,10 +44,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     )
     os.close(handle)
     temporary = pathlib.Path(name)
+    yield temporary
+    # After writing: some writers replace the file by a private one.
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(0o666 & ~umask)
-    yield temporary
     os.replace(temporary, path)
   except OSError as e:
     raise errors.UserError(f"cannot write {path}: {e.strerror or e}") from e

@@ -1,11 +1,16 @@
-"""Tests run on eight fake CPU devices, strictly: see the settings below."""
+"""Tests run on eight fake CPU devices, strictly; see the settings below."""
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    # Tests compile hundreds of programs and run each once or twice.
+    "--xla_backend_optimization_level=0",
+  ]
+)
 
 import jax
 

@@ -1,5 +1,6 @@
 """Loads, recognises and saves models, whatever layout their weights have."""
 
+import collections
 import json
 import os
 import pathlib
@@ -80,8 +81,7 @@ def load(
     raise errors.UserError(f"unknown kind {kind!r}: expected {[*KINDS]}")
   tensors = sources.open_source(source)
   fields = _find_config(kind, source, config, tensors)
-  stored = [t.dtype for t in tensors.values()]
-  param_dtype = dtype or max(set(stored), key=stored.count)
+  param_dtype = dtype or _stored_dtype(tensors)
   try:
     module = KINDS[kind].build(
       fields, dtype=dtype or jnp.float32, param_dtype=param_dtype
@@ -137,7 +137,12 @@ def save(
     state_dict = {name: x.astype(dtype) for name, x in state_dict.items()}
   directory = files.make_directory(directory)
   with files.atomic(directory / "model.safetensors") as path:
-    safetensors.numpy.save_file(state_dict, path, {"format": "pt"})
+    try:
+      safetensors.numpy.save_file(state_dict, path, {"format": "pt"})
+    except safetensors.SafetensorError as e:  # Such as a full disk.
+      raise errors.UserError(
+        f"cannot write {directory / 'model.safetensors'}: {e}"
+      ) from e
   with files.atomic(directory / "config.json") as path:
     config = {"kind": kind, **config_of(module)}
     path.write_text(json.dumps(config, indent=2) + "\n")
@@ -151,6 +156,14 @@ def config_of(module: Any) -> dict[str, Any]:
     for name in type(module).__dataclass_fields__
     if name not in run
   }
+
+
+def _stored_dtype(tensors: Mapping[str, sources.Tensor]) -> np.dtype:
+  """The dtype of most tensors; whole numbers and float64 become float32."""
+  stored = collections.Counter(t.dtype for t in tensors.values())
+  (dtype, _), *_ = stored.most_common(1) or [(jnp.float32, 1)]
+  narrow = jnp.issubdtype(dtype, jnp.floating) and dtype != np.float64
+  return dtype if narrow else np.dtype(np.float32)
 
 
 def _expected(kind: str, module: nn.Module) -> Any:
@@ -187,7 +200,7 @@ def _read_config(kind: str, path: pathlib.Path) -> Mapping[str, Any]:
   try:
     fields = json.loads(path.read_text())
     found = fields.pop("kind")
-  except (ValueError, KeyError, AttributeError, OSError) as e:
+  except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
     raise errors.UserError(f"{path} is not a model's configuration: {e}") from e
   if found != kind:
     raise errors.UserError(f"{path} is of a {found}, expected {kind}")
@@ -207,6 +220,6 @@ def _recognise(kind: str, tensors: Mapping[str, sources.Tensor]) -> str:
   lines = differences[nearest]
   raise errors.UserError(
     f"these weights are no released variant of {kind}, so a config is needed; "
-    f"the nearest, {nearest}, differs in {len(lines)} names: "
-    + "; ".join(lines)
+    f"the nearest, {nearest}, differs in {len(lines)} names, such as "
+    + "; ".join(lines[:3])
   )

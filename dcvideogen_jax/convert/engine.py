@@ -33,6 +33,11 @@ class Layout(NamedTuple):
       return shape
     return tuple(shape[axis] for axis in self.axes)
 
+  def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if self.axes is None:
+      return shape
+    return tuple(shape[axis] for axis in np.argsort(self.axes))
+
 
 COPY = Layout(None)
 CONV3D = Layout((2, 3, 4, 1, 0))  # (out, in, t, h, w) -> (t, h, w, in, out)
@@ -74,6 +79,18 @@ def jax_shapes(
     new, layout = renamed.get(name, (name, COPY))
     shapes[new] = layout.jax_shape(tensor.shape)
   return shapes
+
+
+def torch_shapes(
+  rules: Sequence[Rule], params: Any
+) -> dict[str, tuple[int, ...]]:
+  """Shapes by PyTorch name of a parameter tree; its leaves may be abstract."""
+  shapes = tree.shapes(params)
+  renamed = _rename(rules, shapes, to_jax=False)
+  return {
+    new: layout.torch_shape(shapes[name])
+    for name, (new, layout) in renamed.items()
+  }
 
 
 def torch_to_jax(

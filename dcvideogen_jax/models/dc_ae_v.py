@@ -9,7 +9,7 @@ Deviations: the temporal design is a field; normalisation is always computed in
 float32; nothing falls back silently when frames do not fill a chunk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -238,7 +238,7 @@ class DCAEV(nn.Module):
   Attributes:
     latent_channels: channels of the latents.
     widths: channels of each stage, fine to coarse; the first is unused.
-    depths: residual blocks of each stage, fine to coarse; the first is 0.
+    depths: residual blocks of each stage, fine to coarse; 0, then 1 or more.
     chunk_frames: video frames in a chunk, for `time="chunk_causal"`.
     spatial_factor: pixels per latent in height and in width.
     temporal_factor: frames per latent frame.
@@ -411,6 +411,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+_COUNTS = (
+  "latent_channels",
+  "chunk_frames",
+  "spatial_factor",
+  "temporal_factor",
+)
+
+
 def build(config: Mapping[str, Any], **overrides: Any) -> DCAEV:
   """Builds the module that a configuration describes.
 
@@ -422,13 +430,17 @@ def build(config: Mapping[str, Any], **overrides: Any) -> DCAEV:
     ValueError: if a field is unknown or the fields do not fit together.
   """
   fields = {**config, **overrides}
-  known = set(DCAEV.__annotations__)
+  known = set(DCAEV.__annotations__) - {"parent", "name"}
   if unknown := sorted(set(fields) - known):
     raise ValueError(
       f"unknown fields of DC-AE-V: {unknown}; known are {sorted(known)}"
     )
+  if missing := {"latent_channels", "widths", "depths"} - set(fields):
+    raise ValueError(f"missing fields of DC-AE-V: {sorted(missing)}")
   for name in ("widths", "depths"):
-    fields[name] = tuple(int(n) for n in fields[name])
+    if not isinstance(fields[name], Sequence):
+      raise ValueError(f"{name} is {fields[name]!r}, expected a list")
+    fields[name] = tuple(fields[name])
   module = DCAEV(**fields)
   _check(module)
   return module
@@ -436,6 +448,13 @@ def build(config: Mapping[str, Any], **overrides: Any) -> DCAEV:
 
 def _check(m: DCAEV) -> None:
   """Raises ValueError if fields do not fit together."""
+  counts = {name: getattr(m, name) for name in _COUNTS}
+  counts |= {f"widths[{i}]": n for i, n in enumerate(m.widths)}
+  counts |= {f"depths[{i}]": n for i, n in enumerate(m.depths) if i}
+  for name, n in counts.items():
+    if not (isinstance(n, int) and n > 0):
+      # The reference gives a stage without blocks no resampling either.
+      raise ValueError(f"{name} is {n!r}, expected a positive whole number")
   stages = len(m.widths)
   if len(m.depths) != stages:
     raise ValueError(f"{stages} widths but {len(m.depths)} depths")
@@ -445,7 +464,7 @@ def _check(m: DCAEV) -> None:
       f"but spatial_factor is {m.spatial_factor}"
     )
   if m.depths[0] != 0:
-    raise ValueError(f"stage 0 has no blocks, but depths[0] is {m.depths[0]}")
+    raise ValueError(f"depths[0] is {m.depths[0]!r}, expected 0")
   if m.time not in FRAMES_KEPT:
     raise ValueError(f"time is {m.time!r}, expected one of {[*FRAMES_KEPT]}")
   if m.chunk_frames % m.temporal_factor:

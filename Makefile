@@ -1,0 +1,51 @@
+# Each target sets up its own virtual environment; python3 and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test test-newest lint train-tiny clean
+
+# Reconstructs a real clip with the weights that ship with the package.
+demo: $(VENV)/run
+	$(BIN)/python -m launch.reconstruct --model=tiny \
+	  --input=dcvideogen_jax/assets/demo.mp4 --output=out/demo
+
+# Everything but what needs a GPU or minutes: parity with PyTorch included.
+test: $(VENV)/parity
+	$(BIN)/python -m pytest
+
+# The same without its torch part, for a newer Python: make test-newest
+# PYTHON=python3.13 VENV=.venv-newest
+test-newest: $(VENV)/test
+	$(BIN)/python -m pytest -m "not parity and not gpu and not slow"
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# Trains the autoencoder that ships, from fetching its clips to exporting it.
+train-tiny: $(VENV)/run
+	$(BIN)/python -m launch.prepare_clips --output=out/clips
+	$(BIN)/python -m launch.train --config=configs/tiny.py:autoencoder \
+	  --config.data.path=out/clips --workdir=out/tiny
+	$(BIN)/python -m launch.export --workdir=out/tiny --output=out/tiny/export
+
+$(VENV)/run: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/test: $(VENV)/run requirements-test.txt
+	$(PIP) -r requirements-test.txt
+	touch $@
+
+# torch comes first and alone, so that nothing else chooses its build.
+$(VENV)/parity: $(VENV)/test requirements-parity.txt
+	$(PIP) torch==2.13.0
+	$(PIP) -r requirements-parity.txt
+	touch $@
+
+clean:
+	rm -rf .venv* out build *.egg-info

@@ -1,0 +1,96 @@
+"""Where a program's time and memory go."""
+
+import collections
+import contextlib
+import os
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import jax
+
+T = TypeVar("T")
+
+# Lowering to MLIR and XLA's compilation (or the retrieval from its cache).
+_COMPILATION = (
+  "/jax/core/compile/jaxpr_to_mlir_module_duration",
+  "/jax/core/compile/backend_compile_duration",
+)
+
+
+class Clock:
+  """Seconds of wall time per phase; every moment belongs to one phase.
+
+  A phase that is entered inside another one interrupts it. What XLA compiles
+  goes to "compile", whatever the phase it happens in.
+  """
+
+  def __init__(self):
+    self.seconds: dict[str, float] = collections.defaultdict(float)
+    self._phases = ["other"]
+    self._since = time.perf_counter()
+    jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    self._charge()
+    self._phases.append(name)
+    try:
+      yield
+    finally:
+      self._charge()
+      self._phases.pop()
+
+  def over(self, name: str, items: Iterable[T]) -> Iterator[T]:
+    """The items, with the time it takes to produce them in a phase."""
+    iterator = iter(items)
+    done = object()
+    while True:
+      with self.phase(name):
+        item = next(iterator, done)
+      if item is done:
+        return
+      yield item
+
+  def report(self) -> dict[str, float]:
+    """Seconds so far, rounded to milliseconds, and their sum as "total"."""
+    self._charge()
+    seconds = {name: round(s, 3) for name, s in sorted(self.seconds.items())}
+    return {**seconds, "total": round(sum(self.seconds.values()), 3)}
+
+  def _charge(self) -> None:
+    now = time.perf_counter()
+    self.seconds[self._phases[-1]] += now - self._since
+    self._since = now
+
+  def _on_event(self, event: str, duration: float, **kwargs) -> None:
+    del kwargs
+    if event in _COMPILATION:
+      self.seconds["compile"] += duration
+      self.seconds[self._phases[-1]] -= duration
+
+
+def peak_rss() -> int:
+  """The most host memory that this process has held so far, in bytes."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_memory() -> int | None:
+  """The most memory held on the first device, in bytes; None on a CPU."""
+  stats = jax.local_devices()[0].memory_stats()
+  return stats and stats.get("peak_bytes_in_use")
+
+
+def free_memory() -> int:
+  """Bytes that are free for computing: on the device, or on a CPU's host."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "bytes_limit" in stats:
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+  with contextlib.suppress(OSError, ValueError, IndexError):
+    text = pathlib.Path("/proc/meminfo").read_text()
+    return int(text.split("MemAvailable:")[1].split()[0]) * 1024
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

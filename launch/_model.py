@@ -1,0 +1,87 @@
+"""What `--model`, `--source` and `--config` of the programs may be."""
+
+import importlib.resources
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from dcvideogen_jax import convert, errors
+
+CONFIG_HELP = (
+  "Name of a released variant, a JSON file, or JSON text with the model's own"
+  ' fields, such as {"latent_channels": 8, "widths": [...], "depths": [...]}.'
+  " Unset: as config.json beside the weights has it, or recognised from them."
+)
+# Shipped weights, by the name one gives as --model.
+_SHIPPED = {"tiny": "dc_ae_v_tiny"}
+
+
+def weights(name: str) -> pathlib.Path:
+  """A path, or the path of shipped weights by name.
+
+  Raises:
+    errors.UserError: if there is no such file or directory.
+  """
+  if name in _SHIPPED:
+    assets = importlib.resources.files("dcvideogen_jax") / "assets"
+    path = pathlib.Path(str(assets / _SHIPPED[name]))
+  else:
+    path = pathlib.Path(name)
+  if not path.exists():
+    raise errors.UserError(
+      f"there are no weights at {path}: expected a directory, a .pt or"
+      f" .safetensors file, or one of {[*_SHIPPED]}"
+    )
+  return path
+
+
+def config(text: str | None) -> str | Mapping[str, Any] | None:
+  """What `convert.load` takes as `config`, from the text of a flag.
+
+  Raises:
+    errors.UserError: if a file cannot be read or the JSON is not an object.
+  """
+  if not text:
+    return None
+  where = "--config"
+  if text.endswith(".json"):
+    where = text
+    try:
+      text = pathlib.Path(text).read_text()
+    except (OSError, UnicodeDecodeError) as e:
+      reason = getattr(e, "strerror", None) or "it is not text"
+      raise errors.UserError(f"cannot read {where}: {reason}") from e
+  elif not text.lstrip().startswith("{"):
+    return text
+  try:
+    fields = json.loads(text)
+  except ValueError as e:
+    raise errors.UserError(f"{where} is not valid JSON: {e}") from e
+  if not isinstance(fields, dict):
+    raise errors.UserError(
+      f"{where}: expected an object of fields, found {type(fields).__name__}"
+    )
+  fields.pop("kind", None)
+  return fields
+
+
+def variant(kind: str, module: Any) -> str:
+  """The released variant a module is, or "own configuration"."""
+  found = convert.api.config_of(module)
+  for name, fields in convert.KINDS[kind].variants.items():
+    released = convert.KINDS[kind].build(fields)
+    if convert.api.config_of(released) == found:
+      return name
+  return "own configuration"
+
+
+def size_of(path: str | os.PathLike[str]) -> str:
+  """A file's size for people: "4.3 GB", in powers of 1000."""
+  size = float(os.path.getsize(path))
+  for unit in ("bytes", "kB", "MB"):
+    if size < 1000:
+      return f"{size:.3g} {unit}"
+    size /= 1000
+  return f"{size:.3g} GB"

@@ -1,0 +1,384 @@
+"""Encodes and decodes a video or an image, and says how well that went.
+
+  python -m launch.reconstruct --model=tiny --input=clip.mp4 --output=out
+
+Writes into `--output`, all at the end and all or nothing:
+  reconstruction.mp4   of the input's size, length and rate (.png for an image)
+  side_by_side.mp4     the input on the left (.png for an image)
+  contact_sheet.png    frames, reconstructions and error maps
+  metrics.json         PSNR and SSIM per frame, settings, time, memory, versions
+
+Files of any length and size pass through in bounded memory. The metrics are of
+the decoded frames, before they are compressed into an mp4.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import tqdm
+from absl import flags
+from jaxtyping import UInt8
+
+import dcvideogen_jax
+from dcvideogen_jax import convert, errors, files
+from dcvideogen_jax.data import video as video_files
+from dcvideogen_jax.models import bands, dc_ae_v, streaming
+from launch import _clock, _comparison, _model, _program
+
+_MODEL = flags.DEFINE_string(
+  "model",
+  "tiny",
+  'Weights: "tiny", a directory, the official .pt, or a .safetensors file.',
+)
+_CONFIG = flags.DEFINE_string("config", None, _model.CONFIG_HELP)
+_INPUT = flags.DEFINE_string(
+  "input", None, "A video or an image.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "A directory.", required=True)
+_MAX_FRAMES = flags.DEFINE_integer(
+  "max_frames", None, "Take only the first frames.", lower_bound=1
+)
+_HEIGHT = flags.DEFINE_integer(
+  "height", None, "Resize to so many rows first.", lower_bound=1
+)
+_WIDTH = flags.DEFINE_integer(
+  "width",
+  None,
+  "Resize to so many columns first. With only one of --height and --width, the"
+  " other follows.",
+  lower_bound=1,
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Of the computation."
+)
+_BUDGET = flags.DEFINE_float(
+  "memory_budget_gib",
+  None,
+  "Memory beyond the weights; frames that do not fit are computed in bands,"
+  " with the same result. Unset: four fifths of what is free.",
+  lower_bound=1e-6,
+)
+_FRAMES_RULE = flags.DEFINE_enum(
+  "frames_rule",
+  "pad",
+  ["pad", "official"],
+  "What becomes of frames that do not fill a chunk: pad repeats the last one"
+  " and cuts the surplus off; official treats them without causality, as the"
+  " official code does silently, and needs a multiple of 4 frames.",
+)
+_CRF = flags.DEFINE_integer(
+  "crf",
+  18,
+  "Quality of the mp4 files, 0 the best.",
+  lower_bound=0,
+  upper_bound=51,
+)
+
+_UNKNOWN_FPS = 16.0
+
+
+class Input(NamedTuple):
+  """What goes in, after resizing and `--max_frames`.
+
+  Attributes:
+    path: the file.
+    height: pixels.
+    width: pixels.
+    frames: as the file says; only its end tells.
+    fps: frames per second; None for an image.
+  """
+
+  path: str
+  height: int
+  width: int
+  frames: int
+  fps: float | None
+
+
+def main(argv: Sequence[str]) -> None:
+  """Checks, loads, streams, writes."""
+  del argv
+  clock = _clock.Clock()
+  source = _probe(_INPUT.value)
+  weights = _model.weights(_MODEL.value)
+  config = _model.config(_CONFIG.value)
+  with _program.output_directory(_OUTPUT.value) as output:
+    with clock.phase("load"):
+      # None keeps the parameters as they are and computes in float32.
+      dtype = None if _DTYPE.value == "float32" else jnp.dtype(_DTYPE.value)
+      module, variables = convert.load("dc_ae_v", weights, config, dtype)
+    _check_frames(source, source.frames, module)
+    settings = _settings(module, variables)
+    print(
+      f"{weights}: {settings['variant']}, {settings['parameters']:,} parameters"
+    )
+    print(
+      f"{source.path}: {source.frames} x {source.height} x {source.width}"
+      " pixels; compiling for the first chunk",
+      flush=True,
+    )
+    with tempfile.TemporaryDirectory(prefix=".new.", dir=output) as new:
+      metrics = _reconstruct(module, variables, source, settings, new, clock)
+      with files.atomic(pathlib.Path(new) / "metrics.json") as path:
+        path.write_text(_to_json(metrics))
+      written = sorted(os.listdir(new))
+      for name in written:
+        os.replace(pathlib.Path(new) / name, output / name)
+  print(_summary(metrics))
+  print(f"wrote {output}: {', '.join(written)}")
+
+
+def _reconstruct(
+  module: dc_ae_v.DCAEV,
+  variables: streaming.Variables,
+  source: Input,
+  settings: dict[str, Any],
+  directory: str,
+  clock: _clock.Clock,
+) -> dict[str, Any]:
+  """Writes everything but the metrics, which it returns."""
+  module = _for_clip(module, source)
+  plans = _plans(module, source)
+  plans_told = {name: dataclasses.asdict(plan) for name, plan in plans.items()}
+  settings = {**settings, "plans": plans_told}
+  comparison = _comparison.Comparison(
+    directory,
+    f"{pathlib.Path(source.path).name}, {_MODEL.value}",
+    frames=source.frames,
+    fps=source.fps,
+    crf=_CRF.value,
+    comment=json.dumps(settings),
+  )
+  with clock.phase("compare and write"), comparison:
+    numbers = _stream(module, variables, source, plans, comparison, clock)
+  return {
+    "input": source._asdict(),
+    **comparison.metrics(),
+    "compression": numbers,
+    "settings": settings,
+    "seconds": clock.report(),
+    "memory": {
+      "peak_rss_bytes": _clock.peak_rss(),
+      "peak_device_bytes": _clock.peak_device_memory(),
+    },
+    "versions": _versions(),
+  }
+
+
+def _probe(path: str) -> Input:
+  """Looks at the input.
+
+  Raises:
+    errors.UserError: if it is missing, damaged or empty.
+  """
+  if video_files.is_image(path):
+    height, width = video_files.read_image(path).shape[:2]
+    frames, fps = 1, None
+  else:
+    info = video_files.probe(path)
+    height, width, frames = info.height, info.width, info.frames
+    fps = info.fps or _UNKNOWN_FPS
+  new_height, new_width = _HEIGHT.value, _WIDTH.value
+  if new_height or new_width:
+    new_height = new_height or max(1, round(height * new_width / width))
+    new_width = new_width or max(1, round(width * new_height / height))
+    height, width = new_height, new_width
+  return Input(
+    path, height, width, min(frames, _MAX_FRAMES.value or frames), fps
+  )
+
+
+def _frames(source: Input) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+  """The frames of the input, of its size."""
+  size = (source.height, source.width)
+  if source.fps is not None:
+    yield from video_files.read_frames(
+      source.path, max_frames=_MAX_FRAMES.value, size=size
+    )
+    return
+  image = PIL.Image.fromarray(video_files.read_image(source.path))
+  if image.size != size[::-1]:
+    image = image.resize(size[::-1], PIL.Image.Resampling.BICUBIC)
+  yield np.asarray(image)
+
+
+def _check_frames(source: Input, frames: int, module: dc_ae_v.DCAEV) -> None:
+  """Raises UserError if the official rule does not take so many frames."""
+  factor = module.temporal_factor
+  if source.fps is None or _FRAMES_RULE.value == "pad" or frames % factor == 0:
+    return
+  raise errors.UserError(
+    f"{source.path} gives {frames} frames, but --frames_rule=official needs a"
+    f" multiple of {factor}: use --frames_rule=pad, or --max_frames="
+    f"{frames // factor * factor or factor}"
+  )
+
+
+def _for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
+  """The same function of this clip as a module that can be streamed.
+
+  An image is a clip of `temporal_factor` equal frames with zeros before and
+  after, as in the reference, and a non_causal model sees zeros around the whole
+  clip: both are chunk_causal with a single chunk.
+  """
+  if source.fps is not None and module.time != "non_causal":
+    return module
+  factor = module.temporal_factor
+  time = "causal" if module.time == "causal" else "chunk_causal"
+  frames = -(-source.frames // factor) * factor
+  return module.clone(chunk_frames=frames, time=time)
+
+
+def _plans(module: dc_ae_v.DCAEV, source: Input) -> dict[str, bands.Plan]:
+  """How chunks are computed within the memory budget.
+
+  Raises:
+    errors.UserError: if the budget is too small.
+  """
+  budget = 0.8 * _clock.free_memory()
+  if _BUDGET.value is not None:
+    budget = _BUDGET.value * 2**30
+  streamed = source.frames > module.chunk_frames
+  return {
+    name: bands.plan(
+      module,
+      source.height,
+      source.width,
+      budget,
+      decode=name == "decode",
+      streamed=streamed,
+    )
+    for name in ("encode", "decode")
+  }
+
+
+def _stream(
+  module: dc_ae_v.DCAEV,
+  variables: streaming.Variables,
+  source: Input,
+  plans: dict[str, bands.Plan],
+  comparison: _comparison.Comparison,
+  clock: _clock.Clock,
+) -> dict[str, Any]:
+  """Runs the frames through the model; returns what became of the numbers."""
+  waiting: collections.deque[np.ndarray] = collections.deque()
+  values = collections.Counter()
+
+  def pieces():
+    count = 0
+    for frame in clock.over("read", _frames(source)):
+      waiting.append(frame)
+      count += 1
+      yield frame[None, None]
+    _check_frames(source, count, module)
+    for _ in range(-count % module.temporal_factor):
+      yield frame[None, None]
+    values["input"] = count * frame.size
+
+  def latents():
+    encoded = streaming.encode(
+      module, variables, pieces(), plan=plans["encode"], tail=_FRAMES_RULE.value
+    )
+    for latent in encoded:
+      values["latent"] += latent.size
+      values["latent_frames"] += latent.shape[1]
+      yield jax.block_until_ready(latent)
+
+  decoded = streaming.decode(
+    module,
+    variables,
+    clock.over("encode", latents()),
+    plan=plans["decode"],
+    tail=_FRAMES_RULE.value,
+    dtype=np.uint8,
+  )
+  with tqdm.tqdm(total=source.frames, unit="frame", disable=None) as progress:
+    for chunk in clock.over("decode", decoded):
+      originals = [
+        waiting.popleft() for _ in range(min(len(waiting), chunk.shape[1]))
+      ]
+      n = len(originals)
+      comparison.add(
+        np.stack(originals), chunk[0, :n, : source.height, : source.width]
+      )
+      progress.update(n)
+  assert not waiting
+  return {
+    **values,
+    "ratio": values["input"] / values["latent"],
+    "nominal_ratio": 3
+    * module.spatial_factor**2
+    * module.temporal_factor
+    / module.latent_channels,
+  }
+
+
+def _settings(
+  module: dc_ae_v.DCAEV, variables: streaming.Variables
+) -> dict[str, Any]:
+  """What determines the result."""
+  leaves = jax.tree.leaves(variables)
+  return {
+    "model": _MODEL.value,
+    "variant": _model.variant("dc_ae_v", module),
+    "parameters": sum(leaf.size for leaf in leaves),
+    "parameter_dtypes": sorted({leaf.dtype.name for leaf in leaves}),
+    "config": convert.api.config_of(module),
+    "dtype": _DTYPE.value,
+    "frames_rule": _FRAMES_RULE.value,
+    "memory_budget_gib": _BUDGET.value,
+    "crf": _CRF.value,
+  }
+
+
+def _versions() -> dict[str, str]:
+  return {
+    "dcvideogen_jax": dcvideogen_jax.__version__,
+    "jax": jax.__version__,
+    "flax": flax.__version__,
+    "numpy": np.__version__,
+    "python": platform.python_version(),
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def _to_json(metrics: dict[str, Any]) -> str:
+  """JSON for people, with the values of many frames on one line."""
+  text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+  return re.sub(
+    r"\[\n[^\[\]{}\"]*\]", lambda match: " ".join(match[0].split()), text
+  )
+
+
+def _summary(metrics: dict[str, Any]) -> str:
+  """The result in two lines."""
+  psnr, ssim = metrics["psnr"]["mean"], metrics["ssim"]["mean"]
+  phases = ", ".join(
+    f"{name} {seconds:.1f}"
+    for name, seconds in metrics["seconds"].items()
+    if name != "total"
+  )
+  return (
+    f"PSNR {'exact' if psnr is None else f'{psnr:.2f} dB'}, SSIM {ssim:.4f},"
+    f" {metrics['compression']['ratio']:.0f} times fewer numbers,"
+    f" {metrics['frames']} frames\n"
+    f"{metrics['seconds']['total']:.1f} s ({phases}), peak memory"
+    f" {metrics['memory']['peak_rss_bytes'] / 1e9:.2f} GB"
+  )
+
+
+if __name__ == "__main__":
+  _program.run(main)

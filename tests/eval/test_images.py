@@ -1,0 +1,65 @@
+"""PSNR and SSIM equal what the libraries of the official evaluation give."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from dcvideogen_jax.eval import images
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parents[1] / "golden" / "images.json").read_text()
+)
+
+
+def frames(size, noise, seed, n=2):
+  """The recipe that `golden/images.json` tells of; RandomState is frozen."""
+  random = np.random.RandomState(seed)
+  h, w = size
+  coarse = random.randint(0, 256, (n, -(-h // 4), -(-w // 4), 3))
+  x = coarse.repeat(4, axis=1).repeat(4, axis=2)[:, :h, :w]
+  y = np.clip(x + random.randint(-noise, noise + 1, x.shape), 0, 255)
+  return x.astype(np.uint8), y.astype(np.uint8)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: c["name"])
+def test_values_are_those_of_the_libraries(case):
+  x, y = frames(case["size"], case["noise"], case["seed"])
+  np.testing.assert_allclose(images.psnr(x, y), case["psnr"], atol=1e-5)
+  np.testing.assert_allclose(images.ssim(x, y), case["ssim"], atol=2e-5)
+
+
+def test_equal_frames():
+  x, y = frames((12, 20), 9, 0)
+  y[0] = x[0]
+  psnr = images.psnr(x, y)
+  assert psnr[0] == np.inf and np.isfinite(psnr[1])
+  ssim = images.ssim(x, y)
+  assert 1 - 1e-5 < ssim[0] <= 1 and ssim[1] < 0.999
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2)])
+def test_frames_smaller_than_the_window(size):
+  x, y = frames(size, 40, 3)
+  ssim = images.ssim(x, y)
+  assert np.all((-1 <= ssim) & (ssim < 1))
+
+
+def test_quantisation_rounds_half_up_and_clamps():
+  levels = np.arange(256, dtype=np.float32)
+  video = (levels / 127.5 - 1)[:, None, None]
+  np.testing.assert_array_equal(images.to_uint8(video).ravel(), levels)
+  edges = np.float32([-9, -1, -1 + 1.01 / 255, -1 + 0.99 / 255, 1, 9])
+  np.testing.assert_array_equal(
+    images.to_uint8(edges[:, None, None]).ravel(), [0, 0, 1, 0, 255, 255]
+  )
+
+
+@pytest.mark.parametrize("metric", [images.psnr, images.ssim])
+def test_wrong_arguments(metric):
+  x, y = frames((8, 8), 5, 1)
+  with pytest.raises(TypeError, match="uint8, not float32"):
+    metric(x, y.astype(np.float32))
+  with pytest.raises(ValueError, match=r"\(2, 8, 8, 3\) and \(1, 8, 8, 3\)"):
+    metric(x, y[:1])

@@ -1,0 +1,205 @@
+"""What all programs share: exit codes, one sentence, configs, the cache."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.launch import launching
+
+PROGRAM = """
+  import sys
+
+  import jax
+  from absl import flags, logging
+  from ml_collections import config_flags
+
+  from dcvideogen_jax import errors
+  from launch import _program
+
+  _CONFIG = config_flags.DEFINE_config_file("config")
+  _DO = flags.DEFINE_string("do", "", "What happens.")
+
+
+  def main(argv):
+    match _DO.value:
+      case "user_error":
+        raise errors.UserError("a\\nb  is wrong")
+      case "bug":
+        raise ValueError("a bug")
+      case "interrupt":
+        raise KeyboardInterrupt
+      case "host_memory":
+        raise MemoryError("Unable to allocate 9 TiB")
+      case "device_memory":
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9T\\nlong list")
+      case "device_bug":
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+      case "logs":
+        logging.info("quiet")
+        logging.warning("loud")
+      case "directory":
+        with _program.output_directory("a/b/c") as directory:
+          assert directory.is_dir()
+          raise errors.UserError("stop")
+      case "wait":
+        with _program.output_directory("a") as directory:
+          print("ready", flush=True)
+          input()
+    print(_CONFIG.value and _CONFIG.value.to_json())
+    print(jax.config.jax_compilation_cache_dir)
+
+
+  if __name__ == "__main__":
+    _program.run(main)
+"""
+
+CONFIG = """
+  import ml_collections
+
+
+  def get_config(arg="small"):
+    if arg == "broken":
+      return {}["missing"]
+    if arg != "small":
+      raise ValueError(f"unknown variant {arg!r}: expected small")
+    config = ml_collections.ConfigDict()
+    config.model = ml_collections.ConfigDict({"width": 8})
+    config.rate = 0.1
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("place")
+  (directory / "prog.py").write_text(textwrap.dedent(PROGRAM))
+  (directory / "conf.py").write_text(textwrap.dedent(CONFIG))
+  return directory
+
+
+def start(place, *flags, **environment):
+  return subprocess.Popen(
+    [sys.executable, "prog.py", *flags],
+    cwd=place,
+    env={
+      "PYTHONPATH": str(launching.ROOT),
+      "HOME": str(place),
+      "JAX_PLATFORMS": "cpu",
+      **environment,
+    },
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(place, *flags, **environment):
+  process = start(place, *flags, **environment)
+  stdout, stderr = process.communicate()
+  return launching.Finished(process.returncode, stdout, stderr)
+
+
+@pytest.mark.parametrize(
+  ("flags", "code", "line"),
+  [
+    (["--do=user_error"], 2, "error: a b is wrong"),
+    (["--do=interrupt"], 130, "error: interrupted"),
+    (
+      ["--do=host_memory"],
+      2,
+      "error: the host is out of memory: Unable to allocate 9 TiB",
+    ),
+    (
+      ["--do=device_memory"],
+      2,
+      "error: the device is out of memory: RESOURCE_EXHAUSTED: 9T",
+    ),
+    (["--do=directory"], 2, "error: stop"),
+    (
+      ["stray"],
+      2,
+      "error: unexpected argument 'stray': write options as --name=value",
+    ),
+    (
+      ["--config=conf.py", "--config.model.depth=3", "--config.rate=1"],
+      2,
+      "error: the config has no such key: --config.model.depth",
+    ),
+    (
+      ["--config=conf.py", "--config.rate.x=3"],
+      2,
+      "error: the config has no such key: --config.rate.x",
+    ),
+    (
+      ["--config=conf.py:huge"],
+      2,
+      "error: --config: unknown variant 'huge': expected small",
+    ),
+    (
+      ["--config=nowhere.py"],
+      2,
+      "error: --config: cannot read the config file 'nowhere.py'; relative"
+      " paths start at the working directory",
+    ),
+  ],
+)
+def test_one_sentence(place, flags, code, line):
+  finished = run(place, *flags)
+  assert finished.stderr.splitlines() == [line]
+  assert finished.code == code
+  assert not (place / "a").exists()
+
+
+@pytest.mark.parametrize(
+  ("flags", "last"),
+  [
+    (["--do=bug"], "ValueError: a bug"),
+    (["--do=device_bug"], "INTERNAL: broken"),
+    (["--config=conf.py:broken"], "KeyError: 'missing'"),
+  ],
+)
+def test_a_bug_keeps_its_traceback(place, flags, last):
+  finished = run(place, *flags)
+  assert finished.code == 1
+  assert "Traceback" in finished.stderr
+  assert finished.stderr.rstrip().endswith(last)
+
+
+@pytest.mark.parametrize("flags", [["--unknown=1"], ["--config.rate=1"]])
+def test_wrong_flags_are_told_by_absl(place, flags):
+  finished = run(place, *flags)
+  assert finished.code == 1
+  assert finished.stderr.startswith("FATAL Flags parsing error")
+  assert "Traceback" not in finished.stderr
+
+
+def test_config_and_logging(place):
+  finished = run(place, "--config=conf.py", "--config.rate=0.5", "--do=logs")
+  assert finished.code == 0
+  assert '{"model": {"width": 8}, "rate": 0.5}' in finished.stdout
+  assert "loud" in finished.stderr and "quiet" not in finished.stderr
+
+
+def test_compiled_programs_are_kept(place):
+  home = str(place / ".cache" / "dcvideogen_jax" / "xla")
+  assert home in run(place).stdout
+  assert "/x/dcvideogen_jax/xla" in run(place, XDG_CACHE_HOME="/x").stdout
+  assert "/y\n" in run(place, JAX_COMPILATION_CACHE_DIR="/y").stdout
+
+
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_signals_clean_up(place, number, code):
+  process = start(place, "--do=wait")
+  assert process.stdout.readline() == "ready\n"
+  process.send_signal(number)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == code
+  assert "Traceback" not in stderr
+  assert not pathlib.Path(place, "a").exists()
