@@ -1,4 +1,4 @@
-"""DC-VideoGen in JAX: deep compression video autoencoders and what they speed up.
+"""DC-VideoGen in JAX: deep compression video autoencoders and their use.
 
 Dimension letters, one legend for annotations, einsum and einops alike:
 

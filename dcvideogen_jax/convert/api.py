@@ -44,9 +44,7 @@ def _video(module: dc_ae_v.DCAEV) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 
 KINDS = {
-  "dc_ae_v": Kind(
-    dc_ae_v_rules.RULES, dc_ae_v.VARIANTS, dc_ae_v.build, _video
-  ),
+  "dc_ae_v": Kind(dc_ae_v_rules.RULES, dc_ae_v.VARIANTS, dc_ae_v.build, _video),
 }
 
 
@@ -150,7 +148,7 @@ def save(
 
 def config_of(module: Any) -> dict[str, Any]:
   """The fields that make the architecture, without those of one run."""
-  run = {"parent", "name", "dtype", "param_dtype", "remat"}
+  run = {"parent", "name", "dtype", "param_dtype", "remat", "conv3d"}
   return {
     name: getattr(module, name)
     for name in type(module).__dataclass_fields__

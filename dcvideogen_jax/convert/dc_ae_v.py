@@ -1,4 +1,4 @@
-"""Names of DC-AE-V's weights, as DC-Gen `dc_videogen` (commit cae2205) has them."""
+"""Names of DC-AE-V's weights, from DC-Gen `dc_videogen`, commit cae2205."""
 
 from dcvideogen_jax.convert.engine import CONV3D, Rule
 

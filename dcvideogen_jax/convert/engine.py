@@ -113,9 +113,7 @@ def torch_to_jax(
       names the tensor that holds a NaN or an infinity.
   """
   wanted = tree.flatten(expected)
-  tree.require_equal(
-    tree.shapes(expected), jax_shapes(rules, tensors), what
-  )
+  tree.require_equal(tree.shapes(expected), jax_shapes(rules, tensors), what)
   renamed = _rename(rules, tensors, to_jax=True)
   params = {}
   for name, tensor in tensors.items():

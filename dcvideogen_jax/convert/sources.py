@@ -272,8 +272,7 @@ def _state_dict(path: pathlib.Path, loaded: Any) -> dict[str, Tensor]:
       found = found.get(name, found)
   if not isinstance(found, Mapping):
     raise errors.UserError(
-      f"{path}: expected a dictionary of tensors, "
-      f"found {type(found).__name__}"
+      f"{path}: expected a dictionary of tensors, found {type(found).__name__}"
     )
   if others := [n for n, t in found.items() if not isinstance(t, Tensor)]:
     raise errors.UserError(f"{path}: {others[0]!r} is not a tensor")

@@ -114,6 +114,19 @@ def count(module: dc_ae_v.DCAEV, plan: Plan, height: int, decode: bool) -> int:
   return -(-(height + late) // (plan.rows * scale))
 
 
+def work(
+  module: dc_ae_v.DCAEV, height: int, width: int, *, decode: bool
+) -> int:
+  """FLOPs of the convolutions of one whole chunk; a multiply-add is two."""
+  size = module.spatial_factor
+  height, width = (-(-n // size) * size for n in (height, width))
+  per_position = sum(
+    x.inputs * x.outputs * x.frames / module.scale_at(x.at) ** 2
+    for x in _layers(module, decode)
+  )
+  return round(2 * 27 * per_position * height * width)
+
+
 def _step(module, stage: int) -> int:
   """Rows of a stage per row of the next coarser one."""
   return module.scale_at(stage + 1) // module.scale_at(stage)
@@ -132,8 +145,7 @@ def _candidates(
 
   def work(some):
     return sum(
-      x.inputs * x.outputs * x.frames / module.scale_at(x.at) ** 2
-      for x in some
+      x.inputs * x.outputs * x.frames / module.scale_at(x.at) ** 2 for x in some
     )
 
   def area(x, pixel_rows, extra=0):

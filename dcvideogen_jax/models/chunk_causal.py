@@ -26,7 +26,6 @@ import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -91,6 +90,8 @@ class Conv(nn.Module):
     use_bias: whether the convolution has a bias.
     norm: whether an `RMSNorm` follows.
     act: what is applied last.
+    conv3d: implementation of `ops.conv3d`; None lets it choose by the platform
+      that runs this.
   """
 
   features: int
@@ -100,6 +101,7 @@ class Conv(nn.Module):
   use_bias: bool = True
   norm: bool = False
   act: Callable[[Array], Array] | None = None
+  conv3d: str | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -138,7 +140,13 @@ class Conv(nn.Module):
       skip = 1 + self.delay - shortcut_delay
       shortcut = self._without_past(x[:, :, skip : skip + h], frames)
       x = x[:, :, : h + 2]
-    y = conv3d.conv3d(x, kernel, bias, padding=(future, rows, (1, 1)))
+    y = conv3d.conv3d(
+      x,
+      kernel,
+      bias,
+      padding=(future, rows, (1, 1)),
+      implementation=self.conv3d,
+    )
     y = y.reshape(clips, frames, *y.shape[2:])
 
     if self.norm:

@@ -125,6 +125,7 @@ class Half(nn.Module):
   temporal_factor: int
   time: str
   remat: bool
+  conv3d: str | None
   dtype: jnp.dtype
   param_dtype: jnp.dtype
 
@@ -134,6 +135,7 @@ class Half(nn.Module):
     return {
       "chunk": self.chunk_frames // (self.temporal_factor if coarsest else 1),
       "time": self.time,
+      "conv3d": self.conv3d,
       "dtype": self.dtype,
       "param_dtype": self.param_dtype,
     }
@@ -205,9 +207,7 @@ class Decoder(Half):
     coarsest = len(self.widths) - 1
     first = coarsest if first is None else first
     if first == coarsest:
-      x, _ = Conv(
-        self.widths[-1], **self.conv(coarsest), name="project_in"
-      )(x)
+      x, _ = Conv(self.widths[-1], **self.conv(coarsest), name="project_in")(x)
     for s in range(first, max(last, 1) - 1, -1):
       up = s < coarsest and {
         "features": self.widths[s],
@@ -246,6 +246,7 @@ class DCAEV(nn.Module):
     latent_scale: what a diffusion model multiplies latents by; not applied
       here.
     remat: recompute the activations of every block in the backward pass.
+    conv3d: implementation of `ops.conv3d`; None lets it choose.
     dtype: of the computation; norms are in float32 all the same.
     param_dtype: of the parameters.
   """
@@ -259,6 +260,7 @@ class DCAEV(nn.Module):
   time: str = "chunk_causal"
   latent_scale: float = 1.0
   remat: bool = False
+  conv3d: str | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -383,8 +385,7 @@ def pad_edge(x: Array, frames: int, size: int = 1) -> Array:
   numpy arrays stay in host memory.
   """
   padding = [
-    (0, -n % m)
-    for n, m in zip(x.shape[1:4], (frames, size, size), strict=True)
+    (0, -n % m) for n, m in zip(x.shape[1:4], (frames, size, size), strict=True)
   ]
   pad = np.pad if isinstance(x, np.ndarray) else jnp.pad
   return pad(x, ((0, 0), *padding, (0, 0)), mode="edge")

@@ -137,7 +137,9 @@ def _encode_banded(module, variables, video, state, plan, last):
 
   static = {"height": height, "cut": plan.cut}
   args = (module, "encode_fine", variables)
-  empty = empty_state(*args, band(0), 0, collections=("cache", "rows"), **static)
+  empty = empty_state(
+    *args, band(0), 0, collections=("cache", "rows"), **static
+  )
   lines, features = empty["rows"], None
   for i in range(n):
     x, new = apply(

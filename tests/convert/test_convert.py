@@ -50,7 +50,7 @@ def test_round_trip_keeps_bfloat16(tmp_path):
 def test_dtype_is_that_of_parameters_and_computation():
   module, variables = convert.load("dc_ae_v", weights(), CONFIG, jnp.bfloat16)
   assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.bfloat16}
-  assert module.dtype == module.param_dtype == jnp.bfloat16
+  assert module.dtype == jnp.bfloat16 and module.param_dtype == jnp.bfloat16
 
 
 def test_saved_directory_needs_no_config(tmp_path):
@@ -227,7 +227,7 @@ def test_unknown_model_needs_a_config():
     (None, "f32t4c32", "does not fit"),
     (None, "f32t4c33", "unknown variant"),
     (None, {**CONFIG, "chunk": 3}, "unknown fields"),
-    (None, {"widths": (1,)}, "configuration"),
+    (None, {"widths": (1,)}, "missing fields"),
   ],
 )
 def test_wrong_arguments(tmp_path, source, config, message):

@@ -142,7 +142,9 @@ def test_released_variants_have_the_released_size(variant, parameters, tensors):
   module = dc_ae_v.build(dc_ae_v.VARIANTS[variant])
   size = module.spatial_factor
   video = jax.ShapeDtypeStruct((1, 40, size, size, 3), np.float32)
-  leaves = jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), video))
+  leaves = jax.tree.leaves(
+    jax.eval_shape(module.init, jax.random.key(0), video)
+  )
   assert sum(leaf.size for leaf in leaves) == parameters
   assert len(leaves) == tensors
 
