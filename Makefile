@@ -13,7 +13,7 @@ demo: $(VENV)/run
 
 # Everything but what needs a GPU or minutes: parity with PyTorch included.
 test: $(VENV)/parity
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gpu and not slow"
 
 # The same without its torch part, for a newer Python: make test-newest
 # PYTHON=python3.13 VENV=.venv-newest
