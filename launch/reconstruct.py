@@ -336,7 +336,7 @@ def _settings(
     "variant": _model.variant("dc_ae_v", module),
     "parameters": sum(leaf.size for leaf in leaves),
     "parameter_dtypes": sorted({leaf.dtype.name for leaf in leaves}),
-    "config": convert.api.config_of(module),
+    "config": convert.config_of(module),
     "dtype": _DTYPE.value,
     "frames_rule": _FRAMES_RULE.value,
     "memory_budget_gib": _BUDGET.value,

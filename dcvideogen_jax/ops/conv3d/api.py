@@ -1,23 +1,38 @@
-"""The one entry point: choice of implementation, split, bias."""
+"""The one entry point: choice of implementation, bands for large arrays."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.ops.conv3d import decompositions, reference
+from dcvideogen_jax.ops.conv3d import (
+  decompositions,
+  measured,
+  reference,
+  winograd,
+)
 
 IMPLEMENTATIONS = {
   "reference": reference.reference,
   "xla": reference.xla,
-  "frames": decompositions.frames,
+  "channels": decompositions.channels,
+  "outputs": decompositions.outputs,
+  "winograd": winograd.winograd,
+}
+REFUSALS = {"winograd": winograd.refusals}
+
+# Decomposition -> the form its gradient to the input takes.
+TRANSPOSE = {
+  "channels": "outputs",
+  "outputs": "channels",
+  "winograd": "winograd",
 }
 
-# cuDNN and many XLA kernels index with 32 bits.
+# What cuDNN can index.
 MAX_ELEMENTS = 2**31 - 1
-
-Padding = Sequence[tuple[int, int]]
 
 
 def conv3d(
@@ -25,14 +40,151 @@ def conv3d(
   kernel: Float[Array, "kt kh kw c o"],
   bias: Float[Array, " o"] | None = None,
   *,
-  padding: Padding,
+  padding: Sequence[tuple[int, int]],
   implementation: str | None = None,
   precision: lax.PrecisionLike = None,
   max_elements: int = MAX_ELEMENTS,
-) -> Float[Array, "n T H W o"]:
-  """Convolves with stride 1 and zero padding given per side."""
-  if implementation is None:
-    implementation = "frames" if jax.default_backend() == "cpu" else "xla"
-  y = IMPLEMENTATIONS[implementation](x, kernel, tuple(padding), precision)
-  y = y.astype(x.dtype)
-  return y if bias is None else y + bias.astype(y.dtype).reshape(1, 1, 1, 1, -1)
+) -> Float[Array, "n t2 h2 w2 o"]:
+  """Convolves with stride 1 and zero padding.
+
+  Args:
+    x: float32 or bfloat16; products of bfloat16 are summed in float32.
+    kernel: in the dtype of `x`.
+    bias: added at every position.
+    padding: zeros before and after, for t, h and w.
+    implementation: a key of `IMPLEMENTATIONS`; by default `choose` decides. All
+      but "reference" and "xla" have gradients in reverse mode only.
+    precision: of the products, as in `jax.lax`.
+    max_elements: an input or a result with more elements is computed in bands
+      of rows with halos, exactly.
+
+  Returns:
+    The result in the dtype of `x`.
+
+  Raises:
+    ValueError: if the shapes do not fit or the implementation is unknown.
+    NotImplementedError: with every reason, if the named implementation cannot
+      do this convolution or one row of it has more than `max_elements`.
+  """
+  edges = tuple((int(low), int(high)) for low, high in padding)
+  size = _size(x.shape, kernel.shape, edges)
+  name = implementation or choose(x.shape, kernel.shape, edges)
+  if name not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, "
+      f"found {name!r}"
+    )
+  reasons = _refusals(name, kernel.shape)
+  rows = _rows_per_band(x.shape, kernel.shape, edges, size, max_elements)
+  if rows < 1:
+    reasons.append(f"one row has more than {max_elements} elements")
+  if reasons:
+    raise NotImplementedError(f"conv3d by {name}: {'; '.join(reasons)}")
+
+  bands = [
+    _convolve(band, kernel, (edges[0], rows_edge, edges[2]), name, precision)
+    for band, rows_edge in _bands(x, kernel.shape[1], edges[1], size[1], rows)
+  ]
+  y = bands[0] if len(bands) == 1 else jnp.concatenate(bands, axis=2)
+  if bias is None:
+    return y
+  return y + bias.astype(y.dtype).reshape(1, 1, 1, 1, -1)
+
+
+def choose(
+  x: Sequence[int],
+  kernel: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  platform: str | None = None,
+) -> str:
+  """The implementation that `conv3d` takes by default.
+
+  Args:
+    x, kernel: their shapes.
+    padding: as `conv3d` takes it.
+    platform: by default `jax.default_backend()` while tracing. A program that
+      compiles for a device that is not there names the implementation instead.
+
+  Returns:
+    The one measured to be fastest for the nearest shape (measured.json), among
+    those that can.
+  """
+  size = _size(x, kernel, padding)
+  names = measured.ranking(
+    platform or jax.default_backend(), (x[0], *size, x[-1], kernel[-1])
+  )
+  return next(name for name in names if not _refusals(name, kernel))
+
+
+def _refusals(name, kernel):
+  refusals = REFUSALS.get(name)
+  return refusals(kernel) if refusals else []
+
+
+def _size(x, kernel, padding):
+  """The result's t, h and w."""
+  if len(x) != 5 or len(kernel) != 5 or x[-1] != kernel[3]:
+    raise ValueError(
+      f"x must be n t h w c and kernel kt kh kw c o with the same c, "
+      f"found {tuple(x)} and {tuple(kernel)}"
+    )
+  if len(padding) != 3:
+    raise ValueError(f"padding must be three pairs, found {padding}")
+  sides = zip(x[1:4], kernel[:3], padding, strict=True)
+  size = tuple(s + sum(edge) - k + 1 for s, k, edge in sides)
+  if min(size) < 1:
+    raise ValueError(
+      f"x {tuple(x)} padded by {padding} is smaller than kernel {tuple(kernel)}"
+    )
+  return size
+
+
+def _rows_per_band(x, kernel, padding, size, max_elements):
+  """As many rows of the result as keep both sides within `max_elements`."""
+  n, t, _, w, c = x
+  row = n * (t + sum(padding[0])) * (w + sum(padding[2])) * c
+  result_row = n * size[0] * size[2] * kernel[-1]
+  halo = kernel[1] - 1
+  return min(size[1], max_elements // row - halo, max_elements // result_row)
+
+
+def _bands(x, taps, padding, height, rows):
+  """Yields input rows, and the padding they still need, for each band."""
+  for start in range(0, height, rows):
+    low = start - padding[0]
+    high = min(start + rows, height) - 1 + taps - padding[0]
+    inside = slice(max(low, 0), max(min(high, x.shape[2]), 0))
+    yield x[:, :, inside], (max(-low, 0), max(high - x.shape[2], 0))
+
+
+def _convolve(x, kernel, padding, name, precision):
+  if name in TRANSPOSE:
+    return _decomposed(x, kernel, padding, name, precision)
+  return IMPLEMENTATIONS[name](x, kernel, padding, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _decomposed(x, kernel, padding, name, precision):
+  """With gradients as fast as the forward call; autodiff's would not be."""
+  return IMPLEMENTATIONS[name](x, kernel, padding, precision)
+
+
+def _decomposed_forward(x, kernel, padding, name, precision):
+  return _decomposed(x, kernel, padding, name, precision), (x, kernel)
+
+
+def _decomposed_backward(padding, name, precision, saved, dy):
+  x, kernel = saved
+  sides = zip(kernel.shape[:3], padding, strict=True)
+  edges = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in sides)
+  flipped = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
+  dx = _decomposed(dy, flipped, edges, TRANSPOSE[name], precision)
+
+  def of_kernel(kernel):
+    return decompositions.channels(x, kernel, padding, precision)
+
+  (dkernel,) = jax.linear_transpose(of_kernel, kernel)(dy)
+  return dx, dkernel
+
+
+_decomposed.defvjp(_decomposed_forward, _decomposed_backward)

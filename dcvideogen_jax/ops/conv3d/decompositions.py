@@ -1,34 +1,51 @@
-"""conv3d as cheaper operations, for backends whose own form is slow."""
+"""conv3d as one 2-D convolution, frames folded into the batch.
 
-import functools
-import operator
+On the CPU, XLA's 2-D convolution is several times faster than its 3-D one when
+there are few channels. The temporal taps become channels, of the input or of
+the output; each form is the other's transpose.
+
+Both accumulate in float32 (float64 for float64).
+"""
 
 import jax.numpy as jnp
 from jax import lax
 
 
-def _pad_frames(x, padding):
-  return lax.pad(
-    x, jnp.zeros((), x.dtype), [(0, 0, 0), (*padding, 0)] + [(0, 0, 0)] * 3
-  )
-
-
-def frames(x, kernel, padding, precision):
-  """One 2-D convolution per temporal tap, frames folded into the batch."""
-  n, _, h, w, c = x.shape
-  taps = kernel.shape[0]
-  x = _pad_frames(x.astype(jnp.float32), padding[0])
+def channels(x, kernel, padding, precision):
+  """The shifted frames side by side in the input's channels."""
+  taps, kh, kw, _, o = kernel.shape
+  x = _pad_frames(x, padding[0])
   t = x.shape[1] - taps + 1
+  x = jnp.concatenate([x[:, i : i + t] for i in range(taps)], axis=-1)
+  kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(kh, kw, -1, o)
+  return _conv2d(x, kernel, padding[1:], precision).astype(x.dtype)
 
-  def tap(i):
-    y = lax.conv_general_dilated(
-      x[:, i : i + t].reshape(n * t, h, w, c),
-      kernel[i].astype(jnp.float32),
-      window_strides=(1, 1),
-      padding=padding[1:],
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      precision=precision,
-    )
-    return y.reshape(n, t, *y.shape[1:])
 
-  return functools.reduce(operator.add, map(tap, range(taps)))
+def outputs(x, kernel, padding, precision):
+  """The taps side by side in the output's channels, then a shifted sum."""
+  taps, kh, kw, c, o = kernel.shape
+  x = _pad_frames(x, padding[0])
+  t = x.shape[1] - taps + 1
+  kernel = kernel.transpose(1, 2, 3, 0, 4).reshape(kh, kw, c, -1)
+  y = _conv2d(x, kernel, padding[1:], precision)
+  y = sum(y[:, i : i + t, ..., i * o : (i + 1) * o] for i in range(taps))
+  return y.astype(x.dtype)
+
+
+def _pad_frames(x, padding):
+  none = (0, 0, 0)
+  edges = (none, (*padding, 0), none, none, none)
+  return lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+
+def _conv2d(x, kernel, padding, precision):
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  y = lax.conv_general_dilated(
+    x.reshape(-1, *x.shape[2:]).astype(wide),
+    kernel.astype(wide),
+    window_strides=(1, 1),
+    padding=padding,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision=precision,
+  )
+  return y.reshape(*x.shape[:2], *y.shape[1:])

@@ -1,0 +1,109 @@
+"""What configs share: the argument's grammar, optimiser and mesh presets."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from dcvideogen_jax import errors
+
+TIMES = ("chunk_causal", "causal", "non_causal")
+
+
+def parse_arg(
+  arg: str | None, choices: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """Parses what follows the colon in `--config=file.py:arg`.
+
+  The argument is a comma-separated list of `key=value`; a bare `key` means
+  `key=True`. The first item may be a bare value of the first key.
+
+  Args:
+    arg: such as "autoencoder,time=causal,runlocal"; None or "" for defaults.
+    choices: key -> tuple of allowed values, the first of which is the
+      default; a key with False as its value is a switch.
+
+  Raises:
+    errors.UserError: for an unknown key or value.
+  """
+  found = {
+    key: allowed[0] if allowed else False for key, allowed in choices.items()
+  }
+  first = next(iter(choices))
+  for i, item in enumerate(filter(None, (arg or "").split(","))):
+    key, equals, value = (part.strip() for part in item.partition("="))
+    if not equals and i == 0 and key not in choices:
+      key, value = first, key
+    if key not in choices:
+      raise errors.UserError(
+        f"the config's argument has the keys {', '.join(choices)}, "
+        f"found {key!r}"
+      )
+    allowed = choices[key] or (True, False)
+    values = {str(v).lower(): v for v in allowed}
+    value = "true" if value == "" and not choices[key] else value
+    if value.lower() not in values:
+      raise errors.UserError(
+        f"{key} must be one of {', '.join(map(str, allowed))}, found {value!r}"
+      )
+    found[key] = values[value.lower()]
+  return ml_collections.ConfigDict(found)
+
+
+def training() -> ml_collections.ConfigDict:
+  """The parts of a training config that rarely differ."""
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  c.keep = 3
+  c.log_every = 50
+  c.save_every = 500
+  c.ema = 0.999
+  c.optim = adamw()
+  c.mesh = {"data": -1, "fsdp": 1}
+  c.sharding = ((".*", "fsdp"),)
+  return c
+
+
+def adamw() -> ml_collections.ConfigDict:
+  """AdamW: warm-up, cosine, clipping; only kernels decay."""
+  return ml_collections.ConfigDict(
+    {
+      "name": "adamw",
+      "lr": 1e-3,
+      "warmup": 100,
+      "schedule": "cosine",
+      "final": 0.01,
+      "betas": (0.9, 0.99),
+      "eps": 1e-8,
+      "clip": 1.0,
+      "decay": 0.0,
+      "decay_mask": ((".*/kernel", True), (".*", False)),
+    }
+  )
+
+
+def clips(
+  source: str, frames: int, size: int, path: str | None = None
+) -> ml_collections.ConfigDict:
+  """Square clips; see `dcvideogen_jax.data.pipeline.batches`."""
+  c = ml_collections.ConfigDict()
+  c.source = source
+  c.path = ml_collections.config_dict.placeholder(str)
+  c.path = path
+  c.frames, c.height, c.width = frames, size, size
+  c.weights = (0.8, 0.2)
+  c.flip = True
+  c.reverse = False
+  c.max_stride = 1
+  c.max_zoom = 2.0
+  return c
+
+
+def validation(
+  data: ml_collections.ConfigDict, batches: int, batch_size: int, every: int
+) -> ml_collections.ConfigDict:
+  """Fixed held-out batches, measured every so many steps (0 for never)."""
+  c = ml_collections.ConfigDict()
+  c.data = data
+  c.batches, c.batch_size, c.every = batches, batch_size, every
+  return c

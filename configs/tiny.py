@@ -1,0 +1,63 @@
+"""The tiny models: trained on a laptop, shipped with the package.
+
+Autoencoder: f32t4 with 64 latent channels, 64x64 crops of 16 frames, trained
+on real clips and generated motion. The three temporal designs of arXiv
+2509.25182 differ in the `time` argument only.
+
+  python -m launch.prepare_clips --output=out/clips
+  python -m launch.prepare_clips --split=heldout --output=out/heldout
+  python -m launch.train --config=configs/tiny.py:autoencoder \\
+    --workdir=out/autoencoder --export=out/autoencoder/model
+  python -m launch.train --config=configs/tiny.py:autoencoder,time=causal \\
+    --workdir=out/causal
+
+The README's table of results holds the numbers to expect. `runlocal` is the
+same run on generated motion, small enough for a test.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """The config for an argument such as "autoencoder,time=causal,runlocal"."""
+  arg = common.parse_arg(
+    arg, {"task": ("autoencoder",), "time": common.TIMES, "runlocal": ()}
+  )
+  c = common.training()
+  c.task = arg.task
+  c.steps = 1000
+  c.batch_size = 4
+  c.log_every, c.save_every = 20, 100
+  c.ema = 0.995
+  c.optim.lr, c.optim.warmup = 2e-4, 50
+  c.start = "shortcuts"
+  c.model = {
+    "latent_channels": 64,
+    "widths": (16, 16, 32, 32, 32, 64, 64),
+    "depths": (0, 1, 1, 1, 1, 1, 1),
+    "chunk_frames": 8,
+    "spatial_factor": 32,
+    "temporal_factor": 4,
+    "time": arg.time,
+  }
+  c.loss = {"l1": 1.0, "mse": 1.0, "gradient": 0.0, "dssim": 0.0}
+  c.data = common.clips("mix", 16, 64, "out/clips")
+  held_out = common.clips("records", 16, 64, "out/heldout/frames16")
+  c.val = common.validation(held_out, batches=6, batch_size=4, every=200)
+  if arg.runlocal:
+    _shrink(c)
+  return c
+
+
+def _shrink(c: ml_collections.ConfigDict) -> None:
+  """Seconds instead of minutes, and no files needed."""
+  c.steps = 2
+  c.log_every = c.save_every = c.val.every = 1
+  c.optim.warmup = 1
+  c.val.batches = 1
+  c.model.widths, c.model.depths = (8, 8, 8, 8), (0, 1, 1, 1)
+  c.model.spatial_factor = 4
+  for data in (c.data, c.val.data):
+    data.source, data.height, data.width = "synthetic", 16, 16

@@ -1,0 +1,148 @@
+"""Encodes and decodes one clip in JAX and in plain PyTorch, side by side."""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.convert import api, engine
+
+SIDES = ("jax", "torch")
+
+
+def compare(
+  config: Mapping[str, Any],
+  clip: tuple[int, int, int, int],
+  sides: Sequence[str] = SIDES,
+  threads: int = 2,
+  repeats: int = 1,
+) -> dict[str, Any]:
+  """Runs every side in its own process on the same random weights and clip.
+
+  Float32 on the CPU.
+
+  Args:
+    config: of DC-AE-V, `convert`'s kind "dc_ae_v".
+    clip: b, t, h, w of the video; whole chunks and latents.
+    sides: out of `SIDES`, run in this order.
+    threads: cores that a process may use.
+    repeats: of encoding and decoding; the first run is one of them.
+
+  Returns:
+    A JSON object: what was run; `sides`, by name, with seconds (`load_s`,
+    `compile_s`, and per repeat `encode_s` and `decode_s`) and bytes of peak
+    resident memory once loaded and at the end; `difference`, if there are two
+    sides, with the largest absolute difference and value of latents and video.
+
+  Raises:
+    errors.UserError: if the clip does not fill chunks and latents, or a side's
+      process fails.
+  """
+  shape = (*clip, 3)
+  request = {
+    "config": {**config},
+    "clip": shape,
+    "shapes": _shapes(config, shape),
+    "threads": threads,
+    "repeats": repeats,
+  }
+  report = {
+    "clip": [*clip],
+    "config": json.loads(json.dumps(config)),
+    "threads": threads,
+    "machine": platform.machine(),
+    "jax": jax.__version__,
+    "sides": {},
+  }
+  with tempfile.TemporaryDirectory() as folder:
+    outputs = {}
+    for side in sides:
+      path = pathlib.Path(folder) / f"{side}.npz"
+      report["sides"][side] = _run(
+        {**request, "side": side, "outputs": str(path)}
+      )
+      with np.load(path) as file:
+        outputs[side] = {**file}
+  if len(sides) == 2:
+    a, b = outputs.values()
+    report["difference"] = {
+      name: {
+        "max_abs": float(np.abs(a[name] - b[name]).max()),
+        "largest": float(np.abs(a[name]).max()),
+      }
+      for name in a
+    }
+  return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+  """The report as text, with the ratio of the first side to the second."""
+  sides = report["sides"]
+  rows = [("", *sides, "ratio" if len(sides) == 2 else "")]
+  for label, value in (
+    ("compile, s", lambda side: side["compile_s"]),
+    ("encode, s", lambda side: statistics.median(side["encode_s"])),
+    ("decode, s", lambda side: statistics.median(side["decode_s"])),
+    ("memory loaded, GiB", lambda side: side["loaded_bytes"] / 2**30),
+    ("peak memory, GiB", lambda side: side["peak_bytes"] / 2**30),
+  ):
+    values = [value(side) for side in sides.values()]
+    ratio = f"{values[0] / values[1]:.2f}" if all(values[1:]) else ""
+    ratio = ratio if len(values) == 2 else ""
+    rows.append((label, *(f"{v:.2f}" for v in values), ratio))
+  lines = [
+    f"{row[0]:<20}" + "".join(f"{cell:>10}" for cell in row[1:]).rstrip()
+    for row in rows
+  ]
+  for name, d in report.get("difference", {}).items():
+    lines.append(
+      f"{name}: max abs difference {d['max_abs']:.2e}"
+      f" of values up to {d['largest']:.2f}"
+    )
+  return "\n".join(lines)
+
+
+def _shapes(config, clip):
+  """Official name -> shape of every weight."""
+  kind = api.KINDS["dc_ae_v"]
+  module = kind.build(config)
+  size = module.spatial_factor
+  multiples = (1, module.frames_multiple, size, size, 3)
+  if any(n < 1 or n % m for n, m in zip(clip, multiples, strict=True)):
+    raise errors.UserError(
+      f"the clip must have a multiple of {module.frames_multiple} frames and of"
+      f" {size} rows and columns, found {tuple(clip)}"
+    )
+  video = jax.ShapeDtypeStruct(clip, jnp.float32)
+  variables = jax.eval_shape(module.init, jax.random.key(0), video)
+  return engine.torch_shapes(kind.rules, variables["params"])
+
+
+def _run(request: Mapping[str, Any]) -> dict[str, Any]:
+  # Compiled here and now; a kept program would report no time for it.
+  environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+  environment["JAX_PLATFORMS"] = "cpu"
+  done = subprocess.run(
+    [sys.executable, "-m", "dcvideogen_jax.bench.worker"],
+    input=json.dumps(request),
+    capture_output=True,
+    text=True,
+    env=environment,
+  )
+  if done.returncode:
+    reason = (
+      done.stderr.strip() or f"exit code {done.returncode}"
+    ).splitlines()
+    raise errors.UserError(f"the {request['side']} side failed: {reason[-1]}")
+  return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,179 @@
+"""Checkpoints: what a run needs to continue as if it had never stopped.
+
+Orbax is used here and nowhere else. A checkpoint is one directory per step
+with the items "state" (arrays, in their shardings), "data" (the position of
+the Grain iterator, one file per process) and "meta" (JSON). Orbax writes into
+a temporary directory and renames it, so a killed process leaves either a whole
+checkpoint or none.
+"""
+
+import logging
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import grain
+import orbax.checkpoint as ocp
+
+from dcvideogen_jax import errors, files, tree
+
+# Orbax describes an item only if it knows the handler beforehand.
+_HANDLERS = {
+  "state": ocp.StandardCheckpointHandler,
+  "data": grain.checkpoint.CheckpointHandler,
+  "meta": ocp.JsonCheckpointHandler,
+}
+
+
+class Restored(NamedTuple):
+  """What `restore` found; `data` has been put into the given iterator."""
+
+  step: int
+  state: Any
+  meta: dict[str, Any]
+
+
+class Checkpointer:
+  """Saves in the background and restores the newest readable checkpoint.
+
+  Use as a context manager; leaving it waits for the save under way.
+  """
+
+  def __init__(self, directory: str | os.PathLike[str], keep: int = 3):
+    """Opens (and creates) the directory.
+
+    Args:
+      directory: one run's checkpoints.
+      keep: how many of the newest to keep.
+
+    Raises:
+      errors.UserError: if the directory cannot be created.
+    """
+    self._directory = files.make_directory(directory).absolute()
+    self._options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      enable_async_checkpointing=True,
+      cleanup_tmp_directories=True,
+    )
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self._directory,
+      options=self._options,
+      item_handlers={name: handler() for name, handler in _HANDLERS.items()},
+    )
+
+  def __enter__(self) -> "Checkpointer":
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    self._manager.close()
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    data: grain.DatasetIterator,
+    meta: dict[str, Any] | None = None,
+  ) -> None:
+    """Starts saving; the arrays may be donated as soon as this returns.
+
+    A step that is already there is left as it is.
+    """
+    if step in self._manager.all_steps():
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        data=grain.checkpoint.CheckpointSave(data),
+        meta=ocp.args.JsonSave({"step": step, **(meta or {})}),
+      ),
+      force=True,
+    )
+
+  def wait(self) -> None:
+    """Blocks until the save under way is on disk."""
+    self._manager.wait_until_finished()
+
+  def restore(
+    self,
+    target: Any,
+    data: grain.DatasetIterator | None = None,
+    repair: bool = True,
+  ) -> Restored | None:
+    """Restores the newest readable checkpoint, or returns None if none exist.
+
+    Where one cannot be read, a warning says so and the one before it is tried.
+
+    Args:
+      target: tree of `jax.ShapeDtypeStruct`s whose shardings say where each
+        leaf goes.
+      data: iterator to put back to where it was.
+      repair: rename what cannot be read to "<step>.unreadable", so that a
+        continued run can save that step again.
+
+    Raises:
+      errors.UserError: if the newest readable checkpoint holds other leaves
+        than `target` (all of them are listed), or none can be read.
+    """
+    self.wait()
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        return self._restore(step, target, data)
+      except errors.UserError:
+        raise
+      # Orbax and TensorStore raise many types for a damaged file.
+      except Exception as e:
+        logging.warning(
+          "checkpoint %s cannot be read (%s), trying the one before it",
+          self._directory / str(step),
+          _first_line(e),
+        )
+        if repair:
+          self._set_aside(step)
+    if steps:
+      raise errors.UserError(
+        f"none of the {len(steps)} checkpoints in {self._directory} can be read"
+      )
+    return None
+
+  def _restore(
+    self, step: int, target: Any, data: grain.DatasetIterator | None
+  ) -> Restored:
+    stored = self._manager.item_metadata(step)["state"]
+    if stored is None:
+      raise FileNotFoundError("its description of the state is missing")
+    tree.require_equal(
+      tree.shapes(target), tree.shapes(stored.tree), f"checkpoint {step}"
+    )
+    items = {
+      "state": ocp.args.StandardRestore(target),
+      "meta": ocp.args.JsonRestore(),
+    }
+    if data is not None:
+      items["data"] = grain.checkpoint.CheckpointRestore(data)
+    found = self._manager.restore(step, args=ocp.args.Composite(**items))
+    return Restored(step, found["state"], found["meta"])
+
+  def _set_aside(self, step: int) -> None:
+    """Renames a damaged checkpoint, so that its step can be saved again."""
+    self._manager.close()
+    damaged = self._directory / str(step)
+    damaged.rename(_unused(damaged.with_name(f"{step}.unreadable")))
+    self._manager = self._open()
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+  """`path`, or `path` with the first free number behind it."""
+  candidate, i = path, 1
+  while candidate.exists():
+    candidate, i = path.with_name(f"{path.name}.{i}"), i + 1
+  return candidate
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip()
+  return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,109 @@
+"""Reconstruction losses and measures on video in [-1, 1], all in float32."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dcvideogen_jax import errors
+
+Video = Float[Array, "b t h w c"]
+Scalar = Float[Array, ""]
+
+
+def l1(x: Video, y: Video) -> Scalar:
+  """Mean absolute difference."""
+  return jnp.abs(x - y).mean()
+
+
+def mse(x: Video, y: Video) -> Scalar:
+  """Mean squared difference."""
+  return jnp.square(x - y).mean()
+
+
+def gradient(x: Video, y: Video, scales: int = 3) -> Scalar:
+  """L1 between spatial and temporal differences, at `scales` resolutions.
+
+  Each coarser scale averages 2x2 pixels. It asks for edges and motion in the
+  right place, which plain L1 weighs little.
+  """
+  error, total = x - y, jnp.zeros((), jnp.float32)
+  for scale in range(scales):
+    if scale:
+      error = _halve(error)
+    for axis in (1, 2, 3):
+      if error.shape[axis] > 1:
+        total += jnp.abs(jnp.diff(error, axis=axis)).mean()
+  return total / scales
+
+
+def dssim(x: Video, y: Video, window: int = 7) -> Scalar:
+  """(1 - SSIM) / 2 per frame and channel, uniform window, range 2."""
+  return (1 - ssim(x, y, window)) / 2
+
+
+def ssim(x: Video, y: Video, window: int = 7) -> Scalar:
+  """Mean structural similarity with a uniform window; frames at least window.
+
+  A cheap relative of the official Gaussian-window SSIM, for training and
+  validation curves; compare published numbers with `eval.images.ssim`.
+  """
+  c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+  mx, my = _blur(x, window), _blur(y, window)
+  vx = _blur(x * x, window) - mx * mx
+  vy = _blur(y * y, window) - my * my
+  vxy = _blur(x * y, window) - mx * my
+  top = (2 * mx * my + c1) * (2 * vxy + c2)
+  return (top / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean()
+
+
+def psnr(x: Video, y: Video) -> Float[Array, " b"]:
+  """Peak signal-to-noise ratio in dB of each clip, peak 2."""
+  error = jnp.square(x - y).mean(axis=(1, 2, 3, 4))
+  return 10 * jnp.log10(4 / jnp.maximum(error, 1e-10))
+
+
+def _halve(x: Video) -> Video:
+  b, t, h, w, c = x.shape
+  x = x[:, :, : h // 2 * 2, : w // 2 * 2]
+  return x.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
+
+
+def _blur(x: Video, window: int) -> Video:
+  """Mean over each window x window patch that lies inside the frame."""
+  for axis in (2, 3):
+    total = jnp.cumsum(x, axis=axis)
+    zero = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
+    total = jnp.concatenate([zero, total], axis=axis)
+    n = total.shape[axis]
+    upper = jax.lax.slice_in_dim(total, window, n, axis=axis)
+    lower = jax.lax.slice_in_dim(total, 0, n - window, axis=axis)
+    x = (upper - lower) / window
+  return x
+
+
+TERMS = {"l1": l1, "mse": mse, "gradient": gradient, "dssim": dssim}
+
+
+def weighted(
+  x: Video, y: Video, weights: Mapping[str, float]
+) -> tuple[Scalar, dict[str, Scalar]]:
+  """The weighted sum of the terms of `TERMS`, and each term by name.
+
+  Terms of weight zero are not computed.
+
+  Raises:
+    errors.UserError: for an unknown term, or when no term has a weight.
+  """
+  if unknown := sorted(set(weights) - set(TERMS)):
+    raise errors.UserError(
+      f"loss terms are {', '.join(TERMS)}, found {', '.join(unknown)}"
+    )
+  x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+  terms = {name: TERMS[name](x, y) for name, w in weights.items() if w}
+  if not terms:
+    raise errors.UserError(
+      f"at least one of the loss terms {', '.join(TERMS)} needs a weight"
+    )
+  return sum(weights[name] * value for name, value in terms.items()), terms

@@ -1,0 +1,107 @@
+"""Every config builds, and each `runlocal` takes an optimiser step."""
+
+import math
+import types
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import common, dc_ae_v, tiny
+from dcvideogen_jax import errors, tree
+from dcvideogen_jax.models import dc_ae_v as model
+from dcvideogen_jax.train import loop, step
+
+CASES = [
+  *[(tiny, f"autoencoder,time={time}") for time in common.TIMES],
+  *[(dc_ae_v, f"variant={name}") for name in model.VARIANTS],
+]
+LOCAL = [
+  (tiny, "autoencoder,runlocal"),
+  (tiny, "autoencoder,time=causal,runlocal"),
+  (tiny, "time=non_causal,runlocal"),
+  (dc_ae_v, "f32t4c32,runlocal"),
+]
+
+
+def _id(value):
+  return (
+    value.__name__ if isinstance(value, types.ModuleType) else value
+  ).replace("configs.", "")
+
+
+def _on_eight_devices(config):
+  """Batches that the eight fake devices of the tests can share."""
+  config.batch_size = config.val.batch_size = 8
+  return config.to_dict()
+
+
+@pytest.mark.parametrize(("module", "arg"), CASES, ids=_id)
+def test_builds(module, arg):
+  run = step.plan(_on_eight_devices(module.get_config(arg)))
+  params = tree.shapes(run.state.params)
+  assert tree.shapes(run.state.ema) == params
+  size = sum(math.prod(shape) for shape in params.values())
+  if module is tiny:
+    assert 2 * size < 6e6, "more than 6 MB in bfloat16"
+
+
+def test_released_variants_are_the_models():
+  """configs/ may not import models, so the numbers are there twice."""
+  for name, fields in model.VARIANTS.items():
+    config = dc_ae_v.get_config(f"variant={name}").model.to_dict()
+    trained = model.build(config, remat=False)
+    assert trained == model.build(fields, latent_scale=1.0)
+
+
+@pytest.mark.parametrize(("module", "arg"), LOCAL, ids=_id)
+def test_runlocal_takes_a_step(module, arg):
+  config = _on_eight_devices(module.get_config(arg))
+  run = step.plan(config)
+  state, advance = step.init(run), step.compile_step(run, config)
+  before = np.asarray(state.ema["decoder"]["project_in"]["kernel"])
+  data = loop.batches(config["data"], config["batch_size"], config["seed"])
+  with jax.set_mesh(run.mesh):
+    # The learning rate of the first step is zero where there is a warm-up.
+    for _ in range(2):
+      state, metrics = advance(state, step.put(run.mesh, next(data)))
+  data.close()
+  assert np.isfinite(float(metrics["loss"]))
+  after = np.asarray(state.params["decoder"]["project_in"]["kernel"])
+  assert np.isfinite(after).all() and (after != before).any()
+
+
+CHOICES = {"task": ("autoencoder", "t2v"), "n": (1, 2), "runlocal": ()}
+
+
+@pytest.mark.parametrize(
+  ("arg", "expected"),
+  [
+    (None, ("autoencoder", 1, False)),
+    ("", ("autoencoder", 1, False)),
+    ("t2v", ("t2v", 1, False)),
+    ("t2v,runlocal", ("t2v", 1, True)),
+    ("runlocal,n=2", ("autoencoder", 2, True)),
+    ("task=t2v, n=2 ,runlocal=False", ("t2v", 2, False)),
+  ],
+)
+def test_arguments(arg, expected):
+  found = common.parse_arg(arg, CHOICES)
+  assert isinstance(found, ml_collections.ConfigDict)
+  assert (found.task, found.n, found.runlocal) == expected
+
+
+@pytest.mark.parametrize(
+  ("arg", "message"),
+  [
+    ("i2v", "task must be one of autoencoder, t2v, found 'i2v'"),
+    ("n=3", "n must be one of 1, 2, found '3'"),
+    ("n", "n must be one of"),
+    ("t2v,fast", "the keys task, n, runlocal, found 'fast'"),
+    ("runlocal=maybe", "runlocal must be one of"),
+  ],
+)
+def test_arguments_that_mean_nothing(arg, message):
+  with pytest.raises(errors.UserError, match=message):
+    common.parse_arg(arg, CHOICES)

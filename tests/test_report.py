@@ -1,0 +1,56 @@
+"""The records of a run."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcvideogen_jax import errors, report
+
+
+def _steps(directory):
+  lines = (directory / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line)["step"] for line in lines]
+
+
+def test_progress_line_and_records(tmp_path, capsys):
+  with report.Report(tmp_path, total_steps=10) as log:
+    log.progress(1, {"loss": 0.123456}, clips_per_step=8)
+    log.restart_clock(1)
+    log.progress(1, {"loss": 0.5}, clips_per_step=8)
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith("step 1/10  loss 0.1235  0.")
+  assert "clips/s  ETA 0:00:0" in lines[0]
+  assert lines[1] == "step 1/10  loss 0.5"
+  first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+  assert first["loss"] == 0.123456
+  speed = first["seconds_per_step"] * first["clips_per_second"]
+  assert speed == pytest.approx(8)
+
+
+def test_resuming_drops_what_came_after_and_half_a_line(tmp_path):
+  with report.Report(tmp_path, 10) as log:
+    for step in (1, 2, 3):
+      log.record(step, {"loss": 1.0 / step})
+  with (tmp_path / "metrics.jsonl").open("a") as out:
+    out.write('{"step": 4, "lo')
+  with report.Report(tmp_path, 10, first_step=2) as log:
+    assert _steps(tmp_path) == [1, 2]
+    log.record(3, {"loss": 0.0})
+  assert _steps(tmp_path) == [1, 2, 3]
+
+
+def test_images_are_png(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+  with report.Report(tmp_path, 10) as log:
+    path = log.image(7, "strip", pixels)
+  assert path == tmp_path / "strips" / "strip_0000007.png"
+  with Image.open(path) as image:
+    np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_a_parent_that_is_a_file(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(errors.UserError, match="cannot create"):
+    report.Report(tmp_path / "file" / "run", 10)

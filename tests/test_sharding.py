@@ -1,0 +1,105 @@
+"""Meshes, partition rules and constraints on eight fake devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from dcvideogen_jax import errors, sharding
+
+
+@pytest.mark.parametrize(
+  ("config", "shape"),
+  [
+    ({}, None),
+    ({"data": -1}, (8, 1)),
+    ({"data": 2, "fsdp": 4}, (2, 4)),
+    ({"data": 2, "fsdp": -1}, (2, 4)),
+    ({"data": -1, "fsdp": -1}, None),
+    ({"data": 3, "fsdp": -1}, None),
+    ({"data": 0, "fsdp": 8}, None),
+    ({"data": 8, "model": 1}, None),
+  ],
+)
+def test_mesh(config, shape):
+  if shape is None:
+    with pytest.raises(errors.UserError):
+      sharding.make_mesh(config)
+  else:
+    assert sharding.make_mesh(config).devices.shape == shape
+
+
+def test_one_device_of_several_makes_a_mesh():
+  assert sharding.make_mesh({}, jax.devices()[:1]).size == 1
+
+
+def _abstract(**shapes):
+  return {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+
+
+@pytest.fixture
+def mesh():
+  return sharding.make_mesh({"data": 2, "fsdp": 4})
+
+
+@pytest.mark.parametrize(
+  ("shape", "spec"),
+  [
+    ((3, 3, 3, 8, 16), P(None, None, None, None, "fsdp")),
+    ((3, 3, 3, 16, 8), P(None, None, None, "fsdp")),
+    ((4, 4), P("fsdp")),
+    ((6,), P()),
+    ((), P()),
+  ],
+)
+def test_fsdp_takes_the_largest_divisible_dimension(mesh, shape, spec):
+  found = sharding.specs(_abstract(a=shape), mesh, [(".*", "fsdp")])
+  assert found == {"a": spec}
+
+
+def test_first_rule_wins_and_explicit_tuples_are_kept(mesh):
+  rules = [("a", (None, "data")), ("b", "replicate"), (".*", "fsdp")]
+  state = _abstract(a=(4, 4), b=(8, 8), c=(8, 8))
+  assert sharding.specs(state, mesh, rules) == {
+    "a": P(None, "data"),
+    "b": P(),
+    "c": P("fsdp"),
+  }
+
+
+def test_explicit_rules_that_do_not_fit_are_all_reported(mesh):
+  state = _abstract(a=(6, 4), b=(8,), c=(8,))
+  rules = [("a", ("fsdp", None)), ("b", (None, None)), ("c", ("model",))]
+  with pytest.raises(errors.UserError) as e:
+    sharding.specs(state, mesh, rules)
+  for part in ("a (6, 4): 6 is not a multiple", "b (8,)", "'model' is no mesh"):
+    assert part in str(e.value)
+
+
+def test_an_uncovered_leaf_is_an_error(mesh):
+  with pytest.raises(errors.UserError, match="no rule covers b"):
+    sharding.shardings(_abstract(a=(8,), b=(8,)), mesh, [("a", "fsdp")])
+
+
+def test_shardings_place_arrays(mesh):
+  where = sharding.shardings(_abstract(a=(8, 2)), mesh, [(".*", "fsdp")])
+  a = jax.device_put(np.random.default_rng(0).random((8, 2)), where["a"])
+  assert {shard.data.shape for shard in a.addressable_shards} == {(2, 2)}
+
+
+def test_constrain_needs_no_mesh_and_uses_one(mesh):
+  x = jnp.asarray(np.random.default_rng(0).random((8, 3)), jnp.float32)
+  double = jax.jit(lambda x: sharding.constrain(2 * x, "batch"))
+  assert double(x).sharding.is_fully_replicated
+  with jax.set_mesh(mesh):
+    y = double(x)
+  assert {shard.data.shape for shard in y.addressable_shards} == {(1, 3)}
+  np.testing.assert_array_equal(y, 2 * x)
+
+
+@pytest.mark.parametrize("axes", [("tokens",), ("batch",)])
+def test_constrain_refuses_unknown_names_and_remainders(mesh, axes):
+  with jax.set_mesh(mesh), pytest.raises(errors.UserError):
+    sharding.constrain(jnp.zeros((6, 3)), *axes)
+  assert sharding.constrain(jnp.zeros((6, 3)), *axes).shape == (6, 3)

@@ -1,0 +1,75 @@
+"""Schedules, decay masks and the average of parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.train import optim
+
+
+@pytest.fixture
+def options(config):
+  return config["optim"] | {"lr": 0.1, "warmup": 10}
+
+
+def test_cosine_with_warmup(options):
+  schedule = optim.learning_rate(options, 110)
+  found = [float(schedule(n)) for n in (0, 5, 10, 60, 110, 200)]
+  expected = [0, 0.05, 0.1, 0.055, 0.01, 0.01]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_constant_after_warmup(options):
+  schedule = optim.learning_rate(options | {"schedule": "constant"}, 100)
+  np.testing.assert_allclose([schedule(n) for n in (10, 99)], 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"schedule": "linear"},
+    {"warmup": 101},
+    {"warmup": -1},
+    {"name": "lion"},
+    {"decay_mask": (("a", True),)},
+    {"decay_mask": (("(", True),)},
+  ],
+)
+def test_what_does_not_fit(options, change):
+  with pytest.raises(errors.UserError):
+    optim.build(options | change, 100).init({"a": jnp.zeros(2), "b": 0.0})
+
+
+def test_only_masked_parameters_decay(options):
+  rng = np.random.default_rng(0)
+  params = {"kernel": rng.random(3, np.float32), "bias": rng.random(3)}
+  options |= {"decay": 0.5, "warmup": 0, "schedule": "constant"}
+  optimiser = optim.build(options, 100)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  update, _ = optimiser.update(zeros, optimiser.init(params), params)
+  np.testing.assert_allclose(
+    update["kernel"], -0.1 * 0.5 * params["kernel"], rtol=1e-6
+  )
+  np.testing.assert_array_equal(update["bias"], 0)
+
+
+@pytest.mark.parametrize(("clip", "norm"), [(0.5, 0.5), (0, 5.0)])
+def test_clipping_by_global_norm(options, clip, norm):
+  options |= {"name": "sgd", "clip": clip, "lr": 1.0, "warmup": 0, "decay": 0.0}
+  optimiser = optim.build(options | {"schedule": "constant"}, 10)
+  gradient = {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}
+  update, _ = optimiser.update(gradient, optimiser.init(gradient), gradient)
+  np.testing.assert_allclose(
+    np.hypot(update["kernel"], update["bias"]), norm, rtol=1e-5
+  )
+
+
+def test_average_warms_up_and_then_decays():
+  ema, params = {"a": jnp.float32(2.0)}, {"a": jnp.float32(1.0)}
+  found = [
+    float(optim.average(ema, params, jnp.int32(n), 0.9)["a"])
+    for n in (0, 8, 1000)
+  ]
+  np.testing.assert_allclose(found, [1.1, 1.5, 1.9], rtol=1e-6)

@@ -1,0 +1,106 @@
+"""The autoencoder task, its starting point and its pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from dcvideogen_jax import errors, tree
+from dcvideogen_jax.models import dc_ae_v
+from dcvideogen_jax.train import initial, losses, strips, tasks
+
+
+@pytest.fixture
+def small():
+  config = tiny.get_config("autoencoder,runlocal").to_dict()
+  config["model"]["chunk_frames"] = 4
+  return config
+
+
+def _video(shape=(2, 4, 16, 16, 3)):
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, shape, np.uint8)
+
+
+def test_uint8_and_float_are_inverse():
+  values = np.arange(256, dtype=np.uint8)
+  video = tasks.to_float(values)
+  assert (float(video[0]), float(video[-1])) == (-1.0, 1.0)
+  np.testing.assert_array_equal(tasks.to_uint8(video), values)
+  np.testing.assert_array_equal(
+    tasks.to_uint8(jnp.array([-9.0, 9.0])), [0, 255]
+  )
+
+
+def test_loss_and_predictions_agree(small):
+  task = tasks.autoencoder(small)
+  params = jax.jit(task.init)(jax.random.PRNGKey(0))
+  batch = {"video": jnp.asarray(_video())}
+  loss, metrics = jax.jit(task.loss_fn)(params, batch, jax.random.PRNGKey(1))
+  np.testing.assert_allclose(loss, metrics["l1"] + metrics["mse"], rtol=1e-6)
+  output = jax.jit(task.predict_fns["reconstruct"])(params, batch)
+  assert output.dtype == jnp.uint8 and output.shape == batch["video"].shape
+  found = jax.jit(task.predict_fns["measure"])(params, batch)
+  expected = losses.psnr(*map(tasks.to_float, (output, batch["video"])))
+  np.testing.assert_allclose(found["psnr"], expected, rtol=1e-6)
+  assert found["ssim"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+  "shape", [(1, 3, 16, 16, 3), (1, 4, 18, 16, 3), (1, 4, 16, 17, 3)]
+)
+def test_clips_that_would_be_padded_are_refused(small, shape):
+  task = tasks.autoencoder(small)
+  params = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  batch = {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+  with pytest.raises(errors.UserError, match="multiple of 4 frames and 4"):
+    jax.eval_shape(task.loss_fn, params, batch, jax.random.PRNGKey(0))
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"start": "warm"},
+    {"model": {"widths": (1, 2)}},
+    {"model": {"colour": "red"}},
+  ],
+)
+def test_a_config_that_does_not_fit(small, change):
+  with pytest.raises(errors.UserError):
+    tasks.autoencoder(small | change)
+
+
+def test_shortcuts_start_with_the_mean_of_each_block():
+  """A random start does not know left from right; this one does."""
+  fields = tiny.get_config("autoencoder").model.to_dict() | {"chunk_frames": 4}
+  module = dc_ae_v.build(fields)
+  rng = np.random.default_rng(0)
+  colours = rng.uniform(-0.9, 0.9, (4, 1, 2, 2, 3)).astype(np.float32)
+  video = jnp.asarray(colours.repeat(4, 1).repeat(32, 2).repeat(32, 3))
+  init = jax.jit(module.init)
+  params = init(jax.random.PRNGKey(0), video[:1, :, :32, :32])["params"]
+  started = initial.through_shortcuts(params)
+  assert tree.shapes(started) == tree.shapes(params)
+  apply = jax.jit(module.apply)
+  outputs = [np.asarray(apply({"params": p}, video)) for p in (params, started)]
+  random, ours = (
+    np.corrcoef(output.ravel(), np.asarray(video).ravel())[0, 1]
+    for output in outputs
+  )
+  assert ours > 0.7 > 0.3 > random
+
+
+def test_strip_shows_original_reconstruction_and_error():
+  original, output = _video(), _video()[:, :, ::-1]
+  picture = strips.strip(original, output, clips=1, frames=2)
+  assert picture.shape == (3 * 16 + 2 * 2, 2 * 16 + 2, 3)
+  np.testing.assert_array_equal(picture[:16, :16], original[0, 0])
+  np.testing.assert_array_equal(picture[18:34, 18:], output[0, 3])
+  error = 4 * np.abs(original[0, 0].astype(int) - output[0, 0])
+  np.testing.assert_array_equal(picture[36:, :16], error.clip(0, 255))
+
+
+def test_a_strip_of_different_shapes_is_refused():
+  with pytest.raises(errors.UserError, match="was reconstructed as"):
+    strips.strip(_video(), _video((2, 4, 16, 14, 3)))
