@@ -13,24 +13,27 @@ demo: $(VENV)/run
 
 # Everything but what needs a GPU or minutes: parity with PyTorch included.
 test: $(VENV)/parity
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
 
 # The same without its torch part, for a newer Python: make test-newest
 # PYTHON=python3.13 VENV=.venv-newest
 test-newest: $(VENV)/test
-	$(BIN)/python -m pytest -m "not parity and not gpu and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile \
+	  -m "not parity and not gpu and not slow"
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/mypy
 
 # Trains the autoencoder that ships, from fetching its clips to exporting it.
 train-tiny: $(VENV)/run
-	$(BIN)/python -m launch.prepare_clips --output=out/clips
+	test -d out/clips || \
+	  $(BIN)/python -m launch.prepare_clips --output=out/clips
+	test -d out/heldout || \
+	  $(BIN)/python -m launch.prepare_clips --split=heldout --output=out/heldout
 	$(BIN)/python -m launch.train --config=configs/tiny.py:autoencoder \
-	  --config.data.path=out/clips --workdir=out/tiny
-	$(BIN)/python -m launch.export --workdir=out/tiny --output=out/tiny/export
+	  --workdir=out/autoencoder --export=out/autoencoder/model
 
 $(VENV)/run: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -56,8 +56,8 @@ def match(
       ) from e
   found, uncovered = {}, []
   for leaf in leaves:
-    for pattern, value in compiled:
-      if pattern.fullmatch(leaf):
+    for expression, value in compiled:
+      if expression.fullmatch(leaf):
         found[leaf] = value
         break
     else:

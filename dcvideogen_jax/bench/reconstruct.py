@@ -130,9 +130,15 @@ def _shapes(config, clip):
 
 
 def _run(request: Mapping[str, Any]) -> dict[str, Any]:
-  # Compiled here and now; a kept program would report no time for it.
-  environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-  environment["JAX_PLATFORMS"] = "cpu"
+  root = str(pathlib.Path(__file__).parents[2])
+  path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+  environment = {
+    **os.environ,
+    "PYTHONPATH": path.rstrip(os.pathsep),
+    "JAX_PLATFORMS": "cpu",
+    # A kept program would report no time to compile.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+  }
   done = subprocess.run(
     [sys.executable, "-m", "dcvideogen_jax.bench.worker"],
     input=json.dumps(request),

@@ -1,6 +1,7 @@
 """Loads, recognises and saves models, whatever layout their weights have."""
 
 import collections
+import functools
 import json
 import os
 import pathlib
@@ -164,6 +165,7 @@ def _stored_dtype(tensors: Mapping[str, sources.Tensor]) -> np.dtype:
   return dtype if narrow else np.dtype(np.float32)
 
 
+@functools.cache
 def _expected(kind: str, module: nn.Module) -> Any:
   """The parameter tree as shapes and dtypes."""
   example = KINDS[kind].example(module)

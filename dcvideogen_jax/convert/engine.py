@@ -62,8 +62,8 @@ def _rename(
     compiled.append((re.compile(pattern), new, rule.layout))
   renamed = {}
   for name in names:
-    for pattern, new, layout in compiled:
-      if match := pattern.fullmatch(name):
+    for expression, new, layout in compiled:
+      if match := expression.fullmatch(name):
         renamed[name] = (new.format(**match.groupdict()), layout)
         break
   return renamed

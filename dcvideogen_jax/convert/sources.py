@@ -11,6 +11,7 @@ more than this.
 """
 
 import collections
+import functools
 import json
 import math
 import os
@@ -99,11 +100,17 @@ def _reader(
     with path.open("rb") as file:
       file.seek(offset)
       array = np.empty(count, dtype)
-      if file.readinto(array.view(np.uint8)) != array.nbytes:
+      if file.readinto(memoryview(array.view(np.uint8))) != array.nbytes:
         raise errors.UserError(f"{path} is truncated")
       return array
 
   return read
+
+
+def _reshaped(
+  read: Callable[[], np.ndarray], shape: tuple[int, ...]
+) -> np.ndarray:
+  return read().reshape(shape)
 
 
 # --- safetensors -------------------------------------------------------------
@@ -141,7 +148,7 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
         raise ValueError(f"{name} ends outside the file")
       read = _reader(path, start + first, dtype, count)
       tensors[name] = Tensor(
-        shape, dtype, lambda read=read, shape=shape: read().reshape(shape)
+        shape, dtype, functools.partial(_reshaped, read, shape)
       )
   except (ValueError, KeyError, TypeError, struct.error) as e:
     raise errors.UserError(

@@ -15,7 +15,7 @@ _BRANCH = 0.1
 _WEAKER = re.compile(r".*/conv2/norm/scale|(?!.*/op_list_0/conv1/).*/kernel")
 
 
-def through_shortcuts(params: Any) -> Any:
+def through_shortcuts(params: Any, time: str) -> Any:
   """DC-AE-V that starts out as little more than its averaging shortcuts.
 
   The input and output convolutions pass colours on, one input channel in four
@@ -26,10 +26,12 @@ def through_shortcuts(params: Any) -> Any:
 
   Args:
     params: of `dc_ae_v.DCAEV`, as its `init` gives them.
+    time: its temporal design, which says where a kernel sees the present.
 
   Returns:
     The same tree with other values.
   """
+  present = 2 if time == "causal" else 1
   leaves = tree.flatten(params)
   for name, value in leaves.items():
     if _WEAKER.fullmatch(name):
@@ -37,7 +39,9 @@ def through_shortcuts(params: Any) -> Any:
   kernel = leaves["encoder/project_in/conv/kernel"]
   features = np.arange(kernel.shape[-1])
   leaves["encoder/project_in/conv/kernel"] = _centre(
-    kernel, (np.arange(3)[:, None] == features % 4).astype(kernel.dtype)
+    kernel,
+    (np.arange(3)[:, None] == features % 4).astype(kernel.dtype),
+    present,
   )
   bias = leaves["encoder/project_in/conv/bias"]
   leaves["encoder/project_in/conv/bias"] = bias + (features % 4 == 3)
@@ -46,13 +50,18 @@ def through_shortcuts(params: Any) -> Any:
     "decoder/project_in/kernel",
     "decoder/project_out/conv/kernel",
   ):
-    leaves[name] = _centre(leaves[name], np.eye(*leaves[name].shape[-2:]))
+    leaves[name] = _centre(
+      leaves[name], np.eye(*leaves[name].shape[-2:]), present
+    )
   return jax.tree.unflatten(jax.tree.structure(params), leaves.values())
 
 
-def _centre(kernel: jax.Array, matrix: np.ndarray) -> jax.Array:
-  """Adds a matrix to the centre tap of a 3x3x3 kernel."""
-  return kernel.at[1, 1, 1].add(matrix)
+def _centre(kernel: jax.Array, matrix: np.ndarray, frame: int) -> jax.Array:
+  """Adds a matrix to the centre tap of a frame of a 3x3x3 kernel."""
+  return kernel.at[frame, 1, 1].add(matrix)
 
 
-STARTS = {"random": lambda params: params, "shortcuts": through_shortcuts}
+STARTS = {
+  "random": lambda params, time: params,
+  "shortcuts": through_shortcuts,
+}

@@ -59,7 +59,7 @@ def autoencoder(config: Mapping[str, Any]) -> Task:
 
   def init(rng):
     example = jnp.zeros((1, module.temporal_factor, size, size, 3))
-    return start(module.init(rng, example)["params"])
+    return start(module.init(rng, example)["params"], module.time)
 
   def apply(params, batch):
     _require_multiples(batch["video"].shape, module.frames_multiple, size)

@@ -25,5 +25,5 @@ def test_the_text_is_json():
 
 
 def test_the_shipped_rows_are_these_shapes():
-  rows = measured.rows("cpu")
+  rows = measured.table()["cpu"]
   assert [tuple(row["shape"]) for row in rows] == list(conv3d.SHAPES)

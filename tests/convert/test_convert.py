@@ -49,7 +49,8 @@ def test_round_trip_keeps_bfloat16(tmp_path):
 
 def test_dtype_is_that_of_parameters_and_computation():
   module, variables = convert.load("dc_ae_v", weights(), CONFIG, jnp.bfloat16)
-  assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.bfloat16}
+  dtypes = {x.dtype for x in jax.tree.leaves(variables)}
+  assert dtypes == {np.dtype(jnp.bfloat16)}
   assert module.dtype == jnp.bfloat16 and module.param_dtype == jnp.bfloat16
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -213,16 +214,12 @@ MEASURED = [
 def test_choice_follows_the_nearest_measurement(
   x, kernel, platform, want, monkeypatch
 ):
-  monkeypatch.setattr(
-    measured,
-    "rows",
-    {"cpu": MEASURED}.get if platform == "cpu" else lambda _: [],
-  )
+  monkeypatch.setattr(measured, "table", lambda: {"cpu": MEASURED})
   assert conv3d.choose(x, kernel, SAME, platform) == want
 
 
 @pytest.mark.parametrize(
-  "row", measured.rows("cpu"), ids=lambda r: str(r["shape"])
+  "row", measured.table()["cpu"], ids=lambda r: str(r["shape"])
 )
 def test_measured_shapes_get_their_fastest_form(row):
   *x, c, o = row["shape"]
@@ -231,10 +228,38 @@ def test_measured_shapes_get_their_fastest_form(row):
   assert row["ms"][name] <= min(row["ms"].values()) + 1.1
 
 
-def test_the_default_is_the_choice():
-  x, kernel, bias = _inputs((1, 4, 8, 8, 3), 16, (3, 3, 3))
-  name = conv3d.choose(x.shape, kernel.shape, SAME)
-  want = conv3d.conv3d(x, kernel, bias, padding=SAME, implementation=name)
-  np.testing.assert_array_equal(
-    conv3d.conv3d(x, kernel, bias, padding=SAME), want
-  )
+def _lowered_for(platform, form=None):
+  x, kernel, _ = _inputs((1, 4, 8, 8, 3), 16, (3, 3, 3))
+
+  def run(x, kernel):
+    return conv3d.conv3d(x, kernel, padding=SAME, implementation=form)
+
+  def loss(x, kernel):
+    return jnp.sum(run(x, kernel) ** 2)
+
+  traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(x, kernel)
+  return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def _convolutions(text):
+  """The operand shapes of every convolution, sorted."""
+  return sorted(re.findall(r"stablehlo.convolution.*: \((.*)\) ->", text))
+
+
+def test_the_choice_is_that_of_the_platform_lowered_for(monkeypatch):
+  rows = [{"shape": [1, 4, 8, 8, 3, 16], "ms": {"xla": 9.0, "channels": 0.1}}]
+  monkeypatch.setattr(measured, "table", lambda: {"cpu": rows})
+  cpu, gpu = _lowered_for("cpu"), _lowered_for("cuda")
+  assert _convolutions(cpu) == _convolutions(_lowered_for("cpu", "channels"))
+  assert _convolutions(gpu) == _convolutions(_lowered_for("cuda", "xla"))
+  assert len(_convolutions(cpu)) == len(_convolutions(gpu)) == 3
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_the_default_equals_the_choice(form, monkeypatch):
+  rows = [{"shape": [1, 4, 8, 8, 3, 16], "ms": {form: 1.0}}]
+  monkeypatch.setattr(measured, "table", lambda: {"cpu": rows})
+  args = _inputs((1, 4, 8, 8, 3), 16, (3, 3, 3))
+  want = _value_and_gradients(form, SAME, 2**31, *args)
+  got = _value_and_gradients.__wrapped__(None, SAME, 2**31, *args)
+  _assert_close(got, want, 1e-6)

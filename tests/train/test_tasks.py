@@ -71,16 +71,17 @@ def test_a_config_that_does_not_fit(small, change):
     tasks.autoencoder(small | change)
 
 
-def test_shortcuts_start_with_the_mean_of_each_block():
-  """A random start does not know left from right; this one does."""
-  fields = tiny.get_config("autoencoder").model.to_dict() | {"chunk_frames": 4}
+@pytest.mark.parametrize("time", ["chunk_causal", "causal", "non_causal"])
+def test_shortcuts_start_with_the_mean_of_each_block(time):
+  """A random start knows neither left from right nor then from now."""
+  fields = tiny.get_config(f"autoencoder,time={time}").model.to_dict()
   module = dc_ae_v.build(fields)
   rng = np.random.default_rng(0)
-  colours = rng.uniform(-0.9, 0.9, (4, 1, 2, 2, 3)).astype(np.float32)
+  colours = rng.uniform(-0.9, 0.9, (2, 2, 2, 2, 3)).astype(np.float32)
   video = jnp.asarray(colours.repeat(4, 1).repeat(32, 2).repeat(32, 3))
   init = jax.jit(module.init)
   params = init(jax.random.PRNGKey(0), video[:1, :, :32, :32])["params"]
-  started = initial.through_shortcuts(params)
+  started = initial.through_shortcuts(params, time)
   assert tree.shapes(started) == tree.shapes(params)
   apply = jax.jit(module.apply)
   outputs = [np.asarray(apply({"params": p}, video)) for p in (params, started)]

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +53,9 @@ def conv3d(
     kernel: in the dtype of `x`.
     bias: added at every position.
     padding: zeros before and after, for t, h and w.
-    implementation: a key of `IMPLEMENTATIONS`; by default `choose` decides. All
-      but "reference" and "xla" have gradients in reverse mode only.
+    implementation: a key of `IMPLEMENTATIONS`; by default what `choose` gives
+      for the platform that the program is lowered for. Gradients are in reverse
+      mode only, save those of "reference" and "xla".
     precision: of the products, as in `jax.lax`.
     max_elements: an input or a result with more elements is computed in bands
       of rows with halos, exactly.
@@ -68,22 +70,25 @@ def conv3d(
   """
   edges = tuple((int(low), int(high)) for low, high in padding)
   size = _size(x.shape, kernel.shape, edges)
-  name = implementation or choose(x.shape, kernel.shape, edges)
-  if name not in IMPLEMENTATIONS:
+  if implementation is None:
+    forms = _choices(x.shape, kernel.shape, edges)
+  elif implementation in IMPLEMENTATIONS:
+    forms = {"default": implementation}
+  else:
     raise ValueError(
       f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, "
-      f"found {name!r}"
+      f"found {implementation!r}"
     )
-  reasons = _refusals(name, kernel.shape)
+  reasons = _refusals(implementation, kernel.shape)
   rows = _rows_per_band(x.shape, kernel.shape, edges, size, max_elements)
   if rows < 1:
     reasons.append(f"one row has more than {max_elements} elements")
   if reasons:
-    raise NotImplementedError(f"conv3d by {name}: {'; '.join(reasons)}")
+    raise NotImplementedError(f"conv3d: {'; '.join(reasons)}")
 
   bands = [
-    _convolve(band, kernel, (edges[0], rows_edge, edges[2]), name, precision)
-    for band, rows_edge in _bands(x, kernel.shape[1], edges[1], size[1], rows)
+    _convolve(band, kernel, (edges[0], sides, edges[2]), forms, precision)
+    for band, sides in _bands(x, kernel.shape[1], edges[1], size[1], rows)
   ]
   y = bands[0] if len(bands) == 1 else jnp.concatenate(bands, axis=2)
   if bias is None:
@@ -95,30 +100,36 @@ def choose(
   x: Sequence[int],
   kernel: Sequence[int],
   padding: Sequence[tuple[int, int]],
-  platform: str | None = None,
+  platform: str,
 ) -> str:
   """The implementation that `conv3d` takes by default.
 
   Args:
     x, kernel: their shapes.
     padding: as `conv3d` takes it.
-    platform: by default `jax.default_backend()` while tracing. A program that
-      compiles for a device that is not there names the implementation instead.
+    platform: "cpu", "gpu" or "tpu".
 
   Returns:
     The one measured to be fastest for the nearest shape (measured.json), among
     those that can.
   """
   size = _size(x, kernel, padding)
-  names = measured.ranking(
-    platform or jax.default_backend(), (x[0], *size, x[-1], kernel[-1])
-  )
+  names = measured.ranking(platform, (x[0], *size, x[-1], kernel[-1]))
   return next(name for name in names if not _refusals(name, kernel))
 
 
+def _choices(x, kernel, padding):
+  """Platform -> implementation; the platform is known at lowering only."""
+  names = {
+    platform: choose(x, kernel, padding, platform)
+    for platform in measured.table()
+  }
+  forms = {platform: name for platform, name in names.items() if name != "xla"}
+  return {**forms, "default": "xla"}
+
+
 def _refusals(name, kernel):
-  refusals = REFUSALS.get(name)
-  return refusals(kernel) if refusals else []
+  return REFUSALS[name](kernel) if name in REFUSALS else []
 
 
 def _size(x, kernel, padding):
@@ -157,34 +168,63 @@ def _bands(x, taps, padding, height, rows):
     yield x[:, :, inside], (max(-low, 0), max(high - x.shape[2], 0))
 
 
-def _convolve(x, kernel, padding, name, precision):
-  if name in TRANSPOSE:
-    return _decomposed(x, kernel, padding, name, precision)
-  return IMPLEMENTATIONS[name](x, kernel, padding, precision)
+def _convolve(x, kernel, padding, forms, precision) -> Array:
+  if not set(forms.values()) & set(TRANSPOSE):
+    return IMPLEMENTATIONS[forms["default"]](x, kernel, padding, precision)
+  forms = tuple(sorted(forms.items()))
+  return _decomposed(x, kernel, padding, forms, precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _decomposed(x, kernel, padding, name, precision):
-  """With gradients as fast as the forward call; autodiff's would not be."""
-  return IMPLEMENTATIONS[name](x, kernel, padding, precision)
+def _decomposed(x, kernel, padding, forms, precision) -> Array:
+  """With gradients as fast as the forward call; autodiff's would not be.
+
+  `forms` are pairs of a platform and an implementation.
+  """
+
+  def run(name):
+    return lambda x, kernel: IMPLEMENTATIONS[name](
+      x, kernel, padding, precision
+    )
+
+  return _by_platform({p: run(name) for p, name in forms}, x, kernel)
 
 
-def _decomposed_forward(x, kernel, padding, name, precision):
-  return _decomposed(x, kernel, padding, name, precision), (x, kernel)
+def _decomposed_forward(x, kernel, padding, forms, precision):
+  return _decomposed(x, kernel, padding, forms, precision), (x, kernel)
 
 
-def _decomposed_backward(padding, name, precision, saved, dy):
-  x, kernel = saved
-  sides = zip(kernel.shape[:3], padding, strict=True)
-  edges = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in sides)
-  flipped = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
-  dx = _decomposed(dy, flipped, edges, TRANSPOSE[name], precision)
+def _decomposed_backward(padding, forms, precision, saved, dy):
+  gradients = {
+    platform: functools.partial(_gradients, name, padding, precision)
+    for platform, name in forms
+  }
+  return _by_platform(gradients, *saved, dy)
 
-  def of_kernel(kernel):
-    return decompositions.channels(x, kernel, padding, precision)
 
-  (dkernel,) = jax.linear_transpose(of_kernel, kernel)(dy)
-  return dx, dkernel
+def _gradients(name, padding, precision, x, kernel, dy):
+  """Of the input and of the kernel."""
+  form = IMPLEMENTATIONS["channels" if name in TRANSPOSE else name]
+  (of_kernel,) = jax.linear_transpose(
+    lambda kernel: form(x, kernel, padding, precision), kernel
+  )(dy)
+  if name in TRANSPOSE:
+    flipped = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
+    sides = zip(kernel.shape[:3], padding, strict=True)
+    edges = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in sides)
+    form = IMPLEMENTATIONS[TRANSPOSE[name]]
+    return form(dy, flipped, edges, precision), of_kernel
+  (of_input,) = jax.linear_transpose(
+    lambda x: form(x, kernel, padding, precision), x
+  )(dy)
+  return of_input, of_kernel
+
+
+def _by_platform(functions, *operands) -> Any:
+  """Calls the function of the platform that the program is lowered for."""
+  if len(functions) == 1:
+    return functions["default"](*operands)
+  return lax.platform_dependent(*operands, **functions)
 
 
 _decomposed.defvjp(_decomposed_forward, _decomposed_backward)

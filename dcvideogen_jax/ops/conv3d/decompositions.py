@@ -7,6 +7,9 @@ the output; each form is the other's transpose.
 Both accumulate in float32 (float64 for float64).
 """
 
+import functools
+import operator
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -28,8 +31,8 @@ def outputs(x, kernel, padding, precision):
   t = x.shape[1] - taps + 1
   kernel = kernel.transpose(1, 2, 3, 0, 4).reshape(kh, kw, c, -1)
   y = _conv2d(x, kernel, padding[1:], precision)
-  y = sum(y[:, i : i + t, ..., i * o : (i + 1) * o] for i in range(taps))
-  return y.astype(x.dtype)
+  parts = [y[:, i : i + t, ..., i * o : (i + 1) * o] for i in range(taps)]
+  return functools.reduce(operator.add, parts).astype(x.dtype)
 
 
 def _pad_frames(x, padding):

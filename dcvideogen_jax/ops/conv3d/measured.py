@@ -21,8 +21,9 @@ CALLS = 1000
 
 
 @functools.cache
-def rows(platform: str) -> list[dict]:
-  return json.loads(FILE.read_text())["platforms"].get(platform, [])
+def table() -> dict[str, list[dict]]:
+  """Platform -> rows."""
+  return json.loads(FILE.read_text())["platforms"]
 
 
 def ranking(platform: str, shape: Sequence[int]) -> list[str]:
@@ -30,10 +31,11 @@ def ranking(platform: str, shape: Sequence[int]) -> list[str]:
 
   The milliseconds are those of the nearest row, in proportion to the work.
   """
-  if not rows(platform):
+  rows = table().get(platform)
+  if not rows:
     return ["xla"]
   nearest = min(
-    rows(platform), key=lambda row: math.dist(_logs(row["shape"]), _logs(shape))
+    rows, key=lambda row: math.dist(_logs(row["shape"]), _logs(shape))
   )
   scale = math.prod(shape) / math.prod(nearest["shape"])
   cost = {

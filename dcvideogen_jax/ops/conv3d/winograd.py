@@ -33,7 +33,7 @@ def refusals(kernel) -> list[str]:
 
 def winograd(x, kernel, padding, precision):
   """Bands of rows, one after the other."""
-  n, c, o = x.shape[0], *kernel.shape[3:]
+  (n, *_), (*_, c, o) = x.shape, kernel.shape
   wide = jnp.promote_types(x.dtype, jnp.float32)
   size = [s + sum(p) - 2 for s, p in zip(x.shape[1:4], padding, strict=True)]
   tt, th, tw = (-(-s // 2) for s in size)
@@ -42,14 +42,17 @@ def winograd(x, kernel, padding, precision):
   th = bands * rows
 
   x = _tiles(x, padding, (tt, th, tw))
-  combine = jnp.asarray(np.kron(np.kron(KERNEL, KERNEL), KERNEL), wide)
-  kernels = jnp.dot(
-    combine, kernel.astype(wide).reshape(27, -1), precision=precision
-  ).reshape(4, 4, 4, c, o)
+  kernel = kernel.astype(wide)
+  if bands > 1:
+    # Once for all bands. One band combines the taps as it needs them: a
+    # transformed kernel is 64/27 as large, and XLA makes all of them early.
+    combine = jnp.asarray(np.kron(np.kron(KERNEL, KERNEL), KERNEL), wide)
+    kernel = jnp.dot(combine, kernel.reshape(27, -1), precision=precision)
+    kernel = kernel.reshape(4, 4, 4, c, o)
 
   def band(i, y):
     part = lax.dynamic_slice_in_dim(x, i * rows, rows + 1, axis=3)
-    part = _filter(part.astype(wide), kernels, 1, precision)
+    part = _filter(part.astype(wide), kernel, 1, precision)
     part = part.reshape(n, 2 * tt, 2 * rows, 2 * tw, o).astype(y.dtype)
     return lax.dynamic_update_slice_in_dim(y, part, i * 2 * rows, axis=2)
 
@@ -70,22 +73,28 @@ def _tiles(x, padding, tiles):
   return x.reshape(x.shape[0], *pairs, x.shape[-1])
 
 
-def _filter(x, kernels, axis, precision):
+def _filter(x, kernel, axis, precision):
   """Filters `axis` and those after it, (pair, parity) each, then channels.
+
+  `kernel` has 3 taps on each axis, or 4 if they are combined already.
 
   The pairs of a filtered axis become tiles, one fewer; the parities those of
   the output.
   """
-  if kernels.ndim == 2:
-    return jnp.dot(x, kernels, precision=precision)
+  if kernel.ndim == 2:
+    return jnp.dot(x, kernel, precision=precision)
+  combined = len(kernel) == len(KERNEL)
 
   def product(_, args):
-    first, second, sign, kernel = args
+    first, second, sign, taps = args
     part = _take(x, axis, first) + sign * _take(x, axis, second)
-    return None, _filter(part, kernel, axis + 1, precision)
+    if not combined:
+      taps = jnp.tensordot(taps, kernel, 1, precision=precision)
+    return None, _filter(part, taps, axis + 1, precision)
 
+  taps = kernel if combined else jnp.asarray(KERNEL, kernel.dtype)
   which = (jnp.asarray(FIRST), jnp.asarray(SECOND), jnp.asarray(SIGN, x.dtype))
-  _, m = lax.scan(product, None, (*which, kernels))
+  _, m = lax.scan(product, None, (*which, taps))
   return jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis=axis + 1)
 
 
