@@ -100,7 +100,7 @@ def _reader(
     with path.open("rb") as file:
       file.seek(offset)
       array = np.empty(count, dtype)
-      if file.readinto(memoryview(array.view(np.uint8))) != array.nbytes:
+      if file.readinto(array.view(np.uint8).data) != array.nbytes:
         raise errors.UserError(f"{path} is truncated")
       return array
 

@@ -8,6 +8,9 @@ that the graph stays small and little more than two rows of tiles is ever held.
 The rounding error in float32 is about twice that of the direct form.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -31,8 +34,13 @@ def refusals(kernel) -> list[str]:
   return []
 
 
+# Traced once per shape, however many layers share it.
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def winograd(x, kernel, padding, precision):
   """Bands of rows, one after the other."""
+  # Or else the kernels of all layers may be transformed before the first layer,
+  # and wait in memory.
+  x, kernel = lax.optimization_barrier((x, kernel))
   (n, *_), (*_, c, o) = x.shape, kernel.shape
   wide = jnp.promote_types(x.dtype, jnp.float32)
   size = [s + sum(p) - 2 for s, p in zip(x.shape[1:4], padding, strict=True)]
