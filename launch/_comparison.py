@@ -72,7 +72,7 @@ class Comparison:
       metrics = self.metrics()
       psnr, ssim = metrics["psnr"]["mean"], metrics["ssim"]["mean"]
       title = self._title + (
-        "\nexact" if psnr is None else f", PSNR {psnr:.2f} dB, SSIM {ssim:.4f}"
+        ", exact" if psnr is None else f", PSNR {psnr:.2f} dB, SSIM {ssim:.4f}"
       )
       path = self._directory / "contact_sheet.png"
       _sheet.write(path, title, self._columns)
