@@ -25,7 +25,7 @@ Rule = tuple[str, str | tuple[str | None, ...]]
 
 
 def make_mesh(
-  config: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+  config: Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> Mesh:
   """A mesh with the axes "data" and "fsdp".
 

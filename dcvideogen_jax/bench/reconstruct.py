@@ -98,8 +98,9 @@ def table(report: Mapping[str, Any]) -> str:
     ("peak memory, GiB", lambda side: side["peak_bytes"] / 2**30),
   ):
     values = [value(side) for side in sides.values()]
-    ratio = f"{values[0] / values[1]:.2f}" if all(values[1:]) else ""
-    ratio = ratio if len(values) == 2 else ""
+    ratio = (
+      f"{values[0] / values[1]:.2f}" if len(values) == 2 and values[1] else ""
+    )
     rows.append((label, *(f"{v:.2f}" for v in values), ratio))
   lines = [
     f"{row[0]:<20}" + "".join(f"{cell:>10}" for cell in row[1:]).rstrip()

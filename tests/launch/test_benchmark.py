@@ -23,7 +23,7 @@ def test_writes_what_it_prints(programs, tmp_path):
   assert report["clip"] == [1, 8, 4, 6]
   assert report["threads"] == 1
   (seconds,) = report["sides"]["jax"]["encode_s"]
-  assert f"encode, s {seconds:19.2f}" in finished.stdout
+  assert f"{'encode, s':<20}{seconds:10.2f}" in finished.stdout
   assert f"wrote {output}" in finished.stdout
 
 

@@ -66,7 +66,7 @@ def _pairs():
 
 
 @pytest.mark.parametrize(
-  ("form", "shape", "features", "taps", "padding"), _pairs()
+  ("form", "shape", "features", "taps", "padding"), [*_pairs()]
 )
 def test_value_and_gradients(form, shape, features, taps, padding, monkeypatch):
   # Several bands even for these few positions.
