@@ -1,7 +1,7 @@
 """The one entry point: choice of implementation, bands for large arrays."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from dcvideogen_jax.ops.conv3d import (
   winograd,
 )
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
   "reference": reference.reference,
   "xla": reference.xla,
   "channels": decompositions.channels,
