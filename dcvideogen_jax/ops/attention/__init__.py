@@ -1,0 +1,4 @@
+"""Attention: softmax(q k' / sqrt(e)) v, in memory linear in the tokens."""
+
+from dcvideogen_jax.ops.attention.api import IMPLEMENTATIONS as IMPLEMENTATIONS
+from dcvideogen_jax.ops.attention.api import attention as attention
