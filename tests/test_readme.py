@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 
@@ -19,7 +20,7 @@ COPIED = ("configs", "dcvideogen_jax", "launch")
 LONGEST = 600  # seconds
 RUN = {
   "bash": ["bash", "-euo", "pipefail", "-c"],
-  "python": [sys.executable, "-c"],
+  "python": ["python3", "-c"],
 }
 
 _BLOCK = re.compile(
@@ -65,6 +66,16 @@ def checkout(tmp_path_factory):
   return directory
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+  """An environment over this one, so that installing leaves this one alone."""
+  directory = tmp_path_factory.mktemp("venv")
+  subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+  (packages,) = directory.glob("lib/python*/site-packages")
+  (packages / "below.pth").write_text(sysconfig.get_path("purelib") + "\n")
+  return directory / "bin"
+
+
 def test_some_commands_are_tested():
   assert any(language == "bash" for language, _ in TESTED)
 
@@ -72,11 +83,9 @@ def test_some_commands_are_tested():
 @pytest.mark.parametrize(
   ("language", "code"), TESTED, ids=[code.split("\n")[0] for _, code in TESTED]
 )
-def test_command(checkout, language, code):
+def test_command(checkout, programs, language, code):
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  environment["PATH"] = os.pathsep.join(
-    [str(pathlib.Path(sys.executable).parent), environment["PATH"]]
-  )
+  environment["PATH"] = os.pathsep.join([str(programs), environment["PATH"]])
   finished = subprocess.run(
     [*RUN[language], code],
     cwd=checkout,
