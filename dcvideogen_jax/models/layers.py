@@ -1,4 +1,4 @@
-"""Small pieces shared by the models: normalisation and pixel shuffles.
+"""Small pieces shared by the models: linear maps, norms and pixel shuffles.
 
 The channel order inside a shuffle is the reference's (DC-Gen
 `dc_videogen/dc_ae_v_ops.py`, commit cae2205): channel first, then the temporal,
@@ -12,6 +12,57 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+class Dense(nn.Module):
+  """x @ kernel + bias, and a low-rank update where `lora_rank` is not 0.
+
+  The update is `lora_alpha / lora_rank * (x @ a) @ b` with `a` (in, rank) and
+  `b` (rank, out) in the collection "lora" (Hu et al., arXiv 2106.09685). `b`
+  starts at zero, so that a new update changes no bit of the output. Without the
+  collection the module is the plain linear map.
+  """
+
+  features: int
+  use_bias: bool = True
+  lora_rank: int = 0
+  lora_alpha: float = 0.0
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n f"]:
+    shape = (x.shape[-1], self.features)
+    kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+    x = x.astype(self.dtype)
+    y = x @ kernel.astype(self.dtype)
+    if self.use_bias:
+      bias = self.param(
+        "bias", nn.initializers.zeros, shape[1:], self.param_dtype
+      )
+      y += jnp.expand_dims(bias.astype(self.dtype), range(y.ndim - 1))
+    if self.lora_rank and (
+      self.is_initializing() or self.has_variable("lora", "a")
+    ):
+      y += self._update(x, shape)
+    return y
+
+  def _update(self, x, shape):
+    rank = self.lora_rank
+    # PEFT's: uniform within 1 / sqrt(in), as of torch's linear layers.
+    start = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    a, b = (
+      self.variable("lora", name, init).value.astype(self.dtype)
+      for name, init in (
+        (
+          "a",
+          lambda: start(self.make_rng("params"), (shape[0], rank), jnp.float32),
+        ),
+        ("b", lambda: jnp.zeros((rank, shape[1]), jnp.float32)),
+      )
+    )
+    return (x @ a) @ b * jnp.asarray(self.lora_alpha / rank, self.dtype)
+
+
 class RMSNorm(nn.Module):
   """Root-mean-square normalisation over channels, with scale and bias.
 
@@ -19,22 +70,46 @@ class RMSNorm(nn.Module):
   """
 
   eps: float = 1e-5
+  use_bias: bool = True
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
-    c = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (c,), self.param_dtype)
-    bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)
     x = x.astype(jnp.float32)
     x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-    scale, bias = (
-      jnp.expand_dims(p.astype(jnp.float32), range(x.ndim - 1))
-      for p in (scale, bias)
-    )
-    x = x * scale + bias
-    return x.astype(self.dtype)
+    return _affine(self, x, True, self.use_bias).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+  """Normalisation to mean 0 and variance 1 over channels.
+
+  Computed in float32 whatever the input's dtype; returns `dtype`.
+  """
+
+  eps: float = 1e-5
+  use_affine: bool = True
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+    x = x.astype(jnp.float32)
+    x -= x.mean(axis=-1, keepdims=True)
+    x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+    return _affine(self, x, self.use_affine, self.use_affine).astype(self.dtype)
+
+
+def _affine(module, x, use_scale, use_bias):
+  """Scales and shifts the channels of float32 `x` by parameters of a module."""
+  shape, dtype = x.shape[-1:], module.param_dtype
+  if use_scale:
+    scale = module.param("scale", nn.initializers.ones, shape, dtype)
+    x *= jnp.expand_dims(scale.astype(jnp.float32), range(x.ndim - 1))
+  if use_bias:
+    bias = module.param("bias", nn.initializers.zeros, shape, dtype)
+    x += jnp.expand_dims(bias.astype(jnp.float32), range(x.ndim - 1))
+  return x
 
 
 def shuffle(

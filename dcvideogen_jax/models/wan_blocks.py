@@ -1,0 +1,222 @@
+"""The parts of `wan_dit`: embeddings, attention, the transformer block.
+
+Follows Wan 2.1 `wan/modules/model.py` (commit 9737cba) and diffusers'
+`transformer_wan.py` (commit 58eb52c).
+"""
+
+import functools
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dcvideogen_jax.models import layers, rope
+from dcvideogen_jax.ops import attention
+
+# GELU as in the text embedder and the feed-forward; exact in the image one.
+gelu_tanh = functools.partial(nn.gelu, approximate=True)
+_gelu_exact = functools.partial(nn.gelu, approximate=False)
+
+
+class MLP(nn.Module):
+  """Two linear maps around a nonlinearity."""
+
+  hidden: int
+  features: int
+  act: Any
+  dense: dict[str, Any]
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n d"]:
+    x = layers.Dense(self.hidden, **self.dense, name="linear_1")(x)
+    return layers.Dense(self.features, **self.dense, name="linear_2")(
+      self.act(x)
+    )
+
+
+class ImageEmbedding(nn.Module):
+  """CLIP features to tokens of the transformer's width."""
+
+  width: int
+  positions: int | None
+  dense: dict[str, Any]
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b m e"]) -> Float[Array, "b m d"]:
+    if self.positions is not None:
+      shape = (1, self.positions, x.shape[-1])
+      x += self.param(
+        "positions", nn.initializers.zeros, shape, self.dense["param_dtype"]
+      )
+    dtype = self.dense["dtype"]
+    x = layers.LayerNorm(dtype=dtype, name="norm1")(x)
+    features = x.shape[-1]
+    x = layers.Dense(features, **self.dense, name="linear_1")(x)
+    x = layers.Dense(self.width, **self.dense, name="linear_2")(_gelu_exact(x))
+    return layers.LayerNorm(dtype=dtype, name="norm2")(x)
+
+
+class SelfAttention(nn.Module):
+  """Attention among the video's tokens, with rotary positions."""
+
+  heads: int
+  eps: float
+  attention: str | None
+  dense: dict[str, Any]
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b n d"], angles: rope.Angles
+  ) -> Float[Array, "b n d"]:
+    d = x.shape[-1]
+    dense = functools.partial(layers.Dense, d, **self.dense)
+    norm = functools.partial(
+      layers.RMSNorm, self.eps, use_bias=False, dtype=self.dense["dtype"]
+    )
+    q = norm(name="norm_q")(dense(name="q")(x))
+    k = norm(name="norm_k")(dense(name="k")(x))
+    v = dense(name="v")(x)
+    q, k, v = (
+      einops.rearrange(y, "b n (k e) -> b n k e", k=self.heads)
+      for y in (q, k, v)
+    )
+    y = attention.attention(
+      rope.rotate(q, angles),
+      rope.rotate(k, angles),
+      v,
+      implementation=self.attention,
+    )
+    return dense(name="o")(einops.rearrange(y, "b n k e -> b n (k e)"))
+
+
+class CrossAttention(nn.Module):
+  """Attention to the text and, apart from it, to the image."""
+
+  heads: int
+  eps: float
+  attention: str | None
+  dense: dict[str, Any]
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b n d"],
+    text: Float[Array, "b s d"],
+    image: Float[Array, "b m d"] | None,
+  ) -> Float[Array, "b n d"]:
+    d = x.shape[-1]
+    dense = functools.partial(layers.Dense, d, **self.dense)
+    norm = functools.partial(
+      layers.RMSNorm, self.eps, use_bias=False, dtype=self.dense["dtype"]
+    )
+    split = functools.partial(
+      einops.rearrange, pattern="b n (k e) -> b n k e", k=self.heads
+    )
+    q = split(norm(name="norm_q")(dense(name="q")(x)))
+    y = attention.attention(
+      q,
+      split(norm(name="norm_k")(dense(name="k")(text))),
+      split(dense(name="v")(text)),
+      implementation=self.attention,
+    )
+    if image is not None:
+      y += attention.attention(
+        q,
+        split(norm(name="norm_k_img")(dense(name="k_img")(image))),
+        split(dense(name="v_img")(image)),
+        implementation=self.attention,
+      )
+    return dense(name="o")(einops.rearrange(y, "b n k e -> b n (k e)"))
+
+
+class Block(nn.Module):
+  """Self-attention, cross-attention and feed-forward, modulated by time."""
+
+  heads: int
+  ffn_width: int
+  eps: float
+  attention: str | None
+  dense: dict[str, Any]
+  lora: dict[str, Any]
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b n d"],
+    time: Float[Array, "b t 6 d"],
+    text: Float[Array, "b s d"],
+    image: Float[Array, "b m d"] | None,
+    angles: rope.Angles,
+  ):
+    d, dtype = x.shape[-1], x.dtype
+    table = self.param(
+      "modulation", nn.initializers.normal(d**-0.5), (1, 6, d), jnp.float32
+    )
+    time = time + table[:, None]
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(time, 2, 0)
+    norm = functools.partial(layers.LayerNorm, self.eps)
+    attend = {"heads": self.heads, "eps": self.eps, "attention": self.attention}
+
+    with jax.named_scope("self_attn"):
+      y = modulate(norm(use_affine=False)(x), shift1, scale1).astype(dtype)
+      y = SelfAttention(
+        **attend, dense={**self.dense, **self.lora}, name="self_attn"
+      )(y, angles)
+      self.sow("intermediates", "self_attn_out", y)
+      x = gated(x, y, gate1)
+
+    with jax.named_scope("cross_attn"):
+      y = norm(dtype=dtype, name="norm3")(x)
+      y = CrossAttention(**attend, dense=self.dense, name="cross_attn")(
+        y, text, image
+      )
+      self.sow("intermediates", "cross_attn_out", y)
+      x += y
+
+    with jax.named_scope("ffn"):
+      y = modulate(norm(use_affine=False)(x), shift2, scale2).astype(dtype)
+      y = MLP(
+        self.ffn_width, d, gelu_tanh, {**self.dense, **self.lora}, name="ffn"
+      )(y)
+      self.sow("intermediates", "ffn_out", y)
+      x = gated(x, y, gate2)
+    self.sow("intermediates", "out", x)
+    return x, None
+
+
+def modulate(
+  x: Float[Array, "b n d"],
+  shift: Float[Array, "b t d"],
+  scale: Float[Array, "b t d"],
+) -> Float[Array, "b n d"]:
+  """x * (1 + scale) + shift; `t` is 1 or the latent frames of the tokens."""
+  grouped = x.reshape(*shift.shape[:2], -1, x.shape[-1])
+  return (grouped * (1 + scale[:, :, None]) + shift[:, :, None]).reshape(
+    x.shape
+  )
+
+
+def gated(
+  x: Float[Array, "b n d"], y: Float[Array, "b n d"], gate: Array
+) -> Float[Array, "b n d"]:
+  """x + gate * y, computed in float32; `gate` as in `modulate`."""
+  grouped = y.astype(jnp.float32).reshape(*gate.shape[:2], -1, y.shape[-1])
+  y = (grouped * gate[:, :, None]).reshape(y.shape)
+  return (x.astype(jnp.float32) + y).astype(x.dtype)
+
+
+class PatchKernel(nn.Module):
+  """The parameters of a convolution whose stride is its kernel."""
+
+  shape: tuple[int, ...]
+  param_dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self):
+    init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2, 3))
+    kernel = self.param("kernel", init, self.shape, self.param_dtype)
+    zeros = nn.initializers.zeros
+    return kernel, self.param("bias", zeros, self.shape[-1:], self.param_dtype)

@@ -1,0 +1,252 @@
+"""The diffusion transformer of Wan 2.1, for any latent space and patch size.
+
+Follows Wan 2.1 `wan/modules/model.py` (commit 9737cba) and diffusers'
+`WanTransformer3DModel` (commit 58eb52c). Modules are named for loading: under
+`blocks/` every parameter has a leading axis of layers.
+
+In half precision the time embedding, the modulation, the norms, rotary angles
+and the softmax stay in float32, as in the reference; the residual stream has
+the compute dtype, as in diffusers. Deviations: the timestep may differ from
+latent frame to latent frame; the projection of the time embedding is computed
+in float32, as in Wan's own code.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dcvideogen_jax.models import layers, rope, wan_blocks
+
+
+class WanDiT(nn.Module):
+  """Predicts the flow velocity of noisy latents.
+
+  Attributes:
+    layers: transformer blocks.
+    width: of the tokens.
+    heads: attention heads.
+    ffn_width: hidden width of the feed-forward.
+    in_channels: of the latents, with mask and condition for image to video.
+    out_channels: of the prediction.
+    patch: frames, rows and columns of a token.
+    text_width: of the text encoder's output.
+    image_width: of the image features; None for text to video.
+    image_positions: tokens of two images, which then have a learned position
+      (Wan's first-and-last-frame model); None otherwise.
+    frequencies: of the sinusoidal time embedding.
+    eps: of the norms inside blocks.
+    attention: an implementation of `ops.attention`; None chooses.
+    remat: whether blocks are computed again in the backward pass.
+    lora_rank, lora_alpha: of low-rank updates on the time embedding, the
+      self-attention and the feed-forward (arXiv 2509.25182); 0 is none.
+    dtype: of the computation; see the module's docstring for what is float32.
+    param_dtype: of the parameters but those of norms, modulation and time
+      embedding, which are float32.
+  """
+
+  layers: int
+  width: int
+  heads: int
+  ffn_width: int
+  in_channels: int
+  out_channels: int
+  patch: tuple[int, int, int] = (1, 2, 2)
+  text_width: int = 4096
+  image_width: int | None = None
+  image_positions: int | None = None
+  frequencies: int = 256
+  eps: float = 1e-6
+  attention: str | None = None
+  remat: bool = False
+  lora_rank: int = 0
+  lora_alpha: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    latents: Float[Array, "b t h w c"],
+    timesteps: Float[Array, " b"] | Float[Array, "b t"],
+    text: Float[Array, "b s e"],
+    image: Float[Array, "b m f"] | None = None,
+  ) -> Float[Array, "b t h w c"]:
+    """Predicts the velocity, noise minus clean latents.
+
+    Args:
+      latents: noisy; for image to video followed, in channels, by the mask
+        and the encoded condition. Multiples of `patch`.
+      timesteps: 0 to 1000, one per sample or one per row of patches in time.
+      text: output of the text encoder; all tokens are attended to.
+      image: CLIP features, only where the model has `image_width`.
+
+    Returns:
+      `out_channels`, in the compute dtype.
+
+    Raises:
+      ValueError: if shapes do not fit the model.
+    """
+    self._check(latents, timesteps, image)
+    dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    lora = {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
+    grid = [n // p for n, p in zip(latents.shape[1:4], self.patch, strict=True)]
+
+    x = self._embed_patches(latents, grid)
+    embedding, time = self._embed_time(timesteps, lora)
+    text = wan_blocks.MLP(
+      self.width, self.width, wan_blocks.gelu_tanh, dense, name="text_embed"
+    )(text.astype(self.dtype))
+    if image is not None:
+      image = wan_blocks.ImageEmbedding(
+        self.width, self.image_positions, dense, name="image_embed"
+      )(image.astype(self.dtype))
+    angles = rope.angles(
+      tuple(np.arange(n) for n in grid), self.width // self.heads
+    )
+
+    block = wan_blocks.Block
+    if self.remat:
+      block = nn.remat(block, prevent_cse=False)
+    x, _ = nn.scan(
+      block,
+      variable_axes={"params": 0, "lora": 0, "intermediates": 0},
+      split_rngs={"params": True},
+      in_axes=nn.broadcast,
+      length=self.layers,
+    )(
+      self.heads,
+      self.ffn_width,
+      self.eps,
+      self.attention,
+      dense,
+      lora,
+      name="blocks",
+    )(x, time, text, image, angles)
+    return self._head(x, embedding, grid)
+
+  def _check(self, latents, timesteps, image):
+    b, *sizes, c = latents.shape
+    if c != self.in_channels:
+      raise ValueError(f"expected {self.in_channels} channels, found {c}")
+    if any(n % p for n, p in zip(sizes, self.patch, strict=True)):
+      raise ValueError(
+        f"latents of {sizes} frames, rows and columns are no multiple of the "
+        f"patch {self.patch}"
+      )
+    frames = sizes[0] // self.patch[0]
+    if timesteps.shape not in ((b,), (b, frames)):
+      raise ValueError(
+        f"expected timesteps ({b},) or ({b}, {frames}), found {timesteps.shape}"
+      )
+    if (image is None) != (self.image_width is None):
+      raise ValueError(
+        "image features are needed by image-to-video models, and only by them"
+      )
+
+  def _embed_patches(self, latents, grid):
+    pt, ph, pw = self.patch
+    shape = (*self.patch, self.in_channels, self.width)
+    kernel, bias = wan_blocks.PatchKernel(
+      shape, self.param_dtype, name="patch_embed"
+    )()
+    patches = einops.rearrange(
+      latents.astype(self.dtype),
+      "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)",
+      pt=pt,
+      ph=ph,
+      pw=pw,
+    )
+    x = patches @ kernel.astype(self.dtype).reshape(-1, self.width)
+    x += bias.astype(self.dtype)[None, None]
+    self.sow("intermediates", "patches", x)
+    return x
+
+  def _embed_time(self, timesteps, lora):
+    """The embedding (b, t, d) and its projection (b, t, 6, d), in float32."""
+    half = self.frequencies // 2
+    frequencies = np.float32(10000.0 ** -(np.arange(half) / half))
+    if timesteps.ndim == 1:
+      timesteps = timesteps[:, None]
+    phase = timesteps.astype(jnp.float32)[..., None] * frequencies[None, None]
+    x = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+    embedding = wan_blocks.MLP(
+      self.width, self.width, nn.silu, lora, name="time_embed"
+    )(x)
+    time = layers.Dense(
+      6 * self.width, param_dtype=self.param_dtype, **lora, name="time_proj"
+    )(nn.silu(embedding))
+    self.sow("intermediates", "time", time)
+    return embedding, einops.rearrange(time, "b t (six d) -> b t six d", six=6)
+
+  def _head(self, x, embedding, grid):
+    table = self.param(
+      "head_modulation",
+      nn.initializers.normal(self.width**-0.5),
+      (1, 2, self.width),
+      jnp.float32,
+    )
+    shift, scale = jnp.moveaxis(embedding[:, :, None] + table[:, None], 2, 0)
+    x = wan_blocks.modulate(
+      layers.LayerNorm(self.eps, use_affine=False)(x), shift, scale
+    )
+    pt, ph, pw = self.patch
+    x = layers.Dense(
+      pt * ph * pw * self.out_channels,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="head",
+    )(x)
+    t, h, w = grid
+    return einops.rearrange(
+      x,
+      "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c",
+      t=t,
+      h=h,
+      w=w,
+      pt=pt,
+      ph=ph,
+      pw=pw,
+    )
+
+
+_SMALL = {"layers": 30, "width": 1536, "heads": 12, "ffn_width": 8960}
+_LARGE = {"layers": 40, "width": 5120, "heads": 40, "ffn_width": 13824}
+_WAN = {"in_channels": 16, "out_channels": 16, "patch": (1, 2, 2)}
+_DC = {"in_channels": 32, "out_channels": 32, "patch": (1, 1, 1)}
+_IMAGE = {"image_width": 1280}
+
+# Noise, 4 channels of mask and the condition go into image-to-video models.
+VARIANTS = {
+  "wan2.1-t2v-1.3b": _SMALL | _WAN,
+  "wan2.1-t2v-14b": _LARGE | _WAN,
+  "wan2.1-i2v-14b": _LARGE | _WAN | _IMAGE | {"in_channels": 36},
+  "wan2.1-flf2v-14b": _LARGE
+  | _WAN
+  | _IMAGE
+  | {"in_channels": 36, "image_positions": 514},
+  "dc-wan2.1-t2v-1.3b": _SMALL | _DC,
+  "dc-wan2.1-t2v-14b": _LARGE | _DC,
+  "dc-wan2.1-i2v-14b": _LARGE | _DC | _IMAGE | {"in_channels": 68},
+}
+
+
+def build(fields: Mapping[str, Any], **overrides: Any) -> WanDiT:
+  """A model from its fields, such as a row of `VARIANTS`.
+
+  Raises:
+    TypeError: for an unknown or a missing field.
+    ValueError: if the heads do not divide the width, or a head is odd.
+  """
+  fields = {**fields, **overrides}
+  fields["patch"] = tuple(fields.get("patch", (1, 2, 2)))
+  module = WanDiT(**fields)
+  if module.width % (2 * module.heads):
+    raise ValueError(
+      f"width {module.width} is no even multiple of {module.heads} heads"
+    )
+  return module
