@@ -1,0 +1,292 @@
+"""Solvers of the flow ODE: a table of coefficients, and one step function.
+
+What a solver does at step i depends only on the noise levels, so that it is
+computed ahead, in float64, as the weights of a linear combination. The steps of
+UniPC, DPM++ 2M and Euler are then the same few lines, with other numbers.
+
+They follow huggingface/diffusers 0.42.1, `UniPCMultistepScheduler` (with
+`predict_x0`), `DPMSolverMultistepScheduler` ("dpmsolver++") and
+`FlowMatchEulerDiscreteScheduler`, which Wan-Video/Wan2.1 (commit 9737cba) has
+copies of. Papers: arXiv 2302.04867 (UniPC) and 2211.01095 (DPM-Solver++).
+
+Time is measured as log((1 - sigma) / sigma), the logarithm of the ratio of
+signal to noise; h is its rise over a step.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from dcvideogen_jax import errors
+
+
+class Coefficients(NamedTuple):
+  """A solver for given noise levels: float32 arrays, one row per step.
+
+  With k the predictions of clean latents that the solver remembers:
+
+  Attributes:
+    sigma: (steps,) noise levels at which the model is called.
+    predict: (steps, 2 + k) weights of the sample, of the current prediction and
+      of the past ones, newest first; their sum is the next sample.
+    correct: (steps, 3 + k) weights of the sample, of the previous corrected
+      sample, of the current prediction and of the past ones; their sum replaces
+      the sample before `predict`. None for a solver without a corrector.
+  """
+
+  sigma: Any
+  predict: Any
+  correct: Any = None
+
+
+class State(NamedTuple):
+  """What a solver remembers between steps; float32, shaped like the sample.
+
+  Attributes:
+    history: past predictions of clean latents, newest first; zeros before the
+      first step.
+    last: the previous sample, corrected; None for a solver without a corrector.
+  """
+
+  history: tuple[Array, ...]
+  last: Array | None
+
+
+def init(coefficients: Coefficients, x: Float[Array, "*n"]) -> State:
+  """The state before the first step, for samples like `x`."""
+  past = coefficients.predict.shape[-1] - 2
+  zeros = [jnp.zeros_like(x, jnp.float32) for _ in range(past + 1)]
+  corrects = coefficients.correct is not None
+  return State(tuple(zeros[1:]), zeros[0] if corrects else None)
+
+
+def step(
+  row: Coefficients,
+  state: State,
+  x: Float[Array, "*n"],
+  v: Float[Array, "*n"],
+) -> tuple[Float32[Array, "*n"], State]:
+  """Takes the sample to the next noise level.
+
+  Args:
+    row: the coefficients of this step, without the leading axis.
+    state: from the previous step, or `init`.
+    x: the sample.
+    v: the model's velocity for it; any floating dtype.
+
+  Returns:
+    The next sample, float32, and the next state, of the same structure.
+  """
+  x = x.astype(jnp.float32)
+  x0 = x - row.sigma * v.astype(jnp.float32)
+  last = None
+  if state.last is not None:
+    x = last = _combine(row.correct, x, state.last, x0, *state.history)
+  following = _combine(row.predict, x, x0, *state.history)
+  history = (x0, *state.history)[: len(state.history)]
+  return following, State(history, last)
+
+
+def _combine(weights: Array, *arrays: Array) -> Array:
+  terms = (weights[i] * array for i, array in enumerate(arrays))
+  return functools.reduce(jnp.add, terms)
+
+
+def coefficients(
+  solver: str, sigmas: np.ndarray, **options: Any
+) -> Coefficients:
+  """The coefficients of a solver by name.
+
+  Args:
+    solver: a name in `SOLVERS`.
+    sigmas: (steps + 1,) falling noise levels, as of `flow.schedule`.
+    **options: of that solver.
+
+  Raises:
+    errors.UserError: for an unknown solver or option, an option out of range,
+      or noise levels that the solver cannot use.
+  """
+  if solver not in SOLVERS:
+    raise errors.UserError(
+      f"solvers are {', '.join(SOLVERS)}, found {solver!r}"
+    )
+  _, *known = inspect.signature(SOLVERS[solver]).parameters
+  if unknown := sorted(options.keys() - set(known)):
+    raise errors.UserError(
+      f"options of {solver} are {', '.join(known) or 'none'}, "
+      f"found {', '.join(unknown)}"
+    )
+  levels = np.asarray(sigmas, np.float64)
+  between = (levels[:-1] > 0) & (levels[:-1] <= 1)
+  falling = (np.diff(levels[:-1]) < 0).all() and levels[-1] <= levels[-2]
+  if not (between.all() and falling and levels[-1] >= 0):
+    raise errors.UserError(
+      f"noise levels must fall from at most 1 to at least 0, found {levels}"
+    )
+  return SOLVERS[solver](levels, **options)
+
+
+def euler(sigmas: np.ndarray) -> Coefficients:
+  """Euler's method: `x + (next sigma - sigma) * v`."""
+  kept = sigmas[1:] / sigmas[:-1]
+  return _rounded(sigmas, np.stack([kept, 1 - kept], axis=1))
+
+
+def dpmpp(
+  sigmas: np.ndarray,
+  *,
+  order: int = 2,
+  variant: str = "midpoint",
+  lower_order_final: bool = True,
+  euler_at_final: bool = False,
+) -> Coefficients:
+  """DPM-Solver++, multistep: "2M" for order 2.
+
+  Args:
+    sigmas: (steps + 1,) falling noise levels.
+    order: 1 or 2.
+    variant: "midpoint" or "heun", the two forms of the second order.
+    lower_order_final: order 1 for the last of fewer than 15 steps.
+    euler_at_final: order 1 for the last step; always so if it ends at 0.
+  """
+  _check_choice("DPM++", "order", order, (1, 2))
+  _check_choice("DPM++", "variant", variant, ("midpoint", "heun"))
+  steps = len(sigmas) - 1
+  simple_end = (
+    euler_at_final or (lower_order_final and steps < 15) or sigmas[-1] == 0
+  )
+  log_snr = _log_snr(sigmas)
+  predict = np.zeros((steps, 1 + order))
+  for i in range(steps):
+    h = log_snr[i + 1] - log_snr[i]
+    decay = np.expm1(-h)
+    alpha = 1 - sigmas[i + 1]
+    predict[i, :2] = sigmas[i + 1] / sigmas[i], -alpha * decay
+    simple = order == 1 or i == 0 or (i == steps - 1 and simple_end)
+    if simple or h == 0:
+      continue
+    slope = -decay / 2 if variant == "midpoint" else decay / h + 1
+    slope *= alpha * h / (log_snr[i] - log_snr[i - 1])
+    predict[i, 1:] += slope, -slope
+  return _rounded(sigmas, predict)
+
+
+def unipc(
+  sigmas: np.ndarray,
+  *,
+  order: int = 2,
+  variant: str = "bh2",
+  lower_order_final: bool = True,
+  disable_corrector: Sequence[int] = (),
+) -> Coefficients:
+  """UniPC: a multistep predictor, each step corrected by the next prediction.
+
+  The sample at step i, predicted from earlier steps, is corrected as soon as
+  the model has been called there; no further call is needed.
+
+  Args:
+    sigmas: (steps + 1,) noise levels falling from below 1.
+    order: 1, 2 or 3; with the corrector the accuracy is of one order more.
+    variant: "bh1" or "bh2", the paper's B(h) = h or exp(h) - 1.
+    lower_order_final: falling order towards the end; needed to end at 0.
+    disable_corrector: steps whose result is not corrected.
+  """
+  _check_choice("UniPC", "order", order, (1, 2, 3))
+  _check_choice("UniPC", "variant", variant, ("bh1", "bh2"))
+  if sigmas[0] == 1:
+    raise errors.UserError(
+      "UniPC needs a first noise level below 1, found 1: choose another grid"
+    )
+  steps = len(sigmas) - 1
+  if sigmas[-1] == 0 and order > 1 and steps > 1 and not lower_order_final:
+    raise errors.UserError(
+      "UniPC ends at noise level 0 with lower_order_final only, found False"
+    )
+  predict = np.zeros((steps, 2 + order))
+  correct = np.zeros((steps, 3 + order))
+  correct[:, 0] = 1
+  for i in range(steps):
+    now = min(order, i + 1, steps - i if lower_order_final else order)
+    kept, _, *past = _unipc_weights(sigmas, i, now, variant, corrector=False)
+    predict[i, : 1 + now] = kept, *past
+    if i + 1 < steps and i not in disable_corrector:
+      weights = _unipc_weights(sigmas, i, now, variant, corrector=True)
+      correct[i + 1, : 3 + now] = 0, *weights
+  return _rounded(sigmas, predict, correct)
+
+
+def _unipc_weights(
+  sigmas: np.ndarray, i: int, order: int, variant: str, corrector: bool
+) -> np.ndarray:
+  """Weights of one step of UniP or UniC from level i to i + 1.
+
+  Returns:
+    (2 + order,): of the sample at i and of the predictions at i + 1 (0 without
+    the corrector), i, i - 1 and so on.
+  """
+  weights = np.zeros(2 + order)
+  log_snr = _log_snr(sigmas[: i + 2])
+  h = log_snr[i + 1] - log_snr[i]
+  if h == 0:
+    weights[0] = 1
+    return weights
+  alpha = 1 - sigmas[i + 1]
+  # Where else predictions are known, in steps from i.
+  points = (log_snr[i - np.arange(1, order)] - log_snr[i]) / h
+  columns = 3 + np.arange(order - 1)
+  if corrector:
+    points, columns = np.append(points, 1.0), np.append(columns, 1)
+  scale = -h if variant == "bh1" else np.expm1(-h)
+  rho = _unipc_solve(points, h, scale)
+  differences = -alpha * scale * rho / points
+  weights[0] = sigmas[i + 1] / sigmas[i]
+  weights[columns] = differences
+  weights[2] = -alpha * np.expm1(-h) - differences.sum()
+  return weights
+
+
+def _unipc_solve(points: np.ndarray, h: float, scale: float) -> np.ndarray:
+  """The paper's rho: weights of the difference quotients at `points`."""
+  if len(points) < 2:
+    # Exact to the order wanted, and what the paper's code and all copies use.
+    return np.full(len(points), 0.5)
+  phi, right = np.expm1(-h) / -h - 1, []
+  for j in range(1, 1 + len(points)):
+    right.append(phi * math.factorial(j) / scale)
+    phi = phi / -h - 1 / math.factorial(j + 1)
+  return np.linalg.solve(np.vander(points, increasing=True).T, right)
+
+
+def _log_snr(sigmas: np.ndarray) -> np.ndarray:
+  with np.errstate(divide="ignore"):
+    return np.log1p(-sigmas) - np.log(sigmas)
+
+
+def _rounded(
+  sigmas: np.ndarray, predict: np.ndarray, correct: np.ndarray | None = None
+) -> Coefficients:
+  every = Coefficients(sigmas[:-1], predict, correct)
+  return jax.tree.map(lambda x: x.astype(np.float32), every)
+
+
+def _check_choice(
+  solver: str, name: str, value: Any, choices: Sequence[Any]
+) -> None:
+  if value not in choices:
+    raise errors.UserError(
+      f"{name} of {solver} is one of {choices}, found {value!r}"
+    )
+
+
+SOLVERS: dict[str, Callable[..., Coefficients]] = {
+  "unipc": unipc,
+  "dpm++": dpmpp,
+  "euler": euler,
+}
