@@ -50,7 +50,7 @@ def encode(
     )
     return np.concatenate([*map(np.asarray, pieces)], axis=1)
 
-  latents = _tiled(
+  latents = tiled(
     np.asarray(video),
     run,
     tile=tile,
@@ -78,7 +78,7 @@ def decode(
     pieces = streaming.decode(module, variables, [piece], tail="official")
     return np.concatenate([*pieces], axis=1)
 
-  return _tiled(
+  return tiled(
     np.asarray(latents),
     run,
     tile=tile // factor,
@@ -88,7 +88,7 @@ def decode(
   )
 
 
-def _tiled(
+def tiled(
   x: np.ndarray,
   run: Callable[[np.ndarray], np.ndarray],
   *,

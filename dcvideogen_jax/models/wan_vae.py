@@ -1,0 +1,355 @@
+"""The Wan 2.1 autoencoder: f8t4c16, causal in time, 1 + 4k frames.
+
+Follows Wan-Video/Wan2.1 `wan/modules/vae.py` (commit 9737cba) and diffusers
+`AutoencoderKLWan` (commit 58eb52c), whose module names it keeps so that the
+conversion table stays short. A clip's first frame has a latent frame of its
+own, every later latent frame stands for `temporal_factor` frames.
+
+Deviations: a whole clip is one call and not a loop over its latent frames,
+with the same result; normalisation is always computed in float32; frames that
+fill no latent frame are refused instead of dropped; rows and columns that fill
+no latent are padded instead of dropped; `decode` does not clamp unless asked.
+
+Memory. `stream_encode` and `stream_decode` hold some activations of
+`temporal_factor` frames at full resolution and `base_width` channels (0.6 GB
+each at 480x832 in float32) and two frames per convolution. The programs that
+XLA compiles for a CPU need 9.5 + 2.2 GB and 8.5 + 3.8 GB for that. A whole clip
+holds activations of all its frames.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.models import dc_ae_v, streaming, wan_vae_layers
+
+Video = Float[Array, "b t h w 3"]
+Latents = Float[Array, "b tz hz wz c"]
+Variables = dict[str, Any]
+
+
+class Posterior(NamedTuple):
+  """Normal distributions of latents.
+
+  Attributes:
+    mean: what both public pipelines take as the latents.
+    logvar: logarithm of the variance, clipped to [-30, 20].
+  """
+
+  mean: Latents
+  logvar: Latents
+
+
+class WanVAE(nn.Module):
+  """The autoencoder. Video in [-1, 1]; the defaults are the released model.
+
+  Example:
+    module = wan_vae.build(wan_vae.VARIANTS["wan2.1"])
+    posterior = module.apply(variables, video, method="encode")
+    latents = module.normalise(posterior.mean)
+    latents = module.denormalise(latents)
+    video = module.apply(variables, latents, method="decode")
+
+  Attributes:
+    latent_channels: channels of the latents.
+    base_width: channels at full resolution.
+    multipliers: channels of each level, fine to coarse, in `base_width`s; each
+      level but the first halves height and width.
+    blocks: residual blocks of each level in the encoder; one more in the
+      decoder.
+    temporal: whether the step from each level to the next halves the frames.
+    mean: of the latents of many videos, per channel.
+    std: their standard deviation.
+    conv3d: implementation of `ops.conv3d`; None lets it choose.
+    dtype: of the computation; norms are in float32 all the same.
+    param_dtype: of the parameters.
+  """
+
+  latent_channels: int = 16
+  base_width: int = 96
+  multipliers: tuple[int, ...] = (1, 2, 4, 4)
+  blocks: int = 2
+  temporal: tuple[bool, ...] = (False, True, True)
+  # fmt: off
+  mean: tuple[float, ...] = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+  )
+  std: tuple[float, ...] = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+  )
+  # fmt: on
+  conv3d: str | None = None
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    names = ("base_width", "multipliers", "blocks", "temporal", "conv3d")
+    shared = {name: getattr(self, name) for name in names}
+    shared |= {"channels": self.latent_channels, "dtypes": dtypes}
+    self.encoder = wan_vae_layers.Encoder(**shared)
+    self.quant_conv = nn.Conv(2 * self.latent_channels, (1, 1, 1), **dtypes)
+    self.post_quant_conv = nn.Conv(self.latent_channels, (1, 1, 1), **dtypes)
+    self.decoder = wan_vae_layers.Decoder(**shared)
+
+  @property
+  def spatial_factor(self) -> int:
+    """Pixels per latent in height and in width."""
+    return 2 ** len(self.temporal)
+
+  @property
+  def temporal_factor(self) -> int:
+    """Frames per latent frame, but for the first."""
+    return 2 ** sum(self.temporal)
+
+  def __call__(self, video: Video) -> Video:
+    return self.decode(self.encode(video).mean)
+
+  def encode(self, video: Video, tail: str = "refuse") -> Posterior:
+    """Encodes clips, or the beginning of clips with `"cache"` mutable.
+
+    Args:
+      video: float in [-1, 1], 1 + k * `temporal_factor` frames; an image is
+        one frame. Rows and columns are padded to a multiple of
+        `spatial_factor` by repeating the edge.
+      tail: what becomes of frames that do not fill a latent frame: "refuse"
+        raises; "official" drops them, as the reference does.
+
+    Returns:
+      The posterior of 1 + k latent frames, height and width /
+      `spatial_factor` of the padded video; not normalised.
+
+    Raises:
+      errors.UserError: if the frames do not fit.
+    """
+    video = video[:, : self.whole_frames(video.shape[1], tail)]
+    return self._encode(video, first=True)
+
+  def encode_next(self, video: Video) -> Posterior:
+    """Continues `encode`, with `"cache"` mutable.
+
+    Takes k * `temporal_factor` frames and gives the posterior of k.
+
+    Raises:
+      errors.UserError: if the frames do not fit.
+    """
+    if video.shape[1] % self.temporal_factor:
+      raise errors.UserError(
+        f"a clip continues by a multiple of {self.temporal_factor} frames, "
+        f"found {video.shape[1]}"
+      )
+    return self._encode(video, first=False)
+
+  def decode(self, latents: Latents, clamp: bool = False) -> Video:
+    """Decodes clips, or the beginning of clips with `"cache"` mutable.
+
+    Args:
+      latents: 1 + k frames, not normalised.
+      clamp: clamp the video to [-1, 1], as both public decoders do.
+
+    Returns:
+      1 + k * `temporal_factor` frames.
+    """
+    return self._decode(latents, clamp, first=True)
+
+  def decode_next(self, latents: Latents, clamp: bool = False) -> Video:
+    """Continues `decode`, with `"cache"` mutable.
+
+    Gives k * `temporal_factor` frames for k latent frames.
+    """
+    return self._decode(latents, clamp, first=False)
+
+  def normalise(self, latents: Latents) -> Latents:
+    """What a diffusion model works on; needs no variables."""
+    return (latents - self._row(self.mean)) / self._row(self.std)
+
+  def denormalise(self, latents: Latents) -> Latents:
+    """Undoes `normalise`."""
+    return latents * self._row(self.std) + self._row(self.mean)
+
+  def whole_frames(self, frames: int, tail: str = "refuse") -> int:
+    """How many of `frames` frames are encoded; see `encode`."""
+    factor = self.temporal_factor
+    extra = (frames - 1) % factor
+    if tail not in ("refuse", "official"):
+      raise ValueError(f"tail is {tail!r}, expected refuse or official")
+    if frames < 1 or (extra and tail == "refuse"):
+      nearest = [n for n in (frames - extra, frames - extra + factor) if n > 0]
+      raise errors.UserError(
+        f"the Wan autoencoder takes 1 + {factor}k frames, found {frames}: "
+        f"use {' or '.join(map(str, nearest))}"
+      )
+    return frames - extra
+
+  def _encode(self, video, first):
+    video = dc_ae_v.pad_edge(video, 1, self.spatial_factor)
+    moments = self.quant_conv(self.encoder(video, first))
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return Posterior(mean, jnp.clip(logvar, -30, 20))
+
+  def _decode(self, latents, clamp, first):
+    video = self.decoder(self.post_quant_conv(latents), first)
+    return jnp.clip(video, -1, 1) if clamp else video
+
+  def _row(self, values):
+    return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 1, -1)
+
+
+def stream_encode(
+  module: WanVAE,
+  variables: Variables,
+  video: Iterable[Any],
+  *,
+  tail: str = "refuse",
+) -> Iterator[Posterior]:
+  """Encodes a video of any length latent frame by latent frame.
+
+  Two compiled programs, one for the first frame and one for every
+  `temporal_factor` frames after it; memory does not grow with the length.
+
+  Args:
+    module: the model.
+    variables: `{"params": ...}`.
+    video: pieces `b t h w 3` of any number of frames, in order; uint8 means
+      0..255, float means [-1, 1].
+    tail: as in `WanVAE.encode`.
+
+  Yields:
+    The posterior of each latent frame.
+
+  Raises:
+    errors.UserError: if frames are left over at the end, after everything
+      before them was given.
+    ValueError: if there are no frames or the pieces do not fit together.
+  """
+  state, seen = None, 0
+  for chunk in _chunks(video, module.temporal_factor):
+    method = "encode_next" if seen else "encode"
+    seen += chunk.shape[1]
+    if module.whole_frames(seen, tail) < seen:
+      return
+    args = (module, method, variables, chunk)
+    state = state or streaming.empty_state(*args)
+    posterior, state = streaming.apply(*args, state=state)
+    yield posterior
+
+
+def stream_decode(
+  module: WanVAE,
+  variables: Variables,
+  latents: Iterable[Any],
+  *,
+  dtype: Any = np.float32,
+) -> Iterator[Float[np.ndarray, "b t h w 3"]]:
+  """Decodes latents of any length one frame at a time.
+
+  Args:
+    module: the model.
+    variables: `{"params": ...}`.
+    latents: pieces `b t h w c` of any number of frames, in order, not
+      normalised.
+    dtype: of the video; uint8 clips and rounds, others are not clamped.
+
+  Yields:
+    One frame, then `temporal_factor` frames per latent frame, in host memory.
+
+  Raises:
+    ValueError: if there are no latents or the pieces do not fit together.
+  """
+  state = None
+  for chunk in _chunks(latents, 1):
+    method = "decode_next" if state else "decode"
+    args = (module, method, variables, chunk)
+    state = state or streaming.empty_state(*args)
+    video, state = streaming.apply(*args, state=state, dtype=np.dtype(dtype))
+    yield np.asarray(video)
+
+
+def _chunks(pieces: Iterable[Any], frames: int) -> Iterator[np.ndarray]:
+  """Regroups pieces to one frame, then `frames` each; the last may be short."""
+  rest, size, found = None, 1, 0
+  for piece in pieces:
+    piece = np.asarray(piece)
+    if piece.ndim != 5:
+      raise ValueError(f"expected pieces `b t h w c`, found {piece.shape}")
+    if rest is not None and piece.shape[2:] != rest.shape[2:]:
+      raise ValueError(
+        f"frames change from {rest.shape[2:]} to {piece.shape[2:]}"
+      )
+    rest = piece if rest is None else np.concatenate([rest, piece], axis=1)
+    found += piece.shape[1]
+    while rest.shape[1] >= size:
+      yield rest[:, :size]
+      rest, size = rest[:, size:], frames
+  if not found:
+    raise ValueError("there are no frames")
+  if rest.shape[1]:
+    yield rest
+
+
+# The released model, with the defaults as fields.
+VARIANTS: dict[str, dict[str, Any]] = {"wan2.1": {}}
+
+
+def build(config: Mapping[str, Any], **overrides: Any) -> WanVAE:
+  """Builds the module that a configuration describes.
+
+  Args:
+    config: fields of `WanVAE`; a row of `VARIANTS` or one's own.
+    **overrides: fields that differ.
+
+  Raises:
+    ValueError: if a field is unknown or the fields do not fit together.
+  """
+  fields = {**config, **overrides}
+  known = set(WanVAE.__annotations__) - {"parent", "name"}
+  if unknown := sorted(set(fields) - known):
+    raise ValueError(
+      f"unknown fields of the Wan autoencoder: {unknown}; "
+      f"known are {sorted(known)}"
+    )
+  for name in ("multipliers", "temporal", "mean", "std"):
+    value = fields.get(name, ())
+    if isinstance(value, str) or not isinstance(value, Sequence):
+      raise ValueError(f"{name} is {value!r}, expected a list")
+    if name in fields:
+      fields[name] = tuple(value)
+  module = WanVAE(**fields)
+  _check(module)
+  return module
+
+
+def _check(m: WanVAE) -> None:
+  """Raises ValueError if fields do not fit together."""
+  counts = {
+    name: getattr(m, name)
+    for name in ("latent_channels", "base_width", "blocks")
+  }
+  counts |= {f"multipliers[{i}]": n for i, n in enumerate(m.multipliers)}
+  for name, n in counts.items():
+    if not (isinstance(n, int) and n > 0):
+      raise ValueError(f"{name} is {n!r}, expected a positive whole number")
+  if len(m.temporal) != len(m.multipliers) - 1:
+    raise ValueError(
+      f"{len(m.multipliers)} multipliers but {len(m.temporal)} steps in "
+      f"temporal, expected one fewer"
+    )
+  for name in ("mean", "std"):
+    if len(getattr(m, name)) != m.latent_channels:
+      raise ValueError(
+        f"{name} has {len(getattr(m, name))} values, "
+        f"expected latent_channels, {m.latent_channels}"
+      )
+  for level, n in enumerate(m.multipliers[1:], 1):
+    if m.base_width * n % 2:
+      raise ValueError(
+        f"level {level} has {m.base_width * n} channels, which an upsampling "
+        "block cannot halve"
+      )

@@ -1,0 +1,300 @@
+"""Encoder and decoder of the Wan 2.1 autoencoder and their blocks.
+
+Follows Wan-Video/Wan2.1 `wan/modules/vae.py` (commit 9737cba) and diffusers
+`autoencoder_kl_wan.py` (commit 58eb52c), whose lists of cached features are
+Linen's `"cache"` collection here: with it mutable the input continues what was
+seen before, otherwise it is a whole clip.
+
+Every block takes `first`: whether its first frame is the first of the clip.
+That frame stands alone, because both resamplings in time leave it as it is.
+"""
+
+import math
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dcvideogen_jax.models import chunk_causal
+from dcvideogen_jax.ops import attention
+
+
+def conv(features: int, conv3d: str | None = None, **fields: Any) -> nn.Module:
+  """A 3x3x3 convolution that sees the two frames before each frame.
+
+  Its result is a pair, the output first.
+  """
+  return chunk_causal.Conv(
+    features, chunk=1, time="causal", conv3d=conv3d, **fields
+  )
+
+
+class UnitNorm(nn.Module):
+  """Scales channels to a root mean square of 1, then each by a parameter.
+
+  Computed in float32 whatever the input's dtype; returns `dtype`. Unlike
+  `layers.RMSNorm` it guards only against a length of zero.
+  """
+
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    c = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (c,), self.param_dtype)
+    scale = scale.astype(jnp.float32).reshape(1, 1, 1, 1, c)
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    x *= jax.lax.rsqrt(jnp.maximum(square, 1e-24)) * math.sqrt(c)
+    return (x * scale).astype(self.dtype)
+
+
+class ResBlock(nn.Module):
+  """x + conv(silu(norm(conv(silu(norm(x)))))), x projected if it widens."""
+
+  features: int
+  dtypes: dict[str, Any]
+  conv3d: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w f"]:
+    y = x
+    for i in (1, 2):
+      y = nn.silu(UnitNorm(**self.dtypes, name=f"norm{i}")(y))
+      y, _ = conv(self.features, self.conv3d, **self.dtypes, name=f"conv{i}")(y)
+    if x.shape[-1] != self.features:
+      x = nn.Conv(self.features, (1, 1, 1), **self.dtypes, name="shortcut")(x)
+    return x + y
+
+
+class Attention(nn.Module):
+  """Self-attention with one head over the positions of each frame."""
+
+  dtypes: dict[str, Any]
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    b, _, h, w, c = x.shape
+    y = UnitNorm(**self.dtypes, name="norm")(x)
+    y = nn.Conv(3 * c, (1, 1), **self.dtypes, name="to_qkv")(y)
+    y = einops.rearrange(y, "b t h w (s c) -> s (b t) (h w) 1 c", s=3)
+    y = attention.attention(*y)
+    y = einops.rearrange(y, "(b t) (h w) 1 c -> b t h w c", b=b, h=h, w=w)
+    return x + nn.Conv(c, (1, 1), **self.dtypes, name="proj")(y)
+
+
+class MidBlock(nn.Module):
+  """Attention between two residual blocks, at the coarsest resolution."""
+
+  dtypes: dict[str, Any]
+  conv3d: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    fields = (x.shape[-1], self.dtypes, self.conv3d)
+    x = ResBlock(*fields, name="resnets_0")(x)
+    x = Attention(self.dtypes, name="attention")(x)
+    return ResBlock(*fields, name="resnets_1")(x)
+
+
+class TimeConv(nn.Module):
+  """Three taps in time, without padding: one matrix product.
+
+  Attributes:
+    features: output channels.
+    stride: frames between two outputs.
+  """
+
+  features: int
+  stride: int = 1
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u h w f"]:
+    shape = (3, 1, 1, x.shape[-1], self.features)
+    kernel = self.param(
+      "kernel", nn.initializers.lecun_normal(), shape, self.param_dtype
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros, (self.features,), self.param_dtype
+    )
+    x = x.astype(self.dtype)
+    last = x.shape[1] - 2
+    x = jnp.concatenate(
+      [x[:, i : last + i : self.stride] for i in range(3)], axis=-1
+    )
+    y = jnp.dot(x, kernel.astype(self.dtype).reshape(-1, self.features))
+    return y + bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)
+
+
+class Down(nn.Module):
+  """Halves height and width, and frames after the clip's first if `time`."""
+
+  time: bool
+  dtypes: dict[str, Any]
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b t h w c"], first: bool
+  ) -> Float[Array, "b u h2 w2 c"]:
+    c = x.shape[-1]
+    x = nn.Conv(
+      c,
+      (3, 3),
+      strides=(2, 2),
+      padding=((0, 1), (0, 1)),
+      **self.dtypes,
+      name="resample",
+    )(x)
+    if not self.time:
+      return x
+    convolve = TimeConv(c, stride=2, **self.dtypes, name="time_conv")
+    with_past = _with_past(self, x, 1)
+    if first:
+      return jnp.concatenate([x[:, :1], convolve(x)], axis=1)
+    return convolve(with_past)
+
+
+class Up(nn.Module):
+  """Doubles height and width, and frames after the clip's first if `time`.
+
+  Frames come before pixels, each pair from the channels of one frame; the
+  clip's first frame is not seen by the others here. Halves the channels.
+  """
+
+  time: bool
+  dtypes: dict[str, Any]
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b t h w c"], first: bool
+  ) -> Float[Array, "b u h2 w2 c2"]:
+    c = x.shape[-1]
+    if self.time:
+      alone, x = x[:, : int(first)], x[:, int(first) :]
+      x = _with_past(self, x, 2)
+      x = TimeConv(2 * c, **self.dtypes, name="time_conv")(x)
+      x = einops.rearrange(x, "b t h w (r c) -> b (t r) h w c", r=2)
+      x = jnp.concatenate([alone, x], axis=1)
+    x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+    return nn.Conv(c // 2, (3, 3), **self.dtypes, name="resample")(x)
+
+
+class UpBlock(nn.Module):
+  """Residual blocks, then perhaps an `Up`.
+
+  Attributes:
+    features: channels of the blocks.
+    blocks: how many there are.
+    time: that of the `Up`; None if there is no such block.
+  """
+
+  features: int
+  blocks: int
+  time: bool | None
+  dtypes: dict[str, Any]
+  conv3d: str | None = None
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b t h w c"], first: bool
+  ) -> Float[Array, "b u h2 w2 f"]:
+    for j in range(self.blocks):
+      x = ResBlock(
+        self.features, self.dtypes, self.conv3d, name=f"resnets_{j}"
+      )(x)
+    if self.time is None:
+      return x
+    return Up(self.time, self.dtypes, name="upsampler")(x, first)
+
+
+class Half(nn.Module):
+  """What the encoder and the decoder share."""
+
+  channels: int
+  base_width: int
+  multipliers: tuple[int, ...]
+  blocks: int
+  temporal: tuple[bool, ...]
+  conv3d: str | None
+  dtypes: dict[str, Any]
+
+  def width(self, level: int) -> int:
+    return self.base_width * self.multipliers[level]
+
+  def conv(self, features: int, name: str) -> nn.Module:
+    return conv(features, self.conv3d, **self.dtypes, name=name)
+
+  def middle(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    return MidBlock(self.dtypes, self.conv3d, name="mid_block")(x)
+
+  def head(
+    self, x: Float[Array, "b t h w c"], features: int
+  ) -> Float[Array, "b t h w f"]:
+    x = UnitNorm(**self.dtypes, name="norm_out")(x)
+    return self.conv(features, "conv_out")(nn.silu(x))[0]
+
+
+class Encoder(Half):
+  """Video to what `quant_conv` makes a posterior of."""
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b t h w 3"], first: bool
+  ) -> Float[Array, "b tz hz wz c2"]:
+    x, _ = self.conv(self.base_width, "conv_in")(x)
+    block = 0
+    for level in range(len(self.multipliers)):
+      for _ in range(self.blocks):
+        x = ResBlock(
+          self.width(level),
+          self.dtypes,
+          self.conv3d,
+          name=f"down_blocks_{block}",
+        )(x)
+        block += 1
+      if level < len(self.temporal):
+        x = Down(
+          self.temporal[level], self.dtypes, name=f"down_blocks_{block}"
+        )(x, first)
+        block += 1
+    return self.head(self.middle(x), 2 * self.channels)
+
+
+class Decoder(Half):
+  """What `post_quant_conv` makes of latents to video."""
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b tz hz wz c"], first: bool
+  ) -> Float[Array, "b t h w 3"]:
+    coarsest = len(self.multipliers) - 1
+    x, _ = self.conv(self.width(coarsest), "conv_in")(x)
+    x = self.middle(x)
+    for level in range(coarsest, -1, -1):
+      x = UpBlock(
+        self.width(level),
+        self.blocks + 1,
+        self.temporal[level - 1] if level else None,
+        self.dtypes,
+        self.conv3d,
+        name=f"up_blocks_{coarsest - level}",
+      )(x, first)
+    return self.head(x, 3)
+
+
+def _with_past(module: nn.Module, x: Array, kept: int) -> Array:
+  """Adds the `kept` frames before x, zeros at the beginning of a clip."""
+  b, _, *rest = x.shape
+  past = jnp.zeros((b, kept, *rest), x.dtype)
+  if not module.is_mutable_collection("cache") or module.is_initializing():
+    return jnp.concatenate([past, x], axis=1)
+  state = module.variable("cache", "frames", lambda: past)
+  x = jnp.concatenate([state.value, x], axis=1)
+  state.value = x[:, -kept:]
+  return x
