@@ -1,11 +1,7 @@
-"""Where a program's time and memory go."""
+"""Where a program's time goes."""
 
 import collections
 import contextlib
-import os
-import pathlib
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -71,26 +67,3 @@ class Clock:
     if event in _COMPILATION:
       self.seconds["compile"] += duration
       self.seconds[self._phases[-1]] -= duration
-
-
-def peak_rss() -> int:
-  """The most host memory that this process has held so far, in bytes."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == "darwin" else peak * 1024
-
-
-def peak_device_memory() -> int | None:
-  """The most memory held on the first device, in bytes; None on a CPU."""
-  stats = jax.local_devices()[0].memory_stats()
-  return stats and stats.get("peak_bytes_in_use")
-
-
-def free_memory() -> int:
-  """Bytes that are free for computing: on the device, or on a CPU's host."""
-  stats = jax.local_devices()[0].memory_stats()
-  if stats and "bytes_limit" in stats:
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-  with contextlib.suppress(OSError, ValueError, IndexError):
-    text = pathlib.Path("/proc/meminfo").read_text()
-    return int(text.split("MemAvailable:")[1].split()[0]) * 1024
-  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

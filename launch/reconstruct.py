@@ -33,7 +33,7 @@ from absl import flags
 from jaxtyping import UInt8
 
 import dcvideogen_jax
-from dcvideogen_jax import convert, errors, files
+from dcvideogen_jax import convert, errors, files, memory
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.models import bands, dc_ae_v, streaming
 from launch import _clock, _comparison, _model, _program
@@ -171,8 +171,8 @@ def _reconstruct(
     "settings": settings,
     "seconds": clock.report(),
     "memory": {
-      "peak_rss_bytes": _clock.peak_rss(),
-      "peak_device_bytes": _clock.peak_device_memory(),
+      "peak_rss_bytes": memory.peak_rss(),
+      "peak_device_bytes": memory.peak_device(),
     },
     "versions": _versions(),
   }
@@ -248,7 +248,7 @@ def _plans(module: dc_ae_v.DCAEV, source: Input) -> dict[str, bands.Plan]:
   Raises:
     errors.UserError: if the budget is too small.
   """
-  budget = 0.8 * _clock.free_memory()
+  budget = 0.8 * memory.free()
   if _BUDGET.value is not None:
     budget = _BUDGET.value * 2**30
   streamed = source.frames > module.chunk_frames

@@ -37,9 +37,3 @@ def test_phases_add_up_to_the_time_that_passed():
   assert sum(parts.values()) == pytest.approx(seconds["total"], abs=0.01)
   assert 0.03 <= parts["outer"] < passed - 0.15
   assert min(parts.values()) >= 0
-
-
-def test_memory_is_in_bytes():
-  assert 10**7 < _clock.peak_rss() < 10**12
-  assert 10**7 < _clock.free_memory() < 10**15
-  assert _clock.peak_device_memory() is None  # On a CPU.
