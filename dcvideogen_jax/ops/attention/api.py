@@ -11,6 +11,10 @@ from dcvideogen_jax.ops.attention.reference import reference
 _SMALL = 2**22
 
 
+# The widest head of cuDNN's fused attention on every GPU it runs on.
+_CUDNN_WIDEST = 128
+
+
 def _cudnn(q, k, v):
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     raise NotImplementedError(
@@ -36,17 +40,19 @@ def attention(
     k: keys of `m` tokens.
     v: values of `m` tokens, of the dtype that is returned.
     implementation: a key of `IMPLEMENTATIONS`, which never falls back; None
-      takes cuDNN for half precision on a GPU, and otherwise `reference` where
-      the matrix of weights is small and `chunked` where it is not.
+      takes cuDNN for half precision and heads of up to 128 on a GPU, and
+      otherwise `reference` where the matrix of weights is small and `chunked`
+      where it is not.
 
   Raises:
     NotImplementedError: if the named implementation cannot compute this.
     ValueError: if there is no such implementation.
   """
   if implementation is None:
-    b, n, heads, _ = q.shape
+    b, n, heads, e = q.shape
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if half and jax.default_backend() == "gpu":
+    fits = half and e % 8 == 0 and e <= _CUDNN_WIDEST
+    if fits and jax.default_backend() == "gpu":
       implementation = "cudnn"
     elif b * heads * n * k.shape[1] <= _SMALL:
       implementation = "reference"

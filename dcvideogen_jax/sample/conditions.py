@@ -1,0 +1,40 @@
+"""Texts and images as the diffusion model is told of them."""
+
+import functools
+
+import jax
+import numpy as np
+import PIL.Image
+from jaxtyping import Array, Float, UInt8
+
+from dcvideogen_jax.models import umt5
+
+Image = UInt8[np.ndarray, "h w 3"]
+
+
+def resize(image: Image, height: int, width: int) -> Image:
+  """Stretches an image to a size, with Lanczos as diffusers does."""
+  if image.shape[:2] == (height, width):
+    return image
+  resized = PIL.Image.fromarray(image).resize(
+    (width, height), PIL.Image.Resampling.LANCZOS
+  )
+  return np.asarray(resized)
+
+
+def pad(image: Image, grid: tuple[int, int]) -> Image:
+  """Repeats the last row and column until the image has the grid's pixels."""
+  missing = [n - m for n, m in zip(grid, image.shape[:2], strict=True)]
+  return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), "edge")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_text(module, variables, ids, mask) -> Float[Array, "b s d"]:
+  """Embeddings that are zero after the text's end."""
+  return umt5.zero_padding(module.apply(variables, ids, mask), mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_images(module, variables, pixels) -> Float[Array, "b m e"]:
+  """CLIP features of preprocessed images."""
+  return module.apply(variables, pixels)

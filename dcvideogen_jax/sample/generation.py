@@ -1,0 +1,61 @@
+"""What sampling gives: latents that are decoded when asked."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from dcvideogen_jax.data import video as video_files
+from dcvideogen_jax.sample import sizes
+
+FPS = 16  # of Wan's and DC-VideoGen's videos
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """Latents and what decodes them.
+
+  Attributes:
+    latents: float32 `b t h w c`, as the diffusion model left them.
+    size: of the video.
+    settings: what was done, ready for JSON.
+  """
+
+  latents: Float[Array, "b t h w c"]
+  size: sizes.Size
+  settings: Mapping[str, Any]
+  _decode: Callable[[Array], Iterator[UInt8[np.ndarray, "b t h w 3"]]]
+
+  def chunks(
+    self, sample: int | None = None
+  ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
+    """Decodes piece by piece; of all samples, or of one.
+
+    Memory does not grow with the number of frames.
+    """
+    chosen = slice(None) if sample is None else slice(sample, sample + 1)
+    return self._decode(self.latents[chosen])
+
+  def video(self) -> UInt8[np.ndarray, "b t h w 3"]:
+    """The whole video in host memory."""
+    return np.concatenate(list(self.chunks()), axis=1)
+
+  def save(
+    self, path: str | os.PathLike[str], sample: int = 0, **options: Any
+  ) -> None:
+    """Writes one sample as an mp4, decoding as it goes.
+
+    Args:
+      path: ends in .mp4.
+      sample: which one.
+      **options: of `data.video.VideoWriter`, such as `crf`.
+
+    Raises:
+      errors.UserError: if it cannot be written; there is no file then.
+    """
+    with video_files.VideoWriter(path, **{"fps": FPS, **options}) as writer:
+      for chunk in self.chunks(sample):
+        writer.write(chunk[0])

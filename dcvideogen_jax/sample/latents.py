@@ -1,0 +1,193 @@
+"""What the pipeline needs of an autoencoder: DC-AE-V's form and Wan's.
+
+Both are used through the same methods. Latents are as the diffusion model sees
+them: scaled (DC-AE-V) or normalised (Wan), float32, `b t h w c`.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
+from dcvideogen_jax.sample import sizes
+
+# Levels, or floats in [-1, 1].
+Image = UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"]
+Condition = Float[Array, "1 t h w c"]
+
+_PIECE = 8  # frames of grey that are made at a time
+
+
+class Deep:
+  """DC-AE-V: latent frames hold 4 frames each."""
+
+  # Frames that the first latent frame has less than the others.
+  first = 0
+
+  def __init__(self, module: dc_ae_v.DCAEV, variables: Mapping[str, Any]):
+    self.module = module
+    self.variables = variables
+    self.channels = module.latent_channels
+    self.spatial = module.spatial_factor
+    self.temporal = module.temporal_factor
+
+  def condition(
+    self, first: Image, last: Image | None, frames: int, budget: float
+  ) -> Condition:
+    """The encoded images, each repeated for one latent frame, amid grey.
+
+    Encoded in float32: half precision visibly hurts. What does not fill the
+    last latent frame is made up of its last frame.
+
+    Args:
+      first: of the video's size.
+      last: the same, or None.
+      frames: of the video.
+      budget: bytes that may be used.
+    """
+    module = self.module.clone(dtype=jnp.float32)
+    frames = -(-frames // self.temporal) * self.temporal
+    repeated = [
+      np.repeat(_to_float(image), self.temporal, axis=1)
+      for image in (first, last)
+      if image is not None
+    ]
+    between = frames - len(repeated) * self.temporal
+    video = itertools.chain(
+      repeated[:1], _grey(between, first.shape), repeated[1:]
+    )
+    plan = bands.plan(
+      module,
+      *first.shape[:2],
+      budget,
+      decode=False,
+      streamed=frames > module.chunk_frames,
+    )
+    encoded = streaming.encode(module, self.variables, video, plan=plan)
+    latents = jnp.concatenate(list(encoded), axis=1)
+    return latents[:, : frames // self.temporal] * module.latent_scale
+
+  def mask(self, frames: int, last: bool) -> np.ndarray:
+    """1 for conditioned frames: (latent frames, 4)."""
+    mask = np.zeros((-(-frames // self.temporal), self.temporal), np.float32)
+    mask[0] = 1
+    if last:
+      mask[-1] = 1
+    return mask
+
+  def decode(
+    self,
+    latents: Float[Array, "b t h w c"],
+    size: sizes.Size,
+    dtype: Any,
+    budget: float,
+  ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
+    """Decodes chunk by chunk and cuts the video to its size.
+
+    The latents are rounded to the autoencoder's dtype before they are scaled,
+    as in the official pipeline.
+    """
+    module = self.module.clone(dtype=dtype)
+    chunk = module.chunk_frames // self.temporal
+    plan = bands.plan(
+      module,
+      latents.shape[2] * self.spatial,
+      latents.shape[3] * self.spatial,
+      budget,
+      decode=True,
+      streamed=latents.shape[1] > chunk,
+    )
+    unscaled = _unscale(latents, module.latent_scale, dtype=dtype)
+    pieces = (
+      unscaled[:, i : i + chunk] for i in range(0, latents.shape[1], chunk)
+    )
+    return _cut(
+      streaming.decode(
+        module, self.variables, pieces, plan=plan, dtype=np.uint8
+      ),
+      size,
+    )
+
+
+class Wan:
+  """Wan's own autoencoder: one frame, then 4 per latent frame."""
+
+  first = 3
+
+  def __init__(self, module: wan_vae.WanVAE, variables: Mapping[str, Any]):
+    self.module = module
+    self.variables = variables
+    self.channels = module.latent_channels
+    self.spatial = module.spatial_factor
+    self.temporal = module.temporal_factor
+
+  def condition(
+    self, first: Image, last: Image | None, frames: int, budget: float
+  ) -> Condition:
+    """The encoded images amid grey; the mean of the posterior, normalised."""
+    del budget
+    module = self.module.clone(dtype=jnp.float32)
+    frames = 1 - (1 - frames) // self.temporal * self.temporal
+    images = [_to_float(image) for image in (first, last) if image is not None]
+    video = itertools.chain(
+      images[:1], _grey(frames - len(images), first.shape), images[1:]
+    )
+    encoded = wan_vae.stream_encode(module, self.variables, video)
+    mean = jnp.concatenate([posterior.mean for posterior in encoded], axis=1)
+    return module.normalise(mean)
+
+  def mask(self, frames: int, last: bool) -> np.ndarray:
+    """1 for conditioned frames: (latent frames, 4), the first frame 4 times."""
+    latent_frames = 1 - (1 - frames) // self.temporal
+    mask = np.zeros((latent_frames, self.temporal), np.float32)
+    mask[0] = 1
+    if last:
+      mask[-1, -1] = 1
+    return mask
+
+  def decode(
+    self,
+    latents: Float[Array, "b t h w c"],
+    size: sizes.Size,
+    dtype: Any,
+    budget: float,
+  ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
+    """Decodes latent frame by latent frame; see `Deep.decode`."""
+    del budget
+    module = self.module.clone(dtype=dtype)
+    unscaled = module.denormalise(latents)
+    pieces = (unscaled[:, i : i + 1] for i in range(latents.shape[1]))
+    return _cut(
+      wan_vae.stream_decode(module, self.variables, pieces, dtype=np.uint8),
+      size,
+    )
+
+
+def _to_float(image: Image) -> Float[np.ndarray, "1 1 h w 3"]:
+  if image.dtype == np.uint8:
+    image = image.astype(np.float32) / 127.5 - 1
+  return image[None, None]
+
+
+def _grey(frames, shape):
+  """`frames` frames of mid-grey, some at a time."""
+  for start in range(0, frames, _PIECE):
+    yield np.zeros((1, min(_PIECE, frames - start), *shape), np.float32)
+
+
+def _unscale(latents, scale, dtype):
+  return (latents.astype(dtype) / jnp.asarray(scale, dtype)).astype(jnp.float32)
+
+
+def _cut(chunks, size: sizes.Size):
+  """Leaves out frames, rows and columns beyond the size."""
+  left = size.frames
+  for chunk in chunks:
+    if left <= 0:
+      return
+    yield chunk[:, :left, : size.height, : size.width]
+    left -= chunk.shape[1]

@@ -1,0 +1,401 @@
+"""From a prompt, and maybe an image, to a video.
+
+    pipeline = DCVideoGen.from_pretrained("nvidia/DC-VideoGen-Wan2.1-14B@main")
+    video = pipeline.generate("a cat walks", height=720, width=1280, frames=80)
+    video.save("cat.mp4")
+
+Follows DC-Gen `dc_videogen/pipeline_dc_videogen_wan_{t2v,i2v}.py` (commit
+cae2205) and, for Wan's own models, diffusers' `WanPipeline` (commit 58eb52c).
+Deviations, each with the official behaviour as an option or a figure: sizes are
+honoured and not rounded down (`size_rule`), everything stays on the device,
+conditions are encoded in float32, and noise comes from `jax.random`, which
+gives the same bits on every device.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dcvideogen_jax import errors, memory
+from dcvideogen_jax.data import clip_images, tokenize
+from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.sample import (
+  conditions,
+  denoise,
+  generation,
+  loading,
+  programs,
+  sizes,
+)
+
+# Both branches of guidance go through the model at once up to so many tokens;
+# beyond, one branch keeps a device busy and needs half the activations.
+_BATCHED_TOKENS = 16384
+
+# Of free memory, what encoding and decoding may plan with.
+_SHARE = 0.8
+
+# A text, several, or their embeddings.
+Prompt = str | Sequence[str] | Float[Array, "b s d"]
+
+
+def no_phase(name: str) -> contextlib.AbstractContextManager[None]:
+  """Says nothing about what is being done."""
+  del name
+  return contextlib.nullcontext()
+
+
+class DCVideoGen:
+  """Text or image to video on one device, with everything resident.
+
+  Attributes:
+    parts: the models.
+    task: "t2v" or "i2v".
+  """
+
+  def __init__(
+    self,
+    parts: loading.Parts,
+    program_cache: str | os.PathLike[str] | None = None,
+  ):
+    """Puts parts together.
+
+    Args:
+      parts: the models; `texts` may be None if only embeddings are given.
+      program_cache: a directory for compiled programs; None keeps none.
+
+    Raises:
+      errors.UserError: if the transformer and the autoencoder do not fit.
+    """
+    _check_channels(parts.transformer.module, parts.space)
+    self.parts = parts
+    self.task = parts.task
+    self._embedded: dict[str, Array] = {}
+    self._programs = programs.Programs(program_cache)
+
+  @classmethod
+  def from_pretrained(
+    cls,
+    source: str | os.PathLike[str],
+    *,
+    program_cache: str | os.PathLike[str] | None = None,
+    **options: Any,
+  ) -> "DCVideoGen":
+    """Loads a published model; arguments and errors as of `loading.load`."""
+    return cls(loading.load(source, **options), program_cache)
+
+  def free_text_encoder(self) -> None:
+    """Gives the text encoder's memory back; embeddings seen so far stay."""
+    if self.parts.texts is not None:
+      for leaf in jax.tree.leaves(self.parts.texts.encoder.variables):
+        leaf.delete()
+    self.parts = self.parts._replace(texts=None)
+
+  def generate(
+    self,
+    prompt: Prompt,
+    *,
+    negative_prompt: Prompt | None = None,
+    image: conditions.Image | None = None,
+    last_image: conditions.Image | None = None,
+    condition: Mapping[str, Array] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    frames: int = 80,
+    steps: int = 50,
+    guidance_scale: float = 5.0,
+    shift: float | None = None,
+    options: flow.Options | None = None,
+    seed: int | Sequence[int] = 0,
+    noise: Float[Any, "b t h w c"] | None = None,
+    size_rule: str = "exact",
+    one_program: bool = False,
+    memory_budget: float | None = None,
+    phase: Callable[..., contextlib.AbstractContextManager[Any]] = no_phase,
+    on_step: Callable[[int, Array], None] | None = None,
+  ) -> generation.Generation:
+    """Generates latents; the result decodes them when asked.
+
+    Args:
+      prompt: one text; several, which are sampled together; or embeddings, as
+        of `embed`.
+      negative_prompt: one for all, or one per prompt; None is Wan's own.
+      image: first frame, uint8, for image to video; resized to the video.
+      last_image: last frame. DC-VideoGen's released model was not trained for
+        it.
+      condition: instead of the images, as of `condition`.
+      height, width: pixels; None is 480 x 832, with an image about 720 x 1280
+        pixels in its shape.
+      frames: of the video.
+      steps: of the solver.
+      guidance_scale: 1 is no guidance, and half the work.
+      shift: of the noise levels; None is the checkpoint's.
+      options: solver and grid; None is the checkpoint's.
+      seed: one per prompt, or one for all. A sample's noise depends on its own
+        seed only.
+      noise: standard normal, instead of the seeds'.
+      size_rule: "exact", or "official", which rounds down as the reference
+        (720 rows become 704, 81 frames 80).
+      one_program: run all steps as one program, without `on_step`.
+      memory_budget: bytes for encoding and decoding; None is most of what is
+        free.
+      phase: called with "text", "condition", "compile", "denoise", "decode";
+        gives a context for it.
+      on_step: called after each step with its number from 0 and the latents,
+        which are only valid until it returns.
+
+    Raises:
+      errors.UserError: for sizes, prompts, images or noise that do not fit.
+    """
+    prompts, b = _prompts(prompt)
+    self._check(image, last_image, condition, steps)
+    size = self._size(height, width, frames, image, size_rule)
+    shape = self.latent_shape(size)
+    start, seeds = denoise.noise_of(noise, seed, (b, *shape))
+    options = options or self.parts.options
+    if shift is not None:
+      options = options._replace(shift=float(shift))
+    plan = sampler.plan(
+      options.schedule(steps), options.solver, **options.solver_options
+    )
+    guided = guidance_scale != 1
+    if negative_prompt is None:
+      negative_prompt = self._negative_prompt()
+    negatives, _ = _prompts(negative_prompt)
+    with phase("text"):
+      cond = {"text": self.embed(prompts)}
+      uncond = {"text": self.embed(negatives, b)} if guided else None
+    if self.task == "i2v" and condition is None:
+      with phase("condition"):
+        condition = self.condition(image, last_image, size, memory_budget)
+    shared = {
+      name: jnp.repeat(x, b, axis=0) for name, x in (condition or {}).items()
+    }
+    latents = self._denoise(
+      start,
+      plan,
+      (
+        self.parts.transformer.variables["params"],
+        jnp.float32(guidance_scale),
+        cond | shared,
+        uncond and uncond | shared,
+      ),
+      one_program,
+      phase,
+      on_step,
+    )
+    settings = {
+      "task": self.task,
+      "prompts": prompts if isinstance(prompts, list) else None,
+      "negative_prompt": negative_prompt
+      if guided and isinstance(negative_prompt, str)
+      else None,
+      **size._asdict(),
+      "latents": list(shape),
+      "steps": steps,
+      "guidance_scale": guidance_scale,
+      "solver": options.solver,
+      "shift": options.shift,
+      "grid": options.grid,
+      "seeds": seeds,
+      "size_rule": size_rule,
+      "dtype": jnp.dtype(self.parts.dtype).name,
+    }
+    decode = functools.partial(self._decode, size, memory_budget, phase)
+    return generation.Generation(latents, size, settings, decode)
+
+  def latent_shape(self, size: sizes.Size) -> tuple[int, int, int, int]:
+    """Latent frames, rows, columns and channels of a video, rounded up."""
+    space, patch = self.parts.space, self.parts.transformer.module.patch
+    t = -(-(size.frames + space.first) // space.temporal)
+    h, w = (
+      -(-n // (space.spatial * p)) * p
+      for n, p in zip(size[1:], patch[1:], strict=True)
+    )
+    return -(-t // patch[0]) * patch[0], h, w, space.channels
+
+  def embed(self, prompts: Prompt, b: int = 1) -> Float[Array, "b s d"]:
+    """Text embeddings, zero after the text's end; each text's are kept.
+
+    Args:
+      prompts: texts, or embeddings, which are only checked.
+      b: a single prompt is repeated so often.
+
+    Raises:
+      errors.UserError: if a text is new and the encoder was freed.
+    """
+    width = self.parts.transformer.module.text_width
+    if not isinstance(prompts, list):
+      embeddings = jnp.asarray(prompts)
+      if embeddings.ndim != 3 or embeddings.shape[-1] != width:
+        raise errors.UserError(
+          f"expected text embeddings (b, s, {width}), found {embeddings.shape}"
+        )
+    else:
+      embeddings = jnp.concatenate([self._embed(text) for text in prompts])
+    return jnp.repeat(embeddings, b if len(embeddings) == 1 else 1, axis=0)
+
+  def _embed(self, prompt):
+    text = tokenize.clean(prompt)
+    if text not in self._embedded:
+      if self.parts.texts is None:
+        raise errors.UserError(f"there is no text encoder for {text!r}")
+      module, variables = self.parts.texts.encoder
+      self._embedded[text] = conditions.encode_text(
+        module, variables, *self.parts.texts.tokenizer([text])
+      )
+    return self._embedded[text]
+
+  def condition(
+    self,
+    image: conditions.Image,
+    last_image: conditions.Image | None,
+    size: sizes.Size,
+    memory_budget: float | None = None,
+  ) -> dict[str, Array]:
+    """What an image-to-video model is told of its images.
+
+    Returns:
+      "image", CLIP features (1, tokens, width): of both images only where the
+      model tells them apart; and "extra", the mask (4 channels, 1 where
+      conditioned) and the encoded images, `1 t h w c`.
+    """
+    images = [x for x in (image, last_image) if x is not None]
+    module = self.parts.transformer.module
+    seen = images if module.image_positions is not None else images[:1]
+    if module.image_positions is not None and len(images) == 1:
+      seen = images * 2
+    clip = self.parts.image_encoder
+    pixels = np.stack(
+      [clip_images.preprocess(x, clip.module.image_size) for x in seen]
+    )
+    features = conditions.encode_images(clip.module, clip.variables, pixels)
+    first, last = (
+      None if x is None else conditions.resize(x, size.height, size.width)
+      for x in (image, last_image)
+    )
+    t, h, w, _ = self.latent_shape(size)
+    grid = (h * self.parts.space.spatial, w * self.parts.space.spatial)
+    encoded = self.parts.space.condition(
+      conditions.pad(first, grid),
+      None if last is None else conditions.pad(last, grid),
+      size.frames,
+      self._budget(memory_budget),
+    )
+    mask = self.parts.space.mask(size.frames, last is not None)
+    mask = np.broadcast_to(mask[None, :, None, None], (1, t, h, w, 4))
+    extra = jnp.concatenate([jnp.asarray(mask), encoded], axis=-1)
+    return {
+      "image": features.reshape(1, -1, features.shape[-1]),
+      "extra": extra,
+    }
+
+  def _check(self, image, last_image, condition, steps):
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+      raise errors.UserError(f"steps must be at least 1, found {steps!r}")
+    given = [x for x in (image, last_image, condition) if x is not None]
+    if self.task == "t2v" and given:
+      raise errors.UserError("this is a text-to-video model: it takes no image")
+    if self.task == "i2v" and image is None and condition is None:
+      raise errors.UserError("this is an image-to-video model: give an image")
+
+  def _negative_prompt(self):
+    suffix = "" if self.task == "t2v" else "_i2v"
+    return tokenize.NEGATIVE_PROMPTS["wan" + suffix]
+
+  def _decode(self, size, memory_budget, phase, latents):
+    chunks = self.parts.space.decode(
+      latents, size, self.parts.dtype, self._budget(memory_budget)
+    )
+    while True:
+      with phase("decode"):
+        chunk = next(chunks, None)
+      if chunk is None:
+        return
+      yield chunk
+
+  def _size(self, height, width, frames, image, size_rule):
+    if size_rule not in ("exact", "official"):
+      raise errors.UserError(
+        f"size_rule must be exact or official, found {size_rule!r}"
+      )
+    multiple = self.parts.space.spatial * self.parts.transformer.module.patch[1]
+    if (height is None) != (width is None):
+      raise errors.UserError(
+        f"give both height and width or neither, found {height} and {width}"
+      )
+    if height is None:
+      height, width = 480, 832
+      if image is not None:
+        rounding = multiple if size_rule == "official" else 2
+        height, width = sizes.of_image(*image.shape[:2], multiple=rounding)
+    size = sizes.Size(frames, height, width)
+    sizes.check(size)
+    if size_rule == "official":
+      space = self.parts.space
+      size = sizes.official(size, multiple, space.temporal, space.first)
+    return size
+
+  def _budget(self, budget):
+    return _SHARE * memory.free() if budget is None else budget
+
+  def _denoise(self, start, plan, inputs, one_program, phase, on_step):
+    module = self.parts.transformer.module
+    b, t, h, w, _ = start.shape
+    guided = inputs[-1] is not None
+    tokens = 2 * b * t * h * w // int(np.prod(module.patch))
+    batched = guided and tokens <= _BATCHED_TOKENS
+    model = functools.partial(denoise.velocity, module, guided, batched)
+    name = f"{module!r} {guided} {batched}"
+    if one_program:
+      with phase("compile"):
+        function = jax.jit(functools.partial(sampler.sample, model))
+        program = self._programs.get(
+          f"all steps {name}", function, start, plan, *inputs
+        )
+      with phase("denoise"):
+        return jax.block_until_ready(program(start, plan, *inputs))
+    with phase("compile"):
+      carry = jax.eval_shape(functools.partial(sampler.start, plan=plan), start)
+      program = self._programs.get(
+        f"step {name}",
+        sampler.jit_step(model),
+        carry,
+        jax.device_put(sampler.row(plan, 0)),
+        *inputs,
+      )
+    with phase("denoise"):
+      for i, latents in sampler.stream(program, start, plan, *inputs):
+        if on_step is not None:
+          on_step(i, latents)
+    return latents
+
+
+def _prompts(prompt):
+  """A list of texts or an array of embeddings, and how many there are."""
+  if isinstance(prompt, str):
+    prompt = [prompt]
+  if not hasattr(prompt, "ndim"):
+    prompt = list(prompt)
+    if not prompt or not all(isinstance(text, str) for text in prompt):
+      raise errors.UserError(f"expected prompts, found {prompt!r}")
+  return prompt, len(prompt)
+
+
+def _check_channels(module, space):
+  expected = space.channels
+  if module.image_width is not None:
+    expected = 2 * space.channels + space.temporal
+  if (module.in_channels, module.out_channels) != (expected, space.channels):
+    raise errors.UserError(
+      f"the autoencoder has {space.channels} channels, so the transformer has "
+      f"{expected} in and {space.channels} out, found {module.in_channels} and "
+      f"{module.out_channels}"
+    )
