@@ -167,7 +167,7 @@ class DCVideoGen:
     )
     guided = guidance_scale != 1
     if negative_prompt is None:
-      negative_prompt = self._negative_prompt()
+      negative_prompt = self.negative_prompt()
     negatives, _ = _prompts(negative_prompt)
     with phase("text"):
       cond = {"text": self.embed(prompts)}
@@ -306,7 +306,8 @@ class DCVideoGen:
     if self.task == "i2v" and image is None and condition is None:
       raise errors.UserError("this is an image-to-video model: give an image")
 
-  def _negative_prompt(self):
+  def negative_prompt(self) -> str:
+    """Wan's own, for the task."""
     suffix = "" if self.task == "t2v" else "_i2v"
     return tokenize.NEGATIVE_PROMPTS["wan" + suffix]
 

@@ -1,0 +1,330 @@
+"""The pipeline's promises: sizes, seeds, batches, memory, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.diffusion import flow
+from dcvideogen_jax.models import clip_vision, dc_ae_v, umt5, wan_dit
+from dcvideogen_jax.sample import conditions, latents, loading, pipeline
+
+AUTOENCODER = {
+  "latent_channels": 4,
+  "widths": (8, 8, 8, 8),
+  "depths": (0, 1, 1, 1),
+  "chunk_frames": 8,
+  "spatial_factor": 4,
+  "latent_scale": 0.9,
+}
+DIT = {
+  "layers": 2,
+  "width": 24,
+  "heads": 2,
+  "ffn_width": 32,
+  "in_channels": 4,
+  "out_channels": 4,
+  "patch": (1, 1, 1),
+  "text_width": 8,
+  "frequencies": 16,
+}
+IMAGE = {"in_channels": 12, "image_width": 16}
+CLIP = {
+  "image_size": 28,
+  "patch": 14,
+  "layers": 2,
+  "width": 16,
+  "heads": 2,
+  "ffn_width": 32,
+}
+ENCODER = {
+  "vocab": 32,
+  "layers": 1,
+  "width": 8,
+  "heads": 2,
+  "head_width": 4,
+  "ffn_width": 16,
+}
+TEXT = np.random.default_rng(5).normal(size=(1, 6, 8)).astype(np.float32)
+NEGATIVE = np.random.default_rng(6).normal(size=(1, 6, 8)).astype(np.float32)
+PHOTO = np.random.default_rng(7).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+
+
+class Letters:
+  """A tokenizer that counts how often it is asked."""
+
+  vocab = 32
+
+  def __init__(self):
+    self.asked = []
+
+  def __call__(self, prompts):
+    self.asked += prompts
+    ids = [[3 + ord(c) % 28 for c in text[:10].ljust(10)] for text in prompts]
+    mask = [[int(i <= len(text)) for i in range(10)] for text in prompts]
+    return np.asarray(ids, np.int32), np.asarray(mask, np.int32)
+
+
+def _part(module, *shapes, seed=0):
+  random = np.random.default_rng(seed)
+  expected = jax.eval_shape(module.init, jax.random.key(0), *shapes)
+
+  def fill(x):
+    fan_in = max(1, int(np.prod(x.shape[:-1])))
+    scale = 1 / np.sqrt(fan_in) if len(x.shape) > 1 else 0.2
+    return jnp.asarray(random.normal(size=x.shape) * scale, x.dtype)
+
+  return loading.Part(module, jax.tree.map(fill, expected))
+
+
+def _float(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def make(task="t2v", texts=False, **fields):
+  """A pipeline of small random models."""
+  dit = wan_dit.build({**DIT, **(IMAGE if task == "i2v" else {}), **fields})
+  arguments = [_float(1, *dit.patch, dit.in_channels), _float(1), TEXT]
+  clip = None
+  if task == "i2v":
+    arguments.append(_float(1, dit.image_positions or 5, 16))
+    clip = _part(clip_vision.build(CLIP), _float(1, 28, 28, 3))
+  tokens = jax.ShapeDtypeStruct((1, 10), jnp.int32)
+  encoder = _part(umt5.build(ENCODER), tokens, tokens)
+  return pipeline.DCVideoGen(
+    loading.Parts(
+      _part(dit, *arguments),
+      latents.Deep(*_part(dc_ae_v.build(AUTOENCODER), _float(1, 8, 4, 4, 3))),
+      loading.Texts(Letters(), encoder) if texts else None,
+      clip,
+    )
+  )
+
+
+@pytest.fixture(scope="module")
+def t2v():
+  return make()
+
+
+@pytest.fixture(scope="module")
+def i2v():
+  return make("i2v")
+
+
+def run(made, **changes):
+  arguments = {
+    "negative_prompt": NEGATIVE,
+    "height": 10,
+    "width": 18,
+    "frames": 10,
+    "steps": 2,
+    **changes,
+  }
+  return made.generate(arguments.pop("prompt", TEXT), **arguments)
+
+
+@pytest.mark.parametrize("frames", [1, 9, 10])
+def test_sizes_are_honoured(t2v, frames):
+  result = run(t2v, frames=frames)
+  assert result.latents.shape == (1, -(-frames // 4), 3, 5, 4)
+  video = result.video()
+  assert video.shape == (1, frames, 10, 18, 3) and video.dtype == np.uint8
+  assert video.std() > 1
+
+
+def test_official_rule_rounds_down(t2v):
+  result = run(t2v, size_rule="official")
+  assert result.size == (8, 8, 16)
+  assert result.video().shape == (1, 8, 8, 16, 3)
+  assert t2v.latent_shape(result.size) == (2, 2, 4, 4)
+  with pytest.raises(errors.UserError, match="leaves nothing"):
+    run(t2v, size_rule="official", height=3)
+
+
+def test_a_seed_is_a_video(t2v):
+  first, again, other = (run(t2v, seed=s).latents for s in (3, 3, 4))
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).max() > 0.1
+
+
+def test_a_batch_is_its_samples(t2v):
+  texts = np.concatenate([TEXT, NEGATIVE])
+  together = run(t2v, prompt=texts, seed=[3, 4]).latents
+  for i, seed in enumerate((3, 4)):
+    alone = run(t2v, prompt=texts[i : i + 1], seed=seed).latents
+    np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-5)
+
+
+def test_given_noise(t2v):
+  noise = np.random.default_rng(0).normal(size=(1, 3, 3, 5, 4))
+  first = run(t2v, noise=noise, seed=1)
+  np.testing.assert_array_equal(
+    first.latents, run(t2v, noise=noise, seed=2).latents
+  )
+  assert first.settings["seeds"] is None
+  with pytest.raises(errors.UserError, match="noise must have the shape"):
+    run(t2v, noise=noise[:, :2])
+
+
+def test_one_program_equals_steps(t2v):
+  steps = []
+  seen = run(t2v, steps=3, on_step=lambda i, x: steps.append(i))
+  whole = run(t2v, steps=3, one_program=True)
+  assert steps == [0, 1, 2]
+  np.testing.assert_allclose(seen.latents, whole.latents, atol=1e-5)
+
+
+def test_guidance_together_equals_in_turn(t2v, monkeypatch):
+  together = run(t2v).latents
+  monkeypatch.setattr(pipeline, "_BATCHED_TOKENS", 0)
+  in_turn = run(t2v).latents
+  np.testing.assert_allclose(together, in_turn, atol=1e-5)
+
+
+def test_guidance_of_one_needs_no_negative(t2v):
+  plain = run(t2v, guidance_scale=1).latents
+  np.testing.assert_array_equal(
+    plain, run(t2v, guidance_scale=1, negative_prompt=TEXT).latents
+  )
+  assert np.abs(plain - run(t2v).latents).max() > 1e-3
+
+
+def test_options_change_the_result(t2v):
+  first = run(t2v, steps=4).latents
+  for changes in (
+    {"shift": 1.0},
+    {"options": flow.Options("euler", {}, 5.0, "wan")},
+    {"options": flow.Options("unipc", {}, 5.0, "diffusers_0_37")},
+  ):
+    other = run(t2v, steps=4, **changes)
+    assert np.abs(first - other.latents).max() > 1e-5
+  assert other.settings["grid"] == "diffusers_0_37"
+
+
+def test_image_to_video(i2v):
+  result = run(i2v, image=PHOTO)
+  assert result.video().shape == (1, 10, 10, 18, 3)
+  other = run(i2v, image=PHOTO[::-1])
+  assert np.abs(result.latents - other.latents).max() > 1e-3
+  both = run(i2v, image=PHOTO, last_image=PHOTO[::-1])
+  assert np.abs(result.latents - both.latents).max() > 1e-3
+
+
+def test_condition_holds_the_images_and_grey(i2v):
+  size = pipeline.sizes.Size(12, 8, 16)
+  found = i2v.condition(PHOTO, PHOTO[::-1], size)
+  mask, encoded = np.split(found["extra"], [4], axis=-1)
+  np.testing.assert_array_equal(mask[0, :, 0, 0, 0], [1, 0, 1])
+  space = i2v.parts.space
+  photos = [
+    conditions.resize(x, 8, 16) / np.float32(127.5) - 1
+    for x in (PHOTO, PHOTO[::-1])
+  ]
+  grey = np.zeros((4, 8, 16, 3), np.float32)
+  video = np.concatenate(
+    [np.repeat(photos[0][None], 4, 0), grey, np.repeat(photos[1][None], 4, 0)]
+  )
+  # The last chunk is filled with its last frame.
+  video = np.concatenate([video, np.repeat(video[-1:], 4, 0)])[None]
+  expected = space.module.apply(
+    space.variables, jnp.asarray(video), method="encode"
+  )
+  np.testing.assert_allclose(encoded, 0.9 * expected[:, :3], atol=2e-5)
+
+
+def test_images_have_the_size_of_their_video_unless_told(i2v):
+  size = i2v._size(None, None, 8, PHOTO, "exact")
+  assert size.width / size.height == pytest.approx(50 / 30, rel=0.01)
+  assert size.height * size.width == pytest.approx(720 * 1280, rel=0.01)
+  official = i2v._size(None, None, 8, PHOTO, "official")
+  assert official.height % 4 == 0 and official.width % 4 == 0
+
+
+def test_two_images_where_the_model_tells_them_apart():
+  made = make("i2v", image_positions=10)
+  size = pipeline.sizes.Size(8, 8, 8)
+  both = made.condition(PHOTO, PHOTO[::-1], size)["image"]
+  assert both.shape == (1, 10, 16)
+  assert np.abs(both[:, :5] - both[:, 5:]).max() > 1e-3
+
+
+def test_texts_are_read_once_and_padding_is_zero():
+  made = make(texts=True)
+  tokenizer = made.parts.texts.tokenizer
+  run(made, prompt="a cat", negative_prompt="bad")
+  run(made, prompt=["a cat", " a  cat "], negative_prompt=None, seed=[0, 1])
+  assert tokenizer.asked[:2] == ["a cat", "bad"]
+  assert len(tokenizer.asked) == 3  # Wan's negative prompt came to it.
+  text = made.embed(["a cat"])
+  assert np.abs(text[0, :6]).min() > 0 and not np.any(text[0, 6:])
+
+
+def test_text_encoder_can_go():
+  made = make(texts=True)
+  before = run(made, prompt="a cat", negative_prompt="bad").latents
+  leaves = jax.tree.leaves(made.parts.texts.encoder.variables)
+  made.free_text_encoder()
+  assert all(leaf.is_deleted() for leaf in leaves)
+  after = run(made, prompt="a cat", negative_prompt="bad").latents
+  np.testing.assert_array_equal(before, after)
+  with pytest.raises(errors.UserError, match="no text encoder for 'a dog'"):
+    run(made, prompt="a dog")
+
+
+def test_phases_are_told(t2v):
+  told = []
+
+  def phase(name):
+    told.append(name)
+    return pipeline.no_phase(name)
+
+  result = run(t2v, phase=phase)
+  assert told == ["text", "compile", "denoise"]
+  chunks = list(result.chunks())
+  assert set(told[3:]) == {"decode"} and len(chunks) == 2
+
+
+def test_decoding_is_lazy_and_of_one_sample(t2v):
+  texts = np.concatenate([TEXT, NEGATIVE])
+  result = run(t2v, prompt=texts, seed=[3, 4])
+  (first, *_), whole = result.chunks(1), result.video()
+  assert first.shape[0] == 1
+  np.testing.assert_array_equal(first, whole[1:2, : first.shape[1]])
+
+
+def test_a_video_is_saved(t2v, tmp_path):
+  path = tmp_path / "v.mp4"
+  run(t2v).save(path, crf=0)
+  info = pipeline.generation.video_files.probe(path)
+  assert (info.frames, info.height, info.width, info.fps) == (10, 10, 18, 16)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"height": 0}, "height must be at least 1, found 0"),
+    ({"frames": -1}, "frames must be at least 1, found -1"),
+    ({"steps": 0}, "steps must be at least 1"),
+    ({"width": None}, "both height and width"),
+    ({"image": PHOTO}, "takes no image"),
+    ({"prompt": []}, "expected prompts"),
+    ({"prompt": "a cat"}, "no text encoder"),
+    ({"prompt": TEXT[..., :5]}, "embeddings"),
+    ({"seed": [1, 2]}, "a seed per prompt"),
+    ({"size_rule": "nearest"}, "size_rule"),
+  ],
+)
+def test_refusals(t2v, changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    run(t2v, **changes)
+
+
+def test_image_model_needs_an_image(i2v):
+  with pytest.raises(errors.UserError, match="give an image"):
+    run(i2v)
+
+
+def test_parts_that_do_not_fit():
+  with pytest.raises(errors.UserError, match="has 4 channels.* found 6 and 4"):
+    make(in_channels=6)
