@@ -57,6 +57,13 @@ class Clock:
     seconds = {name: round(s, 3) for name, s in sorted(self.seconds.items())}
     return {**seconds, "total": round(sum(self.seconds.values()), 3)}
 
+  def restart(self, keep: str) -> None:
+    """Forgets all phases but one."""
+    self._charge()
+    kept = self.seconds[keep]
+    self.seconds.clear()
+    self.seconds[keep] = kept
+
   def _charge(self) -> None:
     now = time.perf_counter()
     self.seconds[self._phases[-1]] += now - self._since

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcvideogen_jax import convert, errors
+from dcvideogen_jax.sample import layouts
 
 CONFIG_HELP = (
   "Name of a released variant, a JSON file, or JSON text with the model's own"
-  ' fields, such as {"latent_channels": 8, "widths": [...], "depths": [...]}.'
+  ' fields, such as {"latent_channels": 8, "widths": [...], "depths": [...]},'
+  " or with those of another library's config.json."
   " Unset: as config.json beside the weights has it, or recognised from them."
 )
 # Shipped weights, by the name one gives as --model.
@@ -35,6 +37,23 @@ def weights(name: str) -> pathlib.Path:
       f" .safetensors file, or one of {[*_SHIPPED]}"
     )
   return path
+
+
+def pipeline(name: str) -> str:
+  """A directory of a whole text-to-video model, or a repository's name.
+
+  Raises:
+    errors.UserError: if it is neither.
+  """
+  if name == "tiny":
+    assets = importlib.resources.files("dcvideogen_jax") / "assets"
+    return str(assets / "dcvideogen_tiny")
+  if not pathlib.Path(name).is_dir() and not layouts.is_repository(name):
+    raise errors.UserError(
+      f"there is no model {name}: expected tiny, a directory, or a Hugging"
+      " Face repository owner/name@revision"
+    )
+  return name
 
 
 def config(text: str | None) -> str | Mapping[str, Any] | None:

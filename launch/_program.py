@@ -31,19 +31,31 @@ _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(
+  main: Callable[[Sequence[str]], None], config: str | None = None
+) -> None:
   """Parses the flags, calls `main` and exits; never returns.
 
   An `errors.UserError` becomes one line on stderr and exit code 2, and so does
   memory that runs out. Any other exception is a bug of ours and keeps its
   traceback.
+
+  Args:
+    main: gets the arguments that are no flags.
+    config: stands for --config where it is not given. As the flag's default it
+      would be read, and complained about, before this function is called.
   """
   # jax has set "1" by now; it is read at XLA's first log line, later.
   if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
   # An exception, so that temporary files are removed.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+  # Of a GPU's memory; jax takes three quarters unless told.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".92")
   _keep_compiled_programs()
+  given = any(re.match(r"--?config(=|$)", arg) for arg in sys.argv)
+  if config is not None and not given:
+    sys.argv.insert(1, f"--config={config}")
   app.run(_one_sentence(main), flags_parser=_one_sentence(_parse))
 
 
@@ -65,11 +77,16 @@ def output_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     raise
 
 
+def cache_directory() -> pathlib.Path:
+  """Where this user's programs keep what can be made again."""
+  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  return pathlib.Path(root) / "dcvideogen_jax"
+
+
 def _keep_compiled_programs() -> None:
   """Turns the persistent compilation cache on, unless jax was told where."""
   if jax.config.jax_compilation_cache_dir is None:
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    cache = pathlib.Path(root) / "dcvideogen_jax" / "xla"
+    cache = cache_directory() / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
   # A cache that cannot be written costs time, nothing else.
   warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compil")
@@ -113,6 +130,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     # ml_collections puts a whole traceback into the message.
     reason = str(e).strip().splitlines()[-1].partition(": ")[2]
     raise errors.UserError(f"--config: {reason}") from e
+  except OSError as e:  # An override of a config whose file is not there.
+    reason = str(e).splitlines()[-1].strip()
+    raise errors.UserError(f"--config: cannot read the file: {reason}") from e
   except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
     if not _is_about_an_override(e):
       raise

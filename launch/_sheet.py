@@ -1,4 +1,4 @@
-"""A contact sheet: frames, their reconstructions and the error between them."""
+"""Contact sheets: frames, and what became of them in a reconstruction."""
 
 import os
 from typing import NamedTuple
@@ -78,6 +78,35 @@ def write(
   end = _GAP + int(font.getlength(captions[-1])) + 4
   sheet.paste(PIL.Image.fromarray(bar), (end, top + 5))
   text(end + bar.shape[1] + 4, top, f"{ERROR_RANGE} of 255")
+  with files.atomic(path) as temporary:
+    sheet.save(temporary)
+
+
+def write_frames(
+  path: str | os.PathLike[str],
+  title: str,
+  frames: list[tuple[str, UInt8[np.ndarray, "h w 3"]]],
+) -> None:
+  """Writes a PNG with a row of titled frames.
+
+  Raises:
+    errors.UserError: if the file cannot be written.
+  """
+  font = PIL.ImageFont.load_default(size=_TEXT)
+  shown = [(words, _resize(frame)) for words, frame in frames]
+  height, width = shown[0][1].shape[:2]
+  needed = int(font.getlength(title)) + 2 * _GAP
+  size = (
+    max(_GAP + len(shown) * (width + _GAP), needed),
+    2 * _LINE + height + _GAP,
+  )
+  sheet = PIL.Image.new("RGB", size, _PAPER)
+  draw = PIL.ImageDraw.Draw(sheet)
+  draw.text((_GAP, 4), title, fill="black", font=font)
+  for i, (words, frame) in enumerate(shown):
+    left = _GAP + i * (width + _GAP)
+    draw.text((left, _LINE + 4), words, fill="black", font=font)
+    sheet.paste(PIL.Image.fromarray(frame), (left, 2 * _LINE))
   with files.atomic(path) as temporary:
     sheet.save(temporary)
 

@@ -17,13 +17,10 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,11 +29,10 @@ import tqdm
 from absl import flags
 from jaxtyping import UInt8
 
-import dcvideogen_jax
 from dcvideogen_jax import convert, errors, files, memory
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.models import bands, dc_ae_v, streaming
-from launch import _clock, _comparison, _model, _program
+from launch import _clock, _comparison, _model, _program, _report
 
 _MODEL = flags.DEFINE_string(
   "model",
@@ -133,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix=".new.", dir=output) as new:
       metrics = _reconstruct(module, variables, source, settings, new, clock)
       with files.atomic(pathlib.Path(new) / "metrics.json") as path:
-        path.write_text(_to_json(metrics))
+        path.write_text(_report.to_json(metrics), encoding="utf-8")
       written = sorted(os.listdir(new))
       for name in written:
         os.replace(pathlib.Path(new) / name, output / name)
@@ -174,7 +170,7 @@ def _reconstruct(
       "peak_rss_bytes": memory.peak_rss(),
       "peak_device_bytes": memory.peak_device(),
     },
-    "versions": _versions(),
+    "versions": _report.versions(),
   }
 
 
@@ -342,25 +338,6 @@ def _settings(
     "memory_budget_gib": _BUDGET.value,
     "crf": _CRF.value,
   }
-
-
-def _versions() -> dict[str, str]:
-  return {
-    "dcvideogen_jax": dcvideogen_jax.__version__,
-    "jax": jax.__version__,
-    "flax": flax.__version__,
-    "numpy": np.__version__,
-    "python": platform.python_version(),
-    "device": jax.devices()[0].device_kind,
-  }
-
-
-def _to_json(metrics: dict[str, Any]) -> str:
-  """JSON for people, with the values of many frames on one line."""
-  text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-  return re.sub(
-    r"\[\n[^\[\]{}\"]*\]", lambda match: " ".join(match[0].split()), text
-  )
 
 
 def _summary(metrics: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 from dcvideogen_jax import convert
+from tests.convert import checkpoints
 from tests.launch import launching
 
 
@@ -148,3 +150,186 @@ def test_a_released_variant_has_a_name(name, fields):
   variants = convert.KINDS["dc_ae_v"].variants
   module = convert.KINDS["dc_ae_v"].build({**variants["f32t4c128"], **fields})
   assert _model.variant("dc_ae_v", module) == name
+
+
+# --- Wan's transformer, other libraries, updates -----------------------------
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+  """A sharded checkpoint as diffusers has it, and its tensors."""
+  directory = tmp_path_factory.mktemp("transformer")
+  tensors = checkpoints.state_dict("wan_dit", checkpoints.T2V, "diffusers")
+  checkpoints.write_sharded(directory, tensors, 3)
+  fields = convert.config_of(convert.KINDS["wan_dit"].build(checkpoints.T2V))
+  config = convert.KINDS["wan_dit"].configs["diffusers"](fields)
+  (directory / "config.json").write_text(json.dumps(config))
+  return directory, tensors
+
+
+def write_lora(path, rank=2, width=16, scale=1.0, **extra):
+  """Updates of one layer, as ComfyUI has them; the full difference."""
+  random = np.random.default_rng(rank)
+  a = random.normal(size=(rank, width)).astype(np.float32)
+  b = random.normal(size=(width, rank)).astype(np.float32)
+  name = "diffusion_model.blocks.1.cross_attn.v"
+  tensors = {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b}
+  safetensors.numpy.save_file(tensors | extra, path)
+  return scale * b @ a
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original", "jax"])
+def test_transformers_in_every_layout_and_back(
+  programs, transformer, tmp_path, layout
+):
+  there, back = tmp_path / "there", tmp_path / "back"
+  told = run(
+    programs,
+    transformer[0],
+    there,
+    "--kind=wan_dit",
+    f"--to={layout}",
+    "--shard_gb=0.00001",
+  )
+  assert f"{len(transformer[1])} tensors" in told
+  shards = sorted(there.glob("*-of-*.safetensors"))
+  assert (len(shards) > 2) == (layout != "jax")
+  assert told.count("wrote ") == len(sorted(there.glob("*.safetensors")))
+  run(programs, there, back, "--kind=wan_dit", "--to=diffusers")
+  found = safetensors.numpy.load_file(
+    back / "diffusion_pytorch_model.safetensors"
+  )
+  require_equal(found, transformer[1])
+  assert json.loads((back / "config.json").read_text()) == json.loads(
+    (transformer[0] / "config.json").read_text()
+  )
+
+
+@pytest.mark.parity
+def test_flat_pt_of_another_layout(programs, transformer, tmp_path):
+  torch = pytest.importorskip("torch")
+  file = tmp_path / "wan.pth"
+  run(programs, transformer[0], file, "--kind=wan_dit", "--to=original")
+  found = torch.load(file, weights_only=True)
+  assert (
+    found.keys()
+    == checkpoints.shapes("wan_dit", checkpoints.T2V, "original").keys()
+  )
+
+
+def test_updates_are_merged_and_counted(programs, transformer, tmp_path):
+  one = write_lora(tmp_path / "a.safetensors", 2, scale=0.5)
+  two = write_lora(tmp_path / "b,c.safetensors", 3)
+  told = run(
+    programs,
+    transformer[0],
+    tmp_path / "merged.safetensors",
+    "--kind=wan_dit",
+    f"--lora={tmp_path / 'a.safetensors'},0.5",
+    f"--lora={tmp_path / 'b,c.safetensors'}",
+  )
+  assert (
+    "a.safetensors: 2 tensors matched, 1 parameters change, rank 2," in told
+  )
+  assert "b,c.safetensors: 2 tensors matched" in told
+  assert "scale 0.5" in told
+  found = safetensors.numpy.load_file(tmp_path / "merged.safetensors")
+  expected = dict(transformer[1])
+  name = "blocks.1.attn2.to_v.weight"
+  np.testing.assert_allclose(
+    found.pop(name), expected.pop(name) + one + two, atol=1e-5
+  )
+  require_equal(found, expected)
+
+
+def broken_copy(source, target, change):
+  shutil.copytree(source, target)
+  change(target)
+  return target
+
+
+def remove_shard(directory):
+  (directory / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
+
+
+def truncate_shard(directory):
+  path = directory / "diffusion_pytorch_model-00003-of-00003.safetensors"
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def misplace_tensor(directory):
+  path = directory / "diffusion_pytorch_model.safetensors.index.json"
+  index = json.loads(path.read_text())
+  shard = index["weight_map"]["proj_out.bias"]
+  index["weight_map"]["proj_out.bais"] = shard
+  path.write_text(json.dumps(index))
+
+
+def fail(programs, output, *flags, **limits):
+  """The one sentence on stderr; checks that nothing was written."""
+  finished = programs.run(
+    "launch.convert", "--kind=wan_dit", f"--output={output}", *flags, **limits
+  )
+  assert finished.code == 2, finished.stderr
+  assert not output.exists()
+  (line,) = finished.stderr.splitlines()
+  assert line.startswith("error: ")
+  return line
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (remove_shard, "of which 1 are missing: diffusion_pytorch_model-00002-of"),
+    (truncate_shard, "00003-of-00003.safetensors is not a whole safetensors"),
+    (misplace_tensor, "do not hold them: proj_out.bais in"),
+  ],
+)
+def test_damaged_checkpoints(programs, transformer, tmp_path, change, message):
+  source = broken_copy(transformer[0], tmp_path / "source", change)
+  assert message in fail(programs, tmp_path / "out", f"--source={source}")
+
+
+@pytest.mark.parametrize(
+  ("lora", "message"),
+  [
+    ("wide.safetensors", "expected (2, 16), found (2, 24)"),
+    ("extra.safetensors,0.5", "unexpected diffusion_model.blocks.9.x (3,)"),
+    ("nowhere.safetensors", "there is no"),
+    ("fine.safetensors,nan", "the scale must be finite"),
+  ],
+)
+def test_updates_that_do_not_fit(
+  programs, transformer, tmp_path, lora, message
+):
+  write_lora(tmp_path / "fine.safetensors")
+  write_lora(tmp_path / "wide.safetensors", width=24)
+  extra = {"diffusion_model.blocks.9.x": np.ones(3, np.float32)}
+  write_lora(tmp_path / "extra.safetensors", **extra)
+  flags = (f"--source={transformer[0]}", f"--lora={tmp_path / lora}")
+  assert message in fail(programs, tmp_path / "out", *flags)
+
+
+def test_a_layout_of_another_kind(programs, transformer, tmp_path):
+  line = fail(
+    programs,
+    tmp_path / "out",
+    f"--source={transformer[0]}",
+    "--to=transformers",
+  )
+  assert "--to=transformers is no layout of wan_dit: expected jax" in line
+
+
+@pytest.mark.parametrize("layout", ["jax", "diffusers"])
+def test_nothing_is_left_where_a_file_gets_too_large(
+  programs, transformer, tmp_path, layout
+):
+  line = fail(
+    programs,
+    tmp_path / "out",
+    f"--source={transformer[0]}",
+    f"--to={layout}",
+    largest_file=20_000,
+  )
+  assert "cannot write" in line and "File too large" in line
+  assert not [*tmp_path.iterdir()]

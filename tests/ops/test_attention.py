@@ -33,7 +33,7 @@ def small_steps(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
-@pytest.mark.parametrize("sizes", [(1, 1), (7, 13), (16, 16), (33, 5)])
+@pytest.mark.parametrize("sizes", [(1, 1), (7, 13), (33, 5), (8, 512)])
 @pytest.mark.parametrize(
   ("dtype", "tolerance"), [(np.float32, 2e-6), (jnp.bfloat16, 3e-2)]
 )

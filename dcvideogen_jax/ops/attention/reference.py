@@ -20,14 +20,14 @@ def reference(
   logits = jnp.einsum(
     "bkne,bkme->bknm", q, k, preferred_element_type=jnp.float32
   )
-  weights = jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1).astype(v.dtype)
+  weights = jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
   missing = -v.shape[2] % _BLOCK
   weights = jnp.pad(weights, ((0, 0), (0, 0), (0, 0), (0, missing)))
-  v = jnp.pad(v, ((0, 0), (0, 0), (0, missing), (0, 0)))
+  values = v.astype(jnp.float32)
+  values = jnp.pad(values, ((0, 0), (0, 0), (0, missing), (0, 0)))
   sums = jnp.einsum(
     "bknjm,bkjme->bknje",
     weights.reshape(*weights.shape[:-1], -1, _BLOCK),
-    v.reshape(*v.shape[:2], -1, _BLOCK, v.shape[-1]),
-    preferred_element_type=jnp.float32,
+    values.reshape(*v.shape[:2], -1, _BLOCK, v.shape[-1]),
   )
   return sums.sum(axis=3).astype(v.dtype).transpose(0, 2, 1, 3)

@@ -1,0 +1,59 @@
+"""Sampling defaults per model: size, steps, guidance.
+
+  python -m launch.sample --config=configs/sample.py:dc-t2v-14b,size=720p \\
+    --prompt="..." --output=out
+
+The argument names a model and, after a comma, a size; anything can be
+overridden with `--config.steps=20`. Steps, guidance and frame rate are those of
+arXiv 2509.25182 and of the released scripts; `shift` is read from the
+checkpoint's scheduler unless it is set here.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import common
+
+# Repository or shipped model, task, steps, guidance. A revision is pinned by
+# --model=owner/name@commit.
+MODELS = {
+  "tiny": ("tiny", "t2v", 20, 3.0),
+  "tiny-i2v": ("tiny", "i2v", 20, 3.0),
+  "dc-t2v-14b": ("nvidia/DC-VideoGen-Wan2.1-14B", "t2v", 50, 5.0),
+  "dc-i2v-14b": ("nvidia/DC-VideoGen-Wan2.1-14B", "i2v", 50, 5.0),
+  "wan-t2v-1.3b": ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "t2v", 50, 5.0),
+  "wan-t2v-14b": ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "t2v", 50, 5.0),
+  "wan-i2v-14b": ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "i2v", 40, 5.0),
+}
+SIZES = {
+  "480p": (480, 832),
+  "720p": (720, 1280),
+  "1080p": (1080, 1920),
+  "2160p": (2160, 3840),
+}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """The config for an argument such as "dc-t2v-14b,size=720p"."""
+  arg = common.parse_arg(
+    arg, {"model": tuple(MODELS), "size": ("default", *SIZES)}
+  )
+  c = ml_collections.ConfigDict()
+  c.model, c.task, c.steps, c.guidance_scale = MODELS[arg.model]
+  tiny = c.model == "tiny"
+  c.frames = 16 if tiny else 80
+  c.height, c.width = (64, 64) if tiny else SIZES["480p"]
+  if arg.size != "default":
+    c.height, c.width = SIZES[arg.size]
+  # "exact" honours the size; "official" rounds down (720 rows become 704).
+  c.size_rule = "exact"
+  c.shift = config_dict.placeholder(float)
+  # "unipc", "dpm++" or "euler", and a grid of noise levels; None is as the
+  # checkpoint says.
+  c.solver = config_dict.placeholder(str)
+  c.grid = config_dict.placeholder(str)
+  # None is Wan's own list.
+  c.negative_prompt = config_dict.placeholder(str)
+  # None is bfloat16, on a CPU float32.
+  c.dtype = config_dict.placeholder(str)
+  return c

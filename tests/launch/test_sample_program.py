@@ -1,0 +1,109 @@
+"""launch.sample end to end on the model that ships, as a user runs it."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from dcvideogen_jax.data import video
+from tests.launch import launching
+
+SMALL = (
+  "--config.height=40",
+  "--config.width=56",
+  "--config.frames=10",
+  "--config.steps=2",
+)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+  path = tmp_path_factory.mktemp("photo") / "photo.png"
+  PIL.Image.fromarray(launching.clip(1, 50, 70)[0]).save(path)
+  return path
+
+
+def sample(programs, output, *flags):
+  finished = programs.run(
+    "launch.sample", "--model=tiny", f"--output={output}", *SMALL, *flags
+  )
+  assert finished.code == 0, finished.stderr
+  assert finished.stderr == ""
+  return finished
+
+
+def read(path):
+  return np.stack(list(video.read_frames(path)))
+
+
+def test_text_to_video(programs, tmp_path):
+  finished = sample(
+    programs,
+    tmp_path / "out",
+    "--prompt=A red ball, rolling",
+    "--prompt=a cat",
+    "--seeds=3,4",
+  )
+  names = sorted(path.name for path in (tmp_path / "out").iterdir())
+  expected = [
+    f"{i:05d}_{slug}_seed{seed}{suffix}"
+    for i, (slug, seed) in enumerate(
+      (slug, seed)
+      for slug in ("a-red-ball-rolling", "a-cat")
+      for seed in (3, 4)
+    )
+    for suffix in (".json", ".mp4", ".png")
+  ]
+  assert names == expected
+  assert "1 of 4: A red ball, rolling" in finished.stdout
+  stem = tmp_path / "out" / "00001_a-red-ball-rolling_seed4"
+  info = video.probe(f"{stem}.mp4")
+  assert (info.frames, info.height, info.width, info.fps) == (10, 40, 56, 16)
+  report = json.loads(stem.with_suffix(".json").read_text())
+  assert report["settings"]["prompts"] == ["A red ball, rolling"]
+  assert report["settings"]["seeds"] == [4]
+  assert report["settings"]["steps"] == 2
+  phases = {"load", "compile", "text", "denoise", "decode", "write"}
+  assert phases <= report["seconds"].keys()
+  assert report["memory"]["peak_rss_bytes"] > 10**8
+  assert {"jax", "dcvideogen_jax", "device"} <= report["versions"].keys()
+  assert PIL.Image.open(stem.with_suffix(".png")).width > 8 * 56
+  first, second = (
+    read(tmp_path / "out" / f"{name}.mp4")
+    for name in ("00000_a-red-ball-rolling_seed3", stem.name)
+  )
+  assert np.abs(first.astype(int) - second).mean() > 1
+
+
+def test_image_to_video_and_its_repetition(programs, tmp_path, photo):
+  flags = ("--prompt=it turns", f"--image={photo}", "--crf=4")
+  videos = []
+  for name, more in (
+    ("one", ()),
+    ("two", ("--one_program", "--free_text_encoder")),
+    ("last", (f"--last_image={photo}",)),
+  ):
+    sample(programs, tmp_path / name, *flags, *more)
+    (path,) = (tmp_path / name).glob("*.mp4")
+    videos.append(read(path).astype(int))
+  assert np.abs(videos[0] - videos[1]).max() <= 2
+  assert np.abs(videos[0] - videos[2]).max() > 2
+  report = json.loads(path.with_suffix(".json").read_text())
+  assert report["settings"]["task"] == "i2v"
+  assert "condition" in report["seconds"]
+
+
+def test_given_noise_and_official_size(programs, tmp_path):
+  noise = np.random.default_rng(0).normal(size=(2, 1, 1, 64))
+  np.save(tmp_path / "noise.npy", noise)
+  sample(
+    programs,
+    tmp_path / "out",
+    "--prompt=x",
+    "--config.size_rule=official",
+    f"--noise={tmp_path / 'noise.npy'}",
+  )
+  (path,) = (tmp_path / "out").glob("*.mp4")
+  info = video.probe(path)
+  assert (info.frames, info.height, info.width) == (8, 32, 32)
