@@ -1,11 +1,16 @@
-"""Converts weights between the official PyTorch layouts and this project's.
+"""Converts weights between libraries' layouts and this project's.
 
   python -m launch.convert --source=dc-ae-v-f32t4c32-1.0.pt --output=f32t4c32
-  python -m launch.convert --source=f32t4c32 --output=again.pt
+  python -m launch.convert --kind=wan_dit --source=Wan2.1-T2V-1.3B \\
+    --to=diffusers --output=transformer
+  python -m launch.convert --kind=wan_dit --source=transformer \\
+    --lora=style.safetensors,0.8 --lora=speed.safetensors --output=merged
 
-A directory gets config.json and model.safetensors, which holds the official
-names and layouts too. A `.pt` is written as the official loader reads it.
-Nothing is lost either way unless `--dtype` asks for it.
+What the source is, is seen from its names. A directory gets config.json and
+safetensors: `--to=diffusers`, `transformers` or `original` write what that
+library opens, `--to=jax` (PyTorch names too) what the programs here open with
+no further word. A `.pt` is written as the official DC-VideoGen code reads it.
+Nothing is lost on any way unless `--dtype` asks for it.
 """
 
 import pathlib
@@ -14,17 +19,21 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from absl import flags
 
 from dcvideogen_jax import convert, errors, files
 from launch import _model, _program
 
+_LAYOUTS = sorted({x for k in convert.KINDS.values() for x in k.layouts})
+
 _KIND = flags.DEFINE_enum(
   "kind", "dc_ae_v", sorted(convert.KINDS), "Which model."
 )
 _SOURCE = flags.DEFINE_string(
-  "source", None, ".pt, .pth, .safetensors or a directory.", required=True
+  "source",
+  None,
+  ".pt, .pth, .safetensors, an .index.json or a directory.",
+  required=True,
 )
 _OUTPUT = flags.DEFINE_string(
   "output", None, "A directory, or a .pt or .safetensors file.", required=True
@@ -32,13 +41,23 @@ _OUTPUT = flags.DEFINE_string(
 _TO = flags.DEFINE_enum(
   "to",
   None,
-  ["jax", "torch"],
-  "jax writes a directory, torch a file. Unset: as --output is named.",
+  ["jax", "torch", *_LAYOUTS],
+  "jax writes a directory, torch a file, a layout what that library opens."
+  " Unset: as --output is named.",
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype", None, ["float32", "bfloat16"], "Of the result. Unset: unchanged."
 )
 _CONFIG = flags.DEFINE_string("config", None, _model.CONFIG_HELP)
+_LORA = flags.DEFINE_multi_string(
+  "lora",
+  [],
+  "Low-rank updates to merge, PATH or PATH,SCALE, in any trainer's form;"
+  " may be given several times.",
+)
+_SHARD_GB = flags.DEFINE_float(
+  "shard_gb", 10.0, "Largest file of a layout's directory, in GB.", 1e-6
+)
 
 _FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
 
@@ -46,11 +65,13 @@ _FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
 def main(argv: Sequence[str]) -> None:
   """Reads, checks, reports and writes the weights."""
   del argv
-  output = pathlib.Path(_OUTPUT.value)
+  kind, output = _KIND.value, pathlib.Path(_OUTPUT.value)
   _check_target(output, _TO.value)
+  layout = _layout(kind, _TO.value)
+  loras = [_parse_lora(text) for text in _LORA.value]
   source = _model.weights(_SOURCE.value)
   module, variables = convert.load(
-    _KIND.value,
+    kind,
     source,
     config=_model.config(_CONFIG.value),
     dtype=_DTYPE.value and jnp.dtype(_DTYPE.value),
@@ -58,29 +79,37 @@ def main(argv: Sequence[str]) -> None:
   leaves = jax.tree.leaves(variables)
   dtypes = sorted({leaf.dtype.name for leaf in leaves})
   print(
-    f"{source}: {_KIND.value}, {_model.variant(_KIND.value, module)},"
-    f" {len(leaves)} tensors,"
+    f"{source}: {kind}, {_model.variant(kind, module)},"
+    f" {len(convert.to_tensors(kind, module, variables, layout))} tensors,"
     f" {sum(leaf.size for leaf in leaves):,} parameters, {'/'.join(dtypes)}"
   )
+  if loras:
+    variables = {"params": _merged(kind, module, variables["params"], loras)}
   is_file = output.suffix in _FILE_SUFFIXES
   with _program.output_directory(output.parent if is_file else output):
-    try:
-      if is_file:
-        _write_file(output, convert.to_torch(_KIND.value, module, variables))
-      else:
-        convert.save(output, _KIND.value, module, variables)
-        output = output / "model.safetensors"
-    except safetensors.SafetensorError as e:  # Such as a full disk.
-      raise errors.UserError(f"cannot write {output}: {e}") from e
-  print(f"wrote {output} ({_model.size_of(output)})")
+    if is_file:
+      _write_file(output, kind, module, variables, layout)
+      written = [output]
+    else:
+      written = convert.save(
+        output,
+        kind,
+        module,
+        variables,
+        layout=layout,
+        shard_size=layout and int(_SHARD_GB.value * 1e9),
+      )
+  for path in written:
+    if path.suffix in _FILE_SUFFIXES:
+      print(f"wrote {path} ({_model.size_of(path)})")
 
 
 def _check_target(output: pathlib.Path, to: str | None) -> None:
   """Raises UserError, before any work, if `--to` and `--output` disagree."""
   is_file = output.suffix in _FILE_SUFFIXES
-  if to == "jax" and is_file:
+  if to not in (None, "torch") and is_file and to not in _LAYOUTS:
     raise errors.UserError(
-      f"--to=jax writes a directory, but --output={output} names a file"
+      f"--to={to} writes a directory, but --output={output} names a file"
     )
   if to == "torch" and not is_file:
     raise errors.UserError(
@@ -93,18 +122,63 @@ def _check_target(output: pathlib.Path, to: str | None) -> None:
     raise errors.UserError(f"--output={output} is a file, not a directory")
 
 
-def _write_file(
-  output: pathlib.Path, state_dict: dict[str, np.ndarray]
-) -> None:
+def _layout(kind: str, to: str | None) -> str | None:
+  """The layout that `--to` names; None for our own directories and files."""
+  if to in (None, "jax", "torch"):
+    return None
+  if to not in convert.KINDS[kind].layouts:
+    raise errors.UserError(
+      f"--to={to} is no layout of {kind}: expected jax, torch or one of"
+      f" {', '.join(convert.KINDS[kind].layouts)}"
+    )
+  return to
+
+
+def _parse_lora(text: str) -> tuple[pathlib.Path, float]:
+  """PATH or PATH,SCALE."""
+  name, comma, scale = text.rpartition(",")
+  try:
+    factor = float(scale) if comma else 1.0
+  except ValueError:
+    name, comma, factor = text, "", 1.0
+  path = pathlib.Path(name if comma else text)
+  if not path.exists():
+    raise errors.UserError(f"--lora={text}: there is no {path}")
+  if not np.isfinite(factor):
+    raise errors.UserError(f"--lora={text}: the scale must be finite")
+  return path, factor
+
+
+def _merged(kind, module, params, loras):
+  """The parameters with all updates, of which it tells."""
+  found = []
+  for path, scale in loras:
+    updates = convert.load_lora(kind, path, module, scale)
+    found.append(updates)
+    print(
+      f"{path}: {updates.matched} tensors matched,"
+      f" {len(updates.factors) + len(updates.deltas)} parameters change,"
+      f" rank {updates.rank}, scale {scale:g}"
+    )
+  return convert.merge(params, convert.add(found), donate=True)
+
+
+def _write_file(output, kind, module, variables, layout) -> None:
   with files.atomic(output) as path:
+    tensors = convert.to_tensors(kind, module, variables, layout)
     if output.suffix == ".safetensors":
-      safetensors.numpy.save_file(state_dict, path, {"format": "pt"})
+      convert.write_safetensors(path, tensors)
     else:
-      _save_pt(path, state_dict)
+      state_dict = {name: tensor.read() for name, tensor in tensors.items()}
+      _save_pt(path, state_dict, flat=layout is not None)
 
 
-def _save_pt(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> None:
-  """Writes both keys that the official loader knows; the data is stored once.
+def _save_pt(
+  path: pathlib.Path, state_dict: dict[str, np.ndarray], flat: bool
+) -> None:
+  """Writes a state dict alone or, for DC-VideoGen's loader, under both keys.
+
+  The data is stored once.
 
   Raises:
     errors.UserError: if torch is not installed.
@@ -117,10 +191,12 @@ def _save_pt(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> None:
       " `pip install torch`, or give --output a name in .safetensors"
     ) from e
   tensors = {name: _to_tensor(torch, x) for name, x in state_dict.items()}
-  checkpoint = {
-    "model_state_dict": tensors,
-    "ema_model_state_dict": {"ema": tensors},
-  }
+  checkpoint = tensors
+  if not flat:
+    checkpoint = {
+      "model_state_dict": tensors,
+      "ema_model_state_dict": {"ema": tensors},
+    }
   try:
     with path.open("wb") as file:
       torch.save(checkpoint, file)

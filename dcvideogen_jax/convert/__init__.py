@@ -1,7 +1,17 @@
-"""PyTorch weights into JAX and back: `load`, `to_torch`, `save`."""
+"""PyTorch weights into JAX and back."""
 
 from dcvideogen_jax.convert.api import KINDS as KINDS
 from dcvideogen_jax.convert.api import config_of as config_of
 from dcvideogen_jax.convert.api import load as load
-from dcvideogen_jax.convert.api import save as save
+from dcvideogen_jax.convert.api import load_lora as load_lora
+from dcvideogen_jax.convert.api import load_part as load_part
+from dcvideogen_jax.convert.api import to_tensors as to_tensors
 from dcvideogen_jax.convert.api import to_torch as to_torch
+from dcvideogen_jax.convert.api import with_lora as with_lora
+from dcvideogen_jax.convert.lora import Lora as Lora
+from dcvideogen_jax.convert.lora import add as add
+from dcvideogen_jax.convert.lora import merge as merge
+from dcvideogen_jax.convert.writing import save as save
+from dcvideogen_jax.convert.writing import (
+  write_safetensors as write_safetensors,
+)

@@ -1,52 +1,38 @@
-"""Loads, recognises and saves models, whatever layout their weights have."""
+"""Loads, recognises and converts models, whatever layout their weights have."""
 
-import collections
-import functools
-import json
-import os
-import pathlib
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
-from dcvideogen_jax import errors, files, tree
-from dcvideogen_jax.convert import dc_ae_v as dc_ae_v_rules
-from dcvideogen_jax.convert import engine, sources
-from dcvideogen_jax.models import dc_ae_v
+from dcvideogen_jax import errors, tree
+from dcvideogen_jax.convert import (
+  engine,
+  kinds,
+  lora,
+  lora_names,
+  matching,
+  sources,
+)
 
+KINDS = kinds.KINDS
 Variables = dict[str, Any]
+Tensors = Mapping[str, sources.Tensor]
 
-
-class Kind(NamedTuple):
-  """What the loader needs to know of a model.
-
-  Attributes:
-    rules: names on both sides.
-    variants: released configurations by name.
-    build: configuration -> module.
-    example: module -> shapes of the arguments of `__call__`.
-  """
-
-  rules: list[engine.Rule]
-  variants: Mapping[str, Mapping[str, Any]]
-  build: Callable[..., nn.Module]
-  example: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
-
-
-def _video(module: dc_ae_v.DCAEV) -> tuple[jax.ShapeDtypeStruct, ...]:
-  size = module.spatial_factor
-  shape = (1, module.frames_multiple, size, size, 3)
-  return (jax.ShapeDtypeStruct(shape, jnp.float32),)
-
-
-KINDS = {
-  "dc_ae_v": Kind(dc_ae_v_rules.RULES, dc_ae_v.VARIANTS, dc_ae_v.build, _video),
-}
+# Names of whole state dicts begin with one of these in files of trainers
+# ("0." in DC-VideoGen's first phase), of ComfyUI and of torch.compile.
+_PREFIXES = (
+  "0.",
+  "model.diffusion_model.",
+  "diffusion_model.",
+  "module.",
+  "_orig_mod.",
+)
 
 
 def load(
@@ -54,20 +40,32 @@ def load(
   source: sources.Source,
   config: str | Mapping[str, Any] | None = None,
   dtype: jnp.dtype | None = None,
+  sharding: Any = None,
+  merge_lora: bool = True,
 ) -> tuple[Any, Variables]:
   """Loads a model from PyTorch or converted weights.
 
-  Tensors are read one at a time, so host memory peaks near one copy of the
-  weights.
+  Every layout of the kind and our own names are tried; the one that fits
+  counts. Parameters are made one at a time, straight on their devices.
 
   Args:
     kind: a key of `KINDS`.
-    source: `.pt`, `.pth`, `.safetensors`, a directory (its config.json is
-      used if it was written by `save`), or a mapping from names to arrays.
-    config: name of a released variant or the model's own fields; None reads
-      config.json or recognises a released variant from the weights.
-    dtype: of the parameters and of the computation; None keeps the parameters
-      as they are and computes in float32.
+    source: what `sources.open_source` reads: `.safetensors`, `.pt`, `.pth`, an
+      index, a directory, or a mapping from names to arrays.
+    config: name of a released variant, the model's own fields, or the contents
+      of another library's config.json; None reads the config.json beside the
+      weights or, without one, recognises a released variant or infers the
+      fields from the shapes (the heads of Wan's transformer are then assumed
+      to have 128 channels, as in all released ones).
+    dtype: of the parameters, but those that the model keeps in float32, and of
+      the computation; None keeps every parameter as it is stored (float64 and
+      integers become float32, float8 becomes bfloat16), computes in float32.
+    sharding: a `jax.sharding.Sharding` for all parameters, a tree of them like
+      `{"params": ...}`, or a function from the abstract tree to that tree, such
+      as `functools.partial(sharding.shardings, mesh=mesh, rules=rules)`.
+    merge_lora: whether low-rank updates that lie beside their base weights, in
+      a trainer's file, are added to them; otherwise they are left out (see
+      `load_lora`).
 
   Returns:
     The module and its variables, `{"params": ...}`.
@@ -76,80 +74,160 @@ def load(
     errors.UserError: if the source is missing, damaged, not finite, not safe
       to read or does not fit the configuration; every difference is listed.
   """
-  if kind not in KINDS:
-    raise errors.UserError(f"unknown kind {kind!r}: expected {[*KINDS]}")
-  tensors = sources.open_source(source)
-  fields = _find_config(kind, source, config, tensors)
-  param_dtype = dtype or _stored_dtype(tensors)
-  try:
-    module = KINDS[kind].build(
-      fields, dtype=dtype or jnp.float32, param_dtype=param_dtype
+  tensors = _open(kind, source)
+  weights, updates = _split(kind, tensors)
+  if updates and not weights:
+    raise errors.UserError(
+      f"{_where(source)} holds low-rank updates only, no weights of {kind}"
     )
-  except (TypeError, ValueError) as e:
-    raise errors.UserError(f"the configuration of {kind}: {e}") from e
-  expected = _expected(kind, module)
-  what = kind if isinstance(source, Mapping) else str(source)
-  params = engine.torch_to_jax(KINDS[kind].rules, tensors, expected, what)
+  module = _build(kind, source, config, weights, dtype)
+  expected = matching.parameters(kind, module)
+  layout, rules = matching.nearest_layout(kind, weights, expected)
+  if dtype is None:
+    expected = matching.as_stored(rules, weights, expected)
+  params = engine.torch_to_jax(
+    rules,
+    weights,
+    expected,
+    _what(kind, source, layout),
+    _shardings(sharding, expected),
+  )
+  if updates and merge_lora:
+    found = _read_lora(kind, source, tensors, expected)
+    params = lora.merge(params, found, donate=True)
   return module, {"params": params}
 
 
-def to_torch(
-  kind: str, module: nn.Module, variables: Variables
-) -> dict[str, np.ndarray]:
-  """The official PyTorch state dict, bit for bit, as numpy arrays.
+def load_part(
+  kind: str, source: sources.Source, module: nn.Module
+) -> dict[str, Any]:
+  """Loads the parameters that a file holds, for a model that has more.
 
-  Raises:
-    errors.UserError: if the variables are not those of the module.
-  """
-  params = variables["params"]
-  tree.require_equal(
-    tree.shapes(_expected(kind, module)),
-    tree.shapes(params),
-    f"the parameters of {kind}",
-  )
-  return engine.jax_to_torch(KINDS[kind].rules, params)
-
-
-def save(
-  directory: str | os.PathLike[str],
-  kind: str,
-  module: Any,
-  variables: Variables,
-  dtype: jnp.dtype | None = None,
-) -> None:
-  """Writes a directory that `load` reads: config.json and model.safetensors.
-
-  The weights have the official PyTorch names and layout.
+  For the file of DC-VideoGen's first phase, say, which holds the patch
+  embedding.
 
   Args:
-    directory: is made if it is missing.
+    kind: a key of `KINDS`.
+    source: as for `load`.
+    module: the model that the parameters are for.
+
+  Returns:
+    The part of the parameter tree that the source holds, with the dtypes of
+    the source.
+
+  Raises:
+    errors.UserError: as `load`, also if nothing or only some layers of a
+      parameter are there.
+  """
+  weights, _ = _split(kind, _open(kind, source))
+  expected = matching.parameters(kind, module)
+  layout, rules = matching.nearest_layout(kind, weights, expected)
+  named = {
+    place.jax
+    for place in engine.places(rules, tree.shapes(expected))
+    if place.torch in weights
+  }
+  what = _what(kind, source, layout)
+  if not named:
+    raise errors.UserError(f"{what} holds no parameter of the model")
+  part = flax.traverse_util.unflatten_dict(
+    {n: leaf for n, leaf in tree.flatten(expected).items() if n in named},
+    sep="/",
+  )
+  part = matching.as_stored(rules, weights, part)
+  return engine.torch_to_jax(rules, weights, part, what)
+
+
+def load_lora(
+  kind: str,
+  source: sources.Source,
+  module: nn.Module,
+  scale: float = 1.0,
+) -> lora.Lora:
+  """Loads low-rank updates, in any spelling that `lora_names` knows.
+
+  Without an alpha, of which PEFT's adapter_config.json and the metadata that
+  diffusers writes are asked too, it is the rank; in a trainer's file, where
+  updates lie beside their weights, `lora.trainer_scaling` holds.
+
+  Args:
+    kind: a key of `KINDS`.
+    source: as for `load`; weights that lie there too are left out.
+    module: the model that the updates are for.
+    scale: multiplies the updates.
+
+  Raises:
+    errors.UserError: if the source is damaged, holds no update, or holds names
+      or shapes that are not the model's; all are listed.
+  """
+  expected = matching.parameters(kind, module)
+  return _read_lora(kind, source, _open(kind, source), expected, scale)
+
+
+def with_lora(
+  kind: str, module: nn.Module, updates: lora.Lora
+) -> tuple[Any, Variables]:
+  """A model that computes updates apart from its weights.
+
+  Returns:
+    The module with `lora_rank`, and `{"lora": ...}` for its variables.
+
+  Raises:
+    errors.UserError: if a layer that is updated cannot do that.
+  """
+  module = module.clone(lora_rank=updates.rank, lora_alpha=float(updates.rank))
+  example = KINDS[kind].example(module)
+  variables = jax.eval_shape(module.init, jax.random.key(0), *example)
+  return module, {"lora": lora.collection(updates, variables["lora"])}
+
+
+def to_torch(
+  kind: str,
+  module: nn.Module,
+  variables: Variables,
+  layout: str | None = None,
+) -> dict[str, np.ndarray]:
+  """The PyTorch state dict, bit for bit, as numpy arrays.
+
+  Args:
     kind: a key of `KINDS`.
     module: the model.
     variables: `{"params": ...}`.
-    dtype: of the stored weights; None keeps them as they are.
+    layout: one of the kind's; None is the first.
 
   Raises:
-    errors.UserError: if something cannot be written.
+    errors.UserError: if the variables are not those of the module, or the
+      layout is unknown.
   """
-  state_dict = to_torch(kind, module, variables)
-  if dtype is not None:
-    state_dict = {name: x.astype(dtype) for name, x in state_dict.items()}
-  directory = files.make_directory(directory)
-  with files.atomic(directory / "model.safetensors") as path:
-    try:
-      safetensors.numpy.save_file(state_dict, path, {"format": "pt"})
-    except safetensors.SafetensorError as e:  # Such as a full disk.
-      raise errors.UserError(
-        f"cannot write {directory / 'model.safetensors'}: {e}"
-      ) from e
-  with files.atomic(directory / "config.json") as path:
-    config = {"kind": kind, **config_of(module)}
-    path.write_text(json.dumps(config, indent=2) + "\n")
+  tensors = to_tensors(kind, module, variables, layout)
+  return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def to_tensors(
+  kind: str,
+  module: nn.Module,
+  variables: Variables,
+  layout: str | None = None,
+) -> dict[str, sources.Tensor]:
+  """`to_torch`, made tensor by tensor when it is read."""
+  layouts = KINDS[kind].layouts
+  if layout is not None and layout not in layouts:
+    raise errors.UserError(
+      f"unknown layout {layout!r} of {kind}: expected one of {[*layouts]}"
+    )
+  params = variables["params"]
+  tree.require_equal(
+    tree.shapes(matching.parameters(kind, module)),
+    tree.shapes(params),
+    f"the parameters of {kind}",
+  )
+  return engine.torch_tensors(layouts[layout or next(iter(layouts))], params)
 
 
 def config_of(module: Any) -> dict[str, Any]:
   """The fields that make the architecture, without those of one run."""
   run = {"parent", "name", "dtype", "param_dtype", "remat", "conv3d"}
+  run |= {"attention", "lora_rank", "lora_alpha"}
   return {
     name: getattr(module, name)
     for name in type(module).__dataclass_fields__
@@ -157,69 +235,73 @@ def config_of(module: Any) -> dict[str, Any]:
   }
 
 
-def _stored_dtype(tensors: Mapping[str, sources.Tensor]) -> np.dtype:
-  """The dtype of most tensors; whole numbers and float64 become float32."""
-  stored = collections.Counter(t.dtype for t in tensors.values())
-  (dtype, _), *_ = stored.most_common(1) or [(jnp.float32, 1)]
-  narrow = jnp.issubdtype(dtype, jnp.floating) and dtype != np.float64
-  return dtype if narrow else np.dtype(np.float32)
+def _open(kind: str, source: sources.Source) -> Tensors:
+  if kind not in KINDS:
+    raise errors.UserError(f"unknown kind {kind!r}: expected {[*KINDS]}")
+  return sources.open_source(source, KINDS[kind].files)
 
 
-@functools.cache
-def _expected(kind: str, module: nn.Module) -> Any:
-  """The parameter tree as shapes and dtypes."""
-  example = KINDS[kind].example(module)
-  variables = jax.eval_shape(module.init, jax.random.key(0), *example)
-  return variables["params"]
+def _split(kind: str, tensors: Tensors) -> tuple[Tensors, Tensors]:
+  """Weights, by their plain names, and low-rank updates."""
+  weights, updates = lora_names.split(tensors)
+  for prefix in _PREFIXES:
+    if all(name.startswith(prefix) for name in weights):
+      weights = {n.removeprefix(prefix): t for n, t in weights.items()}
+  ignored = [re.compile(pattern) for pattern in KINDS[kind].ignored]
+  weights = {
+    name: tensor
+    for name, tensor in weights.items()
+    if not any(expression.fullmatch(name) for expression in ignored)
+  }
+  return weights, updates
 
 
-def _find_config(
+def _read_lora(
   kind: str,
   source: sources.Source,
-  config: str | Mapping[str, Any] | None,
-  tensors: Mapping[str, sources.Tensor],
-) -> Mapping[str, Any]:
-  """The fields that were given, stored beside the weights, or recognised."""
-  variants = KINDS[kind].variants
-  if isinstance(config, str):
-    if config not in variants:
-      raise errors.UserError(
-        f"unknown variant {config!r} of {kind}: expected one of {[*variants]}"
-      )
-    return variants[config]
-  if config is not None:
-    return config
-  if not isinstance(source, Mapping):
-    path = pathlib.Path(source) / "config.json"
-    if path.is_file():
-      return _read_config(kind, path)
-  return variants[_recognise(kind, tensors)]
+  tensors: Tensors,
+  expected: Any,
+  scale: float = 1.0,
+) -> lora.Lora:
+  """Updates with the alpha that belongs to them."""
+  if any(".base_layer." in name for name in tensors):
+    _, tensors = lora_names.split(tensors)
+    scaling = lora.trainer_scaling
+  else:  # Weights are not passed over: they are no updates of the model.
+    scaling = lora.scaling(sources.adapter_config(source))
+  layouts = KINDS[kind].layouts
+  return lora.read(tensors, layouts, expected, _where(source), scaling, scale)
 
 
-def _read_config(kind: str, path: pathlib.Path) -> Mapping[str, Any]:
+def _where(source: sources.Source) -> str:
+  return "the mapping" if isinstance(source, Mapping) else str(source)
+
+
+def _what(kind: str, source: sources.Source, layout: str) -> str:
+  """What is loaded and how it was understood, for messages."""
+  where = "" if isinstance(source, Mapping) else f"{source}: "
+  return f"{where}{kind} in {layout} names"
+
+
+def _build(kind, source, config, weights: Tensors, dtype) -> nn.Module:
+  fields = matching.find_config(kind, source, config, weights)
   try:
-    fields = json.loads(path.read_text())
-    found = fields.pop("kind")
-  except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
-    raise errors.UserError(f"{path} is not a model's configuration: {e}") from e
-  if found != kind:
-    raise errors.UserError(f"{path} is of a {found}, expected {kind}")
-  return fields
+    return KINDS[kind].build(
+      fields,
+      dtype=dtype or jnp.float32,
+      param_dtype=dtype or matching.stored_dtype(weights),
+    )
+  except (TypeError, ValueError) as e:
+    raise errors.UserError(f"the configuration of {kind}: {e}") from e
 
 
-def _recognise(kind: str, tensors: Mapping[str, sources.Tensor]) -> str:
-  """The released variant whose names and shapes these are."""
-  found = engine.jax_shapes(KINDS[kind].rules, tensors)
-  differences = {}
-  for name, fields in KINDS[kind].variants.items():
-    shapes = tree.shapes(_expected(kind, KINDS[kind].build(fields)))
-    differences[name] = tree.diff(shapes, found)
-    if not differences[name]:
-      return name
-  nearest = min(differences, key=lambda name: len(differences[name]))
-  lines = differences[nearest]
-  raise errors.UserError(
-    f"these weights are no released variant of {kind}, so a config is needed; "
-    f"the nearest, {nearest}, differs in {len(lines)} names, such as "
-    + "; ".join(lines[:3])
-  )
+def _shardings(sharding: Any, expected: Any) -> Callable[..., Any]:
+  """Name and shape of a parameter -> its sharding."""
+  if callable(sharding):
+    sharding = sharding({"params": expected})
+  if sharding is None or isinstance(sharding, jax.sharding.Sharding):
+    return lambda name, shape: sharding
+  by_name = tree.flatten(sharding["params"])
+  if missing := sorted(tree.flatten(expected).keys() - by_name.keys()):
+    raise errors.UserError(f"no sharding is given for {', '.join(missing)}")
+  return lambda name, shape: by_name[name]

@@ -1,69 +1,91 @@
-"""Where weights come from: files and mappings, read tensor by tensor.
+"""Where weights come from: files, directories and mappings.
 
 Every source becomes a dict of `Tensor`s, which know their shape and dtype and
-read their data when asked, so that a conversion holds one copy of the weights
-and one tensor. Files are read, not memory-mapped: pages of a mapping count as
-the process's memory for as long as the mapping lives.
-
-`.pt` files are read without torch, by an unpickler that knows tensors and
-nothing else: a pickle is a program, and the ones that hold weights never need
-more than this.
+read their data when asked.
 """
 
-import collections
-import functools
+import fnmatch
 import json
 import math
 import os
 import pathlib
-import pickle
 import struct
-import zipfile
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.convert import pickled, reading
 
-
-class Tensor(NamedTuple):
-  """A named array that has not been read yet."""
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  read: Callable[[], np.ndarray]
-
-
+Tensor = reading.Tensor
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+INDEX_SUFFIX = ".index.json"
 
-def open_source(source: Source) -> dict[str, Tensor]:
+
+def open_source(
+  source: Source, patterns: Sequence[str] = ()
+) -> dict[str, Tensor]:
   """Lists the tensors of a file, a directory or a mapping of arrays.
 
   Args:
-    source: `.pt` or `.pth`, `.safetensors`, a directory that holds one of them
-      or several `.safetensors`, or a mapping from names to arrays.
+    source: `.safetensors`, `.pt`, `.pth`, `.bin`, the index (`.index.json`) of
+      a checkpoint in several files, a directory that holds one of them or
+      several `.safetensors`, or a mapping from names to arrays.
+    patterns: names (`*` for any characters) of the files that count in a
+      directory, if it holds any: repositories keep several models side by side.
 
   Raises:
-    errors.UserError: if there is nothing to read, the file is damaged, or it
-      holds anything but tensors.
+    errors.UserError: if there is nothing to read, files are missing, damaged
+      or disagree with their index, or hold anything but tensors.
   """
   if isinstance(source, Mapping):
     return {name: _in_memory(array) for name, array in source.items()}
   path = pathlib.Path(source)
   if path.is_dir():
-    return _open_directory(path)
+    return _open_directory(path, patterns)
   if not path.is_file():
     raise errors.UserError(f"there is no file or directory {path}")
+  if path.name.endswith(INDEX_SUFFIX):
+    return _open_index(path)
   if path.suffix == ".safetensors":
     return _open_safetensors(path)
-  if path.suffix in (".pt", ".pth"):
-    return _open_torch(path)
+  if path.suffix in _TORCH_SUFFIXES:
+    return pickled.open_torch(path)
   raise errors.UserError(
     f"{path} is not a checkpoint: expected .pt, .pth or .safetensors"
   )
+
+
+def adapter_config(source: Source) -> dict[str, Any]:
+  """PEFT's description of low-rank updates, or {} where there is none.
+
+  It is in adapter_config.json beside adapter_model.safetensors, or in what
+  diffusers adds to the header of its files.
+
+  Raises:
+    errors.UserError: if it is damaged.
+  """
+  if isinstance(source, Mapping):
+    return {}
+  path = pathlib.Path(source)
+  beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
+  where = path
+  try:
+    if beside.is_file() and (path.is_dir() or path.stem == "adapter_model"):
+      where = beside
+      return dict(json.loads(beside.read_text()))
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if [file.suffix for file in files] != [".safetensors"]:
+      return {}
+    metadata = _header(files[0])[0].get("__metadata__") or {}
+    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    return {n.removeprefix("transformer."): v for n, v in config.items()}
+  except (ValueError, TypeError, AttributeError, OSError) as e:
+    raise errors.UserError(f"{where}: no readable adapter config: {e}") from e
 
 
 def _in_memory(array) -> Tensor:
@@ -71,46 +93,106 @@ def _in_memory(array) -> Tensor:
   return Tensor(array.shape, array.dtype, lambda: array)
 
 
-def _open_directory(directory: pathlib.Path) -> dict[str, Tensor]:
-  files = sorted(directory.glob("*.safetensors"))
-  if not files:
-    files = sorted([*directory.glob("*.pt"), *directory.glob("*.pth")])
-    if len(files) > 1:
-      names = ", ".join(file.name for file in files)
-      raise errors.UserError(f"{directory} holds several checkpoints: {names}")
-  if not files:
+def _open_directory(
+  directory: pathlib.Path, patterns: Sequence[str]
+) -> dict[str, Tensor]:
+  files = sorted(path for path in directory.iterdir() if path.is_file())
+  files = _matching(files, patterns) or files
+  if indices := _ending(files, INDEX_SUFFIX):
+    return _open_index(_only(directory, indices))
+  if files_here := _ending(files, ".safetensors"):
+    return _together(files_here)
+  if files_here := _ending(files, *_TORCH_SUFFIXES):
+    return pickled.open_torch(_only(directory, files_here))
+  inside = sorted(
+    folder.name
+    for folder in directory.iterdir()
+    if folder.is_dir() and any(folder.glob("*.safetensors"))
+  )
+  hint = f"; its folders {', '.join(inside)} do: name one" if inside else ""
+  raise errors.UserError(
+    f"{directory} holds no checkpoint: expected .safetensors, .pt or .pth{hint}"
+  )
+
+
+def _matching(
+  files: Iterable[pathlib.Path], patterns: Sequence[str]
+) -> list[pathlib.Path]:
+  return [
+    path
+    for path in files
+    if any(fnmatch.fnmatchcase(path.name, p) for p in patterns)
+  ]
+
+
+def _ending(
+  files: Iterable[pathlib.Path], *suffixes: str
+) -> list[pathlib.Path]:
+  return [path for path in files if path.name.endswith(suffixes)]
+
+
+def _only(
+  directory: pathlib.Path, files: Sequence[pathlib.Path]
+) -> pathlib.Path:
+  if len(files) > 1:
+    names = ", ".join(file.name for file in files)
     raise errors.UserError(
-      f"{directory} holds no checkpoint: expected .safetensors, .pt or .pth"
+      f"{directory} holds several checkpoints, name one: {names}"
     )
+  return files[0]
+
+
+def _together(files: Iterable[pathlib.Path]) -> dict[str, Tensor]:
   tensors: dict[str, Tensor] = {}
   for file in files:
-    more = open_source(file)
+    more = _open_safetensors(file)
     if twice := sorted(tensors.keys() & more.keys()):
       raise errors.UserError(f"{file} repeats {twice[0]} of another file")
     tensors.update(more)
   return tensors
 
 
-def _reader(
-  path: pathlib.Path, offset: int, dtype: np.dtype, count: int
-) -> Callable[[], np.ndarray]:
-  """Reads `count` elements at `offset` of a file."""
+def _open_index(path: pathlib.Path) -> dict[str, Tensor]:
+  """The tensors of a checkpoint in several files, as its index has them."""
+  try:
+    where = dict(json.loads(path.read_text())["weight_map"])
+    shards = sorted(set(where.values()))
+    if not shards:
+      raise ValueError("it lists no file")
+    if outside := [n for n in shards if pathlib.PurePath(n).name != n]:
+      raise ValueError(f"{outside[0]!r} is no file name")
+  except (ValueError, KeyError, TypeError, OSError) as e:
+    raise errors.UserError(f"{path} is not an index of weights: {e!r}") from e
+  missing = [n for n in shards if not (path.parent / n).is_file()]
+  if missing:
+    raise errors.UserError(
+      f"{path} lists {len(shards)} files, of which {len(missing)} are missing:"
+      f" {_some(missing)}"
+    )
+  opened = {name: open_source(path.parent / name) for name in shards}
+  lost = [name for name, shard in where.items() if name not in opened[shard]]
+  if lost:
+    raise errors.UserError(
+      f"{path} places {len(lost)} tensors in files that do not hold them: "
+      + _some([f"{name} in {where[name]}" for name in lost])
+    )
+  unknown = [
+    f"{name} of {shard}"
+    for shard, tensors in opened.items()
+    for name in tensors
+    if where.get(name) != shard
+  ]
+  if unknown:
+    raise errors.UserError(
+      f"{path} does not list {len(unknown)} tensors of its files: "
+      + _some(unknown)
+    )
+  return {name: opened[shard][name] for name, shard in where.items()}
 
-  def read() -> np.ndarray:
-    with path.open("rb") as file:
-      file.seek(offset)
-      array = np.empty(count, dtype)
-      if file.readinto(array.view(np.uint8).data) != array.nbytes:
-        raise errors.UserError(f"{path} is truncated")
-      return array
 
-  return read
-
-
-def _reshaped(
-  read: Callable[[], np.ndarray], shape: tuple[int, ...]
-) -> np.ndarray:
-  return read().reshape(shape)
+def _some(names: Sequence[str], most: int = 5) -> str:
+  rest = f" and {len(names) - most} more" if len(names) > most else ""
+  return ", ".join(names[:most]) + rest
 
 
 # --- safetensors -------------------------------------------------------------
@@ -121,22 +203,35 @@ _SAFETENSORS_DTYPES = {
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
   "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
   "I64": np.dtype(np.int64),
   "I32": np.dtype(np.int32),
   "U8": np.dtype(np.uint8),
+  "BOOL": np.dtype(np.bool_),
 }
+SAFETENSORS_NAMES = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}
 
 
-def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+  """What a file says of its contents, and where they start."""
   size = path.stat().st_size
   try:
     with path.open("rb") as file:
       (length,) = struct.unpack("<Q", file.read(8))
       if length > size:
         raise ValueError("header longer than the file")
-      header = json.loads(file.read(length))
-    start = 8 + length
-    tensors = {}
+      return dict(json.loads(file.read(length))), 8 + length
+  except (ValueError, TypeError, struct.error) as e:
+    raise errors.UserError(
+      f"{path} is not a whole safetensors file: {e}"
+    ) from e
+
+
+def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+  header, start = _header(path)
+  size = path.stat().st_size
+  tensors = {}
+  try:
     for name, entry in header.items():
       if name == "__metadata__":
         continue
@@ -146,141 +241,10 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
       count = math.prod(shape)
       if last - first != count * dtype.itemsize or start + last > size:
         raise ValueError(f"{name} ends outside the file")
-      read = _reader(path, start + first, dtype, count)
-      tensors[name] = Tensor(
-        shape, dtype, functools.partial(_reshaped, read, shape)
-      )
-  except (ValueError, KeyError, TypeError, struct.error) as e:
+      elements = reading.reader(path, start + first, dtype)
+      tensors[name] = reading.tensor(shape, dtype, elements)
+  except (ValueError, KeyError, TypeError) as e:
     raise errors.UserError(
       f"{path} is not a whole safetensors file: {e}"
     ) from e
   return tensors
-
-
-# --- torch -------------------------------------------------------------------
-
-_STORAGES = {
-  "DoubleStorage": np.dtype(np.float64),
-  "FloatStorage": np.dtype(np.float32),
-  "HalfStorage": np.dtype(np.float16),
-  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-  "LongStorage": np.dtype(np.int64),
-  "IntStorage": np.dtype(np.int32),
-  "ByteStorage": np.dtype(np.uint8),
-  "BoolStorage": np.dtype(np.bool_),
-}
-
-
-class _Storage(NamedTuple):
-  """A flat array inside the archive."""
-
-  dtype: np.dtype
-  read: Callable[[], np.ndarray]
-
-
-def _rebuild_tensor(storage, offset, shape, strides, *_):
-  shape, dtype = tuple(shape), storage.dtype
-
-  def read():
-    flat = storage.read()[offset:]
-    steps = [s * dtype.itemsize for s in strides]
-    needed = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
-    if math.prod(shape) and needed > flat.size:
-      raise errors.UserError("a tensor reaches outside its storage")
-    return np.lib.stride_tricks.as_strided(flat, shape, steps)
-
-  return Tensor(shape, dtype, read)
-
-
-class _WeightsUnpickler(pickle.Unpickler):
-  """Builds dictionaries of tensors; refuses every other object."""
-
-  def __init__(self, file, path, storage):
-    super().__init__(file)
-    self._path = path
-    self._storage = storage
-
-  def find_class(self, module, name):
-    if module == "torch" and name in _STORAGES:
-      return _STORAGES[name]
-    allowed = {
-      ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-      ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-      ("collections", "OrderedDict"): collections.OrderedDict,
-    }
-    if (module, name) not in allowed:
-      raise errors.UserError(
-        f"{self._path} was refused: it asks for {module}.{name}, "
-        "and a checkpoint of weights holds tensors only"
-      )
-    return allowed[module, name]
-
-  def persistent_load(self, pid):
-    _, dtype, key, _, count = pid
-    return self._storage(dtype, str(key), count)
-
-
-def _open_torch(path: pathlib.Path) -> dict[str, Tensor]:
-  try:
-    with zipfile.ZipFile(path) as archive:
-      members = {info.filename: info for info in archive.infolist()}
-      (pickled,) = [name for name in members if name.endswith("/data.pkl")]
-      root = pickled.removesuffix("data.pkl")
-
-      def storage(dtype, key, count):
-        info = members[f"{root}data/{key}"]
-        if info.compress_type != zipfile.ZIP_STORED:
-          raise ValueError(f"{info.filename} is compressed")
-        if info.file_size < count * dtype.itemsize:
-          raise ValueError(f"{info.filename} is too short")
-        offset = _data_offset(path, info)
-        return _Storage(dtype, _reader(path, offset, dtype, count))
-
-      if members.get(f"{root}byteorder") and (
-        archive.read(f"{root}byteorder") != b"little"
-      ):
-        raise ValueError("it is big-endian")
-      with archive.open(pickled) as file:
-        loaded = _WeightsUnpickler(file, path, storage).load()
-  except errors.UserError:
-    raise
-  except zipfile.BadZipFile as e:
-    raise errors.UserError(
-      f"{path} is truncated or not a PyTorch checkpoint "
-      f"(the zip format of torch.save since 1.6): {e}"
-    ) from e
-  except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
-    raise errors.UserError(f"{path} is not a readable checkpoint: {e}") from e
-  except (pickle.UnpicklingError, EOFError, struct.error, OSError) as e:
-    raise errors.UserError(f"{path} is damaged: {e}") from e
-  return _state_dict(path, loaded)
-
-
-def _data_offset(path: pathlib.Path, info: zipfile.ZipInfo) -> int:
-  """Where a stored member's bytes begin."""
-  with path.open("rb") as file:
-    file.seek(info.header_offset + 26)
-    name, extra = struct.unpack("<HH", file.read(4))
-  return info.header_offset + 30 + name + extra
-
-
-def _state_dict(path: pathlib.Path, loaded: Any) -> dict[str, Tensor]:
-  """Finds the weights in what a `.pt` file holds, EMA weights first."""
-  found = loaded
-  if isinstance(found, Mapping) and "ema_model_state_dict" in found:
-    averages = found["ema_model_state_dict"]
-    if not isinstance(averages, Mapping) or len(averages) != 1:
-      raise errors.UserError(
-        f"{path}: expected a single entry in ema_model_state_dict"
-      )
-    (found,) = averages.values()
-  elif isinstance(found, Mapping):
-    for name in ("model_state_dict", "state_dict"):
-      found = found.get(name, found)
-  if not isinstance(found, Mapping):
-    raise errors.UserError(
-      f"{path}: expected a dictionary of tensors, found {type(found).__name__}"
-    )
-  if others := [n for n, t in found.items() if not isinstance(t, Tensor)]:
-    raise errors.UserError(f"{path}: {others[0]!r} is not a tensor")
-  return dict(found)

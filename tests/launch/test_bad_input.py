@@ -245,7 +245,7 @@ def test_wrong_variant_is_told_in_names(programs, model, tmp_path):
     f"--output={tmp_path / 'out'}",
   )
   for half in ("encoder", "decoder"):
-    require_one_sentence(finished, f"{half}/stages_1/op_list_2/conv")
+    require_one_sentence(finished, f"{half}.stages.1.op_list.2.main.conv")
 
 
 @pytest.mark.parametrize("output", ["file/out", "file/a/b/out", "file"])

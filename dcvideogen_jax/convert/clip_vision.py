@@ -1,0 +1,134 @@
+"""Names of CLIP's vision tower and its config.json, in every layout.
+
+"transformers" is `CLIPVisionModel` as all its versions read it and as those
+before 5 write it; "transformers5" lacks the prefix; "original" is
+`models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth` of Wan-Video/Wan2.1
+(commit 9737cba), which fuses q, k and v.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.convert.engine import CONV2D, COPY, DENSE, Layout, Rule
+
+
+def _dense(
+  torch: str, jax: str, part: tuple[int, int] | None = None
+) -> list[Rule]:
+  return [
+    Rule(f"{torch}.weight", f"{jax}/kernel", DENSE, True, part),
+    Rule(f"{torch}.bias", f"{jax}/bias", COPY, True, part),
+  ]
+
+
+def _norm(torch: str, jax: str, stack: bool = False) -> list[Rule]:
+  return [
+    Rule(f"{torch}.weight", f"{jax}/scale", COPY, stack),
+    Rule(f"{torch}.bias", f"{jax}/bias", COPY, stack),
+  ]
+
+
+def _transformers(prefix: str) -> list[Rule]:
+  embeddings = f"{prefix}embeddings"
+  block = f"{prefix}encoder.layers.{{i}}"
+  rules = [
+    Rule(f"{embeddings}.class_embedding", "class_embedding"),
+    Rule(f"{embeddings}.position_embedding.weight", "position_embedding"),
+    Rule(f"{embeddings}.patch_embedding.weight", "patch_embedding", CONV2D),
+    # Misspelt there.
+    *_norm(f"{prefix}pre_layrnorm", "pre_norm"),
+    *_norm(f"{prefix}post_layernorm", "post_norm"),
+    *_norm(f"{block}.layer_norm1", "blocks/norm1", stack=True),
+    *_norm(f"{block}.layer_norm2", "blocks/norm2", stack=True),
+    *_dense(f"{block}.self_attn.out_proj", "blocks/attn/o"),
+    *_dense(f"{block}.mlp.fc1", "blocks/fc1"),
+    *_dense(f"{block}.mlp.fc2", "blocks/fc2"),
+  ]
+  for i, x in enumerate("qkv"):
+    rules += _dense(f"{block}.self_attn.{x}_proj", "blocks/attn/qkv", (i, 3))
+  return rules
+
+
+def _original() -> list[Rule]:
+  block = "visual.transformer.{i}"
+  one, two = Layout(None, ones=(0,)), Layout(None, ones=(0, 1))
+  return [
+    Rule("visual.cls_embedding", "class_embedding", two),
+    Rule("visual.pos_embedding", "position_embedding", one),
+    Rule("visual.patch_embedding.weight", "patch_embedding", CONV2D),
+    *_norm("visual.pre_norm", "pre_norm"),
+    *_norm("visual.post_norm", "post_norm"),
+    *_norm(f"{block}.norm1", "blocks/norm1", stack=True),
+    *_norm(f"{block}.norm2", "blocks/norm2", stack=True),
+    *_dense(f"{block}.attn.to_qkv", "blocks/attn/qkv"),
+    *_dense(f"{block}.attn.proj", "blocks/attn/o"),
+    *_dense(f"{block}.mlp.0", "blocks/fc1"),
+    *_dense(f"{block}.mlp.2", "blocks/fc2"),
+  ]
+
+
+LAYOUTS = {
+  "transformers": _transformers("vision_model."),
+  "transformers5": _transformers(""),
+  "original": _original(),
+}
+# Position indices, projections to the space shared with text, the text tower.
+IGNORED = [
+  r"(vision_model\.)?embeddings\.position_ids",
+  r"visual_projection\.weight",
+  r"(text_model|text_projection)\..*",
+  r"logit_scale",
+  r"visual\.head",
+  r"textual\..*",
+  r"log_scale",
+]
+
+# Fields of ours -> name in config.json, and what transformers takes where the
+# file leaves it out, as it does for its defaults.
+_FIELDS: dict[str, tuple[str, Any]] = {
+  "image_size": ("image_size", 224),
+  "patch": ("patch_size", 32),
+  "layers": ("num_hidden_layers", 12),
+  "width": ("hidden_size", 768),
+  "heads": ("num_attention_heads", 12),
+  "ffn_width": ("intermediate_size", 3072),
+  "eps": ("layer_norm_eps", 1e-5),
+}
+
+
+def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Fields from the config.json of transformers, of a tower or a whole CLIP.
+
+  Returns:
+    What `models.clip_vision.build` takes, or None if this is another model's.
+
+  Raises:
+    errors.UserError: if the nonlinearity is not the exact GELU.
+  """
+  if json.get("model_type") == "clip":
+    json = json.get("vision_config", {})
+  elif json.get("model_type") != "clip_vision_model":
+    return None
+  found = json.get("hidden_act", "quick_gelu")
+  if found != "gelu":
+    raise errors.UserError(
+      f"config.json: hidden_act is {found!r}, expected 'gelu' as in ViT-H/14"
+    )
+  return {
+    field: json.get(name, default) for field, (name, default) in _FIELDS.items()
+  }
+
+
+def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """The config.json that `CLIPVisionModel.from_pretrained` reads."""
+  return {
+    "architectures": ["CLIPVisionModel"],
+    "model_type": "clip_vision_model",
+    "hidden_act": "gelu",
+    "num_channels": 3,
+    **{
+      name: fields.get(field, default)
+      for field, (name, default) in _FIELDS.items()
+    },
+  }

@@ -1,0 +1,275 @@
+"""Low-rank updates (LoRA, arXiv 2106.09685): read, merged or kept apart.
+
+`lora_names` tells which files are understood. A name that is nothing of the
+model is an error: updates that are silently left out look like bad training.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcvideogen_jax import errors, tree
+from dcvideogen_jax.convert import differences, engine, lora_names
+
+# Name of a module and rank -> what the product of an update is multiplied by.
+Scaling = Callable[[str, int], float]
+Factors = tuple[np.ndarray, np.ndarray]
+
+
+class Lora(NamedTuple):
+  """Updates of a model's parameters, by our names, in float32.
+
+  Attributes:
+    factors: name of a kernel -> a, of the kernel's shape but for the rank on
+      its last axis, and b (rank, out), with a leading axis of layers where the
+      kernel has it. The update is `a @ b`; scales are contained, and smaller
+      ranks and layers without an update are filled with zeros.
+    deltas: name of a parameter -> what is added to it, of the same shape.
+    matched: how many tensors of the source these come from.
+  """
+
+  factors: dict[str, Factors]
+  deltas: dict[str, np.ndarray]
+  matched: int
+
+  @property
+  def rank(self) -> int:
+    """The largest rank."""
+    return max((a.shape[-1] for a, _ in self.factors.values()), default=0)
+
+
+def trainer_scaling(module: str, rank: int) -> float:
+  """What DC-VideoGen trains and merges with: alpha is twice the rank.
+
+  Its files do not say so (DC-Gen `convert_lora_into_base.py`, commit 562077c).
+  """
+  del module, rank
+  return 2.0
+
+
+def scaling(config: Mapping[str, Any]) -> Scaling:
+  """What PEFT multiplies by, according to its adapter_config.json.
+
+  An empty one stands for an alpha that equals the rank.
+
+  Raises:
+    errors.UserError: if the updates are of a kind that is more than low-rank.
+  """
+  if not config:
+    return lambda module, rank: 1.0
+  if config.get("use_dora") or config.get("peft_type", "LORA") != "LORA":
+    raise errors.UserError(
+      "the updates are no plain LoRA: expected peft_type LORA without use_dora,"
+      f" found {config.get('peft_type')} with use_dora={config.get('use_dora')}"
+    )
+  patterns = {
+    re.compile(rf"(.*\.)?({pattern})"): alpha
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items()
+  }
+
+  def factor(module, rank):
+    alpha = next(
+      (alpha for p, alpha in patterns.items() if p.fullmatch(module)),
+      config.get("lora_alpha", rank),
+    )
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+  return factor
+
+
+def read(
+  tensors: lora_names.Tensors,
+  layouts: Mapping[str, Sequence[engine.Rule]],
+  expected: Any,
+  what: str,
+  scaling: Scaling,
+  scale: float = 1.0,
+) -> Lora:
+  """Reads updates of a model.
+
+  Args:
+    tensors: what a file holds.
+    layouts: tables of the model; the names of one of them are used.
+    expected: the parameter tree as `jax.ShapeDtypeStruct`s.
+    what: what is read, for messages.
+    scaling: for updates that have no `.alpha` tensor, which stands for
+      alpha / rank.
+    scale: multiplies everything.
+
+  Raises:
+    errors.UserError: lists every name that is nothing of the model, every
+      missing half and every shape that does not fit; or names the tensor that
+      holds a NaN or an infinity.
+  """
+  leaves = tree.shapes(expected)
+  names = lora_names.parse(tensors, layouts, leaves)
+  differences.require_equal(
+    lora_names.expected_shapes(names, tensors, leaves),
+    {name: tensor.shape for name, tensor in tensors.items()},
+    f"{what}: the update",
+  )
+  if not tensors:
+    raise errors.UserError(f"{what} holds no low-rank update")
+  values = _Values(tensors, what, scaling, scale)
+  pieces: dict[str, list[_Piece]] = {}
+  for update in names.updates:
+    a = update.place.rule.layout.to_jax(values.of(update.down))
+    up = values.of(update.up)
+    b = up.reshape(len(up), -1).T * np.float32(values.factor(update))
+    pieces.setdefault(update.place.jax, []).append(_Piece(update.place, a, b))
+  deltas: dict[str, np.ndarray] = {}
+  for delta in names.deltas:
+    shape = leaves[delta.place.jax]
+    target = deltas.setdefault(delta.place.jax, np.zeros(shape, np.float32))
+    array = values.of(delta.name).reshape(delta.place.torch_shape(shape))
+    array = delta.place.rule.layout.to_jax(array)
+    region = tuple(slice(*ends) for ends in delta.place.region(shape))
+    by = values.factor(delta.of) if delta.of else scale
+    target[region] += array.reshape(target[region].shape) * np.float32(by)
+  factors = {n: _assemble(leaves[n], found) for n, found in pieces.items()}
+  return Lora(factors, deltas, len(tensors))
+
+
+class _Values(NamedTuple):
+  """Reads tensors, checks them, and finds what updates are multiplied by."""
+
+  tensors: lora_names.Tensors
+  what: str
+  scaling: Scaling
+  scale: float
+
+  def of(self, name: str) -> np.ndarray:
+    array = self.tensors[name].read()
+    if not engine.finite(array):
+      raise errors.UserError(f"{self.what}: {name} holds NaN or infinity")
+    return np.asarray(array, np.float32)
+
+  def factor(self, update: lora_names.Update) -> float:
+    rank = self.tensors[update.down].shape[0]
+    if update.alpha is None:
+      return self.scale * self.scaling(update.module, rank)
+    return self.scale * self.of(update.alpha).item() / rank
+
+
+class _Piece(NamedTuple):
+  """The factors of one place of a kernel."""
+
+  place: engine.Place
+  a: np.ndarray
+  b: np.ndarray
+
+
+def _assemble(shape: engine.Shape, pieces: Sequence[_Piece]) -> Factors:
+  """The factors of a whole kernel; parts of one layer have their own ranks."""
+  used: dict[int | None, int] = {}
+  starts = []
+  for piece in pieces:
+    starts.append(used.get(piece.place.layer, 0))
+    used[piece.place.layer] = starts[-1] + len(piece.b)
+  rank = max(used.values())
+  stacked = pieces[0].place.layer is not None
+  a = np.zeros((*shape[:-1], rank), np.float32)
+  b = np.zeros((*shape[:1][: int(stacked)], rank, shape[-1]), np.float32)
+  for start, piece in zip(starts, pieces, strict=True):
+    ranks = slice(start, start + len(piece.b))
+    layer = (piece.place.layer,) if stacked else ()
+    a[(*layer, ..., ranks)] = piece.a
+    b[(*layer, ranks, slice(*piece.place.region(shape)[-1]))] = piece.b
+  return a, b
+
+
+def add(loras: Sequence[Lora]) -> Lora:
+  """One update that is the sum of several."""
+  factors: dict[str, Factors] = {}
+  deltas: dict[str, np.ndarray] = {}
+  for lora in loras:
+    for name, (a, b) in lora.factors.items():
+      if name in factors:
+        a = np.concatenate([factors[name][0], a], axis=-1)
+        b = np.concatenate([factors[name][1], b], axis=-2)
+      factors[name] = (a, b)
+    for name, delta in lora.deltas.items():
+      deltas[name] = deltas[name] + delta if name in deltas else delta
+  return Lora(factors, deltas, sum(lora.matched for lora in loras))
+
+
+def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
+  """The parameters with the update added, in float32, then cast back.
+
+  Args:
+    params: of the model that `lora` was read for.
+    lora: what is added.
+    donate: whether the memory of changed parameters may be used again, which
+      makes `params` unusable.
+
+  Returns:
+    The tree, with unchanged parameters as they are; dtypes and shardings stay.
+  """
+  leaves = tree.flatten(params)
+
+  def update(name, function, *operands):
+    leaf = jnp.asarray(leaves[name])
+    merged = jax.jit(
+      function,
+      out_shardings=leaf.sharding,
+      donate_argnums=(0,) if donate else (),
+    )
+    leaves[name] = merged(leaf, *operands)
+
+  for name, (a, b) in lora.factors.items():
+    update(name, _add_product, a, b)
+  for name, delta in lora.deltas.items():
+    update(name, _add, delta)
+  return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _add(w, delta):
+  return (w.astype(jnp.float32) + delta).astype(w.dtype)
+
+
+def _add_product(w, a, b):
+  """w + a @ b, layer by layer: a single layer is in float32 at a time."""
+
+  def one(operands):
+    w, a, b = operands
+    return _add(w, jnp.matmul(a, b, precision="highest"))
+
+  return jax.lax.map(one, (w, a, b)) if b.ndim == 3 else one((w, a, b))
+
+
+def collection(lora: Lora, expected: Any) -> dict[str, Any]:
+  """The update as variables of the collection "lora" of `layers.Dense`.
+
+  Args:
+    lora: what the model shall compute apart from its weights.
+    expected: the collection as `jax.ShapeDtypeStruct`s, of a model with
+      `lora_rank=lora.rank`; its `lora_alpha` has to be that rank too.
+
+  Raises:
+    errors.UserError: if an update belongs to a layer that cannot keep it apart.
+  """
+  values = {
+    name: np.zeros(leaf.shape, leaf.dtype)
+    for name, leaf in tree.flatten(expected).items()
+  }
+  homeless = {*lora.deltas}
+  for name, (a, b) in lora.factors.items():
+    module = name.removesuffix("/kernel")
+    if f"{module}/a" not in values:
+      homeless.add(name)
+      continue
+    values[f"{module}/a"][..., : a.shape[-1]] = a
+    values[f"{module}/b"][..., : b.shape[-2], :] = b
+  if homeless:
+    raise errors.UserError(
+      f"the updates of {len(homeless)} parameters can only be merged, not kept"
+      f" apart: {', '.join(sorted(homeless))}"
+    )
+  return flax.traverse_util.unflatten_dict(
+    {name: jnp.asarray(value) for name, value in values.items()}, sep="/"
+  )

@@ -1,0 +1,163 @@
+"""Finds out which model weights are of, and in which layout."""
+
+import collections
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcvideogen_jax import errors, tree
+from dcvideogen_jax.convert import differences, engine, kinds, sources
+
+Tensors = Mapping[str, sources.Tensor]
+
+# The layout of our own names.
+OWN = "jax"
+
+
+@functools.cache
+def parameters(kind: str, module: nn.Module) -> Any:
+  """The parameter tree as shapes and dtypes."""
+  example = kinds.KINDS[kind].example(module)
+  variables = jax.eval_shape(module.init, jax.random.key(0), *example)
+  return variables["params"]
+
+
+def nearest_layout(
+  kind: str, tensors: Tensors, expected: Any
+) -> tuple[str, Sequence[engine.Rule]]:
+  """The layout that knows most names, and of those the one that fits best.
+
+  Our own names and layouts count for every kind.
+  """
+  own = [engine.Rule(name, name) for name in tree.names(expected)]
+  layouts = {**kinds.KINDS[kind].layouts, OWN: own}
+  found = _shapes(tensors)
+
+  def distance(name):
+    shapes = engine.torch_shapes(layouts[name], expected)
+    unknown = engine.unknown(layouts[name], tree.shapes(expected))
+    wrong = len(unknown) + differences.number_of(shapes, found)
+    return -len(shapes.keys() & found.keys()), wrong
+
+  name = min(layouts, key=distance)
+  return name, layouts[name]
+
+
+def _shapes(tensors: Tensors) -> dict[str, engine.Shape]:
+  return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def find_config(
+  kind: str,
+  source: sources.Source,
+  config: str | Mapping[str, Any] | None,
+  tensors: Tensors,
+) -> Mapping[str, Any]:
+  """The fields that were given, stored beside the weights, or recognised."""
+  variants = kinds.KINDS[kind].variants
+  if isinstance(config, str):
+    if config not in variants:
+      raise errors.UserError(
+        f"unknown variant {config!r} of {kind}: expected one of {[*variants]}"
+      )
+    return variants[config]
+  if config is not None:
+    return kinds.KINDS[kind].config_from(config) or config
+  if not isinstance(source, Mapping):
+    path = pathlib.Path(source)
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    if beside.is_file() and (
+      fields := _read_config(kind, beside, strict=path.is_dir())
+    ):
+      return fields
+  return _infer(kind, tensors) or variants[_recognise(kind, tensors)]
+
+
+def _read_config(
+  kind: str, path: pathlib.Path, strict: bool
+) -> Mapping[str, Any] | None:
+  """The fields in a config.json; None if it is another model's.
+
+  Other libraries keep several models beside one config.json; our own files
+  hold a single model, which is then demanded if `strict`.
+  """
+  try:
+    fields = json.loads(path.read_text())
+    found = fields.pop("kind", None)
+  except (ValueError, TypeError, AttributeError, OSError) as e:
+    raise errors.UserError(f"{path} is not a model's configuration: {e}") from e
+  if found is None:
+    return kinds.KINDS[kind].config_from(fields)
+  if found == kind:
+    return fields
+  if strict:
+    raise errors.UserError(f"{path} is of a {found}, expected {kind}")
+  return None
+
+
+def _infer(kind: str, tensors: Tensors) -> Mapping[str, Any] | None:
+  """The fields that the shapes tell, in any layout."""
+  for rules in kinds.KINDS[kind].layouts.values():
+    if fields := kinds.KINDS[kind].infer(engine.jax_shapes(rules, tensors)):
+      return fields
+  return kinds.KINDS[kind].infer(_shapes(tensors))
+
+
+def _recognise(kind: str, tensors: Tensors) -> str:
+  """The released variant whose names and shapes these are."""
+  found = _shapes(tensors)
+  nearest = {}
+  for name, fields in kinds.KINDS[kind].variants.items():
+    expected = parameters(kind, kinds.KINDS[kind].build(fields))
+    _, rules = nearest_layout(kind, tensors, expected)
+    shapes = engine.torch_shapes(rules, expected)
+    nearest[name] = (differences.number_of(shapes, found), shapes)
+    if not nearest[name][0]:
+      return name
+  name = min(nearest, key=lambda name: nearest[name][0])
+  count, shapes = nearest[name]
+  raise errors.UserError(
+    f"these weights are no released variant of {kind}, so a config is needed; "
+    f"the nearest, {name}, differs in {count} names, such as "
+    + differences.tell(shapes, found, most=2)
+  )
+
+
+def stored_dtype(tensors: Tensors) -> np.dtype:
+  """The dtype of most tensors, as `_kept` has it."""
+  stored = collections.Counter(_kept(t.dtype) for t in tensors.values())
+  (dtype, _), *_ = stored.most_common(1) or [(np.dtype(np.float32), 1)]
+  return dtype
+
+
+def _kept(dtype: np.dtype) -> np.dtype:
+  """What a parameter stored in this dtype has in memory."""
+  if dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+    return np.dtype(dtype)
+  small = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1
+  return np.dtype(jnp.bfloat16 if small else np.float32)
+
+
+def as_stored(
+  rules: Sequence[engine.Rule], tensors: Tensors, expected: Any
+) -> Any:
+  """`expected` with the dtypes in which the tensors are stored."""
+  dtypes: dict[str, np.dtype] = {}
+  for place in engine.places(rules, tree.shapes(expected)):
+    if place.torch in tensors:
+      dtype = _kept(tensors[place.torch].dtype)
+      known = dtypes.get(place.jax, dtype)
+      dtypes[place.jax] = np.dtype(jnp.promote_types(known, dtype))
+  leaves = {
+    name: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(name, leaf.dtype))
+    for name, leaf in tree.flatten(expected).items()
+  }
+  return flax.traverse_util.unflatten_dict(leaves, sep="/")

@@ -1,0 +1,112 @@
+"""Names of UMT5's encoder and its config.json, in both layouts.
+
+"transformers" is `UMT5EncoderModel` (transformers 5.23), "original" the file
+`models_t5_umt5-xxl-enc-bf16.pth` of Wan-Video/Wan2.1 (commit 9737cba).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.convert.engine import COPY, DENSE, Layout, Rule
+
+# Parameters by our name -> layout, names in transformers and in the original.
+_ARRAYS: dict[str, tuple[Layout, str, str]] = {
+  "token_embedding": (COPY, "shared", "token_embedding"),
+  "norm/scale": (COPY, "encoder.final_layer_norm", "norm"),
+}
+# The same inside a block.
+_BLOCK: dict[str, tuple[Layout, str, str]] = {
+  "norm1/scale": (COPY, "layer.0.layer_norm", "norm1"),
+  **{
+    f"attn/{x}/kernel": (DENSE, f"layer.0.SelfAttention.{x}", f"attn.{x}")
+    for x in "qkvo"
+  },
+  "attn/positions": (
+    COPY,
+    "layer.0.SelfAttention.relative_attention_bias",
+    "pos_embedding.embedding",
+  ),
+  "norm2/scale": (COPY, "layer.1.layer_norm", "norm2"),
+  "ffn/gate/kernel": (DENSE, "layer.1.DenseReluDense.wi_0", "ffn.gate.0"),
+  "ffn/fc1/kernel": (DENSE, "layer.1.DenseReluDense.wi_1", "ffn.fc1"),
+  "ffn/fc2/kernel": (DENSE, "layer.1.DenseReluDense.wo", "ffn.fc2"),
+}
+
+
+def _rules(side: int, blocks: str) -> list[Rule]:
+  """The table of transformers (0) or of the original (1)."""
+  rules = [
+    Rule(f"{names[side]}.weight", jax, layout)
+    for jax, (layout, *names) in _ARRAYS.items()
+  ]
+  return rules + [
+    Rule(
+      f"{blocks}.{{i}}.{names[side]}.weight",
+      f"blocks/{jax}",
+      layout,
+      stack=True,
+    )
+    for jax, (layout, *names) in _BLOCK.items()
+  ]
+
+
+LAYOUTS = {
+  "transformers": _rules(0, "encoder.block"),
+  "original": _rules(1, "blocks"),
+}
+# A second name of the token embedding, and what a whole UMT5 has besides.
+IGNORED = [r"encoder\.embed_tokens\.weight", r"decoder\..*", r"lm_head\..*"]
+
+# Fields of ours -> name in config.json, and what transformers takes where the
+# file leaves it out, as it does for its defaults.
+_FIELDS: dict[str, tuple[str, Any]] = {
+  "vocab": ("vocab_size", 250112),
+  "layers": ("num_layers", 8),
+  "width": ("d_model", 512),
+  "heads": ("num_heads", 6),
+  "head_width": ("d_kv", 64),
+  "ffn_width": ("d_ff", 1024),
+  "buckets": ("relative_attention_num_buckets", 32),
+  "max_distance": ("relative_attention_max_distance", 128),
+  "eps": ("layer_norm_epsilon", 1e-6),
+}
+_FEED_FORWARD = "gated-gelu"
+
+
+def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Fields from the config.json of transformers.
+
+  Returns:
+    What `models.umt5.build` takes, or None if this is another model's.
+
+  Raises:
+    errors.UserError: if the feed-forward is another one.
+  """
+  if json.get("model_type") != "umt5":
+    return None
+  found = json.get("feed_forward_proj", _FEED_FORWARD)
+  if found != _FEED_FORWARD:
+    raise errors.UserError(
+      f"config.json: feed_forward_proj is {found!r}, expected {_FEED_FORWARD!r}"
+    )
+  return {
+    field: json.get(name, default) for field, (name, default) in _FIELDS.items()
+  }
+
+
+def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """The config.json that `UMT5EncoderModel.from_pretrained` reads."""
+  return {
+    "architectures": ["UMT5EncoderModel"],
+    "model_type": "umt5",
+    "feed_forward_proj": _FEED_FORWARD,
+    "is_encoder_decoder": True,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    **{
+      name: fields.get(field, default)
+      for field, (name, default) in _FIELDS.items()
+    },
+  }

@@ -1,0 +1,184 @@
+"""Writes weights, tensor by tensor and all or nothing."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Set
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dcvideogen_jax import errors, files
+from dcvideogen_jax.convert import api, kinds, sources
+
+Tensors = Mapping[str, sources.Tensor]
+
+
+def save(
+  directory: str | os.PathLike[str],
+  kind: str,
+  module: Any,
+  variables: api.Variables,
+  dtype: jnp.dtype | None = None,
+  layout: str | None = None,
+  shard_size: int | None = None,
+) -> list[pathlib.Path]:
+  """Writes a directory that `load` reads: config.json and safetensors.
+
+  The weights have PyTorch names and layouts. A tensor at a time is in host
+  memory, besides the parameters. A failure leaves nothing behind.
+
+  Args:
+    directory: is made if it is missing.
+    kind: a key of `api.KINDS`.
+    module: the model.
+    variables: `{"params": ...}`.
+    dtype: of the stored weights; None keeps them as they are.
+    layout: one of the kind's, for the library of that name, whose config.json
+      and file names are used; None writes our own config.json and the kind's
+      first layout.
+    shard_size: bytes that a file may hold; more are spread over several files
+      with an index. None writes one file.
+
+  Returns:
+    The files, the weights first.
+
+  Raises:
+    errors.UserError: if something cannot be written, other weights lie there
+      already, or the layout is unknown.
+  """
+  tensors = api.to_tensors(kind, module, variables, layout)
+  config = {"kind": kind, **api.config_of(module)}
+  stem = "model"
+  if layout is not None:
+    stem = kinds.KINDS[kind].stem
+    to_config = kinds.KINDS[kind].configs.get(layout)
+    config = to_config and to_config(api.config_of(module))
+  if dtype is not None:
+    tensors = {name: _cast(tensor, dtype) for name, tensor in tensors.items()}
+  return write_directory(directory, stem, tensors, config, shard_size)
+
+
+def write_directory(
+  directory: str | os.PathLike[str],
+  stem: str,
+  tensors: Tensors,
+  config: Mapping[str, Any] | None,
+  shard_size: int | None = None,
+) -> list[pathlib.Path]:
+  """Writes tensors as `stem`.safetensors, or as several files with an index.
+
+  Args:
+    directory: is made if it is missing.
+    stem: beginning of the names of files.
+    tensors: by name.
+    config: what config.json holds, if there shall be one.
+    shard_size: bytes of tensors that a file may hold; None writes one file.
+
+  Returns:
+    The files, the weights first.
+
+  Raises:
+    errors.UserError: if something cannot be written or other weights lie there.
+  """
+  groups = _groups(tensors, shard_size)
+  names = _file_names(stem, len(groups))
+  directory = files.make_directory(directory)
+  documents = {}
+  if len(groups) > 1:
+    documents[f"{stem}.safetensors{sources.INDEX_SUFFIX}"] = {
+      "metadata": {"total_size": sum(map(_bytes, tensors.values()))},
+      "weight_map": {
+        name: file
+        for file, group in zip(names, groups, strict=True)
+        for name in group
+      },
+    }
+  if config is not None:
+    documents["config.json"] = config
+  _require_no_others(directory, {*names, *documents})
+  with contextlib.ExitStack() as stack:
+    # What is entered first is renamed last.
+    for name, document in documents.items():
+      path = stack.enter_context(files.atomic(directory / name))
+      path.write_text(json.dumps(document, indent=2) + "\n")
+    for name, group in zip(names, groups, strict=True):
+      path = stack.enter_context(files.atomic(directory / name))
+      write_safetensors(path, group)
+  return [directory / name for name in [*names, *documents]]
+
+
+def write_safetensors(path: pathlib.Path, tensors: Tensors) -> None:
+  """Writes one file; raises OSError as writing does."""
+  # Aligned as the safetensors library does: wide elements first.
+  ordered = sorted(
+    tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
+  )
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  offset = 0
+  for name, tensor in ordered:
+    end = offset + _bytes(tensor)
+    header[name] = {
+      "dtype": sources.SAFETENSORS_NAMES[tensor.dtype],
+      "shape": [*tensor.shape],
+      "data_offsets": [offset, end],
+    }
+    offset = end
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  with path.open("wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+      file.write(np.ascontiguousarray(tensor.read()).view(np.uint8).data)
+
+
+def _bytes(tensor: sources.Tensor) -> int:
+  return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def _cast(tensor: sources.Tensor, dtype: jnp.dtype) -> sources.Tensor:
+  dtype = np.dtype(dtype)
+  return sources.Tensor(
+    tensor.shape,
+    dtype,
+    lambda: tensor.read().astype(dtype, copy=False),
+  )
+
+
+def _groups(tensors: Tensors, shard_size: int | None) -> list[Tensors]:
+  """Splits tensors, in order, into files of at most `shard_size` bytes."""
+  groups: list[dict[str, sources.Tensor]] = [{}]
+  size = 0
+  for name, tensor in tensors.items():
+    if shard_size and groups[-1] and size + _bytes(tensor) > shard_size:
+      groups.append({})
+      size = 0
+    groups[-1][name] = tensor
+    size += _bytes(tensor)
+  return groups
+
+
+def _file_names(stem: str, count: int) -> list[str]:
+  if count == 1:
+    return [f"{stem}.safetensors"]
+  return [
+    f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
+  ]
+
+
+def _require_no_others(directory: pathlib.Path, names: Set[str]) -> None:
+  """Other weights would be read instead of the new ones, or beside them."""
+  others = [
+    path.name
+    for path in sorted(directory.glob("[!.]*"))
+    if path.name.endswith((".safetensors", sources.INDEX_SUFFIX))
+    and path.name not in names
+  ]
+  if others:
+    raise errors.UserError(
+      f"{directory} holds other weights already, {others[0]}: "
+      "expected a directory without, or with the same model in as many files"
+    )
