@@ -266,7 +266,7 @@ def _read_lora(
   """Updates with the alpha that belongs to them."""
   if any(".base_layer." in name for name in tensors):
     _, tensors = lora_names.split(tensors)
-    scaling = lora.trainer_scaling
+    scaling: lora.Scaling = lora.trainer_scaling
   else:  # Weights are not passed over: they are no updates of the model.
     scaling = lora.scaling(sources.adapter_config(source))
   layouts = KINDS[kind].layouts

@@ -345,6 +345,7 @@ def _read(tensor: sources.Tensor, start: int, stop: int) -> np.ndarray:
 
   Fresh memory for every piece would cost half as much again as the rest.
   """
+  assert tensor.rows is not None  # Or `_pieces` gave no rows.
   size = (stop - start) * math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
   memory = getattr(_scratch, "memory", None)
   if memory is None or memory.size < size:

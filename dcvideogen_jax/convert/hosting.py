@@ -1,6 +1,7 @@
 """Host memory of one parameter on its way to the devices."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ class Host:
     whole = tuple((0, n) for n in self.shape)
     self._devices = {None: whole}
     if sharding is not None:
-      indices = sharding.addressable_devices_indices_map(self.shape)
+      indices: Any = sharding.addressable_devices_indices_map(self.shape)
       self._devices = {
         device: tuple(
           s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)

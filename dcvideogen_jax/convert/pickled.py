@@ -36,14 +36,14 @@ class _Storage(NamedTuple):
   """A flat array inside the archive."""
 
   dtype: np.dtype
-  count: int
+  size: int
   read: reading.Elements
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *_):
   shape, strides = tuple(shape), tuple(strides)
   needed = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-  if math.prod(shape) and offset + needed > storage.count:
+  if math.prod(shape) and offset + needed > storage.size:
     raise ValueError("a tensor reaches outside its storage")
   products = itertools.accumulate(shape[:0:-1], lambda a, b: a * b, initial=1)
   row_major = tuple(products)[::-1][: len(shape)]

@@ -51,7 +51,7 @@ def save(
       already, or the layout is unknown.
   """
   tensors = api.to_tensors(kind, module, variables, layout)
-  config = {"kind": kind, **api.config_of(module)}
+  config: Mapping[str, Any] | None = {"kind": kind, **api.config_of(module)}
   stem = "model"
   if layout is not None:
     stem = kinds.KINDS[kind].stem
@@ -87,7 +87,7 @@ def write_directory(
   groups = _groups(tensors, shard_size)
   names = _file_names(stem, len(groups))
   directory = files.make_directory(directory)
-  documents = {}
+  documents: dict[str, Mapping[str, Any]] = {}
   if len(groups) > 1:
     documents[f"{stem}.safetensors{sources.INDEX_SUFFIX}"] = {
       "metadata": {"total_size": sum(map(_bytes, tensors.values()))},
@@ -148,7 +148,9 @@ def _cast(tensor: sources.Tensor, dtype: jnp.dtype) -> sources.Tensor:
   )
 
 
-def _groups(tensors: Tensors, shard_size: int | None) -> list[Tensors]:
+def _groups(
+  tensors: Tensors, shard_size: int | None
+) -> list[dict[str, sources.Tensor]]:
   """Splits tensors, in order, into files of at most `shard_size` bytes."""
   groups: list[dict[str, sources.Tensor]] = [{}]
   size = 0
