@@ -26,6 +26,7 @@ class Dense(nn.Module):
   lora_rank: int = 0
   lora_alpha: float = 0.0
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  precision: jax.lax.PrecisionLike = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -34,7 +35,7 @@ class Dense(nn.Module):
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
     x = x.astype(self.dtype)
-    y = x @ kernel.astype(self.dtype)
+    y = self._dot(x, kernel.astype(self.dtype))
     if self.use_bias:
       bias = self.param(
         "bias", nn.initializers.zeros, shape[1:], self.param_dtype
@@ -60,7 +61,17 @@ class Dense(nn.Module):
         ("b", lambda: jnp.zeros((rank, shape[1]), jnp.float32)),
       )
     )
-    return (x @ a) @ b * jnp.asarray(self.lora_alpha / rank, self.dtype)
+    update = self._dot(self._dot(x, a), b)
+    return update * jnp.asarray(self.lora_alpha / rank, self.dtype)
+
+  def _dot(self, x, y):
+    return jnp.matmul(x, y, precision=self.precision)
+
+
+def gelu(x: Float[Array, "*n c"], approximate: bool) -> Float[Array, "*n c"]:
+  """GELU in float32, as PyTorch computes it; keeps the dtype."""
+  y = nn.gelu(x.astype(jnp.float32), approximate=approximate)
+  return y.astype(x.dtype)
 
 
 class RMSNorm(nn.Module):

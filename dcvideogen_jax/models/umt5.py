@@ -109,7 +109,7 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
     dense = functools.partial(layers.Dense, use_bias=False, **self.dense)
-    gate = nn.gelu(dense(self.hidden, name="gate")(x), approximate=True)
+    gate = layers.gelu(dense(self.hidden, name="gate")(x), approximate=True)
     y = dense(self.hidden, name="fc1")(x) * gate
     return dense(x.shape[-1], name="fc2")(y)
 

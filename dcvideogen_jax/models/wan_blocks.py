@@ -16,9 +16,8 @@ from jaxtyping import Array, Float
 from dcvideogen_jax.models import layers, rope
 from dcvideogen_jax.ops import attention
 
-# GELU as in the text embedder and the feed-forward; exact in the image one.
-gelu_tanh = functools.partial(nn.gelu, approximate=True)
-_gelu_exact = functools.partial(nn.gelu, approximate=False)
+# In the text embedder and the feed-forward; the image embedder has the exact.
+gelu_tanh = functools.partial(layers.gelu, approximate=True)
 
 
 class MLP(nn.Module):
@@ -55,7 +54,9 @@ class ImageEmbedding(nn.Module):
     x = layers.LayerNorm(dtype=dtype, name="norm1")(x)
     features = x.shape[-1]
     x = layers.Dense(features, **self.dense, name="linear_1")(x)
-    x = layers.Dense(self.width, **self.dense, name="linear_2")(_gelu_exact(x))
+    x = layers.Dense(self.width, **self.dense, name="linear_2")(
+      layers.gelu(x, approximate=False)
+    )
     return layers.LayerNorm(dtype=dtype, name="norm2")(x)
 
 

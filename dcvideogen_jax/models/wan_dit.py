@@ -174,11 +174,13 @@ class WanDiT(nn.Module):
       timesteps = timesteps[:, None]
     phase = timesteps.astype(jnp.float32)[..., None] * frequencies[None, None]
     x = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+    # A GPU would take ten bits of mantissa for the products otherwise.
+    dense = {**lora, "precision": "highest"}
     embedding = wan_blocks.MLP(
-      self.width, self.width, nn.silu, lora, name="time_embed"
+      self.width, self.width, nn.silu, dense, name="time_embed"
     )(x)
     time = layers.Dense(
-      6 * self.width, param_dtype=self.param_dtype, **lora, name="time_proj"
+      6 * self.width, param_dtype=self.param_dtype, **dense, name="time_proj"
     )(nn.silu(embedding))
     self.sow("intermediates", "time", time)
     return embedding, einops.rearrange(time, "b t (six d) -> b t six d", six=6)

@@ -170,6 +170,16 @@ def _random(module, seed=0, lora=False):
   return inputs, variables
 
 
+def test_time_is_exact_where_products_are_not():
+  """Whatever the default precision is, as on a GPU."""
+  module = wan_dit.build(TINY).clone(dtype=jnp.bfloat16)
+  inputs, variables = _random(module)
+  with jax.default_matmul_precision("bfloat16"):
+    text = str(jax.make_jaxpr(module.apply)(variables, *inputs))
+  highest = text.count("precision=Precision.HIGHEST") or text.count("HIGHEST")
+  assert highest >= 3
+
+
 def test_timesteps_per_frame():
   module = wan_dit.build(TINY)
   (latents, times, *rest), variables = _random(module)

@@ -93,3 +93,36 @@ def test_named_implementation_does_not_fall_back():
     attention.attention(q, k, v, implementation="cudnn")
   with pytest.raises(ValueError, match="flash"):
     attention.attention(q, k, v, implementation="flash")
+
+
+class Gpu:
+  """Stands for a device of some capability."""
+
+  def __init__(self, capability):
+    if capability is not None:
+      self.compute_capability = capability
+
+
+@pytest.mark.parametrize(
+  ("capability", "dtype", "e", "expected"),
+  [
+    ("9.0", jnp.bfloat16, 128, "cudnn"),
+    ("8.0", jnp.float16, 32, "cudnn"),
+    ("7.5", jnp.bfloat16, 128, "reference"),
+    (None, jnp.bfloat16, 128, "reference"),
+    ("9.0", jnp.float32, 128, "reference"),
+    ("9.0", jnp.bfloat16, 384, "reference"),
+    ("9.0", jnp.bfloat16, 20, "reference"),
+  ],
+)
+def test_choice_on_a_gpu(monkeypatch, capability, dtype, e, expected):
+  taken = []
+  for name in attention.IMPLEMENTATIONS:
+    monkeypatch.setitem(
+      attention.IMPLEMENTATIONS, name, lambda *_, name=name: taken.append(name)
+    )
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "devices", lambda: [Gpu(capability)])
+  x = jnp.zeros((1, 4, 1, e), dtype)
+  attention.attention(x, x, x)
+  assert taken == [expected]

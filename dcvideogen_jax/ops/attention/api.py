@@ -23,6 +23,16 @@ def _cudnn(q, k, v):
   return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
+def _has_cudnn() -> bool:
+  """Whether the default device is NVIDIA's and recent enough."""
+  if jax.default_backend() != "gpu":
+    return False
+  try:
+    return float(jax.devices()[0].compute_capability) >= 8
+  except (AttributeError, ValueError):  # Another vendor's.
+    return False
+
+
 IMPLEMENTATIONS = {"reference": reference, "chunked": chunked, "cudnn": _cudnn}
 
 
@@ -52,7 +62,7 @@ def attention(
     b, n, heads, e = q.shape
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     fits = half and e % 8 == 0 and e <= _CUDNN_WIDEST
-    if fits and jax.default_backend() == "gpu":
+    if fits and _has_cudnn():
       implementation = "cudnn"
     elif b * heads * n * k.shape[1] <= _SMALL:
       implementation = "reference"
