@@ -4,9 +4,10 @@
     --prompt="..." --output=out
 
 The argument names a model and, after a comma, a size; anything can be
-overridden with `--config.steps=20`. Steps, guidance and frame rate are those of
-arXiv 2509.25182 and of the released scripts; `shift` is read from the
-checkpoint's scheduler unless it is set here.
+overridden with `--config.steps=20`. Steps and guidance are those of arXiv
+2509.25182 and of the released scripts; `shift` is read from the checkpoint's
+scheduler unless it is set here. An image keeps its shape: for image to video a
+size is an area.
 """
 
 import ml_collections
@@ -14,16 +15,30 @@ from ml_collections import config_dict
 
 from configs import common
 
-# Repository or shipped model, task, steps, guidance. A revision is pinned by
-# --model=owner/name@commit.
+# Repository or shipped model, task, frames, steps, guidance. A revision is
+# pinned by --model=owner/name@commit.
 MODELS = {
-  "tiny": ("tiny", "t2v", 20, 3.0),
-  "tiny-i2v": ("tiny", "i2v", 20, 3.0),
-  "dc-t2v-14b": ("nvidia/DC-VideoGen-Wan2.1-14B", "t2v", 50, 5.0),
-  "dc-i2v-14b": ("nvidia/DC-VideoGen-Wan2.1-14B", "i2v", 50, 5.0),
-  "wan-t2v-1.3b": ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "t2v", 50, 5.0),
-  "wan-t2v-14b": ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "t2v", 50, 5.0),
-  "wan-i2v-14b": ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "i2v", 40, 5.0),
+  "tiny": ("tiny", "t2v", 16, 20, 3.0),
+  "tiny-i2v": ("tiny", "i2v", 16, 20, 3.0),
+  "dc-t2v-14b": ("nvidia/DC-VideoGen-Wan2.1-14B", "t2v", 80, 50, 5.0),
+  "dc-i2v-14b": ("nvidia/DC-VideoGen-Wan2.1-14B", "i2v", 80, 50, 5.0),
+  "wan-t2v-1.3b": ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "t2v", 81, 50, 5.0),
+  "wan-t2v-14b": ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "t2v", 81, 50, 5.0),
+  "wan-i2v-14b": ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "i2v", 81, 40, 5.0),
+  "wan-i2v-14b-480p": (
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+    "i2v",
+    81,
+    40,
+    5.0,
+  ),
+  "wan-flf2v-14b": (
+    "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
+    "i2v",
+    81,
+    50,
+    5.0,
+  ),
 }
 SIZES = {
   "480p": (480, 832),
@@ -39,12 +54,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     arg, {"model": tuple(MODELS), "size": ("default", *SIZES)}
   )
   c = ml_collections.ConfigDict()
-  c.model, c.task, c.steps, c.guidance_scale = MODELS[arg.model]
-  tiny = c.model == "tiny"
-  c.frames = 16 if tiny else 80
-  c.height, c.width = (64, 64) if tiny else SIZES["480p"]
+  c.model, c.task, c.frames, c.steps, c.guidance_scale = MODELS[arg.model]
+  if c.model == "tiny":
+    height, width = 64, 64
+  elif arg.model == "wan-i2v-14b-480p" or c.task == "t2v":
+    height, width = SIZES["480p"]
+  else:
+    height, width = SIZES["720p"]
   if arg.size != "default":
-    c.height, c.width = SIZES[arg.size]
+    height, width = SIZES[arg.size]
+  # With an image, height and width of None keep its shape at this area.
+  c.area = height * width
+  c.height, c.width = (config_dict.placeholder(int) for _ in range(2))
+  if c.task == "t2v":
+    c.height, c.width = height, width
   # "exact" honours the size; "official" rounds down (720 rows become 704).
   c.size_rule = "exact"
   c.shift = config_dict.placeholder(float)
@@ -52,8 +75,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # checkpoint says.
   c.solver = config_dict.placeholder(str)
   c.grid = config_dict.placeholder(str)
-  # None is Wan's own list.
+  # A text, or the name of one: "wan", "wan_i2v", "english"; None is Wan's own.
   c.negative_prompt = config_dict.placeholder(str)
+  # Both branches of the guidance at once; None decides by the tokens.
+  c.batched = config_dict.placeholder(bool)
   # None is bfloat16, on a CPU float32.
   c.dtype = config_dict.placeholder(str)
   return c

@@ -101,8 +101,10 @@ def _seed(text: str) -> int:
     seed = int(text)
   except ValueError:
     seed = -1
-  if seed < 0:
-    raise errors.UserError(f"a seed is a whole number from 0, found {text!r}")
+  if not 0 <= seed < 2**32:
+    raise errors.UserError(
+      f"a seed is a whole number from 0 to {2**32 - 1}, found {text!r}"
+    )
   return seed
 
 
@@ -127,13 +129,16 @@ def _row(where: str, line: str) -> dict[str, Any]:
     row = json.loads(line)
   except ValueError as e:
     raise errors.UserError(f"{where} is not JSON: {e}") from e
-  if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+  if not isinstance(row, dict) or "prompt" not in row:
     raise errors.UserError(f'{where}: expected an object with a "prompt"')
   if unknown := sorted(set(row) - _KEYS):
     raise errors.UserError(
       f"{where}: unknown keys {', '.join(unknown)}; known are "
       + ", ".join(sorted(_KEYS))
     )
+  for key in sorted(_KEYS & set(row) - {"seed"}):
+    if not isinstance(row[key], str):
+      raise errors.UserError(f"{where}: {key} is no text: {row[key]!r}")
   if "seed" in row:
     row["seed"] = _seed(str(row["seed"]))
   return row

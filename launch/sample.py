@@ -23,8 +23,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from dcvideogen_jax import convert, errors, files, memory
+from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.data import video as video_files
+from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.sample import (
+  arguments,
   generation,
   loading,
   pipeline,
@@ -84,8 +87,8 @@ _FREE_TEXT_ENCODER = flags.DEFINE_bool(
 _BUDGET = flags.DEFINE_float(
   "memory_budget_gib",
   None,
-  "For encoding and decoding, beyond the weights. Unset: four fifths of what is"
-  " free.",
+  "For encoding and decoding with DC-AE-V, beyond the weights. Unset: four"
+  " fifths of what is free.",
   lower_bound=1e-6,
 )
 _CRF = flags.DEFINE_integer(
@@ -117,17 +120,18 @@ def main(argv: Sequence[str]) -> None:
   task = _TASK.value or ("i2v" if requests[0].image else c.task)
   _check(c, requests, task)
   noise = _read_noise(_NOISE.value)
+  loras = [_parse_lora(text) for text in _LORA.value]
   with _program.output_directory(_OUTPUT.value) as output:
     with clock.phase("load"):
-      made = _load(c, task)
+      made = _load(c, task, loras)
     if _FREE_TEXT_ENCODER.value:
       with clock.phase("text"):
         _read_texts(made, c, requests)
       made.free_text_encoder()
     for index, request in enumerate(requests):
       print(f"{index + 1} of {len(requests)}: {request.prompt}", flush=True)
-      path = output / request.name(index)
-      _make(made, c, request, noise, path, clock)
+      result = _sample(made, c, request, noise, clock)
+      _write(output / request.name(index), request, result, clock)
       clock.restart("load")
 
 
@@ -137,11 +141,24 @@ def _check(c: Any, requests: list[_requests.Request], task: str) -> None:
   Raises:
     errors.UserError: says what is wrong.
   """
-  sizes.check(sizes.Size(c.frames, c.height, c.width))
+  if c.height is not None or c.width is not None:
+    sizes.checked(c.frames, c.height, c.width)
+  else:
+    sizes.checked(c.frames, c.area, 1)
+  if c.size_rule not in sizes.RULES:
+    raise errors.UserError(
+      f"config.size_rule must be {' or '.join(sizes.RULES)}, found "
+      f"{c.size_rule!r}"
+    )
   if c.dtype not in _DTYPES:
     raise errors.UserError(
       f"config.dtype must be float32 or bfloat16, found {c.dtype!r}"
     )
+  options = _options(loading.DEFAULT_OPTIONS, c)
+  if c.shift is not None:
+    options = options._replace(shift=c.shift)
+  schedule = options.schedule(arguments.steps(c.steps))
+  sampler.plan(schedule, options.solver, **options.solver_options)
   for request in requests:
     if task == "i2v" and request.image is None:
       raise errors.UserError(
@@ -162,7 +179,28 @@ def _read_noise(path: str | None) -> np.ndarray | None:
     raise errors.UserError(f"--noise={path} is no .npy file: {e}") from e
 
 
-def _load(c: Any, task: str) -> pipeline.DCVideoGen:
+def _parse_lora(text: str) -> tuple[str, float]:
+  """A file and its scale, "FILE" or "FILE,SCALE".
+
+  Raises:
+    errors.UserError: if there is no such file.
+  """
+  path, comma, scale = text.rpartition(",")
+  try:
+    found = (path, float(scale)) if comma else (text, 1.0)
+  except ValueError:
+    found = (text, 1.0)
+  if not pathlib.Path(found[0]).exists():
+    raise errors.UserError(
+      f"--lora={text}: there is no file {found[0]} (a scale is a number after a"
+      " comma)"
+    )
+  return found
+
+
+def _load(
+  c: Any, task: str, loras: list[tuple[str, float]]
+) -> pipeline.DCVideoGen:
   source = _model.pipeline(_MODEL.value or c.model)
   print(f"loading {source} for {task}", flush=True)
   load = convert.load
@@ -176,24 +214,14 @@ def _load(c: Any, task: str) -> pipeline.DCVideoGen:
     dtype=_DTYPES[c.dtype],
     load_model=load,
   )
-  for text in _LORA.value:
-    parts = _with_lora(parts, text)
+  for path, scale in loras:
+    module, variables = parts.transformer
+    updates = convert.load_lora("wan_dit", path, module, scale)
+    print(f"{path}: {updates.matched} tensors of LoRA matched", flush=True)
+    params = convert.merge(variables["params"], updates, donate=True)
+    part = loading.Part(module, {"params": params})
+    parts = parts._replace(transformer=part)
   return pipeline.DCVideoGen(parts, _program.cache_directory() / "programs")
-
-
-def _with_lora(parts: loading.Parts, text: str) -> loading.Parts:
-  path, _, scale = text.partition(",")
-  try:
-    scale = float(scale or 1)
-  except ValueError as e:
-    raise errors.UserError(
-      f"--lora={text}: expected a number after the comma"
-    ) from e
-  module, variables = parts.transformer
-  updates = convert.load_lora("wan_dit", path, module, scale)
-  print(f"{path}: {updates}", flush=True)
-  params = convert.merge(variables["params"], updates, donate=True)
-  return parts._replace(transformer=loading.Part(module, {"params": params}))
 
 
 def _read_texts(made, c, requests):
@@ -203,44 +231,49 @@ def _read_texts(made, c, requests):
 
 
 def _negative(made, c, request):
-  given = (request.negative_prompt, c.negative_prompt, made.negative_prompt())
-  return next(text for text in given if text is not None)
+  text = request.negative_prompt or c.negative_prompt
+  if text is None:
+    return made.negative_prompt()
+  return tokenize.NEGATIVE_PROMPTS.get(text, text)
 
 
-def _options(made, c):
+def _options(options: flow.Options, c: Any) -> flow.Options:
   """The checkpoint's solver and grid, with the config's changes."""
-  changes = {"solver": c.solver, "grid": c.grid}
-  options = made.parts.options._replace(
-    **{name: x for name, x in changes.items() if x is not None}
-  )
-  if options.solver != made.parts.options.solver:
-    options = options._replace(solver_options={})
-  return options
+  if c.solver not in (None, options.solver):
+    options = options._replace(solver=c.solver, solver_options={})
+  return options if c.grid is None else options._replace(grid=c.grid)
 
 
-def _make(made, c, request, noise, path: pathlib.Path, clock) -> None:
-  """Samples and writes one video and what belongs to it."""
+def _sample(made, c, request, noise, clock) -> generation.Generation:
+  """Denoises, with a bar whose time left is that of the steps."""
   budget = None if _BUDGET.value is None else _BUDGET.value * 2**30
   bar = tqdm.tqdm(total=c.steps, unit="step", disable=None, leave=False)
 
   def phase(name):
     if name == "compile":
-      bar.write("compiling, if these shapes are new", end="\n")
+      bar.write("compiling, if these shapes are new")
+    if name == "denoise":
+      bar.reset()
     return clock.phase(name)
 
+  image, last_image = (
+    _requests.read_image(x) for x in (request.image, request.last_image)
+  )
   with bar:
-    result = made.generate(
+    return made.generate(
       request.prompt,
       negative_prompt=_negative(made, c, request),
-      image=_requests.read_image(request.image),
-      last_image=_requests.read_image(request.last_image),
+      image=image,
+      last_image=last_image,
       height=c.height,
       width=c.width,
+      area=c.area,
       frames=c.frames,
       steps=c.steps,
-      guidance_scale=float(c.guidance_scale),
+      guidance_scale=c.guidance_scale,
+      batched=c.batched,
       shift=c.shift,
-      options=_options(made, c),
+      options=_options(made.parts.options, c),
       seed=request.seed,
       noise=noise,
       size_rule=c.size_rule,
@@ -249,12 +282,20 @@ def _make(made, c, request, noise, path: pathlib.Path, clock) -> None:
       phase=phase,
       on_step=lambda i, x: bar.update(),
     )
+
+
+def _write(path: pathlib.Path, request, result, clock) -> None:
+  """Decodes into the mp4, and writes what belongs to it."""
   settings = {
-    "model": _MODEL.value or c.model,
+    "model": _MODEL.value or _CONFIG.value.model,
+    **{
+      flag.name: flag.value
+      for flag in (_AUTOENCODER, _IMAGE_ENCODER, _LORA, _NOISE, _CRF)
+    },
+    "memory_budget_gib": _BUDGET.value,
     "image": request.image,
     "last_image": request.last_image,
-    "lora": _LORA.value,
-    "noise": _NOISE.value,
+    "fps": generation.FPS,
     **result.settings,
   }
   with tempfile.TemporaryDirectory(prefix=".new.", dir=path.parent) as new:
@@ -264,23 +305,20 @@ def _make(made, c, request, noise, path: pathlib.Path, clock) -> None:
       title = f"{request.prompt[:90]}  (seed {request.seed})"
       _sheet.write_frames(new / "sheet.png", title, shown)
     seconds = clock.report()
-    report = {
-      "settings": settings,
-      "seconds": seconds,
-      "memory": {
-        "peak_rss_bytes": memory.peak_rss(),
-        "peak_device_bytes": memory.peak_device(),
-      },
-      "versions": _report.versions(),
-    }
     with files.atomic(new / "report.json") as file:
+      report = {
+        "settings": settings,
+        "seconds": seconds,
+        "memory": {
+          "peak_rss_bytes": memory.peak_rss(),
+          "peak_device_bytes": memory.peak_device(),
+        },
+        "versions": _report.versions(),
+      }
       file.write_text(_report.to_json(report), encoding="utf-8")
-    for name, suffix in (
-      ("sheet.png", ".png"),
-      ("report.json", ".json"),
-      ("video.mp4", ".mp4"),
-    ):
-      (new / name).replace(path.with_name(path.name + suffix))
+    for name in ("sheet.png", "report.json", "video.mp4"):
+      target = path.with_name(path.name + pathlib.Path(name).suffix)
+      (new / name).replace(target)
   phases = ", ".join(f"{k} {v:.1f}" for k, v in seconds.items() if k != "total")
   print(f"{path}.mp4: {seconds['total']:.1f} s ({phases})", flush=True)
 

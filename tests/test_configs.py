@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import common, dc_ae_v, tiny
+from configs import common, dc_ae_v, sample, tiny
 from dcvideogen_jax import errors, tree
 from dcvideogen_jax.models import dc_ae_v as model
 from dcvideogen_jax.train import loop, step
@@ -70,6 +70,18 @@ def test_runlocal_takes_a_step(module, arg):
   assert np.isfinite(float(metrics["loss"]))
   after = np.asarray(state.params["decoder"]["project_in"]["kernel"])
   assert np.isfinite(after).all() and (after != before).any()
+
+
+@pytest.mark.parametrize("model", sample.MODELS)
+def test_sampling_defaults(model):
+  config = sample.get_config(f"{model},size=720p")
+  size = (720, 1280) if config.task == "t2v" else (None, None)
+  assert (config.height, config.width) == size
+  assert config.area == 720 * 1280
+  assert config.frames % 4 == (1 if model.startswith("wan") else 0)
+  assert config.steps >= 20 and config.guidance_scale > 1
+  assert config.shift is None
+  assert sample.get_config(model).area <= 720 * 1280
 
 
 CHOICES = {"task": ("autoencoder", "t2v"), "n": (1, 2), "runlocal": ()}

@@ -5,24 +5,20 @@ import functools
 import jax
 import numpy as np
 import PIL.Image
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from dcvideogen_jax.models import umt5
+from dcvideogen_jax.sample import arguments
 
-Image = UInt8[np.ndarray, "h w 3"]
 
-
-def resize(image: Image, height: int, width: int) -> Image:
-  """Stretches an image to a size, with Lanczos as diffusers does."""
+def resize(image: arguments.Image, height: int, width: int) -> arguments.Image:
+  """Stretches an image to a size, bicubic as Pillow does, like DC-Gen."""
   if image.shape[:2] == (height, width):
     return image
-  resized = PIL.Image.fromarray(image).resize(
-    (width, height), PIL.Image.Resampling.LANCZOS
-  )
-  return np.asarray(resized)
+  return np.asarray(PIL.Image.fromarray(image).resize((width, height)))
 
 
-def pad(image: Image, grid: tuple[int, int]) -> Image:
+def pad(image: arguments.Image, grid: tuple[int, int]) -> arguments.Image:
   """Repeats the last row and column until the image has the grid's pixels."""
   missing = [n - m for n, m in zip(grid, image.shape[:2], strict=True)]
   return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), "edge")
@@ -36,5 +32,9 @@ def encode_text(module, variables, ids, mask) -> Float[Array, "b s d"]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_images(module, variables, pixels) -> Float[Array, "b m e"]:
-  """CLIP features of preprocessed images."""
-  return module.apply(variables, pixels)
+  """CLIP features of preprocessed images, in float32 that deserves the name.
+
+  A GPU would multiply with ten bits of mantissa otherwise.
+  """
+  with jax.default_matmul_precision("highest"):
+    return module.apply(variables, pixels)

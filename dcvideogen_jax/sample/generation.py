@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from dcvideogen_jax import errors
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.sample import sizes
 
@@ -35,9 +36,17 @@ class Generation:
     """Decodes piece by piece; of all samples, or of one.
 
     Memory does not grow with the number of frames.
+
+    Raises:
+      errors.UserError: if there is no such sample.
     """
-    chosen = slice(None) if sample is None else slice(sample, sample + 1)
-    return self._decode(self.latents[chosen])
+    if sample is None:
+      return self._decode(self.latents)
+    if not 0 <= sample < len(self.latents):
+      raise errors.UserError(
+        f"there are {len(self.latents)} samples, found number {sample}"
+      )
+    return self._decode(self.latents[sample : sample + 1])
 
   def video(self) -> UInt8[np.ndarray, "b t h w 3"]:
     """The whole video in host memory."""
@@ -54,7 +63,8 @@ class Generation:
       **options: of `data.video.VideoWriter`, such as `crf`.
 
     Raises:
-      errors.UserError: if it cannot be written; there is no file then.
+      errors.UserError: if there is no such sample, or the file cannot be
+        written; there is none then.
     """
     with video_files.VideoWriter(path, **{"fps": FPS, **options}) as writer:
       for chunk in self.chunks(sample):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from dcvideogen_jax import errors
 from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
 from dcvideogen_jax.sample import sizes
 
@@ -40,16 +41,24 @@ class Deep:
   ) -> Condition:
     """The encoded images, each repeated for one latent frame, amid grey.
 
-    Encoded in float32: half precision visibly hurts. What does not fill the
-    last latent frame is made up of its last frame.
+    Encoded in float32 (on a GPU, like PyTorch, with TF32 convolutions): half
+    precision visibly hurts.
 
     Args:
       first: of the video's size.
       last: the same, or None.
       frames: of the video.
       budget: bytes that may be used.
+
+    Raises:
+      errors.UserError: if there are too few frames for two images.
     """
     module = self.module.clone(dtype=jnp.float32)
+    if last is not None and frames <= self.temporal:
+      raise errors.UserError(
+        f"a first and a last image need more than {self.temporal} frames, "
+        f"found {frames}"
+      )
     frames = -(-frames // self.temporal) * self.temporal
     repeated = [
       np.repeat(_to_float(image), self.temporal, axis=1)
@@ -97,7 +106,7 @@ class Deep:
       module,
       latents.shape[2] * self.spatial,
       latents.shape[3] * self.spatial,
-      budget,
+      budget / latents.shape[0],
       decode=True,
       streamed=latents.shape[1] > chunk,
     )
@@ -128,9 +137,18 @@ class Wan:
   def condition(
     self, first: Image, last: Image | None, frames: int, budget: float
   ) -> Condition:
-    """The encoded images amid grey; the mean of the posterior, normalised."""
+    """The encoded images amid grey; the mean of the posterior, normalised.
+
+    Raises:
+      errors.UserError: if a last image would not be the last frame.
+    """
     del budget
     module = self.module.clone(dtype=jnp.float32)
+    if last is not None and (frames == 1 or (frames - 1) % self.temporal):
+      raise errors.UserError(
+        f"with a last image, Wan's models make 1 + {self.temporal}k frames, "
+        f"found {frames}"
+      )
     frames = 1 - (1 - frames) // self.temporal * self.temporal
     images = [_to_float(image) for image in (first, last) if image is not None]
     video = itertools.chain(
@@ -156,9 +174,9 @@ class Wan:
     dtype: Any,
     budget: float,
   ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
-    """Decodes latent frame by latent frame; see `Deep.decode`."""
-    del budget
-    module = self.module.clone(dtype=dtype)
+    """Decodes latent frame by latent frame, whole frames, in float32."""
+    del dtype, budget  # Half precision shows, and there are no bands.
+    module = self.module.clone(dtype=jnp.float32)
     unscaled = module.denormalise(latents)
     pieces = (unscaled[:, i : i + 1] for i in range(latents.shape[1]))
     return _cut(

@@ -1,21 +1,31 @@
 """Where the parts of a published model lie, and fetching them.
 
-Known are the directories of DC-VideoGen (`nvidia/DC-VideoGen-Wan2.1-14B`,
-`dc-ai/DC-Gen-Wan2.1-*`), of Wan 2.1 in diffusers' form and of Wan 2.1 itself.
+Known are the directories and repositories of DC-VideoGen
+(`nvidia/DC-VideoGen-Wan2.1-14B`, `dc-ai/DC-Gen-Wan2.1-*`), of Wan 2.1 in
+diffusers' form and of Wan 2.1 itself. A directory may also hold `parts.json`,
+which says where parts lie that are elsewhere:
+
+    {"dc_ae_v": "../dc_ae_v", "image_encoder": "/models/clip"}
+
+Its keys are the fields of `Paths`, its values are relative to the directory; it
+comes before what the directory itself holds.
 """
 
+import fnmatch
+import functools
+import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
 
 TASKS = ("t2v", "i2v")
 
 # Where a part may lie, in the order in which they are tried. {task} is t2v or
-# i2v. A `*` stands for any characters; "." is the directory itself.
+# i2v. A `*` stands for any characters.
 _PLACES = {
   "transformer": (
     "transformer_{task}",
@@ -29,12 +39,18 @@ _PLACES = {
   "image_encoder": ("image_encoder", "models_clip_*.pth"),
   "scheduler": ("scheduler/scheduler_config.json",),
 }
-# A part that is a whole directory when one of its files is found in the root.
+# A part that is the whole directory when one of its files is found in it.
 _ROOT = "diffusion_pytorch_model*"
+_ELSEWHERE = "parts.json"
+
+_CONFIG = "config.json"
+_INDEX = ".safetensors.index.json"
+# Characters of a library's message that are passed on.
+_REASON = 300
 
 
 class Paths(NamedTuple):
-  """Where each part lies; None for what is not there."""
+  """Where each part lies; None for what is not there or not needed."""
 
   transformer: pathlib.Path | None = None
   dc_ae_v: pathlib.Path | None = None
@@ -45,91 +61,330 @@ class Paths(NamedTuple):
   scheduler: pathlib.Path | None = None
 
 
-def find(directory: str | os.PathLike[str], task: str) -> Paths:
+def locate(
+  source: str | os.PathLike[str],
+  task: str,
+  *,
+  autoencoder: str | os.PathLike[str] | None = None,
+  image_encoder: str | os.PathLike[str] | None = None,
+) -> Paths:
+  """Finds all parts that a task needs, fetching what is not here.
+
+  Args:
+    source: a directory, or a Hugging Face repository (see `is_repository`).
+    task: "t2v" or "i2v".
+    autoencoder: DC-AE-V or, by its published names, Wan's, where `source` has
+      none or another one shall be used: its file or directory, a directory or a
+      repository that holds it as one of several parts.
+    image_encoder: CLIP, likewise.
+
+  Returns:
+    One of the two autoencoders, CLIP for image to video only.
+
+  Raises:
+    errors.UserError: names all parts that are missing; or if something cannot
+      be fetched, or several files could be the same part.
+  """
+  given = {}
+  if autoencoder is not None:
+    given |= _given(autoencoder, ("dc_ae_v", "wan_vae"), task)
+  if image_encoder is not None and task == "i2v":
+    given |= _given(image_encoder, ("image_encoder",), task)
+  if is_repository(source):
+    directory = download(os.fspath(source), task, given)
+  else:
+    directory = pathlib.Path(source)
+  found = find(directory, task, given)._asdict()
+  return Paths(**_needed({**found, **given}, task, source, given))
+
+
+def find(
+  directory: str | os.PathLike[str], task: str, without: Collection[str] = ()
+) -> Paths:
   """Looks for the parts of a model in a directory.
 
   Args:
-    directory: as published.
+    directory: as published, or with a `parts.json`.
     task: "t2v" or "i2v".
+    without: parts that come from elsewhere.
 
   Raises:
-    errors.UserError: if there is no such directory, or several files could be
-      the same part.
+    errors.UserError: if there is no such directory, several files could be the
+      same part, or parts.json is damaged or names what does not exist.
   """
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise errors.UserError(f"there is no directory {directory}")
-  return Paths(**{part: _find(directory, part, task) for part in _PLACES})
-
-
-def _find(directory, part, task):
-  for place in _PLACES[part]:
-    found = sorted(directory.glob(place.format(task=task)))
-    if place.startswith(_ROOT) and found:
-      return directory
-    if len(found) > 1:
-      names = ", ".join(path.name for path in found)
-      raise errors.UserError(f"{directory} holds several {part}: {names}")
-    if found:
-      return found[0]
-  return None
-
-
-def require(paths: Paths, parts: Sequence[str], source: object) -> None:
-  """Raises one UserError that names all parts that are missing."""
-  missing = [part for part in parts if getattr(paths, part) is None]
-  if not missing:
-    return
-  wanted = "; ".join(
-    f"{part} (one of {', '.join(_PLACES[part])})" for part in missing
-  )
-  raise errors.UserError(f"{source} has no {wanted}")
+  return Paths(**_inside(directory, _PLACES.keys() - set(without), task))
 
 
 def is_repository(source: str | os.PathLike[str]) -> bool:
-  """Whether this is a Hugging Face repository, "owner/name[@revision]"."""
+  """Whether this is a Hugging Face repository, "owner/name[@revision]".
+
+  What exists as a file or directory is none.
+  """
   return (
     not pathlib.Path(source).exists()
-    and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", os.fspath(source))
+    and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", os.fspath(source))
     is not None
   )
 
 
-def download(repository: str, task: str) -> pathlib.Path:
-  """Fetches the files of one task from Hugging Face, or finds them cached.
+def download(
+  repository: str, task: str, without: Collection[str] = ()
+) -> pathlib.Path:
+  """Fetches what one task needs from Hugging Face, or finds it cached.
+
+  Nothing is fetched twice in different formats, nor before it is known that all
+  parts are there. Without a network, what was fetched before is used.
 
   Args:
     repository: "owner/name@revision"; the revision is a commit, a tag or a
       branch. Without one the newest commit is taken, and the path that is
       returned ends in it.
     task: "t2v" or "i2v"; the files of the other are left out.
+    without: parts that come from elsewhere.
 
   Returns:
     The snapshot's directory, whose name is the commit.
 
   Raises:
-    errors.UserError: if it cannot be fetched and is not in the cache.
+    errors.UserError: if a part is missing, or the repository cannot be fetched
+      and is not in the cache.
   """
+
+  def choose(names: list[str]) -> list[str]:
+    entries = _entries(names)
+    found = {
+      part: _find(part, entries, task, repository)
+      for part in _PLACES
+      if part not in without
+    }
+    chosen = _needed(found, task, repository, without)
+    return sorted(
+      {
+        name
+        for part, place in chosen.items()
+        if place is not None
+        for name in _files(names, part, place)
+      }
+    )
+
+  return _fetch(repository, choose)
+
+
+def _given(
+  source: str | os.PathLike[str], parts: tuple[str, ...], task: str
+) -> dict[str, pathlib.Path]:
+  """A part that the user names: {which of `parts` it is: its path}."""
+  path = pathlib.Path(source)
+  if is_repository(source):
+
+    def choose(names: list[str]) -> list[str]:
+      entries = _entries(names)
+      for part in parts:
+        if place := _find(part, entries, task, source):
+          return _files(names, part, place)
+      return _files(names, parts[0], ".")
+
+    path = _fetch(os.fspath(source), choose)
+  if path.is_dir():
+    inside = _inside(path, parts, task)
+    if held := [part for part in parts if inside[part] is not None]:
+      return {held[0]: inside[held[0]]}
+  for part in parts:
+    if _find(part, {path.name}, task, source):
+      return {part: path}
+  return {parts[0]: path}
+
+
+def _needed(
+  found: Mapping[str, Any],
+  task: str,
+  source: object,
+  given: Collection[str],
+) -> dict[str, Any]:
+  """What a task needs of what was found.
+
+  Raises:
+    errors.UserError: names all that is missing.
+  """
+  kinds = ("dc_ae_v", "wan_vae")
+  autoencoders = [part for part in kinds if part in given] or [
+    part for part in kinds if found.get(part) is not None
+  ]
+  needed = ["transformer", "text_encoder", "tokenizer"]
+  needed += autoencoders[:1] or kinds[:1]
+  if task == "i2v":
+    needed.append("image_encoder")
+  missing = [p for p in needed if p not in given and found.get(p) is None]
+  if missing:
+    wanted = "; ".join(_describe(part, task) for part in missing)
+    raise errors.UserError(f"{source} lacks {wanted}")
+  return {part: found.get(part) for part in [*needed, "scheduler"]}
+
+
+def _describe(part: str, task: str) -> str:
+  places = _PLACES[part]
+  if part == "dc_ae_v":
+    places += _PLACES["wan_vae"]
+  names = ", ".join(place.format(task=task) for place in places)
+  if part in ("dc_ae_v", "image_encoder"):
+    option = "image_encoder" if part == "image_encoder" else "autoencoder"
+    return f"{option} (none of {names}, and no {option} was given)"
+  return f"{part} (none of {names})"
+
+
+def _inside(
+  directory: pathlib.Path, parts: Iterable[str], task: str
+) -> dict[str, pathlib.Path | None]:
+  """Where parts lie that a directory holds or knows of."""
+  elsewhere = _read_elsewhere(directory)
+  entries = _entries_of(directory)
+  found: dict[str, pathlib.Path | None] = {}
+  for part in parts:
+    found[part] = elsewhere.get(part)
+    if found[part] is None and (place := _find(part, entries, task, directory)):
+      found[part] = directory / place
+  return found
+
+
+def _read_elsewhere(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+  path = directory / _ELSEWHERE
+  if not path.is_file():
+    return {}
+  try:
+    table = {part: directory / x for part, x in _object(path).items()}
+  except (OSError, ValueError, TypeError) as e:
+    raise errors.UserError(
+      f"{path} is not an object of parts and their paths: {e}"
+    ) from e
+  if unknown := sorted(table.keys() - _PLACES.keys()):
+    raise errors.UserError(
+      f"{path} has no meaning for {', '.join(unknown)}: expected "
+      + ", ".join(_PLACES)
+    )
+  for part, place in table.items():
+    if not place.exists():
+      raise errors.UserError(f"{path}: there is no {place} for {part}")
+  return table
+
+
+def _object(path: pathlib.Path) -> dict[str, str]:
+  found = json.loads(path.read_text())
+  if not isinstance(found, dict):
+    raise ValueError(f"found {type(found).__name__}")
+  return found
+
+
+# --- listings: names relative to a directory or repository, with "/" ---------
+
+
+def _entries_of(directory: pathlib.Path) -> set[str]:
+  """Files and directories, as deep as parts lie."""
+  return {
+    path.relative_to(directory).as_posix()
+    for pattern in ("*", "*/*")
+    for path in directory.glob(pattern)
+  }
+
+
+def _entries(names: Iterable[str]) -> set[str]:
+  """Files, and the directories that they are in."""
+  entries = set(names)
+  for name in names:
+    entries |= {p.as_posix() for p in pathlib.PurePosixPath(name).parents}
+  return entries - {"."}
+
+
+def _find(
+  part: str, entries: Collection[str], task: str, source: object
+) -> str | None:
+  """Where a part lies; "." if it is spread over the directory itself."""
+  for place in _PLACES[part]:
+    pattern = place.format(task=task)
+    found = sorted(name for name in entries if _fits(name, pattern))
+    if found and place.startswith(_ROOT):
+      return "."
+    if len(found) > 1:
+      raise errors.UserError(
+        f"{source} holds several {part}: {', '.join(found)}"
+      )
+    if found:
+      return found[0]
+  return None
+
+
+def _fits(name: str, pattern: str) -> bool:
+  """Whether a name is one that the pattern means; `*` is not for "/"."""
+  return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(
+    name, pattern
+  )
+
+
+# --- Hugging Face ------------------------------------------------------------
+
+# What a name has before its suffix where the weights are there a second time.
+_VARIANT = re.compile(r"\.(fp16|bf16|fp32|ema|non_ema)[.-]")
+
+
+def _files(names: Iterable[str], part: str, place: str) -> list[str]:
+  """The files of a part, without its weights in further formats."""
+  folder = "" if place == "." else place
+  inside = [name for name in names if os.path.dirname(name) == folder]
+  config = os.path.join(folder if inside else os.path.dirname(place), _CONFIG)
+  configs = [config] if config in names else []
+  if not inside:
+    return [place, *configs]
+  if part == "tokenizer":
+    return inside
+  if place == "." and part == "transformer":
+    inside = [name for name in inside if fnmatch.fnmatch(name, _ROOT)]
+  return configs + _weights(inside)
+
+
+def _weights(names: Iterable[str]) -> list[str]:
+  """Of the files of a directory, the weights: all of one format."""
+  for suffixes in ((".safetensors", _INDEX), (".pt", ".pth", ".bin")):
+    found = [name for name in names if name.endswith(suffixes)]
+    found = [name for name in found if not _VARIANT.search(name)] or found
+    # Beside an index, a single file holds all of it once more.
+    whole = {n.removesuffix(".index.json") for n in found if n.endswith(_INDEX)}
+    if found := [name for name in found if name not in whole]:
+      return found
+  return []
+
+
+def _fetch(
+  repository: str, choose: Callable[[list[str]], list[str]]
+) -> pathlib.Path:
+  """Fetches what `choose` takes of the names of a repository's files."""
   import huggingface_hub  # Takes a second, and is seldom needed.
-  import huggingface_hub.errors
 
   name, _, revision = repository.partition("@")
-  (other,) = set(TASKS) - {task}
+  snapshot = functools.partial(
+    huggingface_hub.snapshot_download, name, revision=revision or None
+  )
   try:
-    path = huggingface_hub.snapshot_download(
-      name,
-      revision=revision or None,
-      ignore_patterns=[f"transformer_{other}/*", "assets/*", "examples/*"],
-    )
-  except (
-    huggingface_hub.errors.HfHubHTTPError,
-    huggingface_hub.errors.LocalEntryNotFoundError,
-    huggingface_hub.errors.HFValidationError,
-    OSError,
-    ValueError,
-  ) as e:
-    reason = str(e).strip().splitlines()[0] if str(e).strip() else repr(e)
-    raise errors.UserError(
-      f"{repository} is no directory here and could not be fetched: {reason}"
-    ) from e
-  return pathlib.Path(path)
+    names = huggingface_hub.list_repo_files(name, revision=revision or None)
+  except Exception as e:  # Its errors, and those of its network library.
+    try:
+      return pathlib.Path(snapshot(local_files_only=True))
+    except Exception as missing:
+      # Complete for one task is not complete for the library.
+      if path := getattr(missing, "snapshot_path", None):
+        return pathlib.Path(path)
+    raise _unreachable(repository, e) from e
+  chosen = choose(names)
+  try:
+    return pathlib.Path(snapshot(allow_patterns=chosen))
+  except Exception as e:
+    raise _unreachable(repository, e) from e
+
+
+def _unreachable(repository: str, e: Exception) -> errors.UserError:
+  reason = " ".join(str(e).split()) or repr(e)
+  return errors.UserError(
+    f"{repository} is no directory here and could not be fetched: "
+    + (reason if len(reason) <= _REASON else reason[:_REASON] + "...")
+  )

@@ -14,14 +14,16 @@ from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.sample import latents, layouts
 
-# What a checkpoint without a scheduler means.
-DEFAULT_SCHEDULER = {
-  "_class_name": "UniPCMultistepScheduler",
-  "solver_order": 2,
-  "prediction_type": "flow_prediction",
-  "use_flow_sigmas": True,
-  "flow_shift": 5.0,
-}
+# What a checkpoint without a scheduler means: Wan's own.
+DEFAULT_OPTIONS = flow.from_config(
+  {
+    "_class_name": "UniPCMultistepScheduler",
+    "solver_order": 2,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 5.0,
+  }
+)
 
 
 class Part(NamedTuple):
@@ -45,13 +47,13 @@ class Parts(NamedTuple):
   space: latents.Deep | latents.Wan
   texts: Texts | None = None
   image_encoder: Part | None = None
-  options: flow.Options = flow.from_config(DEFAULT_SCHEDULER)
+  options: flow.Options = DEFAULT_OPTIONS
   dtype: Any = jnp.float32
 
   @property
   def task(self) -> str:
     """What the transformer is for, "t2v" or "i2v"."""
-    return "t2v" if self.transformer.module.image_width is None else "i2v"
+    return _task_of(self.transformer)
 
 
 def load(
@@ -68,12 +70,13 @@ def load(
   Args:
     source: a directory in one of the layouts of `sample.layouts`, or a Hugging
       Face repository "owner/name@revision".
-    task: "t2v" or "i2v", where a directory holds both.
-    autoencoder: where DC-AE-V is, if not there.
-    image_encoder: where CLIP is, if not there.
+    task: "t2v" or "i2v"; for the latter CLIP is loaded too.
+    autoencoder: another one than the one there: a file, a directory or a
+      repository; see `layouts.locate`.
+    image_encoder: CLIP, likewise.
     dtype: of networks and weights; None is bfloat16, on a CPU float32, which is
       faster there. CLIP and Wan's autoencoder stay in float32.
-    load_model: replaces `convert.load`, for example by one that caches.
+    load_model: replaces `convert.load`, as `weights_cache.caching` does.
 
   Raises:
     errors.UserError: if a part is missing, damaged or does not fit.
@@ -85,40 +88,39 @@ def load(
   if dtype is None:
     half = jax.default_backend() != "cpu"
     dtype = jnp.bfloat16 if half else jnp.float32
-  directory = pathlib.Path(source)
-  if layouts.is_repository(source):
-    directory = layouts.download(os.fspath(source), task)
-  paths = layouts.find(directory, task)
-  given = {"dc_ae_v": autoencoder, "image_encoder": image_encoder}
-  paths = paths._replace(
-    **{k: pathlib.Path(v) for k, v in given.items() if v is not None}
+  paths = layouts.locate(
+    source, task, autoencoder=autoencoder, image_encoder=image_encoder
   )
-  needed = ["transformer", "text_encoder", "tokenizer"]
-  space = "wan_vae" if paths.dc_ae_v is None and paths.wan_vae else "dc_ae_v"
-  clip = ["image_encoder"] if task == "i2v" else []
-  layouts.require(paths, [*needed, space, *clip], source)
-
   options = _read_scheduler(paths.scheduler)
-  texts = _load_texts(paths, dtype, load_model)
-  transformer = Part(*load_model("wan_dit", paths.transformer, dtype=dtype))
-  if space == "dc_ae_v":
-    made = latents.Deep(*load_model(space, paths.dc_ae_v, dtype=dtype))
-  else:
-    made = latents.Wan(*load_model(space, paths.wan_vae, dtype=jnp.float32))
-  if clip:
-    clip = load_model("clip_vision", paths.image_encoder, dtype=jnp.float32)
-  parts = Parts(
-    transformer, made, texts, Part(*clip) if clip else None, options, dtype
-  )
-  if parts.task != task:
-    raise errors.UserError(
-      f"the transformer in {paths.transformer} is for {parts.task}, not {task}"
-    )
-  return parts
-
-
-def _load_texts(paths, dtype, load_model):
   tokenizer = tokenize.Tokenizer.from_directory(paths.tokenizer)
+  transformer = Part(*load_model("wan_dit", paths.transformer, dtype=dtype))
+  if _task_of(transformer) != task:
+    raise errors.UserError(
+      f"the transformer in {paths.transformer} is for {_task_of(transformer)}, "
+      f"not {task}"
+    )
+  space = _load_autoencoder(paths, dtype, load_model)
+  texts = _load_texts(paths, tokenizer, dtype, load_model)
+  clip = None
+  if paths.image_encoder is not None:
+    clip = Part(
+      *load_model("clip_vision", paths.image_encoder, dtype=jnp.float32)
+    )
+  return Parts(transformer, space, texts, clip, options, dtype)
+
+
+def _task_of(transformer: Part) -> str:
+  return "t2v" if transformer.module.image_width is None else "i2v"
+
+
+def _load_autoencoder(paths, dtype, load_model):
+  if paths.wan_vae is not None:
+    # Half precision shows, and it is small.
+    return latents.Wan(*load_model("wan_vae", paths.wan_vae, dtype=jnp.float32))
+  return latents.Deep(*load_model("dc_ae_v", paths.dc_ae_v, dtype=dtype))
+
+
+def _load_texts(paths, tokenizer, dtype, load_model):
   encoder = Part(*load_model("umt5", paths.text_encoder, dtype=dtype))
   if tokenizer.vocab > encoder.module.vocab:
     raise errors.UserError(
@@ -130,9 +132,9 @@ def _load_texts(paths, dtype, load_model):
 
 def _read_scheduler(path: pathlib.Path | None) -> flow.Options:
   if path is None:
-    return flow.from_config(DEFAULT_SCHEDULER)
+    return DEFAULT_OPTIONS
   try:
-    config = json.loads(path.read_text())
-  except (OSError, ValueError) as e:
+    config = dict(json.loads(path.read_text()))
+  except (OSError, ValueError, TypeError) as e:
     raise errors.UserError(f"cannot read {path}: {e}") from e
   return flow.from_config(config)

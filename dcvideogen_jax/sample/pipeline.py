@@ -8,8 +8,8 @@ Follows DC-Gen `dc_videogen/pipeline_dc_videogen_wan_{t2v,i2v}.py` (commit
 cae2205) and, for Wan's own models, diffusers' `WanPipeline` (commit 58eb52c).
 Deviations, each with the official behaviour as an option or a figure: sizes are
 honoured and not rounded down (`size_rule`), everything stays on the device,
-conditions are encoded in float32, and noise comes from `jax.random`, which
-gives the same bits on every device.
+conditions are encoded in float32, and noise comes from `jax.random`, which is
+the same on every device up to rounding.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from dcvideogen_jax import errors, memory
 from dcvideogen_jax.data import clip_images, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.sample import (
+  arguments,
   conditions,
   denoise,
   generation,
@@ -41,9 +42,6 @@ _BATCHED_TOKENS = 16384
 
 # Of free memory, what encoding and decoding may plan with.
 _SHARE = 0.8
-
-# A text, several, or their embeddings.
-Prompt = str | Sequence[str] | Float[Array, "b s d"]
 
 
 def no_phase(name: str) -> contextlib.AbstractContextManager[None]:
@@ -77,7 +75,8 @@ class DCVideoGen:
     _check_channels(parts.transformer.module, parts.space)
     self.parts = parts
     self.task = parts.task
-    self._embedded: dict[str, Array] = {}
+    self._embedded: dict[str, np.ndarray] = {}
+    self._conditioned: tuple[Any, dict[str, Array]] | None = None
     self._programs = programs.Programs(program_cache)
 
   @classmethod
@@ -100,17 +99,19 @@ class DCVideoGen:
 
   def generate(
     self,
-    prompt: Prompt,
+    prompt: arguments.Prompt,
     *,
-    negative_prompt: Prompt | None = None,
-    image: conditions.Image | None = None,
-    last_image: conditions.Image | None = None,
+    negative_prompt: arguments.Prompt | None = None,
+    image: arguments.Image | None = None,
+    last_image: arguments.Image | None = None,
     condition: Mapping[str, Array] | None = None,
     height: int | None = None,
     width: int | None = None,
+    area: int = sizes.AREA,
     frames: int = 80,
     steps: int = 50,
     guidance_scale: float = 5.0,
+    batched: bool | None = None,
     shift: float | None = None,
     options: flow.Options | None = None,
     seed: int | Sequence[int] = 0,
@@ -127,15 +128,18 @@ class DCVideoGen:
       prompt: one text; several, which are sampled together; or embeddings, as
         of `embed`.
       negative_prompt: one for all, or one per prompt; None is Wan's own.
-      image: first frame, uint8, for image to video; resized to the video.
+      image: first frame, uint8, for image to video; stretched to the video.
       last_image: last frame. DC-VideoGen's released model was not trained for
         it.
       condition: instead of the images, as of `condition`.
-      height, width: pixels; None is 480 x 832, with an image about 720 x 1280
-        pixels in its shape.
+      height, width: pixels; None is 480 x 832, with an image `area` pixels in
+        its shape.
+      area: see `height`.
       frames: of the video.
       steps: of the solver.
       guidance_scale: 1 is no guidance, and half the work.
+      batched: whether both branches of the guidance go through the model at
+        once; None does so where they are small.
       shift: of the noise levels; None is the checkpoint's.
       options: solver and grid; None is the checkpoint's.
       seed: one per prompt, or one for all. A sample's noise depends on its own
@@ -144,8 +148,8 @@ class DCVideoGen:
       size_rule: "exact", or "official", which rounds down as the reference
         (720 rows become 704, 81 frames 80).
       one_program: run all steps as one program, without `on_step`.
-      memory_budget: bytes for encoding and decoding; None is most of what is
-        free.
+      memory_budget: bytes for encoding and decoding with DC-AE-V; None is most
+        of what is free.
       phase: called with "text", "condition", "compile", "denoise", "decode";
         gives a context for it.
       on_step: called after each step with its number from 0 and the latents,
@@ -154,62 +158,87 @@ class DCVideoGen:
     Raises:
       errors.UserError: for sizes, prompts, images or noise that do not fit.
     """
-    prompts, b = _prompts(prompt)
-    self._check(image, last_image, condition, steps)
-    size = self._size(height, width, frames, image, size_rule)
+    prompts, b = arguments.prompts(prompt)
+    scale = arguments.guidance_scale(guidance_scale)
+    arguments.images(self.task, image, last_image, condition)
+    image = arguments.image(image, "image")
+    last_image = arguments.image(last_image, "last_image")
+    size = self.size(frames, height, width, area, image, size_rule)
     shape = self.latent_shape(size)
-    start, seeds = denoise.noise_of(noise, seed, (b, *shape))
+    module = self.parts.transformer.module
+    condition = arguments.condition(
+      condition, shape[:3], module.in_channels - shape[-1]
+    )
+    start, seeds = arguments.noise(noise, seed, (b, *shape))
     options = options or self.parts.options
     if shift is not None:
       options = options._replace(shift=float(shift))
     plan = sampler.plan(
-      options.schedule(steps), options.solver, **options.solver_options
+      options.schedule(arguments.steps(steps)),
+      options.solver,
+      **options.solver_options,
     )
-    guided = guidance_scale != 1
-    if negative_prompt is None:
-      negative_prompt = self.negative_prompt()
-    negatives, _ = _prompts(negative_prompt)
+    negative = self.negative_prompt()
+    negative = negative if negative_prompt is None else negative_prompt
     with phase("text"):
-      cond = {"text": self.embed(prompts)}
-      uncond = {"text": self.embed(negatives, b)} if guided else None
-    if self.task == "i2v" and condition is None:
+      cond = {"text": self.embed(prompts, b)}
+      uncond = {"text": self.embed(negative, b)} if scale != 1 else None
+    if self.task == "i2v" and not condition:
       with phase("condition"):
-        condition = self.condition(image, last_image, size, memory_budget)
-    shared = {
-      name: jnp.repeat(x, b, axis=0) for name, x in (condition or {}).items()
-    }
+        condition = self._last_condition(image, last_image, size, memory_budget)
+    shared = {k: jnp.repeat(x, b, axis=0) for k, x in condition.items()}
+    inputs = (cond | shared, uncond and uncond | shared)
+    batched = _batched(batched, start, module)
     latents = self._denoise(
-      start,
-      plan,
-      (
-        self.parts.transformer.variables["params"],
-        jnp.float32(guidance_scale),
-        cond | shared,
-        uncond and uncond | shared,
-      ),
-      one_program,
-      phase,
-      on_step,
+      start, plan, scale, *inputs, batched, one_program, phase, on_step
     )
     settings = {
       "task": self.task,
       "prompts": prompts if isinstance(prompts, list) else None,
-      "negative_prompt": negative_prompt
-      if guided and isinstance(negative_prompt, str)
-      else None,
+      "negative_prompt": negative if isinstance(negative, str) else None,
       **size._asdict(),
       "latents": list(shape),
       "steps": steps,
-      "guidance_scale": guidance_scale,
-      "solver": options.solver,
-      "shift": options.shift,
-      "grid": options.grid,
+      "guidance_scale": scale,
+      "batched": batched,
+      **options._asdict(),
       "seeds": seeds,
       "size_rule": size_rule,
+      "one_program": one_program,
       "dtype": jnp.dtype(self.parts.dtype).name,
     }
     decode = functools.partial(self._decode, size, memory_budget, phase)
     return generation.Generation(latents, size, settings, decode)
+
+  def size(
+    self,
+    frames: int,
+    height: int | None,
+    width: int | None,
+    area: int = sizes.AREA,
+    image: arguments.Image | None = None,
+    rule: str = "exact",
+  ) -> sizes.Size:
+    """The size of the video; arguments and errors as of `generate`."""
+    space = self.parts.space
+    multiple = space.spatial * self.parts.transformer.module.patch[1]
+    if rule not in sizes.RULES:
+      raise errors.UserError(
+        f"size_rule must be {' or '.join(sizes.RULES)}, found {rule!r}"
+      )
+    if (height is None) != (width is None):
+      raise errors.UserError(
+        f"give both height and width or neither, found {height} and {width}"
+      )
+    if height is None and image is not None:
+      rounding = multiple if rule == "official" else 2
+      height, width = sizes.of_image(*image.shape[:2], area, rounding)
+    elif height is None:
+      height, width = 480, 832
+    size = sizes.checked(frames, height, width)
+    if rule == "exact":
+      return size
+    return sizes.official(size, multiple, space.temporal, space.first)
 
   def latent_shape(self, size: sizes.Size) -> tuple[int, int, int, int]:
     """Latent frames, rows, columns and channels of a video, rounded up."""
@@ -221,42 +250,49 @@ class DCVideoGen:
     )
     return -(-t // patch[0]) * patch[0], h, w, space.channels
 
-  def embed(self, prompts: Prompt, b: int = 1) -> Float[Array, "b s d"]:
+  def embed(
+    self, prompt: arguments.Prompt, b: int = 1
+  ) -> Float[Array, "b s d"]:
     """Text embeddings, zero after the text's end; each text's are kept.
 
     Args:
-      prompts: texts, or embeddings, which are only checked.
-      b: a single prompt is repeated so often.
+      prompt: texts, or embeddings, which are only checked.
+      b: how many are needed; a single one is repeated.
 
     Raises:
-      errors.UserError: if a text is new and the encoder was freed.
+      errors.UserError: if they do not fit, or a text is new and the encoder was
+        freed.
     """
+    prompts, found = arguments.prompts(prompt)
+    if found not in (1, b):
+      wanted = f"1 or {b} prompts" if b > 1 else "1 prompt"
+      raise errors.UserError(f"expected {wanted}, found {found}")
     width = self.parts.transformer.module.text_width
-    if not isinstance(prompts, list):
-      embeddings = jnp.asarray(prompts)
-      if embeddings.ndim != 3 or embeddings.shape[-1] != width:
-        raise errors.UserError(
-          f"expected text embeddings (b, s, {width}), found {embeddings.shape}"
-        )
-    else:
-      embeddings = jnp.concatenate([self._embed(text) for text in prompts])
-    return jnp.repeat(embeddings, b if len(embeddings) == 1 else 1, axis=0)
+    if isinstance(prompts, list):
+      prompts = jnp.asarray(np.concatenate([self._embed(x) for x in prompts]))
+    if prompts.shape[-1] != width:
+      raise errors.UserError(
+        f"expected text embeddings (b, s, {width}), found {prompts.shape}"
+      )
+    return jnp.repeat(prompts, b // found, axis=0)
 
   def _embed(self, prompt):
+    """One text's embedding, kept on the host: a prompt file may be long."""
     text = tokenize.clean(prompt)
     if text not in self._embedded:
       if self.parts.texts is None:
         raise errors.UserError(f"there is no text encoder for {text!r}")
       module, variables = self.parts.texts.encoder
-      self._embedded[text] = conditions.encode_text(
+      embedding = conditions.encode_text(
         module, variables, *self.parts.texts.tokenizer([text])
       )
+      self._embedded[text] = jax.device_get(embedding)
     return self._embedded[text]
 
   def condition(
     self,
-    image: conditions.Image,
-    last_image: conditions.Image | None,
+    image: arguments.Image,
+    last_image: arguments.Image | None,
     size: sizes.Size,
     memory_budget: float | None = None,
   ) -> dict[str, Array]:
@@ -266,45 +302,46 @@ class DCVideoGen:
       "image", CLIP features (1, tokens, width): of both images only where the
       model tells them apart; and "extra", the mask (4 channels, 1 where
       conditioned) and the encoded images, `1 t h w c`.
+
+    Raises:
+      errors.UserError: if there are too few frames for two images.
     """
-    images = [x for x in (image, last_image) if x is not None]
-    module = self.parts.transformer.module
-    seen = images if module.image_positions is not None else images[:1]
-    if module.image_positions is not None and len(images) == 1:
-      seen = images * 2
+    images = [
+      conditions.resize(x, size.height, size.width)
+      for x in (image, last_image)
+      if x is not None
+    ]
+    seen = images[:1]
+    if self.parts.transformer.module.image_positions is not None:
+      seen = [images[0], images[-1]]
     clip = self.parts.image_encoder
     pixels = np.stack(
       [clip_images.preprocess(x, clip.module.image_size) for x in seen]
     )
     features = conditions.encode_images(clip.module, clip.variables, pixels)
-    first, last = (
-      None if x is None else conditions.resize(x, size.height, size.width)
-      for x in (image, last_image)
-    )
+    space = self.parts.space
     t, h, w, _ = self.latent_shape(size)
-    grid = (h * self.parts.space.spatial, w * self.parts.space.spatial)
-    encoded = self.parts.space.condition(
-      conditions.pad(first, grid),
-      None if last is None else conditions.pad(last, grid),
-      size.frames,
-      self._budget(memory_budget),
+    grid = (h * space.spatial, w * space.spatial)
+    padded = [conditions.pad(x, grid) for x in images]
+    last = padded[1] if len(padded) == 2 else None
+    encoded = space.condition(
+      padded[0], last, size.frames, self._budget(memory_budget)
     )
-    mask = self.parts.space.mask(size.frames, last is not None)
+    mask = space.mask(size.frames, last is not None)
     mask = np.broadcast_to(mask[None, :, None, None], (1, t, h, w, 4))
-    extra = jnp.concatenate([jnp.asarray(mask), encoded], axis=-1)
     return {
       "image": features.reshape(1, -1, features.shape[-1]),
-      "extra": extra,
+      "extra": jnp.concatenate([jnp.asarray(mask), encoded], axis=-1),
     }
 
-  def _check(self, image, last_image, condition, steps):
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-      raise errors.UserError(f"steps must be at least 1, found {steps!r}")
-    given = [x for x in (image, last_image, condition) if x is not None]
-    if self.task == "t2v" and given:
-      raise errors.UserError("this is a text-to-video model: it takes no image")
-    if self.task == "i2v" and image is None and condition is None:
-      raise errors.UserError("this is an image-to-video model: give an image")
+  def _last_condition(self, image, last_image, size, memory_budget):
+    """`condition`, which is the same for every seed of an image."""
+    key = (size, *(x is not None and x.tobytes() for x in (image, last_image)))
+    if self._conditioned is None or self._conditioned[0] != key:
+      self._conditioned = None
+      found = self.condition(image, last_image, size, memory_budget)
+      self._conditioned = (key, found)
+    return self._conditioned[1]
 
   def negative_prompt(self) -> str:
     """Wan's own, for the task."""
@@ -322,38 +359,16 @@ class DCVideoGen:
         return
       yield chunk
 
-  def _size(self, height, width, frames, image, size_rule):
-    if size_rule not in ("exact", "official"):
-      raise errors.UserError(
-        f"size_rule must be exact or official, found {size_rule!r}"
-      )
-    multiple = self.parts.space.spatial * self.parts.transformer.module.patch[1]
-    if (height is None) != (width is None):
-      raise errors.UserError(
-        f"give both height and width or neither, found {height} and {width}"
-      )
-    if height is None:
-      height, width = 480, 832
-      if image is not None:
-        rounding = multiple if size_rule == "official" else 2
-        height, width = sizes.of_image(*image.shape[:2], multiple=rounding)
-    size = sizes.Size(frames, height, width)
-    sizes.check(size)
-    if size_rule == "official":
-      space = self.parts.space
-      size = sizes.official(size, multiple, space.temporal, space.first)
-    return size
-
   def _budget(self, budget):
     return _SHARE * memory.free() if budget is None else budget
 
-  def _denoise(self, start, plan, inputs, one_program, phase, on_step):
-    module = self.parts.transformer.module
-    b, t, h, w, _ = start.shape
-    guided = inputs[-1] is not None
-    tokens = 2 * b * t * h * w // int(np.prod(module.patch))
-    batched = guided and tokens <= _BATCHED_TOKENS
+  def _denoise(
+    self, start, plan, scale, cond, uncond, batched, one_program, phase, on_step
+  ):
+    module, variables = self.parts.transformer
+    guided = uncond is not None
     model = functools.partial(denoise.velocity, module, guided, batched)
+    inputs = (variables["params"], jnp.float32(scale), cond, uncond)
     name = f"{module!r} {guided} {batched}"
     if one_program:
       with phase("compile"):
@@ -379,15 +394,12 @@ class DCVideoGen:
     return latents
 
 
-def _prompts(prompt):
-  """A list of texts or an array of embeddings, and how many there are."""
-  if isinstance(prompt, str):
-    prompt = [prompt]
-  if not hasattr(prompt, "ndim"):
-    prompt = list(prompt)
-    if not prompt or not all(isinstance(text, str) for text in prompt):
-      raise errors.UserError(f"expected prompts, found {prompt!r}")
-  return prompt, len(prompt)
+def _batched(asked, noise, module):
+  """Whether both branches of the guidance go through the model at once."""
+  if asked is not None:
+    return asked
+  tokens = 2 * noise[..., 0].size // int(np.prod(module.patch))
+  return tokens <= _BATCHED_TOKENS
 
 
 def _check_channels(module, space):

@@ -1,12 +1,15 @@
 """Which sizes can be generated, and the latents they need."""
 
 import math
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
 
 # Pixels of the official image-to-video default, 720 x 1280.
 AREA = 720 * 1280
+
+RULES = ("exact", "official")
 
 
 class Size(NamedTuple):
@@ -17,11 +20,21 @@ class Size(NamedTuple):
   width: int
 
 
-def check(size: Size) -> None:
-  """Raises UserError unless all three are positive whole numbers."""
-  for name, n in size._asdict().items():
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+def checked(frames: Any, height: Any, width: Any) -> Size:
+  """A size of three positive whole numbers.
+
+  Raises:
+    errors.UserError: names the one that is not.
+  """
+  found = {"frames": frames, "height": height, "width": width}
+  for name, n in found.items():
+    try:
+      found[name] = operator.index(n)
+    except TypeError:
+      found[name] = 0
+    if isinstance(n, bool) or found[name] < 1:
       raise errors.UserError(f"{name} must be at least 1, found {n!r}")
+  return Size(**found)
 
 
 def official(size: Size, spatial: int, temporal: int, first: int) -> Size:
@@ -61,10 +74,11 @@ def of_image(
     height, width: of the image.
     area: pixels of the video.
     multiple: both sides are rounded down to multiples of this, as the official
-      code does with 32.
+      code does with 32 (DC-Gen `generate.py`, commit cae2205).
   """
   aspect = height / width
-  return tuple(
-    max(multiple, int(math.sqrt(area * ratio)) // multiple * multiple)
+  rows, columns = (
+    max(multiple, round(math.sqrt(area * ratio)) // multiple * multiple)
     for ratio in (aspect, 1 / aspect)
   )
+  return rows, columns

@@ -82,6 +82,10 @@ def test_images_are_read(photo):
     ('{"prompt": "a"}\n{"text": "b"}', "line 2"),
     ('{"prompt": "a", "sed": 1}', "unknown keys sed"),
     ('{"prompt": "a", "seed": -1}', "a seed is a whole number"),
+    ('{"prompt": "a", "seed": 4294967296}', "a seed is a whole number"),
+    ('{"prompt": 3}', "prompt is no text: 3"),
+    ('{"prompt": "a", "image": 5}', "image is no text: 5"),
+    ('{"prompt": "a", "negative_prompt": []}', "negative_prompt is no text"),
     ('{"prompt": "a", "image": "none.png"}', "none.png"),
   ],
 )

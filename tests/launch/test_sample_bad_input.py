@@ -146,7 +146,9 @@ def test_lora_of_another_model(programs, tmp_path):
     ("--seeds=1,x", "'x'"),
     ("--noise=none.npy", "none.npy"),
     ("--task=i2v", "needs an image"),
-    ("--lora=none.safetensors,much", "comma"),
+    ("--lora=none.safetensors,much", "no file none.safetensors,much"),
+    ("--config.grid=fine", "fine"),
+    ("--config.shift=0", "shift"),
   ],
 )
 def test_flags(programs, tmp_path, flag, word):

@@ -234,11 +234,13 @@ def test_condition_holds_the_images_and_grey(i2v):
 
 
 def test_images_have_the_size_of_their_video_unless_told(i2v):
-  size = i2v._size(None, None, 8, PHOTO, "exact")
+  size = i2v.size(8, None, None, image=PHOTO)
   assert size.width / size.height == pytest.approx(50 / 30, rel=0.01)
   assert size.height * size.width == pytest.approx(720 * 1280, rel=0.01)
-  official = i2v._size(None, None, 8, PHOTO, "official")
+  official = i2v.size(8, None, None, image=PHOTO, rule="official")
   assert official.height % 4 == 0 and official.width % 4 == 0
+  small = i2v.size(8, None, None, 900, PHOTO)
+  assert small.height * small.width == pytest.approx(900, rel=0.1)
 
 
 def test_two_images_where_the_model_tells_them_apart():
@@ -308,6 +310,10 @@ def test_a_video_is_saved(t2v, tmp_path):
     ({"steps": 0}, "steps must be at least 1"),
     ({"width": None}, "both height and width"),
     ({"image": PHOTO}, "takes no image"),
+    ({"guidance_scale": float("nan")}, "guidance_scale"),
+    ({"negative_prompt": np.repeat(TEXT, 2, 0)}, "expected 1 prompt, found 2"),
+    ({"noise": "x"}, "noise must have the shape"),
+    ({"seed": 2**32}, "a seed is from 0"),
     ({"prompt": []}, "expected prompts"),
     ({"prompt": "a cat"}, "no text encoder"),
     ({"prompt": TEXT[..., :5]}, "embeddings"),
@@ -320,9 +326,69 @@ def test_refusals(t2v, changes, message):
     run(t2v, **changes)
 
 
-def test_image_model_needs_an_image(i2v):
-  with pytest.raises(errors.UserError, match="give an image"):
-    run(i2v)
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({}, "give an image"),
+    ({"image": PHOTO[..., :1]}, "image must be uint8"),
+    ({"image": PHOTO, "last_image": PHOTO / 255}, "last_image must be uint8"),
+    ({"image": PHOTO, "last_image": PHOTO, "frames": 4}, "more than 4 frames"),
+    ({"condition": {"extra": np.zeros((1, 3, 3, 5, 8))}}, "a condition of"),
+    (
+      {"condition": {"image": PHOTO, "extra": np.zeros((1, 3, 3, 4, 8))}},
+      "a condition of",
+    ),
+  ],
+)
+def test_refusals_of_images(i2v, changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    run(i2v, **changes)
+
+
+def test_a_condition_is_computed_once(i2v):
+  size = i2v.size(10, 10, 18)
+  condition = i2v.condition(PHOTO, None, size)
+  np.testing.assert_array_equal(
+    run(i2v, condition=condition).latents, run(i2v, image=PHOTO).latents
+  )
+
+
+def test_pillow_and_numpy_are_welcome(i2v):
+  image = pipeline.conditions.PIL.Image.fromarray(PHOTO)
+  found = run(i2v, image=image, seed=np.int64(0), height=np.int64(10))
+  np.testing.assert_array_equal(found.latents, run(i2v, image=PHOTO).latents)
+
+
+def test_a_sample_that_is_not_there(t2v):
+  with pytest.raises(errors.UserError, match="1 samples, found number 1"):
+    run(t2v).chunks(1)
+
+
+def test_the_budget_is_shared_by_the_batch(t2v, monkeypatch):
+  asked = []
+
+  def plan(module, height, width, budget, **_):
+    asked.append(budget)
+    return latents.bands.Plan()
+
+  monkeypatch.setattr(latents.bands, "plan", plan)
+  texts = np.concatenate([TEXT, NEGATIVE])
+  run(t2v, prompt=texts, seed=[3, 4], memory_budget=8e6).video()
+  assert asked == [4e6]
+
+
+def test_wan_s_autoencoder_decodes_in_float32(monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+    latents.wan_vae,
+    "stream_decode",
+    lambda module, *_, **__: seen.append(module.dtype) or iter(()),
+  )
+  module = latents.wan_vae.build({"base_width": 4})
+  space = latents.Wan(module, {})
+  z = jnp.zeros((1, 1, 1, 1, 16))
+  list(space.decode(z, pipeline.sizes.Size(1, 8, 8), jnp.bfloat16, 1e9))
+  assert seen == [jnp.float32]
 
 
 def test_parts_that_do_not_fit():
