@@ -26,6 +26,10 @@ DEFAULT_OPTIONS = flow.from_config(
 )
 
 
+# The same for Wan's model of a first and a last image.
+_TWO_IMAGES_SHIFT = 16.0
+
+
 class Part(NamedTuple):
   """A model and its variables."""
 
@@ -41,7 +45,17 @@ class Texts(NamedTuple):
 
 
 class Parts(NamedTuple):
-  """All that a pipeline is made of; see `pipeline.DCVideoGen`."""
+  """All that a pipeline is made of; see `pipeline.DCVideoGen`.
+
+  Attributes:
+    transformer: the diffusion model.
+    space: the autoencoder.
+    texts: None if only embeddings are given.
+    image_encoder: CLIP, for image to video.
+    options: the checkpoint's solver, shift and grid.
+    dtype: of the computation.
+    files: where each part came from; with a repository, the commit is in it.
+  """
 
   transformer: Part
   space: latents.Deep | latents.Wan
@@ -49,6 +63,7 @@ class Parts(NamedTuple):
   image_encoder: Part | None = None
   options: flow.Options = DEFAULT_OPTIONS
   dtype: Any = jnp.float32
+  files: Mapping[str, str] = {}
 
   @property
   def task(self) -> str:
@@ -99,14 +114,18 @@ def load(
       f"the transformer in {paths.transformer} is for {_task_of(transformer)}, "
       f"not {task}"
     )
+  if paths.scheduler is None and transformer.module.image_positions:
+    options = options._replace(shift=_TWO_IMAGES_SHIFT)
   space = _load_autoencoder(paths, dtype, load_model)
+  check_channels(transformer.module, space)
   texts = _load_texts(paths, tokenizer, dtype, load_model)
   clip = None
   if paths.image_encoder is not None:
     clip = Part(
       *load_model("clip_vision", paths.image_encoder, dtype=jnp.float32)
     )
-  return Parts(transformer, space, texts, clip, options, dtype)
+  found = {k: str(v) for k, v in paths._asdict().items() if v is not None}
+  return Parts(transformer, space, texts, clip, options, dtype, found)
 
 
 def _task_of(transformer: Part) -> str:
@@ -138,3 +157,16 @@ def _read_scheduler(path: pathlib.Path | None) -> flow.Options:
   except (OSError, ValueError, TypeError) as e:
     raise errors.UserError(f"cannot read {path}: {e}") from e
   return flow.from_config(config)
+
+
+def check_channels(module: Any, space: latents.Deep | latents.Wan) -> None:
+  """Raises UserError unless a transformer works in an autoencoder's space."""
+  expected = space.channels
+  if module.image_width is not None:
+    expected = 2 * space.channels + space.temporal
+  if (module.in_channels, module.out_channels) != (expected, space.channels):
+    raise errors.UserError(
+      f"the autoencoder has {space.channels} channels, so the transformer has "
+      f"{expected} in and {space.channels} out, found {module.in_channels} and "
+      f"{module.out_channels}"
+    )

@@ -72,7 +72,7 @@ class DCVideoGen:
     Raises:
       errors.UserError: if the transformer and the autoencoder do not fit.
     """
-    _check_channels(parts.transformer.module, parts.space)
+    loading.check_channels(parts.transformer.module, parts.space)
     self.parts = parts
     self.task = parts.task
     self._embedded: dict[str, np.ndarray] = {}
@@ -206,6 +206,7 @@ class DCVideoGen:
       "size_rule": size_rule,
       "one_program": one_program,
       "dtype": jnp.dtype(self.parts.dtype).name,
+      "files": dict(self.parts.files),
     }
     decode = functools.partial(self._decode, size, memory_budget, phase)
     return generation.Generation(latents, size, settings, decode)
@@ -400,15 +401,3 @@ def _batched(asked, noise, module):
     return asked
   tokens = 2 * noise[..., 0].size // int(np.prod(module.patch))
   return tokens <= _BATCHED_TOKENS
-
-
-def _check_channels(module, space):
-  expected = space.channels
-  if module.image_width is not None:
-    expected = 2 * space.channels + space.temporal
-  if (module.in_channels, module.out_channels) != (expected, space.channels):
-    raise errors.UserError(
-      f"the autoencoder has {space.channels} channels, so the transformer has "
-      f"{expected} in and {space.channels} out, found {module.in_channels} and "
-      f"{module.out_channels}"
-    )

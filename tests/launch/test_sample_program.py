@@ -64,6 +64,7 @@ def test_text_to_video(programs, tmp_path):
   assert report["settings"]["prompts"] == ["A red ball, rolling"]
   assert report["settings"]["seeds"] == [4]
   assert report["settings"]["steps"] == 2
+  assert "transformer_t2v" in report["settings"]["files"]["transformer"]
   phases = {"load", "compile", "text", "denoise", "decode", "write"}
   assert phases <= report["seconds"].keys()
   assert report["memory"]["peak_rss_bytes"] > 10**8

@@ -95,7 +95,8 @@ def test_every_layout_gives_the_same(
   parts = load(tmp_path / "model", name, **more)
   assert parts.task == ("t2v" if name.endswith("t2v") else "i2v")
   if layout == "original":  # It has no scheduler: Wan's defaults hold.
-    assert (parts.options.shift, parts.options.grid) == (5.0, "wan")
+    shift = 16.0 if name == "wan_flf2v" else 5.0
+    assert (parts.options.shift, parts.options.grid) == (shift, "wan")
     parts = parts._replace(
       options=loading.flow.from_config(published.SCHEDULER)
     )
