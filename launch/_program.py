@@ -25,6 +25,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dcvideogen_jax import errors, files
+from dcvideogen_jax.plan import hardware
 
 _BAD_INPUT = 2
 _INTERRUPTED = 128 + signal.SIGINT
@@ -51,7 +52,10 @@ def run(
   # An exception, so that temporary files are removed.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
   # Of a GPU's memory; jax takes three quarters unless told.
-  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".92")
+  if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # Both are an error.
+    os.environ.setdefault(
+      "XLA_PYTHON_CLIENT_MEM_FRACTION", str(hardware.FRACTION)
+    )
   _keep_compiled_programs()
   given = any(re.match(r"--?config(=|$)", arg) for arg in sys.argv)
   if config is not None and not given:

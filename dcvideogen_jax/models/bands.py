@@ -15,11 +15,15 @@ import jax.numpy as jnp
 from dcvideogen_jax import errors
 from dcvideogen_jax.models import dc_ae_v
 from dcvideogen_jax.models.chunk_causal import FRAMES_KEPT
+from dcvideogen_jax.ops.conv3d import api
 
 # Copies of the widest activation that XLA holds at once: the input and its
 # padded copy, the output, the shortcut and a layout change. Programs compiled
 # for one H100 take 4.2 to 5.3 at the sizes tried (704x1280 to 2176x3840).
 LIVE_COPIES = 5.3
+
+# Of the rows that an encoder's convolutions keep, what XLA holds twice.
+_ROWS_TWICE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +157,7 @@ def _candidates(
     return (pixel_rows // scale + extra) * (width // scale)
 
   def live(some, pixel_rows, kept_rows=0):
-    widest = (
+    widest = max(
       x.frames
       * max(
         x.inputs * area(x, pixel_rows, kept_rows),
@@ -161,12 +165,19 @@ def _candidates(
       )
       for x in some
     )
-    return LIVE_COPIES * max(widest)
+    # A convolution of more is cut, and its result put together.
+    return (LIVE_COPIES + (widest > api.MAX_ELEMENTS)) * widest
 
   def state(some, pixel_rows):
     return sum(kept * x.inputs * area(x, pixel_rows) for x in some)
 
-  used = live(layers, height) + state(layers, height) + video
+  def twice(some, lines=0):
+    """What an encoder's program holds in a second layout: kernels and rows."""
+    if decode:
+      return 0  # Within LIVE_COPIES.
+    return 27 * sum(x.inputs * x.outputs for x in some) + _ROWS_TWICE * lines
+
+  used = live(layers, height) + state(layers, height) + video + twice(layers)
   yield Plan(bytes=round(used * itemsize))
 
   for cut in range(1, len(module.widths)):
@@ -179,8 +190,8 @@ def _candidates(
     for rows in _divisions(height // scale):
       pixels = rows * scale
       banded = live(fine, pixels, 2) + lines + state(fine, pixels)
-      banded += 2 * video * pixels // height
-      used = max(banded, live(coarse, height)) + features
+      banded += 2 * video * pixels // height + twice(fine, lines)
+      used = max(banded, live(coarse, height) + twice(coarse)) + features
       used += state(coarse, height)
       bands = count(module, Plan(cut, rows), height, decode)
       redone = bands * pixels / height - 1

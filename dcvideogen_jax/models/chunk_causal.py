@@ -189,12 +189,16 @@ class Conv(nn.Module):
     return x.reshape(-1, frames, *x.shape[2:])
 
   def _with_rows(self, x):
-    """Adds the rows above from the row state and keeps the last ones."""
+    """Adds the rows above from the row state and keeps the last ones.
+
+    The state has channels second, as cuDNN's convolution: otherwise XLA holds
+    it in both layouts, which at 4K are gigabytes.
+    """
     n, t, _, w, c = x.shape
     kept = 1 + self.delay
     state = self.variable(
-      "rows", "rows", lambda: jnp.zeros((n, t, kept, w, c), x.dtype)
+      "rows", "rows", lambda: jnp.zeros((n, c, t, kept, w), x.dtype)
     )
-    x = jnp.concatenate([state.value, x], axis=2)
-    state.value = x[:, :, -kept:]
+    x = jnp.concatenate([jnp.moveaxis(state.value, 1, -1), x], axis=2)
+    state.value = jnp.moveaxis(x[:, :, -kept:], -1, 1)
     return x

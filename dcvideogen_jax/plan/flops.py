@@ -3,12 +3,15 @@
 import math
 from typing import Any
 
+_CUDNN_ATTENTION = "dot_product_attention_fwd_wrapper"
+
 
 def count(jaxpr: Any) -> int:
   """FLOPs of the convolutions and matrix products in a jaxpr.
 
   A multiply-add is two. Bodies of scans count once per step; of the branches
-  of a conditional the most expensive counts.
+  of a conditional the most expensive counts. cuDNN's attention is a call that
+  nothing can be seen of: its two products of matrices count.
   """
   total = 0
   for eqn in jaxpr.eqns:
@@ -23,6 +26,10 @@ def count(jaxpr: Any) -> int:
       lhs = eqn.invars[0].aval.shape
       reduced = math.prod(lhs[axis] for axis in contracting)
       total += 2 * math.prod(eqn.outvars[0].aval.shape) * reduced
+    elif name == _CUDNN_ATTENTION:
+      # Batch, tokens, heads, width: the layout of `ops.attention`.
+      q, k = (x.aval.shape for x in eqn.invars[:2])
+      total += 2 * 2 * math.prod(q) * k[1]
     elif name == "cond":
       total += max(count(branch.jaxpr) for branch in params["branches"])
     else:

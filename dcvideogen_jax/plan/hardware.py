@@ -2,29 +2,50 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 import jax
 from jax.experimental import topologies
 
 from dcvideogen_jax import errors
 
+# Of a device's memory, what programs of `launch` let jax take; CUDA's context
+# and the kernels of its libraries need the rest.
+FRACTION = 0.92
+
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-  """What XLA's GPU compiler asks about a device.
+  """What XLA's GPU compiler asks about a device, and how fast it may be.
 
   Figures are those of the vendor's data sheets and CUDA's device query.
+
+  Attributes:
+    bandwidth: of its memory, bytes per second.
+    memory: bytes.
+    flops: FLOPs per second of its tensor cores, dense, by dtype; float32 as
+      TF32, which XLA takes unless told otherwise.
   """
 
   cores: int
   clock_ghz: float
   fpus_per_core: int
-  bandwidth: int  # bytes per second
-  memory: int  # bytes
+  bandwidth: int
+  memory: int
+  flops: Mapping[str, float]
   l2_cache: int
   shared_per_core: int
   shared_per_block: int
   capability: str
+
+  @property
+  def usable(self) -> int:
+    """Bytes that programs of `launch` have on it."""
+    return int(self.memory * FRACTION)
+
+  def roofline(self, flops: int, bytes_moved: int, dtype: str) -> float:
+    """Seconds that no program with this work and traffic can stay below."""
+    return max(flops / self.flops[dtype], bytes_moved / self.bandwidth)
 
   def text(self) -> str:
     """A GpuTargetConfigProto in text form."""
@@ -63,6 +84,7 @@ _HOPPER = {
   "shared_per_core": 233472,
   "shared_per_block": 232448,
   "capability": "major: 9 feature_extension: ACCELERATED_FEATURES",
+  "flops": {"bfloat16": 989.4e12, "float32": 494.7e12},
 }
 
 GPUS = {
@@ -78,6 +100,7 @@ GPUS = {
     shared_per_core=167936,
     shared_per_block=166912,
     capability="major: 8",
+    flops={"bfloat16": 312e12, "float32": 156e12},
   ),
 }
 

@@ -14,6 +14,7 @@ the same on every device up to rounding.
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from jaxtyping import Array, Float
 from dcvideogen_jax import errors, memory
 from dcvideogen_jax.data import clip_images, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.models import wan_dit
 from dcvideogen_jax.sample import (
   arguments,
   conditions,
@@ -40,8 +42,9 @@ from dcvideogen_jax.sample import (
 # beyond, one branch keeps a device busy and needs half the activations.
 _BATCHED_TOKENS = 16384
 
-# Of free memory, what encoding and decoding may plan with.
-_SHARE = 0.8
+# Of free memory, what encoding and decoding are planned with. The rest is for
+# cuDNN's workspaces and for blocks that are free but not next to each other.
+SHARE = 0.85
 
 
 def no_phase(name: str) -> contextlib.AbstractContextManager[None]:
@@ -188,7 +191,8 @@ class DCVideoGen:
         condition = self._last_condition(image, last_image, size, memory_budget)
     shared = {k: jnp.repeat(x, b, axis=0) for k, x in condition.items()}
     inputs = (cond | shared, uncond and uncond | shared)
-    batched = _batched(batched, start, module)
+    if batched is None:
+      batched = batched_by_default(module, start.shape)
     latents = self._denoise(
       start, plan, scale, *inputs, batched, one_program, phase, on_step
     )
@@ -361,7 +365,7 @@ class DCVideoGen:
       yield chunk
 
   def _budget(self, budget):
-    return _SHARE * memory.free() if budget is None else budget
+    return SHARE * memory.free() if budget is None else budget
 
   def _denoise(
     self, start, plan, scale, cond, uncond, batched, one_program, phase, on_step
@@ -395,9 +399,12 @@ class DCVideoGen:
     return latents
 
 
-def _batched(asked, noise, module):
-  """Whether both branches of the guidance go through the model at once."""
-  if asked is not None:
-    return asked
-  tokens = 2 * noise[..., 0].size // int(np.prod(module.patch))
+def batched_by_default(module: wan_dit.WanDiT, shape: tuple[int, ...]) -> bool:
+  """Whether guidance sends both branches through the transformer at once.
+
+  Args:
+    module: the transformer.
+    shape: of the latents, `b t h w c`.
+  """
+  tokens = 2 * math.prod(shape[:-1]) // math.prod(module.patch)
   return tokens <= _BATCHED_TOKENS

@@ -1,0 +1,174 @@
+"""The plan compiles the programs that the pipeline runs, and adds up right."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dcvideogen_jax
+from dcvideogen_jax import convert
+from dcvideogen_jax.models import bands
+from dcvideogen_jax.plan import compiled, sampling
+from dcvideogen_jax.sample import latents, loading, pipeline, sizes
+
+TINY = pathlib.Path(dcvideogen_jax.__file__).parent / "assets/dcvideogen_tiny"
+SIZE = sizes.Size(40, 48, 64)
+LIMIT = 2**30
+PHOTO = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+@functools.cache
+def load(task):
+  return pipeline.DCVideoGen.from_pretrained(TINY, task=task)
+
+
+@functools.cache
+def found(task, guided=True):
+  return measure(load(task).parts, guided=guided)
+
+
+def measure(parts, limit=LIMIT, **options):
+  return sampling.measure(parts, SIZE, limit, jax.devices()[0], **options)
+
+
+def leaves(tree):
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+  ("task", "guided"), [("t2v", False), ("t2v", True), ("i2v", True)]
+)
+def test_the_step_is_the_pipelines(task, guided):
+  made, plan = load(task), found(task, guided)
+  planned = plan["phases"]["denoise"]["programs"]["step"]
+  made._programs._programs.clear()
+  video = made.generate(
+    "rain",
+    image=PHOTO if made.task == "i2v" else None,
+    **SIZE._asdict(),
+    steps=1,
+    guidance_scale=5.0 if guided else 1.0,
+  )
+  assert plan["latents"] == video.latents.shape[1:]
+  (program,) = made._programs._programs.values()
+  memory = program.memory_analysis()
+  assert planned["temporaries"] == memory.temp_size_in_bytes
+  assert planned["outputs"] == memory.output_size_in_bytes
+  assert planned["aliased"] == memory.alias_size_in_bytes
+  arguments = planned["arguments"] + plan["weights"]["transformer"]
+  # Without guidance the program drops its scale.
+  assert arguments - 4 * (not guided) == memory.argument_size_in_bytes
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_weights_and_what_earlier_phases_leave(task):
+  made, plan = load(task), found(task)
+  parts = made.parts
+  assert plan["weights"]["transformer"] == leaves(parts.transformer.variables)
+  assert plan["weights"]["autoencoder"] == leaves(parts.space.variables)
+  held = {name: phase["held"] for name, phase in plan["phases"].items()}
+  assert held.pop("text") == 0
+  left = 2 * made.embed(["rain"]).nbytes
+  if task == "i2v":
+    given = made.condition(PHOTO, None, SIZE, memory_budget=LIMIT)
+    assert held.pop("image") == left
+    left += given["image"].nbytes
+    assert held.pop("condition") == left
+    left += given["extra"].nbytes
+  assert held.pop("denoise") == left
+  assert held == {"decode": left + 4 * np.prod(plan["latents"])}
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_peak_is_all_weights_and_the_largest_program(task):
+  plan = found(task)
+  used = []
+  for phase in plan["phases"].values():
+    for row in phase["programs"].values():
+      new = row["outputs"] - row["aliased"] + row["temporaries"]
+      assert row["bytes"] == row["waiting"] + row["arguments"] + new
+      used.append(phase["held"] + row["bytes"])
+  assert plan["peak"] == sum(plan["weights"].values()) + max(used)
+
+
+def test_guidance_in_turn_is_the_same_work(monkeypatch):
+  together, plain = found("t2v"), found("t2v", guided=False)
+  monkeypatch.setattr(pipeline, "_BATCHED_TOKENS", 0)
+  in_turn = measure(load("t2v").parts)
+  steps = [plan["step"] for plan in (together, in_turn, plain)]
+  assert [step["passes"] for step in steps] == [1, 2, 1]
+  work = [step["flops"] for step in steps]
+  assert work[0] == work[1] == pytest.approx(2 * work[2], rel=1e-3)
+  moved = steps[1]["bytes"] - steps[0]["bytes"]
+  assert moved == together["weights"]["transformer"]
+
+
+def test_decoding_is_planned_with_what_the_weights_leave():
+  parts, plan = load("t2v").parts, found("t2v")
+  module, phase = parts.space.module, plan["phases"]["decode"]
+  assert phase["plan"]["cut"] is None
+  assert phase["flops"] == bands.work(module, *SIZE[1:], decode=True)
+  assert phase["runs"] == -(-SIZE.frames // module.chunk_frames)
+  weights = sum(plan["weights"].values())
+  left = phase["bytes"]
+  tight = measure(parts, weights + left)["phases"]["decode"]["plan"]
+  assert tight["cut"] is not None
+  assert tight["bytes"] < pipeline.SHARE * left < phase["plan"]["bytes"]
+  with pytest.raises(sampling.TooLarge, match="decoding: 64x64 does"):
+    measure(parts, weights + 400_000)
+  with pytest.raises(sampling.TooLarge, match="weights alone"):
+    measure(parts, weights)
+
+
+@pytest.mark.parametrize("variant", ["dc-wan2.1-i2v-14b", "wan2.1-t2v-1.3b"])
+def test_parts_are_the_published_ones(variant):
+  parts = sampling.parts(variant, jnp.bfloat16)
+  pipeline.DCVideoGen(parts)  # Refuses an autoencoder that does not fit.
+  deep = variant.startswith("dc-")
+  assert isinstance(parts.space, latents.Deep if deep else latents.Wan)
+  assert parts.task == ("i2v" if deep else "t2v")
+  assert (parts.image_encoder is None) == (parts.task == "t2v")
+  assert parts.transformer.module.attention == "cudnn"
+  params = parts.transformer.variables["params"]
+  assert params["blocks"]["ffn"]["linear_1"]["kernel"].dtype == jnp.bfloat16
+  assert params["blocks"]["modulation"].dtype == jnp.float32
+  stored = 2 if deep else 4
+  weights = sampling.weights(parts)
+  assert weights["autoencoder"] == stored * sum(
+    x.size for x in jax.tree.leaves(parts.space.variables)
+  )
+  single = sampling.parts(variant, jnp.float32)
+  assert single.transformer.module.attention is None
+
+
+def test_wans_autoencoder_and_two_images():
+  tiny = load("i2v").parts
+  module = tiny.transformer.module.clone(
+    in_channels=36, out_channels=16, patch=(1, 2, 2), image_positions=34
+  )
+  shapes = jax.eval_shape(
+    module.init, jax.random.key(0), *convert.KINDS["wan_dit"].example(module)
+  )
+  space = latents.Wan(
+    *compiled.part(
+      "wan_vae",
+      "wan2.1",
+      base_width=4,
+      multipliers=(1, 1, 1),
+      temporal=(True, True),
+      blocks=1,
+    )
+  )
+  parts = tiny._replace(transformer=loading.Part(module, shapes), space=space)
+  plan = measure(parts)
+  assert plan["latents"] == (11, 12, 16, 16)
+  phases = plan["phases"]
+  for name in ("condition", "decode"):
+    runs = {k: row["runs"] for k, row in phases[name]["programs"].items()}
+    assert runs == {"first": 1, "next": 10}
+  side = parts.image_encoder.module.image_size
+  pixels = phases["image"]["programs"]["encode"]["arguments"]
+  assert pixels == 2 * side * side * 3 * 4
