@@ -10,6 +10,16 @@ alone in a process on two CPU cores (full size: 16 GiB of memory, minutes).
 
 times the forms of the 3-D convolution on the default device and updates the
 data by which `ops.conv3d` chooses.
+
+  python -m launch.benchmark --what=load --output=out/load.json
+
+loads a random checkpoint (2.8 GB, in a temporary directory) here and with
+diffusers: seconds, and memory in sizes of the files.
+
+  python -m launch.benchmark --what=dit --output=out/dit.json
+
+takes one step of the transformer of 1.3 billion parameters, 7800 tokens, here
+and in diffusers with the same random weights (7 GiB of memory, minutes).
 """
 
 import json
@@ -20,21 +30,39 @@ import jax
 from absl import flags
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.bench import conv3d, reconstruct
-from dcvideogen_jax.models import dc_ae_v
+from dcvideogen_jax.bench import conv3d, dit, load, reconstruct
+from dcvideogen_jax.models import dc_ae_v, wan_dit
 from launch import _model, _program
 
 _WHAT = flags.DEFINE_enum(
-  "what", "reconstruct", ["reconstruct", "conv3d"], "What is timed."
+  "what",
+  "reconstruct",
+  ["reconstruct", "conv3d", "load", "dit"],
+  "What is timed.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file.", required=True)
 _REPEATS = flags.DEFINE_integer(
-  "repeats", None, "Of each call. Unset: 1 for reconstruct, 5 for conv3d.", 1
+  "repeats", None, "Of each call. Unset: 5 for conv3d, else 1.", 1
 )
-_CONFIG = flags.DEFINE_string("config", "f32t4c32", _model.CONFIG_HELP)
+_CONFIG = flags.DEFINE_string(
+  "config",
+  None,
+  "Unset: f32t4c32, or wan2.1-t2v-1.3b for load, which takes names only, or"
+  " dc-wan2.1-t2v-1.3b for dit. " + _model.CONFIG_HELP,
+)
 _FRAMES = flags.DEFINE_integer("frames", 40, "Of the clip.", 1)
 _HEIGHT = flags.DEFINE_integer("height", 128, "Of the clip, in pixels.", 1)
 _WIDTH = flags.DEFINE_integer("width", 128, "Of the clip, in pixels.", 1)
+_LATENTS = flags.DEFINE_list(
+  "latents",
+  ["20", "15", "26"],
+  "Frames, rows and columns that dit takes; the default is 80 frames of"
+  " 480x832 pixels, encoded by f32t4c32.",
+)
+_LAYERS = flags.DEFINE_integer(
+  "layers", None, "Of dit. Unset: as the configuration has it.", 1
+)
+_DTYPE = flags.DEFINE_enum("dtype", dit.DTYPES[0], dit.DTYPES, "Of dit.")
 _THREADS = flags.DEFINE_integer("threads", 2, "CPU cores to use.", 1)
 _SIDES = flags.DEFINE_list("sides", [*reconstruct.SIDES], "Whom to time.")
 
@@ -44,29 +72,80 @@ def main(argv: Sequence[str]) -> None:
   del argv
   output = pathlib.Path(_OUTPUT.value)
   with _program.output_directory(output.parent):
-    text = {"conv3d": _conv3d, "reconstruct": _reconstruct}[_WHAT.value](output)
+    measure = {
+      "conv3d": _conv3d,
+      "dit": _dit,
+      "load": _load,
+      "reconstruct": _reconstruct,
+    }
+    text = measure[_WHAT.value](output)
     with files.atomic(output) as path:
       path.write_text(text)
   print(f"wrote {output}")
 
 
-def _reconstruct(output):
-  del output
-  if unknown := sorted(set(_SIDES.value) - set(reconstruct.SIDES)):
+def _check_sides(known):
+  if unknown := sorted(set(_SIDES.value) - set(known)):
     raise errors.UserError(
-      f"--sides: expected some of {', '.join(reconstruct.SIDES)},"
+      f"--sides: expected some of {', '.join(known)},"
       f" found {', '.join(unknown)}"
     )
-  config = _model.config(_CONFIG.value)
-  if isinstance(config, str):
-    if config not in dc_ae_v.VARIANTS:
-      raise errors.UserError(
-        f"--config: expected one of {', '.join(dc_ae_v.VARIANTS)},"
-        f" found {config!r}"
-      )
-    config = dc_ae_v.VARIANTS[config]
+
+
+def _load(output):
+  del output
+  _check_sides(load.SIDES)
+  report = load.compare(
+    _CONFIG.value or "wan2.1-t2v-1.3b",
+    sides=_SIDES.value,
+    repeats=_REPEATS.value or 1,
+  )
+  print(load.table(report))
+  return json.dumps(report, indent=1) + "\n"
+
+
+def _dit(output):
+  del output
+  _check_sides(dit.SIDES)
+  fields = _fields("dc-wan2.1-t2v-1.3b", wan_dit.VARIANTS)
+  if _LAYERS.value:
+    fields = {**fields, "layers": _LAYERS.value}
+  try:
+    frames, rows, columns = map(int, _LATENTS.value)
+  except ValueError as e:
+    raise errors.UserError(
+      "--latents: expected frames, rows and columns as 20,15,26, found"
+      f" {','.join(_LATENTS.value)}"
+    ) from e
+  report = dit.compare(
+    fields,
+    (frames, rows, columns),
+    dtype=_DTYPE.value,
+    sides=_SIDES.value,
+    threads=_THREADS.value,
+    repeats=_REPEATS.value or 1,
+  )
+  print(dit.table(report))
+  return json.dumps(report, indent=1) + "\n"
+
+
+def _fields(default, variants):
+  """Those that --config gives, by name of a variant or as they are."""
+  config = _model.config(_CONFIG.value or default)
+  if not isinstance(config, str):
+    return config
+  if config not in variants:
+    raise errors.UserError(
+      f"--config: expected one of {', '.join(variants)}, found {config!r}"
+    )
+  return variants[config]
+
+
+def _reconstruct(output):
+  del output
+  _check_sides(reconstruct.SIDES)
   report = reconstruct.compare(
-    config,
+    _fields("f32t4c32", dc_ae_v.VARIANTS),
     (1, _FRAMES.value, _HEIGHT.value, _WIDTH.value),
     sides=_SIDES.value,
     threads=_THREADS.value,

@@ -1,0 +1,142 @@
+"""Loads a transformer's checkpoint here and with diffusers, side by side."""
+
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.bench import processes
+from dcvideogen_jax.convert import api, engine, matching, sources, writing
+
+SIDES = ("jax", "torch")
+_KIND, _LAYOUT = "wan_dit", "diffusers"
+
+
+def compare(
+  variant: str,
+  sides: Sequence[str] = SIDES,
+  repeats: int = 1,
+  shard_gb: float = 1.0,
+) -> dict[str, Any]:
+  """Loads the same random bfloat16 weights on every side.
+
+  They are written as diffusers does, in several files, to a temporary
+  directory; each loading has a process of its own, and finds the files in the
+  operating system's cache. Afterwards every value is read once, so that pages
+  that were only mapped count too.
+
+  Args:
+    variant: of the kind "wan_dit", such as "wan2.1-t2v-1.3b".
+    sides: out of `SIDES`, run in this order.
+    repeats: of each side, alternating.
+    shard_gb: size of a file.
+
+  Returns:
+    A JSON object: what was run, `file_bytes`, and `sides`, by name, with lists
+    of seconds (`load_s`, `read_s`, `cpu_s` of all cores for both) and bytes
+    (`grown_bytes`: peak resident memory minus resident memory after the
+    imports).
+
+  Raises:
+    errors.UserError: if the variant is unknown, a side's process fails, or the
+      sides do not hold the same values.
+  """
+  variants = api.KINDS[_KIND].variants
+  if variant not in variants:
+    raise errors.UserError(
+      f"unknown variant {variant!r}: expected one of {[*variants]}"
+    )
+  measured: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+  with tempfile.TemporaryDirectory() as folder:
+    size = write(pathlib.Path(folder), variants[variant], shard_gb)
+    _read_once(pathlib.Path(folder))
+    for _ in range(repeats):
+      for side in sides:
+        measured[side].append(
+          processes.run(
+            "dcvideogen_jax.bench.load_worker",
+            {"side": side, "directory": folder},
+          )
+        )
+  checksums = {run["checksum"] for runs in measured.values() for run in runs}
+  if len(checksums) > 1:
+    raise errors.UserError(f"the sides hold different values: {measured}")
+  names = ("load_s", "read_s", "cpu_s", "grown_bytes")
+  return {
+    "variant": variant,
+    "machine": platform.machine(),
+    "cores": os.cpu_count(),
+    "jax": jax.__version__,
+    "file_bytes": size,
+    "sides": {
+      side: {name: [run[name] for run in runs] for name in names}
+      for side, runs in measured.items()
+    },
+  }
+
+
+def write(
+  directory: pathlib.Path, fields: Mapping[str, Any], shard_gb: float
+) -> int:
+  """Writes random bfloat16 weights as diffusers does; their bytes."""
+  module = api.KINDS[_KIND].build(fields)
+  shapes = engine.torch_shapes(
+    api.KINDS[_KIND].layouts[_LAYOUT], matching.parameters(_KIND, module)
+  )
+  values = np.random.default_rng(0).normal(scale=0.02, size=1 << 20)
+  values = values.astype(jnp.bfloat16)
+  tensors = {
+    name: sources.Tensor(
+      shape,
+      values.dtype,
+      lambda i=i, shape=shape: np.resize(np.roll(values, i), shape),
+    )
+    for i, (name, shape) in enumerate(shapes.items())
+  }
+  config = api.KINDS[_KIND].configs[_LAYOUT](api.config_of(module))
+  files = writing.write_directory(
+    directory,
+    api.KINDS[_KIND].stem,
+    tensors,
+    config,
+    shard_size=int(shard_gb * 1e9),
+  )
+  return sum(file.stat().st_size for file in files)
+
+
+def _read_once(directory: pathlib.Path) -> None:
+  """Brings files into the operating system's cache, from their disk."""
+  os.sync()
+  memory = bytearray(1 << 24)
+  for path in sorted(directory.iterdir()):
+    with path.open("rb", buffering=0) as file:
+      while file.readinto(memory):
+        pass
+
+
+def table(report: Mapping[str, Any]) -> str:
+  """The report as text, with the ratio of the first side to the second."""
+  sides, size = report["sides"], report["file_bytes"]
+  rows = [("", *sides, "ratio" if len(sides) == 2 else "")]
+  for label, name, unit in (
+    ("load, s", "load_s", 1.0),
+    ("read once, s", "read_s", 1.0),
+    ("both, CPU s", "cpu_s", 1.0),
+    ("memory / files", "grown_bytes", size),
+  ):
+    values = [statistics.median(side[name]) / unit for side in sides.values()]
+    ratio = f"{values[0] / values[1]:.2f}" if len(values) == 2 else ""
+    rows.append((label, *(f"{value:.2f}" for value in values), ratio))
+  lines = [
+    f"{row[0]:<20}" + "".join(f"{cell:>10}" for cell in row[1:]).rstrip()
+    for row in rows
+  ]
+  return "\n".join([*lines, f"{report['variant']}, {size / 1e9:.2f} GB"])

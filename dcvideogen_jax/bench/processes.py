@@ -1,0 +1,66 @@
+"""Runs one side of a benchmark alone in its process."""
+
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from dcvideogen_jax import errors
+
+
+def run(module: str, request: Mapping[str, Any]) -> dict[str, Any]:
+  """Runs `python -m module` on the CPU, with the request as JSON on stdin.
+
+  Returns:
+    The JSON object on the last line of its stdout.
+
+  Raises:
+    errors.UserError: if the process fails; names `request["side"]`.
+  """
+  root = str(pathlib.Path(__file__).parents[2])
+  path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+  environment = {
+    **os.environ,
+    "PYTHONPATH": path.rstrip(os.pathsep),
+    "JAX_PLATFORMS": "cpu",
+    # A kept program would report no time to compile.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+  }
+  done = subprocess.run(
+    [sys.executable, "-m", module],
+    input=json.dumps(request),
+    capture_output=True,
+    text=True,
+    env=environment,
+  )
+  if done.returncode:
+    reason = (
+      done.stderr.strip() or f"exit code {done.returncode}"
+    ).splitlines()
+    raise errors.UserError(f"the {request['side']} side failed: {reason[-1]}")
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def pin(threads: int) -> None:
+  """Keeps this process on as many cores; XLA counts those it may use."""
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def resident_bytes() -> int:
+  """Memory held now; the peak where the operating system does not tell."""
+  status = pathlib.Path("/proc/self/status")
+  if not status.exists():
+    return peak_bytes()
+  (line,) = [x for x in status.read_text().splitlines() if "VmRSS" in x]
+  return int(line.split()[1]) * 1024
+
+
+def peak_bytes() -> int:
+  """The most memory held so far."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else peak * 1024
