@@ -91,3 +91,9 @@ def test_module_imports_only_downwards(path):
 )
 def test_a_violation_is_found(file, source):
   assert _violations(ROOT / PACKAGE / file, source)
+
+
+def test_test_files_have_names_of_their_own():
+  """Two of one name cannot be collected together."""
+  names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+  assert sorted(names) == sorted(set(names))

@@ -95,6 +95,8 @@ def start(place, *flags, **environment):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    # A shell's background jobs ignore it, and so would this one.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 
