@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.bench import processes
+from dcvideogen_jax.bench import processes, tables
 from dcvideogen_jax.convert import api, engine, matching
 
 SIDES = {"jax": ("jax",), "torch": ("torch", "diffusers")}  # Their packages.
@@ -91,24 +91,14 @@ def compare(
 
 def table(report: Mapping[str, Any]) -> str:
   """The report as text, with the ratio of the first side to the second."""
-  sides = report["sides"]
-  rows = [("", *sides, "ratio" if len(sides) == 2 else "")]
-  for label, value in (
+  rows = [
     ("compile, s", lambda side: side["compile_s"]),
     ("step, s", lambda side: statistics.median(side["step_s"])),
     ("step, core seconds", lambda side: statistics.median(side["core_s"])),
     ("memory loaded, GiB", lambda side: side["loaded_bytes"] / 2**30),
     ("peak memory, GiB", lambda side: side["peak_bytes"] / 2**30),
-  ):
-    values = [value(side) for side in sides.values()]
-    ratio = (
-      f"{values[0] / values[1]:.2f}" if len(values) == 2 and values[1] else ""
-    )
-    rows.append((label, *(f"{v:.2f}" for v in values), ratio))
-  lines = [
-    f"{row[0]:<20}" + "".join(f"{cell:>10}" for cell in row[1:]).rstrip()
-    for row in rows
   ]
+  lines = tables.lines(report["sides"], rows)
   lines.append(
     f"{report['fields']['layers']} layers, {report['tokens']} tokens,"
     f" {report['dtype']}, weights of {report['weight_bytes'] / 2**30:.2f} GiB"

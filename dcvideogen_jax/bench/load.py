@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.bench import processes
+from dcvideogen_jax.bench import processes, tables
 from dcvideogen_jax.convert import api, engine, matching, sources, writing
 
 SIDES = ("jax", "torch")
@@ -124,19 +124,15 @@ def _read_once(directory: pathlib.Path) -> None:
 
 def table(report: Mapping[str, Any]) -> str:
   """The report as text, with the ratio of the first side to the second."""
-  sides, size = report["sides"], report["file_bytes"]
-  rows = [("", *sides, "ratio" if len(sides) == 2 else "")]
-  for label, name, unit in (
-    ("load, s", "load_s", 1.0),
-    ("read once, s", "read_s", 1.0),
-    ("both, CPU s", "cpu_s", 1.0),
-    ("memory / files", "grown_bytes", size),
-  ):
-    values = [statistics.median(side[name]) / unit for side in sides.values()]
-    ratio = f"{values[0] / values[1]:.2f}" if len(values) == 2 else ""
-    rows.append((label, *(f"{value:.2f}" for value in values), ratio))
-  lines = [
-    f"{row[0]:<20}" + "".join(f"{cell:>10}" for cell in row[1:]).rstrip()
-    for row in rows
+  size = report["file_bytes"]
+  rows = [
+    ("load, s", lambda side: statistics.median(side["load_s"])),
+    ("read once, s", lambda side: statistics.median(side["read_s"])),
+    ("both, CPU s", lambda side: statistics.median(side["cpu_s"])),
+    (
+      "memory / files",
+      lambda side: statistics.median(side["grown_bytes"]) / size,
+    ),
   ]
+  lines = tables.lines(report["sides"], rows)
   return "\n".join([*lines, f"{report['variant']}, {size / 1e9:.2f} GB"])

@@ -1,12 +1,9 @@
 """Encodes and decodes one clip in JAX and in plain PyTorch, side by side."""
 
 import json
-import os
 import pathlib
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.bench import processes, tables
 from dcvideogen_jax.convert import api, engine
 
 SIDES = ("jax", "torch")
@@ -69,8 +67,9 @@ def compare(
     outputs = {}
     for side in sides:
       path = pathlib.Path(folder) / f"{side}.npz"
-      report["sides"][side] = _run(
-        {**request, "side": side, "outputs": str(path)}
+      report["sides"][side] = processes.run(
+        "dcvideogen_jax.bench.worker",
+        {**request, "side": side, "outputs": str(path)},
       )
       with np.load(path) as file:
         outputs[side] = {**file}
@@ -88,24 +87,14 @@ def compare(
 
 def table(report: Mapping[str, Any]) -> str:
   """The report as text, with the ratio of the first side to the second."""
-  sides = report["sides"]
-  rows = [("", *sides, "ratio" if len(sides) == 2 else "")]
-  for label, value in (
+  rows = [
     ("compile, s", lambda side: side["compile_s"]),
     ("encode, s", lambda side: statistics.median(side["encode_s"])),
     ("decode, s", lambda side: statistics.median(side["decode_s"])),
     ("memory loaded, GiB", lambda side: side["loaded_bytes"] / 2**30),
     ("peak memory, GiB", lambda side: side["peak_bytes"] / 2**30),
-  ):
-    values = [value(side) for side in sides.values()]
-    ratio = (
-      f"{values[0] / values[1]:.2f}" if len(values) == 2 and values[1] else ""
-    )
-    rows.append((label, *(f"{v:.2f}" for v in values), ratio))
-  lines = [
-    f"{row[0]:<20}" + "".join(f"{cell:>10}" for cell in row[1:]).rstrip()
-    for row in rows
   ]
+  lines = tables.lines(report["sides"], rows)
   for name, d in report.get("difference", {}).items():
     lines.append(
       f"{name}: max abs difference {d['max_abs']:.2e}"
@@ -128,28 +117,3 @@ def _shapes(config, clip):
   video = jax.ShapeDtypeStruct(clip, jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), video)
   return engine.torch_shapes(kind.rules, variables["params"])
-
-
-def _run(request: Mapping[str, Any]) -> dict[str, Any]:
-  root = str(pathlib.Path(__file__).parents[2])
-  path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-  environment = {
-    **os.environ,
-    "PYTHONPATH": path.rstrip(os.pathsep),
-    "JAX_PLATFORMS": "cpu",
-    # A kept program would report no time to compile.
-    "JAX_ENABLE_COMPILATION_CACHE": "false",
-  }
-  done = subprocess.run(
-    [sys.executable, "-m", "dcvideogen_jax.bench.worker"],
-    input=json.dumps(request),
-    capture_output=True,
-    text=True,
-    env=environment,
-  )
-  if done.returncode:
-    reason = (
-      done.stderr.strip() or f"exit code {done.returncode}"
-    ).splitlines()
-    raise errors.UserError(f"the {request['side']} side failed: {reason[-1]}")
-  return json.loads(done.stdout.splitlines()[-1])

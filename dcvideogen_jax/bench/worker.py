@@ -7,8 +7,6 @@ measurements as the last line of stdout.
 """
 
 import json
-import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcvideogen_jax.bench import inputs
+from dcvideogen_jax.bench import inputs, processes
 
 
 class Side(NamedTuple):
@@ -29,16 +27,14 @@ class Side(NamedTuple):
 
 def main() -> None:
   request = json.load(sys.stdin)
-  if hasattr(os, "sched_setaffinity"):  # XLA counts the cores it may use.
-    cores = sorted(os.sched_getaffinity(0))[: request["threads"]]
-    os.sched_setaffinity(0, cores)
+  processes.pin(request["threads"])
   start = time.perf_counter()
   side = {"jax": _jax, "torch": _torch}[request["side"]](request)
   video = inputs.clip(tuple(request["clip"]))
   measured = {
     "load_s": time.perf_counter() - start - side.compile_s,
     "compile_s": side.compile_s,
-    "loaded_bytes": _peak_rss(),
+    "loaded_bytes": processes.peak_bytes(),
     "encode_s": [],
     "decode_s": [],
   }
@@ -49,15 +45,9 @@ def main() -> None:
     output = side.decode(latents)
     measured["encode_s"].append(middle - start)
     measured["decode_s"].append(time.perf_counter() - middle)
-  measured["peak_bytes"] = _peak_rss()
+  measured["peak_bytes"] = processes.peak_bytes()
   np.savez(request["outputs"], latents=latents, video=output)
   print(json.dumps(measured))
-
-
-def _peak_rss() -> int:
-  """In bytes."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _torch(request: dict[str, Any]) -> Side:
