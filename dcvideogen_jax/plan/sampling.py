@@ -200,8 +200,9 @@ def _autoencoder(parts, shape, left, device, task):
   """Encodes the condition or decodes, as `task` is `encode` or `decode`."""
   space = parts.space
   decoding = task is decode
-  dtype = parts.dtype if decoding else jnp.float32
-  module = space.module.clone(dtype=dtype)
+  module = space.module.clone(dtype=jnp.float32)
+  if decoding:
+    module = space.decoder(parts.dtype)
   pixels = [n * space.spatial for n in shape[2:4]]
   if isinstance(space, latents.Wan):
     found = task.measure_wan(module, space.variables, *pixels, shape[1], device)

@@ -23,18 +23,26 @@ Condition = Float[Array, "1 t h w c"]
 _PIECE = 8  # frames of grey that are made at a time
 
 
-class Deep:
-  """DC-AE-V: latent frames hold 4 frames each."""
+class _Space:
+  """An autoencoder and what its latents count."""
 
-  # Frames that the first latent frame has less than the others.
-  first = 0
-
-  def __init__(self, module: dc_ae_v.DCAEV, variables: Mapping[str, Any]):
+  def __init__(self, module: Any, variables: Mapping[str, Any]):
     self.module = module
     self.variables = variables
     self.channels = module.latent_channels
     self.spatial = module.spatial_factor
     self.temporal = module.temporal_factor
+
+
+class Deep(_Space):
+  """DC-AE-V: latent frames hold 4 frames each; `module` is a `DCAEV`."""
+
+  # Frames that the first latent frame has less than the others.
+  first = 0
+
+  def decoder(self, dtype: Any) -> dc_ae_v.DCAEV:
+    """The module that decodes in a pipeline of this dtype."""
+    return self.module.clone(dtype=dtype)
 
   def condition(
     self, first: Image, last: Image | None, frames: int, budget: float
@@ -100,7 +108,7 @@ class Deep:
     The latents are rounded to the autoencoder's dtype before they are scaled,
     as in the official pipeline.
     """
-    module = self.module.clone(dtype=dtype)
+    module = self.decoder(dtype)
     chunk = module.chunk_frames // self.temporal
     plan = bands.plan(
       module,
@@ -122,17 +130,15 @@ class Deep:
     )
 
 
-class Wan:
-  """Wan's own autoencoder: one frame, then 4 per latent frame."""
+class Wan(_Space):
+  """Wan's own autoencoder, a `WanVAE`: one frame, then 4 per latent frame."""
 
   first = 3
 
-  def __init__(self, module: wan_vae.WanVAE, variables: Mapping[str, Any]):
-    self.module = module
-    self.variables = variables
-    self.channels = module.latent_channels
-    self.spatial = module.spatial_factor
-    self.temporal = module.temporal_factor
+  def decoder(self, dtype: Any) -> wan_vae.WanVAE:
+    """The same in float32, whatever the dtype: half precision shows."""
+    del dtype
+    return self.module.clone(dtype=jnp.float32)
 
   def condition(
     self, first: Image, last: Image | None, frames: int, budget: float
@@ -175,8 +181,8 @@ class Wan:
     budget: float,
   ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
     """Decodes latent frame by latent frame, whole frames, in float32."""
-    del dtype, budget  # Half precision shows, and there are no bands.
-    module = self.module.clone(dtype=jnp.float32)
+    del budget  # There are no bands.
+    module = self.decoder(dtype)
     unscaled = module.denormalise(latents)
     pieces = (unscaled[:, i : i + 1] for i in range(latents.shape[1]))
     return _cut(

@@ -389,6 +389,11 @@ def test_wan_s_autoencoder_decodes_in_float32(monkeypatch):
   z = jnp.zeros((1, 1, 1, 1, 16))
   list(space.decode(z, pipeline.sizes.Size(1, 8, 8), jnp.bfloat16, 1e9))
   assert seen == [jnp.float32]
+  assert space.decoder(jnp.bfloat16).dtype == jnp.float32  # What is planned.
+
+
+def test_deep_latents_are_decoded_in_the_pipeline_s_dtype(t2v):
+  assert t2v.parts.space.decoder(jnp.bfloat16).dtype == jnp.bfloat16
 
 
 def test_parts_that_do_not_fit():
