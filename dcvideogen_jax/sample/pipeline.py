@@ -199,7 +199,9 @@ class DCVideoGen:
     settings = {
       "task": self.task,
       "prompts": prompts if isinstance(prompts, list) else None,
-      "negative_prompt": negative if isinstance(negative, str) else None,
+      "negative_prompt": negative
+      if uncond is not None and isinstance(negative, str)
+      else None,
       **size._asdict(),
       "latents": list(shape),
       "steps": steps,
@@ -225,25 +227,17 @@ class DCVideoGen:
     rule: str = "exact",
   ) -> sizes.Size:
     """The size of the video; arguments and errors as of `generate`."""
-    space = self.parts.space
-    multiple = space.spatial * self.parts.transformer.module.patch[1]
-    if rule not in sizes.RULES:
-      raise errors.UserError(
-        f"size_rule must be {' or '.join(sizes.RULES)}, found {rule!r}"
-      )
-    if (height is None) != (width is None):
-      raise errors.UserError(
-        f"give both height and width or neither, found {height} and {width}"
-      )
-    if height is None and image is not None:
-      rounding = multiple if rule == "official" else 2
-      height, width = sizes.of_image(*image.shape[:2], area, rounding)
-    elif height is None:
-      height, width = 480, 832
-    size = sizes.checked(frames, height, width)
+    shape = None if image is None else image.shape[:2]
+    size = sizes.asked(frames, height, width, area, shape, self._multiple, rule)
     if rule == "exact":
       return size
-    return sizes.official(size, multiple, space.temporal, space.first)
+    space = self.parts.space
+    return sizes.official(size, self._multiple, space.temporal, space.first)
+
+  @property
+  def _multiple(self) -> int:
+    """Pixels of a token's side."""
+    return self.parts.space.spatial * self.parts.transformer.module.patch[1]
 
   def latent_shape(self, size: sizes.Size) -> tuple[int, int, int, int]:
     """Latent frames, rows, columns and channels of a video, rounded up."""

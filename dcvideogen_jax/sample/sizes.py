@@ -37,6 +37,45 @@ def checked(frames: Any, height: Any, width: Any) -> Size:
   return Size(**found)
 
 
+def asked(
+  frames: Any,
+  height: Any | None,
+  width: Any | None,
+  area: int,
+  image: tuple[int, int] | None,
+  multiple: int,
+  rule: str,
+) -> Size:
+  """The size that arguments name, before a rule rounds it.
+
+  Args:
+    frames, height, width: as given; without both sides an image's shape
+      counts, and without an image they are 480 and 832.
+    area: pixels of a video that has the image's shape.
+    image: height and width, or None.
+    multiple: pixels that the official rule rounds an image's sides down to.
+    rule: out of `RULES`.
+
+  Raises:
+    errors.UserError: if they make no size.
+  """
+  if rule not in RULES:
+    raise errors.UserError(
+      f"size_rule must be {' or '.join(RULES)}, found {rule!r}"
+    )
+  if (height is None) != (width is None):
+    raise errors.UserError(
+      f"give both height and width or neither, found {height} and {width}"
+    )
+  if height is None:
+    height, width = 480, 832
+    if image is not None:
+      # Two exact sides are even, as players like them.
+      rounding = multiple if rule == "official" else 2
+      height, width = of_image(*image, area, rounding)
+  return checked(frames, height, width)
+
+
 def official(size: Size, spatial: int, temporal: int, first: int) -> Size:
   """What the official pipelines make of a size: they round down.
 
