@@ -28,7 +28,6 @@ LATENTS = (3, 4, 5)
   ("dtype", "least", "most"), [("float32", 0, 1e-5), ("bfloat16", 1e-4, 0.1)]
 )
 def test_both_sides_agree(dtype, least, most):
-  pytest.importorskip("diffusers")
   report = dit.compare(TINY, LATENTS, dtype=dtype, repeats=2)
   assert report["tokens"] == 3 * 2 * 5
   assert [*report["versions"]] == ["jax", "torch", "diffusers"]

@@ -22,7 +22,6 @@ def tiny(monkeypatch):
 
 @pytest.mark.parity
 def test_both_sides_hold_the_same(tiny):
-  pytest.importorskip("diffusers")
   report = load.compare(tiny, shard_gb=0.001)
   assert 2e6 < report["file_bytes"] < 1e8
   for side in report["sides"].values():

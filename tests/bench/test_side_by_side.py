@@ -14,7 +14,6 @@ CLIP = (1, 8, 16, 24)
 
 @pytest.mark.parity
 def test_both_sides_agree():
-  pytest.importorskip("torch")
   report = reconstruct.compare(golden_data.SMALL, CLIP, repeats=2)
   for side in report["sides"].values():
     assert len(side["encode_s"]) == len(side["decode_s"]) == 2

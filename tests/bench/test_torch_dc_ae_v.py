@@ -5,13 +5,14 @@ import pytest
 
 from tests import golden_data
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
-
-from dcvideogen_jax.bench import torch_dc_ae_v  # noqa: E402
 
 
 def _peer(name):
+  import torch
+
+  from dcvideogen_jax.bench import torch_dc_ae_v
+
   weights = {
     key: torch.from_numpy(x)
     for key, x in golden_data.weights("dc_ae_v", name).items()
@@ -21,6 +22,8 @@ def _peer(name):
 
 def _first(x):
   """To PyTorch's layout."""
+  import torch
+
   return torch.from_numpy(np.moveaxis(x, -1, 1).copy())
 
 

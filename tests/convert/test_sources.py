@@ -124,7 +124,8 @@ def test_a_file_that_shrinks_after_opening(tmp_path, values):
 @pytest.mark.parity
 def test_models_side_by_side_are_told_by_their_names(tmp_path, values):
   """As in the repository of the original Wan."""
-  torch = pytest.importorskip("torch")
+  import torch
+
   checkpoints.write_sharded(tmp_path, values, 2)
   for name, value in (("Wan2.1_VAE.pth", 1), ("models_t5_umt5-xxl.pth", 2)):
     torch.save({"w": torch.full((3,), float(value))}, tmp_path / name)
@@ -154,8 +155,8 @@ def test_directories_that_do_not_say_which(tmp_path, files, message):
   "dtype", [ml_dtypes.float8_e4m3fn, np.float16, np.int64, np.bool_]
 )
 def test_dtypes_of_safetensors(tmp_path, dtype):
-  torch = pytest.importorskip("torch")
   import safetensors.torch
+  import torch
 
   random = np.random.default_rng(0)
   x = random.integers(0, 2, (3, 4)).astype(np.float32)
@@ -172,7 +173,7 @@ def test_dtypes_of_safetensors(tmp_path, dtype):
 
 
 def save(path, value):
-  torch = pytest.importorskip("torch")
+  import torch
 
   def tensors(x):
     if isinstance(x, dict):
@@ -218,7 +219,8 @@ def test_several_averages_are_not_chosen_from(tmp_path):
 @pytest.mark.parity
 def test_views_of_one_storage(tmp_path):
   """Slices and transpositions share what the file holds once."""
-  torch = pytest.importorskip("torch")
+  import torch
+
   base = torch.arange(60, dtype=torch.float32).reshape(5, 12)
   views = {"rows": base[1:4], "turned": base.T, "columns": base[:, 2:5]}
   torch.save(views, tmp_path / "x.pt")

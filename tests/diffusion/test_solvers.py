@@ -84,7 +84,8 @@ def test_memory_equals_the_reference_at_every_step(name):
 
 def compare(scheduler, solver, steps, sigmas=None, **options):
   """A diffusers scheduler and ours on one random velocity field."""
-  torch = pytest.importorskip("torch")
+  import torch
+
   scheduler.set_timesteps(steps)
   if sigmas is not None:
     scheduler.sigmas = torch.tensor(sigmas)
@@ -117,7 +118,8 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
   ],
 )
 def test_unipc_equals_diffusers(order, variant, options):
-  diffusers = pytest.importorskip("diffusers")
+  import diffusers
+
   options = {"solver_order": order, "solver_type": variant, **options}
   scheduler = diffusers.UniPCMultistepScheduler(
     flow_shift=3.0,
@@ -142,7 +144,8 @@ def test_unipc_equals_diffusers(order, variant, options):
   ],
 )
 def test_dpm_equals_diffusers(steps, order, variant, options):
-  diffusers = pytest.importorskip("diffusers")
+  import diffusers
+
   options = {"solver_order": order, "solver_type": variant, **options}
   scheduler = diffusers.DPMSolverMultistepScheduler(
     flow_shift=5.0, **FLOW, **options
@@ -161,7 +164,8 @@ def test_dpm_equals_diffusers(steps, order, variant, options):
 )
 def test_dpm_equals_diffusers_above_zero(options, last):
   """Ends where the order of the last step is free."""
-  diffusers = pytest.importorskip("diffusers")
+  import diffusers
+
   scheduler = diffusers.DPMSolverMultistepScheduler(
     final_sigmas_type="sigma_min", **FLOW, **options
   )
@@ -173,7 +177,8 @@ def test_dpm_equals_diffusers_above_zero(options, last):
 @pytest.mark.parametrize("steps", [2, 9])
 def test_dpm_equals_diffusers_from_pure_noise(steps):
   """Wan's grid for it starts at 1, where the signal-to-noise ratio is 0."""
-  diffusers = pytest.importorskip("diffusers")
+  import diffusers
+
   scheduler = diffusers.DPMSolverMultistepScheduler(**FLOW)
   sigmas = flow.schedule(steps, 5.0, grid="wan_dpm").sigmas
   assert sigmas[0] == 1
@@ -182,7 +187,8 @@ def test_dpm_equals_diffusers_from_pure_noise(steps):
 
 @pytest.mark.parity
 def test_euler_equals_diffusers():
-  diffusers = pytest.importorskip("diffusers")
+  import diffusers
+
   compare(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "euler", 9)
 
 

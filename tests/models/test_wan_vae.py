@@ -179,8 +179,9 @@ def test_official_tail_is_the_reference():
 
 def in_diffusers():
   """`small` as diffusers builds it from our configuration and weights."""
-  torch = pytest.importorskip("torch")
-  diffusers = pytest.importorskip("diffusers")
+  import diffusers
+  import torch
+
   theirs = diffusers.AutoencoderKLWan.from_config(tables.config_to(SMALL))
   state_dict = {
     name: torch.from_numpy(x)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import dcvideogen_jax
 from dcvideogen_jax import convert
@@ -221,6 +220,7 @@ def save(directory, made: Model, layout, shards=False):
 
 
 def torch_save(path, made: Model, layout=None):
-  torch = pytest.importorskip("torch")
+  import torch
+
   state = convert.to_torch(made.kind, made.module, made.variables, layout)
   torch.save({k: torch.tensor(x) for k, x in state.items()}, path)

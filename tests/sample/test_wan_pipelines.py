@@ -89,8 +89,8 @@ def images():
 
 def make(task):
   """Diffusers' pipeline of random models."""
-  torch = pytest.importorskip("torch")
   import diffusers
+  import torch
 
   torch.manual_seed(0)
   vae = diffusers.AutoencoderKLWan(
