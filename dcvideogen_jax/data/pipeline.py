@@ -16,13 +16,17 @@ import grain
 import numpy as np
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import records, synthetic, video
+from dcvideogen_jax.data import records, synthetic, video, world
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".gif")
-SOURCES = ("records", "videos", "synthetic", "mix")
+SOURCES = ("records", "videos", "synthetic", "world", "mix")
+# What needs no files.
+_GENERATED = ("synthetic", "world")
 _DEFAULTS = {
   "path": None,
+  "parts": ("records", "synthetic"),
   "weights": (0.8, 0.2),
+  "split": "train",
   "flip": True,
   "reverse": False,
   "max_stride": 1,
@@ -48,11 +52,13 @@ def batches(
   Args:
     config: keys
       source: "records" (a folder of ArrayRecord shards), "videos" (a folder
-        of video files, random places and scales), "synthetic" (generated), or
-        "mix" (records and synthetic).
-      path: the folder, for all but "synthetic".
+        of video files, random places and scales), "synthetic" (generated),
+        "world" (generated from captions, see `world`), or "mix" (of parts).
+      path: the folder, for "records", "videos" and a mix with either.
       frames, height, width: of a clip; a random part of what is read.
-      weights: for "mix", of (records, synthetic); (0.8, 0.2).
+      parts: for "mix", the sources; ("records", "synthetic").
+      weights: for "mix", how often a clip is of each part; (0.8, 0.2).
+      split: for "world", "train" or "heldout" scenes; "train".
       flip: mirror every other clip; True.
       reverse: play every other clip backwards; False.
       max_stride: take every n-th frame, n up to this where clips are long
@@ -79,13 +85,7 @@ def batches(
   if seed < 0:
     raise errors.UserError(f"the data seed must not be negative: {seed}")
   shard = _Shard(seed, shard_index, shard_count)
-  builders = {
-    "records": _records,
-    "videos": _videos,
-    "synthetic": _synthetic,
-    "mix": _mix,
-  }
-  dataset = builders[options["source"]](options, shard)
+  dataset = _BUILDERS[options["source"]](options, shard)
   read = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=2 * batch_size
   )
@@ -127,9 +127,16 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     raise errors.UserError(
       f"the data source must be one of {SOURCES}, not {options['source']!r}"
     )
-  if options["source"] != "synthetic" and not options["path"]:
+  _check_mix(options["parts"], options["weights"])
+  mixed = options["source"] == "mix"
+  sources = options["parts"] if mixed else (options["source"],)
+  needy = [source for source in sources if source not in _GENERATED]
+  if needy and not options["path"]:
+    raise errors.UserError(f"the data source {needy[0]!r} needs a path")
+  if "world" in sources and options["split"] not in world.SPLITS:
     raise errors.UserError(
-      f"the data source {options['source']!r} needs a path"
+      f"split of the data config must be one of {world.SPLITS}, not "
+      f"{options['split']!r}"
     )
   for key in ("frames", "height", "width", "max_stride"):
     if not isinstance(options[key], int) or options[key] <= 0:
@@ -137,17 +144,29 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
         f"{key} of the data config must be a positive integer, not "
         f"{options[key]!r}"
       )
-  weights = options["weights"]
-  if len(weights) != 2 or not all(math.isfinite(w) and w > 0 for w in weights):
-    raise errors.UserError(
-      f"weights of the data config must be two positive numbers, not {weights}"
-    )
   if not options["max_zoom"] >= 1:
     raise errors.UserError(
       f"max_zoom of the data config must be at least 1, not "
       f"{options['max_zoom']}"
     )
   return options
+
+
+def _check_mix(parts, weights) -> None:
+  """Raises an error unless each part has a weight."""
+  plain = [source for source in SOURCES if source != "mix"]
+  unknown = [part for part in parts if part not in plain]
+  if unknown or not parts or len(set(parts)) < len(parts):
+    raise errors.UserError(
+      f"parts of the data config must be different ones of {plain}, not "
+      f"{list(parts)}"
+    )
+  fit = len(weights) == len(parts)
+  if not fit or not all(math.isfinite(w) and w > 0 for w in weights):
+    raise errors.UserError(
+      f"weights of the data config must be {len(parts)} positive numbers, one "
+      f"for each of {list(parts)}, not {weights}"
+    )
 
 
 def _endless(source: Sequence, shard: _Shard, transform) -> grain.MapDataset:
@@ -181,13 +200,32 @@ def _synthetic(options, shard):
   return grain.MapDataset.range(2**40)[shard.part].map(generate)
 
 
-def _mix(options, shard):
-  parts = [_records(options, shard), _synthetic(options, shard)]
-  return grain.MapDataset.mix(parts, list(options["weights"]))
+def _world(options, shard):
+  size = [options[key] for key in ("frames", "height", "width")]
+
+  def generate(number):
+    *_, clip = world.clip(options["split"], int(number), shard.seed, *size)
+    return {"video": clip}
+
+  return grain.MapDataset.range(2**40)[shard.part].map(generate)
 
 
 def _videos(options, shard):
   return _endless(_VideoFiles(options["path"]), shard, _ReadVideo(options))
+
+
+def _mix(options, shard):
+  parts = [_BUILDERS[part](options, shard) for part in options["parts"]]
+  return grain.MapDataset.mix(parts, list(options["weights"]))
+
+
+_BUILDERS = {
+  "records": _records,
+  "videos": _videos,
+  "synthetic": _synthetic,
+  "world": _world,
+  "mix": _mix,
+}
 
 
 def _by(shape) -> str:

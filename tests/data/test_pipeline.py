@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import pipeline, records, synthetic, video
+from dcvideogen_jax.data import pipeline, records, synthetic, video, world
 
 SIZE = {"frames": 4, "height": 16, "width": 24}
 
@@ -48,6 +48,7 @@ def configs(shards, folder):
     "records": {"source": "records", "path": str(shards), **SIZE},
     "videos": {"source": "videos", "path": str(folder), **SIZE},
     "synthetic": {"source": "synthetic", **SIZE},
+    "world": {"source": "world", **SIZE},
     "mix": {"source": "mix", "path": str(shards), **SIZE},
   }
 
@@ -124,7 +125,7 @@ def test_shards_are_disjoint_and_complete(configs, count):
   assert sorted(seen) == list(range(12))
 
 
-@pytest.mark.parametrize("source", ["synthetic", "mix"])
+@pytest.mark.parametrize("source", ["synthetic", "world", "mix"])
 def test_processes_generate_different_clips(configs, source):
   one, other = (
     np.concatenate(_take(configs[source], 10, shard_index=index, shard_count=2))
@@ -191,6 +192,51 @@ def test_mix_keeps_its_weights(configs, monkeypatch):
     assert share == pytest.approx(weights[1] / sum(weights), abs=0.01)
 
 
+def _shows(monkeypatch):
+  """Clips of the world and of synthetic motion become what they are of."""
+
+  def scene(split, index, seed, *size):
+    return None, "", np.full((*size, 3), 100 + world.SPLITS.index(split))
+
+  shape = (4, 16, 24, 3)
+  monkeypatch.setattr(world, "clip", scene)
+  monkeypatch.setattr(synthetic, "clip", lambda *a: np.full(shape, 200))
+
+
+@pytest.mark.parametrize(
+  ("parts", "weights"),
+  [
+    (("world", "records"), (1, 1)),
+    (("synthetic", "world"), (3, 1)),
+    (("records", "synthetic", "world"), (2, 3, 5)),
+    (("world",), (1,)),
+  ],
+)
+def test_mix_of_any_parts(configs, monkeypatch, parts, weights):
+  _shows(monkeypatch)
+  config = configs["mix"] | {"parts": parts, "weights": weights}
+  if "records" not in parts:
+    config["path"] = None
+  clips = np.concatenate(_take(config, 40))[:, 0, 0, 0]
+  # The records have their row in the second channel.
+  shown = {
+    "world": clips[:, 1] == 100,
+    "synthetic": clips[:, 1] == 200,
+    "records": clips[:, 1] < 20,
+  }
+  for part, weight in zip(parts, weights, strict=True):
+    share = shown[part].mean()
+    assert share == pytest.approx(weight / sum(weights), abs=0.01)
+
+
+@pytest.mark.parametrize("split", world.SPLITS)
+def test_the_world_shows_its_split(configs, split):
+  config = configs["world"] | {"split": split}
+  found = _take(config, 2, seed=3, batch_size=2, shard_index=1, shard_count=2)
+  expected = [world.clip(split, i, 3, 4, 16, 24)[2] for i in (1, 3, 5, 7)]
+  np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
 def test_videos_are_read_at_random_places_and_scales(folder, monkeypatch):
   calls = []
   real = video.read_frames
@@ -240,6 +286,13 @@ def test_configs_may_be_config_dicts(configs):
     ({"max_stride": -1}, "max_stride"),
     ({"weights": (1, 0)}, "weights"),
     ({"weights": (1,)}, "weights"),
+    ({"source": "mix", "weights": (1, 2, 3)}, "must be 2 positive numbers"),
+    ({"source": "mix", "parts": ("world", "films")}, "'films'"),
+    ({"source": "mix", "parts": ("world", "mix")}, "parts"),
+    ({"source": "mix", "parts": ("world", "world")}, "different ones"),
+    ({"source": "mix", "parts": (), "weights": ()}, "parts"),
+    ({"source": "mix", "path": None}, "'records' needs a path"),
+    ({"source": "world", "split": "test"}, "'heldout'.*not 'test'"),
     ({"max_zoom": 0.5}, "max_zoom"),
     ({"path": None}, "needs a path"),
     ({"path": "/nowhere"}, "/nowhere"),
