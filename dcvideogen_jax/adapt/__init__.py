@@ -1,0 +1,1 @@
+"""AE-Adapt-V: a video diffusion model moves to another latent space."""

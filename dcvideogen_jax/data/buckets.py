@@ -1,0 +1,221 @@
+"""Aspect buckets: the few sizes that clips of any shape are brought to.
+
+The sizes of DC-VideoGen's training (dc-ai-projects/DC-Gen at commit 562077c).
+Deviation: a clip goes to the bucket whose ratio of height to width is nearest,
+by its logarithm; the official code compares with rounded ratios that it has
+written down.
+"""
+
+import functools
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import UInt8
+
+from dcvideogen_jax import errors
+
+
+class Size(NamedTuple):
+  """Pixels of a video."""
+
+  height: int
+  width: int
+
+  def __str__(self) -> str:
+    return f"{self.height}x{self.width}"
+
+
+def _sizes(text: str) -> tuple[Size, ...]:
+  return tuple(Size(*map(int, size.split("x"))) for size in text.split())
+
+
+# By the pixels that a latent's side stands for, then by name.
+BUCKETS: dict[int, dict[str, tuple[Size, ...]]] = {
+  32: {
+    "480": _sizes(
+      "448x896 480x832 512x768 544x704 640x640 672x608 704x544 768x512 "
+      "832x480 896x448"
+    ),
+    "720": _sizes(
+      "672x1344 704x1280 800x1152 832x1088 960x960 1024x896 1088x832 "
+      "1152x800 1248x736 1280x736 1344x672"
+    ),
+    "1080": _sizes(
+      "704x2880 928x2208 1088x1920 1280x1600 1408x1472 1440x1440 1472x1408 "
+      "1600x1312 1856x1120 2240x928 2880x704"
+    ),
+    "2160": _sizes(
+      "1440x5760 1856x4448 2176x3840 2592x3200 2784x2976 2880x2880 2976x2784 "
+      "3200x2592 3712x2240 4448x1856 5760x1440"
+    ),
+  },
+  64: {
+    "480": _sizes(
+      "448x896 448x832 512x768 576x704 640x640 640x576 704x576 768x512 "
+      "832x512 832x448 896x448"
+    ),
+    "720": _sizes(
+      "704x1344 704x1280 768x1152 832x1088 960x960 1024x896 1088x832 "
+      "1152x768 1216x768 1280x704 1344x704"
+    ),
+  },
+}
+
+
+def find(name: str, factor: int = 32) -> tuple[Size, ...]:
+  """The sizes that a name stands for.
+
+  Args:
+    name: such as "480", or sizes of one's own, such as "64x64" or
+      "64x96,96x64".
+    factor: pixels of a latent's side, of which sizes are multiples.
+
+  Raises:
+    errors.UserError: if there are none, or one is no multiple.
+  """
+  known = BUCKETS.get(factor, {})
+  if name in known:
+    return known[name]
+  own = name.split(",")
+  if not all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) for size in own):
+    raise errors.UserError(
+      f"there are no buckets {name!r} for latents of {factor} pixels: expected "
+      f"{', '.join([*known, 'HEIGHTxWIDTH'])}"
+    )
+  sizes = _sizes(" ".join(own))
+  for size in sizes:
+    if size.height % factor or size.width % factor:
+      raise errors.UserError(
+        f"the size {size} is no multiple of {factor} pixels, as the "
+        "autoencoder needs"
+      )
+  return sizes
+
+
+def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
+  """The size whose shape is most like that of a video; the first of equals."""
+  ratio = math.log(height / width)
+  return min(sizes, key=lambda s: abs(math.log(s.height / s.width) - ratio))
+
+
+def fit(
+  frame: UInt8[np.ndarray, "h w 3"], size: Size
+) -> UInt8[np.ndarray, "{size.height} {size.width} 3"]:
+  """Resizes a frame so that it covers the size, and cuts the centre out.
+
+  Bilinear without antialiasing, as torch's interpolation does and as the
+  official training has it; rounded to whole levels.
+  """
+  if frame.shape[:2] == size:
+    return frame
+  scale = max(size.height / frame.shape[0], size.width / frame.shape[1])
+  x = frame
+  for axis, extent in enumerate(size):
+    x = _resample(
+      x, max(extent, round(frame.shape[axis] * scale)), extent, axis
+    )
+  return (x + np.float32(0.5)).astype(np.uint8)
+
+
+def _resample(x, size: int, extent: int, axis: int):
+  """The middle `extent` of `size` samples of an axis, float32."""
+  near, far, weight = _taps(x.shape[axis], size, extent)
+  weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+  first = np.take(x, near, axis).astype(np.float32)
+  return first + weight * (np.take(x, far, axis) - first)
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(length: int, size: int, extent: int):
+  """Where samples come from: two places, and the weight of the second."""
+  place = np.arange(extent, dtype=np.float32) + (size - extent) // 2
+  place = (place + np.float32(0.5)) * np.float32(length / size)
+  place = np.maximum(place - np.float32(0.5), 0)
+  near = np.minimum(place.astype(np.int64), length - 1)
+  far = np.minimum(near + 1, length - 1)
+  return near, far, place - near.astype(np.float32)
+
+
+# --- batches of equal shapes -------------------------------------------------
+
+
+class Part(NamedTuple):
+  """The clips of one bucket.
+
+  Attributes:
+    name: for messages.
+    source: random access to elements.
+    transform: makes an element into arrays, with a random generator.
+  """
+
+  name: str
+  source: Sequence
+  transform: grain.transforms.RandomMap
+
+
+def batches(
+  parts: Sequence[Part],
+  *,
+  batch_size: int,
+  seed: int,
+  shard_index: int,
+  shard_count: int,
+  num_threads: int,
+) -> grain.DatasetIterator:
+  """An endless iterator over batches, each of one bucket.
+
+  Every clip comes once an epoch of its bucket, in a new order each. All
+  processes take the same bucket at the same step, and a bucket's turn comes in
+  proportion to its clips. `get_state()` and `set_state(state)` continue at
+  exactly the next batch, with any number of threads. Call `close()` when done.
+
+  Args:
+    parts: the buckets; those with fewer clips than there are processes are
+      left out, with a warning.
+    batch_size: clips per batch of this process.
+    seed: of the order and of the transforms.
+    shard_index: this process among `shard_count`; their clips are disjoint.
+    shard_count: number of processes.
+    num_threads: readers; 0 reads in the calling thread.
+
+  Raises:
+    errors.UserError: if a number is out of range, or no part has clips enough.
+  """
+  if batch_size <= 0 or seed < 0 or not 0 <= shard_index < shard_count:
+    raise errors.UserError(
+      "expected a positive batch_size, a seed of 0 or more and shard_index in "
+      f"[0, {shard_count}), found {batch_size}, {seed} and {shard_index}"
+    )
+  datasets, counts = [], []
+  for number, part in enumerate(parts):
+    if len(part.source) < shard_count:
+      warnings.warn(
+        f"{part.name} has {len(part.source)} clips, fewer than {shard_count} "
+        "processes, and is left out",
+        stacklevel=3,
+      )
+      continue
+    # Grain numbers elements per dataset, so each needs a seed of its own.
+    entropy = np.random.SeedSequence((seed, shard_index, number))
+    source = grain.MapDataset.source(part.source)
+    dataset = source.seed(int(entropy.generate_state(1)[0]))
+    dataset = dataset[shard_index::shard_count].shuffle().repeat()
+    dataset = dataset.random_map(part.transform)
+    datasets.append(dataset.batch(batch_size, drop_remainder=True))
+    counts.append(len(part.source))
+  if not datasets:
+    raise errors.UserError(
+      f"there are too few clips for {shard_count} processes: "
+      + ", ".join(f"{part.name} has {len(part.source)}" for part in parts)
+    )
+  shares = [count / math.fsum(counts) for count in counts]
+  mixed = grain.MapDataset.mix(datasets, shares)
+  read = grain.ReadOptions(
+    num_threads=num_threads, prefetch_buffer_size=max(2, num_threads)
+  )
+  return iter(mixed.to_iter_dataset(read))

@@ -1,0 +1,163 @@
+"""Batches of videos and captions, for training straight from files."""
+
+import collections
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.data import buckets, clip_sources, latents, tokenize
+
+_REQUIRED = ("source", "path", "tokenizer", "frames")
+_DEFAULTS = {
+  "captions": None,
+  "bucket": None,
+  "height": None,
+  "width": None,
+  "factor": 32,
+  "text_tokens": tokenize.LENGTH,
+  "image_size": None,
+  "stretch": False,
+}
+
+
+def batches(
+  config: Mapping[str, Any],
+  *,
+  batch_size: int,
+  seed: int,
+  shard_index: int = 0,
+  shard_count: int = 1,
+  num_threads: int = 4,
+) -> grain.DatasetIterator:
+  """An endless iterator over batches of videos and their captions.
+
+  See `buckets.batches` for the order, for resuming and for processes. All
+  files are looked at first; those that cannot be used are left out with a
+  warning: without a caption, too short or damaged.
+
+  Args:
+    config: keys
+      source: "captioned_videos".
+      path: a folder of videos.
+      captions: a table as `captions.read` takes it; None is the .txt files
+        beside the videos.
+      tokenizer: a directory with a tokenizer.json.
+      frames: of a clip, the first of the video.
+      bucket: a name as `buckets.find` takes it; or
+      height, width: of all clips.
+      factor: pixels of a latent's side, which sizes are multiples of; 32.
+      text_tokens: tokens of a row; 512.
+      image_size: of what CLIP sees of the first frame; None for nothing.
+      stretch: shows CLIP the whole first frame, as `clip_images.preprocess`
+        says, and not the middle of what was cut out; False.
+    batch_size: clips per batch of this process.
+    seed: of the order, and of which caption a clip comes with: in proportion
+      to the tenth power of their scores.
+    shard_index: this process among `shard_count`.
+    shard_count: number of processes.
+    num_threads: readers; 0 reads in the calling thread.
+
+  Returns:
+    Batches of "video", uint8 (b, frames, h, w, 3), "ids" and "mask", int32
+    (b, text_tokens), and with an image_size "pixels", float32
+    (b, image_size, image_size, 3).
+
+  Raises:
+    errors.UserError: for a bad config, if no video can be used, and while
+      iterating for a video that turns out to be damaged.
+  """
+  options = _checked(config)
+  name = options["bucket"] or f"{options['height']}x{options['width']}"
+  sizes = buckets.find(name, options["factor"])
+  folder = clip_sources.Folder(options["path"], options["captions"])
+  tokenizer = tokenize.Tokenizer.from_directory(options["tokenizer"])
+  usable = _usable(folder, options["frames"], sizes)
+  parts = [
+    buckets.Part(
+      f"{options['path']}, {size}",
+      usable[size],
+      _Draw(folder, size, tokenizer, options),
+    )
+    for size in sizes
+    if size in usable
+  ]
+  return buckets.batches(
+    parts,
+    batch_size=batch_size,
+    seed=seed,
+    shard_index=shard_index,
+    shard_count=shard_count,
+    num_threads=num_threads,
+  )
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config with defaults, or one sentence about what is wrong."""
+  unknown = sorted(set(config) - set(_DEFAULTS) - set(_REQUIRED))
+  missing = [key for key in _REQUIRED if not config.get(key)]
+  if unknown or missing or config["source"] != "captioned_videos":
+    raise errors.UserError(
+      f"the data config has unknown keys {unknown}, lacks {missing}, or has "
+      f"another source than 'captioned_videos'; found {dict(config)}"
+    )
+  options = _DEFAULTS | dict(config)
+  sides = [options["height"], options["width"]]
+  if (options["bucket"] is None) == (None in sides):
+    raise errors.UserError(
+      "the data config needs either a bucket or height and width, found "
+      f"{options['bucket']!r} and {sides}"
+    )
+  for key in ("frames", "text_tokens"):
+    if not isinstance(options[key], int) or options[key] <= 0:
+      raise errors.UserError(
+        f"{key} of the data config must be positive, not {options[key]!r}"
+      )
+  return options
+
+
+def _usable(
+  folder: clip_sources.Folder, frames: int, sizes: Sequence[buckets.Size]
+) -> dict[buckets.Size, list[int]]:
+  """Numbers of the clips that can be trained on, by bucket."""
+  usable, out = collections.defaultdict(list), []
+  for i in range(len(folder)):
+    try:
+      if not folder[i].captions:
+        raise errors.UserError("it has no caption")
+      usable[folder.place(i, frames, sizes).size].append(i)
+    except errors.UserError as e:
+      out.append(f"{folder[i].file} ({e})")
+  if not usable:
+    raise errors.UserError(f"no video can be used: {out[0]}")
+  if out:
+    warnings.warn(
+      f"{len(out)} of {len(folder)} videos are left out, such as {out[0]}",
+      stacklevel=3,
+    )
+  return usable
+
+
+class _Draw(grain.transforms.RandomMap):
+  """A clip's number as arrays, with one of its captions."""
+
+  def __init__(self, folder, size, tokenizer, options):
+    self._folder, self._size, self._tokenizer = folder, size, tokenizer
+    self._options = options
+
+  def random_map(self, element: int, rng: np.random.Generator):
+    options = self._options
+    loaded = self._folder.load(int(element), options["frames"], [self._size])
+    texts = loaded.meta["captions"]
+    odds = latents.caption_weights(len(texts), loaded.meta["scores"])
+    text = texts[rng.choice(len(texts), p=odds)]
+    ids, mask = self._tokenizer([text], options["text_tokens"])
+    arrays = {"video": loaded.video, "ids": ids[0], "mask": mask[0]}
+    if options["image_size"] is not None:
+      arrays["pixels"] = clip_sources.pixels(
+        loaded, options["image_size"], options["stretch"]
+      )
+    return arrays

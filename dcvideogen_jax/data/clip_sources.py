@@ -1,0 +1,330 @@
+"""Where captioned clips come from: files, a TFDS data set, or a made-up world.
+
+All sources give clips alike: the first frames of a video, at its own frame
+rate, brought to the size of a bucket.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.data import (
+  buckets,
+  captions,
+  clip_images,
+  video,
+  world,
+)
+
+# What the features of a TFDS data set may be called.
+_VIDEO = ("video", "mp4")
+_CAPTIONS = ("captions", "caption", "text")
+_SCORES = ("scores", "score")
+_WORLD_FPS = 16.0
+
+
+class Loaded(NamedTuple):
+  """The beginning of a video.
+
+  Attributes:
+    video: (t, h, w, 3), resized and cut.
+    first: the first frame as the file has it.
+    meta: "file", "captions", "scores", "fps" and what else is known.
+  """
+
+  video: UInt8[np.ndarray, "t h w 3"]
+  first: UInt8[np.ndarray, "h w 3"]
+  meta: dict[str, Any]
+
+
+class Place(NamedTuple):
+  """What is known of a clip before it is read.
+
+  Attributes:
+    size: of its bucket.
+    seconds: of the whole video; None if its frame rate is unknown.
+  """
+
+  size: buckets.Size
+  seconds: float | None
+
+
+class Folder:
+  """Video files and their captions; see `captions.read`."""
+
+  def __init__(
+    self,
+    folder: str | os.PathLike[str],
+    table: str | os.PathLike[str] | None = None,
+  ):
+    self._folder = pathlib.Path(folder)
+    self._clips = captions.read(folder, table)
+
+  def __len__(self) -> int:
+    return len(self._clips)
+
+  def __getitem__(self, index: int) -> captions.Captioned:
+    return self._clips[index]
+
+  def about(self) -> dict[str, Any]:
+    """What tells this source from others; the place of the folder does not."""
+    digest = hashlib.sha256()
+    for clip in self._clips:
+      path = self._folder / clip.file
+      size = path.stat().st_size if path.is_file() else None
+      digest.update(json.dumps([*clip, size]).encode())
+    return {"kind": "videos", "clips": len(self), "sha256": digest.hexdigest()}
+
+  def place(
+    self, index: int, frames: int, sizes: Sequence[buckets.Size]
+  ) -> Place:
+    """Looks at a video; arguments and errors as of `load`."""
+    path = self._folder / self._clips[index].file
+    return _place(path, frames, sizes)
+
+  def load(
+    self, index: int, frames: int, sizes: Sequence[buckets.Size]
+  ) -> Loaded:
+    """Reads the beginning of a video, for the nearest size.
+
+    Args:
+      index: of the clip.
+      frames: that are needed.
+      sizes: of the buckets.
+
+    Raises:
+      errors.UserError: if it is missing, damaged or has fewer frames.
+    """
+    clip = self._clips[index]
+    return _load(self._folder / clip.file, clip, frames, sizes)
+
+
+class TensorFlowDataset:
+  """A data set that TFDS wrote in the ArrayRecord format: mp4 bytes and text.
+
+  TFDS reads it without TensorFlow. The features are "video" (or "mp4"), bytes
+  of a video file, "caption", "captions" or "text", and maybe "score" or
+  "scores".
+  """
+
+  def __init__(self, name: str, directory: str | None, split: str = "train"):
+    """Opens the data set.
+
+    Args:
+      name: as TFDS knows it, "name", "name/config" or "name:version".
+      directory: where TFDS keeps data sets; None is its default.
+      split: which part, such as "train" or "train[:1000]".
+
+    Raises:
+      errors.UserError: if there is no such data set or it cannot be read.
+    """
+    self._opened = (name, directory, split)
+    # Takes seconds, and registers every data set it knows of.
+    import tensorflow_datasets as tfds
+
+    try:
+      builder = tfds.builder(name, data_dir=directory)
+      self._source = builder.as_data_source(split=split)
+      features = builder.info.features
+    except Exception as e:  # It raises many kinds, its own and others'.
+      reason = (str(e).splitlines() or [type(e).__name__])[0]
+      raise errors.UserError(
+        f"cannot read the data set {name} in {directory or 'the default place'}"
+        f": {reason}"
+      ) from e
+    self._name = builder.info.full_name
+    self._split = split
+    self._video, self._captions, self._scores = (
+      next((key for key in keys if key in features), None)
+      for keys in (_VIDEO, _CAPTIONS, _SCORES)
+    )
+    if self._video is None:
+      raise errors.UserError(
+        f"the data set {name} has no feature {' or '.join(_VIDEO)}, only "
+        f"{', '.join(features)}"
+      )
+
+  def __reduce__(self):
+    """Other processes open it themselves."""
+    return type(self), self._opened
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> captions.Captioned:
+    return self._captioned(index, self._source[index])
+
+  def about(self) -> dict[str, Any]:
+    return {
+      "kind": "tfds",
+      "clips": len(self),
+      "name": self._name,
+      "split": self._split,
+    }
+
+  def place(
+    self, index: int, frames: int, sizes: Sequence[buckets.Size]
+  ) -> Place:
+    def place(path):
+      return _place(path, frames, sizes)
+
+    return self._with_file(self._source[index], place)
+
+  def load(
+    self, index: int, frames: int, sizes: Sequence[buckets.Size]
+  ) -> Loaded:
+    row = self._source[index]
+    clip = self._captioned(index, row)
+
+    def load(path):
+      return _load(path, clip, frames, sizes)
+
+    return self._with_file(row, load)
+
+  def _captioned(self, index, row):
+    texts = _listed(row[self._captions]) if self._captions else []
+    scores = _listed(row[self._scores]) if self._scores else None
+    return captions.checked(
+      f"{self._split}/{index}",
+      [x.decode() if isinstance(x, bytes) else str(x) for x in texts],
+      None if scores is None else [float(x) for x in scores],
+      f"element {index} of {self._name}: ",
+    )
+
+  def _with_file(self, row, function: Callable[[pathlib.Path], Any]) -> Any:
+    """A function of the video, for which it becomes a file for a while."""
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+      file.write(row[self._video])
+      file.flush()
+      return function(pathlib.Path(file.name))
+
+
+class World:
+  """Clips of `data.world`, in its order; the meta has the scene.
+
+  They are rendered in the size that is asked for, the first of several.
+  """
+
+  def __init__(self, count: int, split: str = "train", seed: int = 0):
+    """Checks the arguments.
+
+    Raises:
+      errors.UserError: for a number below 1 or another split.
+    """
+    if count < 1:
+      raise errors.UserError(f"expected one clip or more, found {count}")
+    world.scenes(split)
+    self._count, self._split, self._seed = count, split, seed
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, index: int) -> captions.Captioned:
+    _, caption, _ = world.clip(self._split, index, self._seed, 1)
+    return captions.Captioned(self._name(index), (caption,))
+
+  def about(self) -> dict[str, Any]:
+    return {
+      "kind": "world",
+      "clips": self._count,
+      "split": self._split,
+      "seed": self._seed,
+    }
+
+  def place(
+    self, index: int, frames: int, sizes: Sequence[buckets.Size]
+  ) -> Place:
+    del index
+    return Place(sizes[0], frames / _WORLD_FPS)
+
+  def load(
+    self, index: int, frames: int, sizes: Sequence[buckets.Size]
+  ) -> Loaded:
+    scene, caption, clip = world.clip(
+      self._split, index, self._seed, frames, *sizes[0]
+    )
+    meta = {
+      "file": self._name(index),
+      "captions": [caption],
+      "scores": None,
+      "fps": _WORLD_FPS,
+      "scene": scene._asdict(),
+    }
+    return Loaded(clip, clip[0], meta)
+
+  def _name(self, index):
+    return f"world/{self._split}/{self._seed}/{index}"
+
+
+def _listed(value) -> list:
+  return list(value) if isinstance(value, list | np.ndarray) else [value]
+
+
+def _place(
+  path: pathlib.Path, frames: int, sizes: Sequence[buckets.Size]
+) -> Place:
+  with _about(path):
+    info = video.probe(path)
+  _require(info.frames, frames)
+  size = buckets.nearest(info.height, info.width, sizes)
+  return Place(size, info.frames / info.fps if info.fps else None)
+
+
+def _load(
+  path: pathlib.Path,
+  clip: captions.Captioned,
+  frames: int,
+  sizes: Sequence[buckets.Size],
+) -> Loaded:
+  with _about(path):
+    info = video.probe(path)
+  _require(info.frames, frames)
+  size = buckets.nearest(info.height, info.width, sizes)
+  found, first = [], None
+  with _about(path):
+    for frame in video.read_frames(path, max_frames=frames):
+      first = frame if first is None else first
+      found.append(buckets.fit(frame, size))
+  # What the container says is not always so.
+  _require(len(found), frames)
+  meta = {
+    "file": clip.file,
+    "captions": list(clip.captions),
+    "scores": None if clip.scores is None else list(clip.scores),
+    "fps": round(info.fps, 3),
+  }
+  return Loaded(np.stack(found), first, meta)
+
+
+@contextlib.contextmanager
+def _about(path: pathlib.Path):
+  """Complaints about a file without its path, which a list has already."""
+  try:
+    yield
+  except errors.UserError as e:
+    raise errors.UserError(str(e).replace(str(path), "it")) from e
+
+
+def _require(found: int, needed: int) -> None:
+  if found < needed:
+    raise errors.UserError(f"it has {found} frames, fewer than {needed}")
+
+
+def pixels(loaded: Loaded, size: int, stretch: bool) -> np.ndarray:
+  """What CLIP sees of a clip: float32 (size, size, 3).
+
+  The middle of the first frame as it was cut out, which is what the released
+  pipeline shows; or, stretched, the whole first frame of the file, as in the
+  official training.
+  """
+  image = loaded.first if stretch else loaded.video[0]
+  return clip_images.preprocess(image, size, stretch=stretch)

@@ -1,0 +1,354 @@
+"""Clips that were encoded beforehand: records, and batches for training.
+
+A folder of `launch.precompute` (see `data.parts` for how it is laid out) holds
+records of named arrays:
+
+  base            (t, h, w, c)  latents of the base model's autoencoder, the
+                  mean of the posterior, normalised
+  deep            (t, h, w, c)  DC-AE-V's, times its scale; the same t
+  base_condition  (t, h, w, c)  the first frame amid grey, encoded likewise
+  deep_condition  (t, h, w, c)
+  text            (s, e)        the text encoder's, without padding, one array
+                  for each caption
+  image           (m, e)        CLIP's, of the first frame
+
+and what is known of the clip as JSON: "file", "captions", "scores" (or null),
+"fps". Which of the arrays are there is up to who made the folder. The clips of
+a bucket have equal shapes, but for the texts.
+"""
+
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import grain
+import ml_dtypes
+import numpy as np
+from grain import sources
+from jaxtyping import Float
+from safetensors import numpy as safetensors
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.data import buckets
+
+KEYS = ("base", "deep", "base_condition", "deep_condition", "text", "image")
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+SUFFIX = ".array_record"
+INDEX, NEGATIVE = "index.json", "negative.safetensors"
+FORMAT = 1
+# Of a caption's score, for how often it is drawn: as in the official training.
+SCORE_POWER = 10
+
+_LENGTH = struct.Struct("<Q")
+_STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_META = "__metadata__"
+_REQUIRED = ("source", "path")
+_DEFAULTS = {"keys": None, "text_tokens": 512}
+
+
+def encode(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> bytes:
+  """One record, in the format of safetensors.
+
+  Args:
+    arrays: by the names above, float32 or bfloat16; "text" is a list.
+    meta: what JSON can hold.
+
+  Raises:
+    ValueError: for another name or dtype.
+  """
+  flat = {}
+  for name, value in arrays.items():
+    if name not in KEYS:
+      raise ValueError(f"a record has no {name!r}, only {KEYS}")
+    several = value if name == "text" else [value]
+    for i, array in enumerate(several):
+      if array.dtype not in _STORED.values():
+        raise ValueError(f"{name} is {array.dtype}, not one of {[*DTYPES]}")
+      key = f"text.{i}" if name == "text" else name
+      flat[key] = np.ascontiguousarray(array)
+  # One key: the library writes several in any order.
+  return safetensors.save(flat, {"meta": json.dumps(meta, ensure_ascii=False)})
+
+
+def decode(
+  record: bytes, keys: Sequence[str] = KEYS
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The arrays and the meta of a record; the arrays are views of it.
+
+  Args:
+    record: made by `encode`.
+    keys: names to take, where they are there; "text" gives a list.
+
+  Raises:
+    ValueError: if it was not made by `encode` or was cut off.
+  """
+  try:
+    (length,) = _LENGTH.unpack_from(record)
+    start = _LENGTH.size + length
+    header = json.loads(record[_LENGTH.size : start])
+    meta = json.loads(header.pop(_META)["meta"])
+    flat = {}
+    for key, entry in header.items():
+      if key.partition(".")[0] in keys:
+        first, last = entry["data_offsets"]
+        flat[key] = np.frombuffer(
+          memoryview(record)[start + first : start + last],
+          _STORED[entry["dtype"]],
+        ).reshape(entry["shape"])
+  except (struct.error, KeyError, TypeError, ValueError) as e:
+    raise ValueError(f"it is no record of encoded clips: {e!r}") from e
+  texts = [key for key in flat if key.startswith("text.")]
+  texts.sort(key=lambda key: int(key.partition(".")[2]))
+  arrays = {key: flat[key] for key in flat if key not in texts}
+  if texts:
+    arrays["text"] = [flat[key] for key in texts]
+  return arrays, meta
+
+
+def caption_weights(count: int, scores: Sequence[float] | None) -> np.ndarray:
+  """How likely each caption of a clip is to be drawn: float64 (count,).
+
+  In proportion to the tenth power of its score; all alike without scores, or
+  where all are zero.
+  """
+  if scores is None or max(scores) <= 0:
+    return np.full(count, 1 / count)
+  # Relative to the largest: a power of a large score might not be finite.
+  weights = (np.asarray(scores, np.float64) / max(scores)) ** SCORE_POWER
+  return weights / weights.sum()
+
+
+def padded(text: np.ndarray, tokens: int) -> Float[np.ndarray, "{tokens} e"]:
+  """A text's embedding cut to or filled with zeros up to `tokens`, float32."""
+  row = np.zeros((tokens, text.shape[-1]), np.float32)
+  row[: len(text)] = text[:tokens]
+  return row
+
+
+def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
+  """The index of a folder of encoded clips.
+
+  Returns:
+    "records" their number; "settings" what they were made with; "facts" such as
+    "latent_scale", DC-AE-V's; "buckets", name -> {"records", "shapes": name ->
+    shape of the arrays but for texts}; "parts", name -> {bucket: records}.
+
+  Raises:
+    errors.UserError: if there is none, or it is damaged or of another version.
+  """
+  path = pathlib.Path(directory) / INDEX
+  try:
+    index = json.loads(path.read_text(encoding="utf-8"))
+    if index["format"] != FORMAT:
+      raise errors.UserError(
+        f"{path} has the format {index['format']}, expected {FORMAT}: make the "
+        "folder again with python -m launch.precompute"
+      )
+    known = {"records", "settings", "facts", "buckets", "parts"}
+    if missing := sorted(known - index.keys()):
+      raise errors.UserError(f"{path} lacks {', '.join(missing)}")
+  except FileNotFoundError as e:
+    raise errors.UserError(
+      f"{directory} has no {INDEX}: it is not a folder of python -m "
+      "launch.precompute, or that was not finished"
+    ) from e
+  except (OSError, KeyError, TypeError, UnicodeDecodeError) as e:
+    raise errors.UserError(f"cannot read {path}: {e}") from e
+  except json.JSONDecodeError as e:
+    raise errors.UserError(f"{path} is damaged: {e}") from e
+  return index
+
+
+def negative(
+  directory: str | os.PathLike[str], tokens: int = 512
+) -> Float[np.ndarray, "{tokens} e"]:
+  """The embedding of the negative prompt, which a dropped text becomes.
+
+  Raises:
+    errors.UserError: if the folder has none, or it is damaged.
+  """
+  path = pathlib.Path(directory) / NEGATIVE
+  try:
+    arrays, _ = decode(path.read_bytes(), ("text",))
+    return padded(arrays["text"][0], tokens)
+  except FileNotFoundError as e:
+    raise errors.UserError(
+      f"{directory} has no {NEGATIVE}: it was made without a text encoder"
+    ) from e
+  except (OSError, ValueError, KeyError) as e:
+    raise errors.UserError(f"cannot read {path}: {e}") from e
+
+
+class Records:
+  """Random access to the records of one bucket, for Grain.
+
+  `records[i]` is bytes for `decode`.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    bucket: str,
+    index: Mapping[str, Any] | None = None,
+  ):
+    """Opens the shards.
+
+    Args:
+      directory: of the encoded clips.
+      bucket: a key of the index's "buckets".
+      index: what `read_index` gives, if at hand.
+
+    Raises:
+      errors.UserError: if one is missing, damaged or has another number of
+        records than the index says.
+    """
+    self._directory, self._bucket = pathlib.Path(directory), bucket
+    index = index or read_index(directory)
+    counts = {
+      self._directory / part / f"{bucket}{SUFFIX}": held[bucket]
+      for part, held in index["parts"].items()
+      if held.get(bucket)
+    }
+    for path, expected in counts.items():
+      try:
+        found = len(sources.ArrayRecordDataSource([str(path)]))
+      except (OSError, RuntimeError) as e:
+        raise errors.UserError(
+          f"{path} is missing or damaged: {_line(e)}"
+        ) from e
+      if found != expected:
+        raise errors.UserError(
+          f"{path} has {found} records, expected {expected}"
+        )
+    self._source = sources.ArrayRecordDataSource([str(p) for p in counts])
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: SupportsIndex) -> bytes:
+    if not 0 <= int(index) < len(self):
+      raise IndexError(f"{self} has no record {index}")
+    try:
+      return self._source[index]
+    except RuntimeError as e:
+      raise errors.UserError(f"record {index} of {self}: {_line(e)}") from e
+
+  def __repr__(self) -> str:
+    return f"Records({str(self._directory)!r}, {self._bucket!r})"
+
+
+def batches(
+  config: Mapping[str, Any],
+  *,
+  batch_size: int,
+  seed: int,
+  shard_index: int = 0,
+  shard_count: int = 1,
+  num_threads: int = 4,
+) -> grain.DatasetIterator:
+  """An endless iterator over batches of encoded clips.
+
+  See `buckets.batches` for the order, for resuming and for processes.
+
+  Args:
+    config: keys
+      source: "latents".
+      path: the folder.
+      keys: out of `KEYS`; None takes what the folder has.
+      text_tokens: every text is cut to or filled with zeros up to these; 512.
+    batch_size: clips per batch of this shard.
+    seed: order, and which of its captions a clip comes with: drawn in
+      proportion to the tenth power of their scores.
+    shard_index: this process among `shard_count`.
+    shard_count: number of processes.
+    num_threads: readers; 0 reads in the calling thread.
+
+  Returns:
+    Batches of the arrays above, float32, with a leading axis; "text" is
+    (b, text_tokens, e).
+
+  Raises:
+    errors.UserError: for a bad config or a damaged folder, and while iterating
+      for a damaged record.
+  """
+  options = _checked(config)
+  index = read_index(options["path"])
+  keys = _keys(options, index)
+  parts = []
+  for bucket, about in index["buckets"].items():
+    records = Records(options["path"], bucket, index)
+    shapes = {key: about["shapes"][key] for key in keys}
+    draw = _Draw(repr(records), shapes, options["text_tokens"])
+    parts.append(buckets.Part(bucket, records, draw))
+  return buckets.batches(
+    parts,
+    batch_size=batch_size,
+    seed=seed,
+    shard_index=shard_index,
+    shard_count=shard_count,
+    num_threads=num_threads,
+  )
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config with defaults, or one sentence about what is wrong."""
+  unknown = sorted(set(config) - set(_DEFAULTS) - set(_REQUIRED))
+  missing = [key for key in _REQUIRED if not config.get(key)]
+  if unknown or missing or config["source"] != "latents":
+    raise errors.UserError(
+      f"the data config has unknown keys {unknown}, lacks {missing}, or has "
+      f"another source than 'latents'; found {dict(config)}"
+    )
+  options = _DEFAULTS | dict(config)
+  tokens = options["text_tokens"]
+  if not isinstance(tokens, int) or tokens <= 0:
+    raise errors.UserError(
+      f"text_tokens of the data config must be positive, not {tokens!r}"
+    )
+  return options
+
+
+def _keys(options, index) -> tuple[str, ...]:
+  """The arrays to read, of those that every bucket has."""
+  held = [
+    key
+    for key in KEYS
+    if all(key in about["shapes"] for about in index["buckets"].values())
+  ]
+  keys = tuple(held if options["keys"] is None else options["keys"])
+  if missing := [key for key in keys if key not in held]:
+    raise errors.UserError(
+      f"{options['path']} has no {', '.join(missing)}, only {', '.join(held)}"
+    )
+  return keys
+
+
+class _Draw(grain.transforms.RandomMap):
+  """A record as arrays, with one of its captions."""
+
+  def __init__(self, name: str, shapes: Mapping[str, Any], tokens: int):
+    self._name, self._shapes, self._tokens = name, shapes, tokens
+
+  def random_map(self, element: bytes, rng: np.random.Generator):
+    try:
+      arrays, meta = decode(element, tuple(self._shapes))
+      for key, shape in self._shapes.items():
+        if key != "text" and [*arrays[key].shape] != shape:
+          raise ValueError(f"{key} is {arrays[key].shape}, expected {shape}")
+      if "text" in self._shapes:
+        texts = arrays["text"]
+        odds = caption_weights(len(texts), meta["scores"])
+        chosen = texts[rng.choice(len(texts), p=odds)]
+        arrays["text"] = padded(chosen, self._tokens)
+      return {key: arrays[key].astype(np.float32) for key in self._shapes}
+    except (ValueError, KeyError) as e:
+      raise errors.UserError(
+        f"a record of {self._name} is damaged: {_line(e)}"
+      ) from e
+
+
+def _line(error: Exception) -> str:
+  return " ".join(str(error).split())

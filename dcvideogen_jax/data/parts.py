@@ -1,0 +1,242 @@
+"""Writes folders of encoded clips, part by part.
+
+  DIR/settings.json                    what the folder is made with, first
+  DIR/part-00000/480x832.array_record  the clips of a part in one bucket
+  DIR/part-00000/part.json             their number, their shapes, what was left
+                                       out and why
+  DIR/negative.safetensors             the negative prompt's embedding, if any
+  DIR/skipped.jsonl                    all that was left out
+  DIR/index.json                       the whole, last
+
+A part appears when it is complete, so a folder can be continued after any
+interruption, and parts can be made in any order and by any process. Nothing in
+the folder depends on when, by which process or in what order.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+
+from dcvideogen_jax import errors, files
+from dcvideogen_jax.data import latents
+
+SETTINGS, PART, SKIPPED = "settings.json", "part.json", "skipped.jsonl"
+# One clip per chunk, or reading one would decompress its neighbours too.
+_OPTIONS = "group_size:1,zstd:1"
+
+
+def name(number: int) -> str:
+  """The directory of a part."""
+  return f"part-{number:05d}"
+
+
+def begin(
+  directory: str | os.PathLike[str], settings: Mapping[str, Any]
+) -> pathlib.Path:
+  """Makes the folder, or continues one that has the same settings.
+
+  Raises:
+    errors.UserError: if it has other settings, or is no such folder.
+  """
+  directory = files.make_directory(directory)
+  path = directory / SETTINGS
+  if not path.exists():
+    if any(p.name[0] != "." for p in directory.iterdir()):
+      raise errors.UserError(
+        f"{directory} is not empty and has no {SETTINGS} to continue from"
+      )
+    with files.atomic(path) as temporary:
+      temporary.write_text(_json(settings), encoding="utf-8")
+    return directory
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differ = [
+      f"{key} was {found.get(key)!r} and is {settings.get(key)!r}"
+      for key in sorted(found.keys() | settings.keys())
+      if found.get(key) != json.loads(json.dumps(settings.get(key)))
+    ]
+  except (OSError, ValueError, AttributeError) as e:
+    raise errors.UserError(f"cannot read {path}: {e}") from e
+  if differ:
+    raise errors.UserError(
+      f"{directory} was begun with other settings: {'; '.join(differ)}"
+    )
+  return directory
+
+
+def is_done(directory: pathlib.Path, number: int) -> bool:
+  """Whether a part is there."""
+  return (directory / name(number)).is_dir()
+
+
+class Writer:
+  """Writes one part, as a context manager; an exception leaves nothing."""
+
+  def __init__(
+    self, directory: pathlib.Path, number: int, facts: Mapping[str, Any]
+  ):
+    """Names the part.
+
+    Args:
+      directory: of the whole, which is begun.
+      number: of the part.
+      facts: what readers may want to know; the same for all parts.
+    """
+    self._path = directory / name(number)
+    self._writers: dict[str, Any] = {}
+    self._about: dict[str, Any] = {
+      "facts": dict(facts),
+      "buckets": {},
+      "skipped": [],
+    }
+
+  def __enter__(self) -> "Writer":
+    with _writing(self._path):
+      # What an interrupted process left of this very part.
+      for left in self._path.parent.glob(f".{self._path.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+      self._temporary = pathlib.Path(
+        tempfile.mkdtemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+      )
+    return self
+
+  def write(
+    self, bucket: str, arrays: Mapping[str, Any], meta: Mapping[str, Any]
+  ) -> None:
+    """Appends a clip; see `latents.encode`.
+
+    Raises:
+      ValueError: if its shapes are not those of the bucket.
+      errors.UserError: if it cannot be written.
+    """
+    shapes = {
+      key: None if key == "text" else [*value.shape]
+      for key, value in sorted(arrays.items())
+    }
+    held = self._about["buckets"].setdefault(
+      bucket, {"records": 0, "shapes": shapes}
+    )
+    if held["shapes"] != shapes:
+      raise ValueError(f"{bucket} has {held['shapes']}, found {shapes}")
+    with _writing(self._path):
+      if bucket not in self._writers:
+        path = self._temporary / f"{bucket}{latents.SUFFIX}"
+        self._writers[bucket] = array_record_module.ArrayRecordWriter(
+          str(path), _OPTIONS
+        )
+      self._writers[bucket].write(latents.encode(arrays, meta))
+    held["records"] += 1
+
+  def skip(self, file: str, reason: str) -> None:
+    """Notes a clip that is left out."""
+    self._about["skipped"].append({"file": file, "reason": reason})
+
+  def __exit__(self, kind, value, traceback) -> None:
+    try:
+      with _writing(self._path):
+        for writer in self._writers.values():
+          writer.close()
+        if kind is None:
+          self._finish()
+    finally:
+      shutil.rmtree(self._temporary, ignore_errors=True)
+
+  def _finish(self) -> None:
+    (self._temporary / PART).write_text(_json(self._about), encoding="utf-8")
+    for path in self._temporary.iterdir():
+      with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    self._temporary.chmod(0o777 & ~umask)
+    with contextlib.suppress(OSError):
+      self._temporary.rename(self._path)
+    if not self._path.is_dir():
+      raise OSError(f"{self._temporary} could not be renamed")
+
+
+def write_negative(directory: pathlib.Path, text: np.ndarray) -> None:
+  """Writes the embedding (s, e) of the negative prompt, for `negative`."""
+  with files.atomic(directory / latents.NEGATIVE) as path:
+    path.write_bytes(latents.encode({"text": [text]}, {}))
+
+
+def finish(directory: pathlib.Path, count: int) -> dict[str, Any] | None:
+  """Writes the index once all `count` parts are there.
+
+  Returns:
+    The index as `latents.read_index` gives it, or None if parts are missing.
+
+  Raises:
+    errors.UserError: if a part cannot be read, or parts do not fit together.
+  """
+  numbers = range(count)
+  if not all(is_done(directory, number) for number in numbers):
+    return None
+  buckets: dict[str, Any] = {}
+  facts: dict[str, Any] = {}
+  table, skipped = {}, []
+  for number in numbers:
+    about = read(directory / name(number) / PART)
+    if (facts := facts or about["facts"]) != about["facts"]:
+      raise errors.UserError(
+        f"{directory / name(number)}: expected {facts}, found {about['facts']}"
+      )
+    skipped += about["skipped"]
+    held = about["buckets"]
+    table[name(number)] = {b: held[b]["records"] for b in sorted(held)}
+    for bucket, found in held.items():
+      known = buckets.setdefault(bucket, {**found, "records": 0})
+      if known["shapes"] != found["shapes"]:
+        raise errors.UserError(
+          f"{directory / name(number)}: {bucket} has {found['shapes']}, "
+          f"expected {known['shapes']}"
+        )
+      known["records"] += found["records"]
+  index = {
+    "format": latents.FORMAT,
+    "records": sum(about["records"] for about in buckets.values()),
+    "settings": read(directory / SETTINGS),
+    "facts": facts,
+    "buckets": dict(sorted(buckets.items())),
+    "parts": table,
+  }
+  with files.atomic(directory / SKIPPED) as path:
+    lines = (json.dumps(x, ensure_ascii=False) + "\n" for x in skipped)
+    path.write_text("".join(lines), encoding="utf-8")
+  with files.atomic(directory / latents.INDEX) as path:
+    path.write_text(_json(index), encoding="utf-8")
+  return index
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON file of the folder.
+
+  Raises:
+    errors.UserError: if it is missing or damaged.
+  """
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as e:
+    raise errors.UserError(f"{path} is missing or damaged: {e}") from e
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path):
+  """Turns what the disk and ArrayRecord complain of into one sentence."""
+  try:
+    yield
+  except (OSError, RuntimeError) as e:
+    raise errors.UserError(f"cannot write {path}: {e}") from e
+
+
+def _json(value: Any) -> str:
+  return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

@@ -1,0 +1,270 @@
+"""Latents, conditions, texts and images, against the models one by one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.adapt import encode
+from dcvideogen_jax.data import clip_images
+from dcvideogen_jax.models import (
+  bands,
+  clip_vision,
+  dc_ae_v,
+  umt5,
+  wan_vae,
+)
+from dcvideogen_jax.sample import latents as sampled
+
+DEEP = {
+  "latent_channels": 4,
+  "widths": [8, 8, 8],
+  "depths": [0, 1, 1],
+  "chunk_frames": 8,
+  "spatial_factor": 2,
+  "temporal_factor": 4,
+  "latent_scale": 0.7,
+}
+BASE = {
+  "latent_channels": 2,
+  "base_width": 4,
+  "multipliers": [1, 1, 1],
+  "temporal": [True, True],
+  "blocks": 1,
+  "mean": [0.5, -0.25],
+  "std": [2.0, 0.5],
+}
+TEXT = {
+  "vocab": 20,
+  "layers": 1,
+  "width": 8,
+  "heads": 2,
+  "head_width": 4,
+  "ffn_width": 8,
+}
+CLIP = {
+  "image_size": 8,
+  "patch": 4,
+  "layers": 2,
+  "width": 8,
+  "heads": 2,
+  "ffn_width": 8,
+}
+FRAMES = 16
+
+
+def _filled(module, *arguments):
+  """The module with random variables."""
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *arguments)
+  random = np.random.default_rng(1)
+
+  def fill(x):
+    fan_in = max(1, int(np.prod(x.shape[:-1])))
+    scale = fan_in**-0.5 if len(x.shape) > 1 else 0.2
+    return (random.normal(size=x.shape) * scale).astype(x.dtype)
+
+  return module, jax.tree.map(fill, shapes)
+
+
+def _zeros(*shape, dtype=np.float32):
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.fixture(scope="module")
+def models():
+  ids = _zeros(1, 4, dtype=np.int32)
+  return {
+    "deep": _filled(dc_ae_v.build(DEEP), _zeros(1, 8, 2, 2, 3)),
+    "base": _filled(wan_vae.build(BASE), _zeros(1, 1, 4, 4, 3)),
+    "text": _filled(umt5.build(TEXT), ids, ids),
+    "image": _filled(clip_vision.build(CLIP), _zeros(1, 8, 8, 3)),
+  }
+
+
+def _video(frames=FRAMES, height=8, width=16, batch=2, seed=0):
+  random = np.random.default_rng(seed)
+  shape = (batch, frames, height, width, 3)
+  return random.integers(0, 256, shape, np.uint8)
+
+
+def _float(video):
+  return video.astype(np.float32) / 127.5 - 1
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="frames")
+def _jitted(function, module, *arguments, **options):
+  return function(module, *arguments, **options)
+
+
+def _run(name, model, *arguments, **options):
+  """A function of `encode`, compiled."""
+  return _jitted(getattr(encode, name), *model, *arguments, **options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encoded(module, variables, video):
+  return module.apply(variables, video, method="encode")
+
+
+def _close(found, expected):
+  assert found.shape == expected.shape and found.dtype == np.float32
+  np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("frames", "used"), [(16, 13), (13, 13), (4, 1)])
+def test_base_latents_are_normalised_means(models, frames, used):
+  module, variables = models["base"]
+  video = _video(frames)
+  posterior = _encoded(module, variables, _float(video[:, :used]))
+  expected = posterior.mean - np.float32(BASE["mean"])[None, None, None, None]
+  expected /= np.float32(BASE["std"])[None, None, None, None]
+  _close(_run("base_latents", models["base"], video), expected)
+
+
+@pytest.mark.parametrize("frames", [16, 12])
+def test_deep_latents_are_scaled(models, frames):
+  """Twelve frames are a chunk and a half."""
+  module, variables = models["deep"]
+  video = _video(frames)
+  filled = np.concatenate(
+    [video, video[:, -1:].repeat(FRAMES - frames, axis=1)], axis=1
+  )
+  expected = _encoded(module, variables, _float(filled))
+  found = _run("deep_latents", models["deep"], video)
+  _close(found, 0.7 * expected[:, : frames // 4])
+
+
+def test_both_have_as_many_latent_frames(models):
+  for k in range(4):
+    video = _video(4 * (k + 1))
+    for space in ("base", "deep"):
+      module, variables = models[space]
+      latents = functools.partial(getattr(encode, f"{space}_latents"), module)
+      shapes = jax.eval_shape(latents, variables, video)
+      assert shapes.shape[1] == k + 1
+
+
+@pytest.mark.parametrize(
+  ("space", "repeats", "frames"), [("base", 1, 13), ("deep", 4, 16)]
+)
+def test_conditions_are_the_first_frame_amid_grey(
+  models, space, repeats, frames
+):
+  video = _video()
+  grey = np.zeros((2, frames, *video.shape[2:]), np.float32)
+  grey[:, :repeats] = _float(video[:, :1])
+  model, first = models[space], video[:, 0]
+  _close(
+    _run(f"{space}_condition", model, first, frames=FRAMES),
+    _run(f"{space}_latents", model, grey),
+  )
+
+
+@pytest.mark.parametrize(
+  ("space", "pipelines"), [("base", sampled.Wan), ("deep", sampled.Deep)]
+)
+def test_conditions_are_those_of_sampling(models, space, pipelines):
+  """What a model learns from is what it is given later."""
+  image = _video()[:1, 0]
+  frames = 13 if space == "base" else FRAMES
+  theirs = pipelines(*models[space]).condition(image[0], None, frames, 1e9)
+  found = _run(f"{space}_condition", models[space], image, frames=FRAMES)
+  _close(found, np.asarray(theirs))
+
+
+@pytest.mark.parametrize("half", [np.float16, "bfloat16"])
+@pytest.mark.parametrize("space", ["base", "deep"])
+def test_latents_are_float32_whatever_the_module(models, space, half):
+  module, variables = models[space]
+  video = _video()
+  np.testing.assert_array_equal(
+    _run(f"{space}_latents", (module.clone(dtype=half), variables), video),
+    _run(f"{space}_latents", (module, variables), video),
+  )
+
+
+@pytest.mark.parametrize("frames", [16, 12])
+def test_streaming_gives_the_base_latents(models, frames):
+  video, model = _video(frames), models["base"]
+  found = encode.stream_base(*model, encode.pieces(video))
+  _close(found, _run("base_latents", model, video))
+
+
+@pytest.mark.parametrize(
+  ("frames", "plan"),
+  [
+    (16, bands.Plan()),
+    (16, bands.Plan(cut=1, rows=2)),
+    (12, bands.Plan()),
+  ],
+)
+def test_streaming_gives_the_deep_latents(models, frames, plan):
+  video, model = _video(frames), models["deep"]
+  found = encode.stream_deep(*model, encode.pieces(video), frames, plan)
+  _close(found, _run("deep_latents", model, video))
+
+
+def test_conditions_are_streamed(models):
+  base, deep, image = models["base"], models["deep"], _video()[:, 0]
+  _close(
+    encode.stream_base(*base, encode.condition_video(image, FRAMES, 1)),
+    _run("base_condition", base, image, frames=FRAMES),
+  )
+  pieces = encode.condition_video(image, FRAMES, 4)
+  _close(
+    encode.stream_deep(*deep, pieces, FRAMES, bands.Plan()),
+    _run("deep_condition", deep, image, frames=FRAMES),
+  )
+
+
+def _tokens():
+  ids = np.random.default_rng(2).integers(1, 20, (2, 4), np.int32)
+  return ids, np.int32([[1, 1, 1, 0], [1, 1, 1, 1]])
+
+
+def test_texts_end_in_zeros_and_do_not_see_padding(models):
+  ids, mask = _tokens()
+  found = _run("text", models["text"], ids, mask)
+  assert not found[0, 3].any() and found[1].any(axis=-1).all()
+  short = _run("text", models["text"], ids[:1, :3], mask[:1, :3])
+  _close(found[:1, :3], short)
+
+
+def test_everything_at_once(models):
+  """In one program, and what is missing is left out."""
+  video = _video()
+  ids, mask = _tokens()
+  pixels = np.stack([clip_images.preprocess(x[0], 8) for x in video])
+  batch = {"video": video, "ids": ids, "mask": mask, "pixels": pixels}
+
+  def run(names):
+    modules = {name: models[name][0] for name in names}
+    variables = {name: models[name][1] for name in names}
+    return jax.jit(lambda v, b: encode.clips(modules, v, b))(variables, batch)
+
+  first = video[:, 0]
+  expected = {
+    "text": _run("text", models["text"], ids, mask),
+    "image": _run("image", models["image"], pixels),
+  }
+  for space in ("base", "deep"):
+    model = models[space]
+    expected |= {
+      space: _run(f"{space}_latents", model, video),
+      f"{space}_condition": _run(
+        f"{space}_condition", model, first, frames=FRAMES
+      ),
+    }
+  found = run(["base", "deep", "text", "image"])
+  assert found.keys() == expected.keys()
+  for name, values in expected.items():
+    _close(found[name], values)
+  assert run(["deep", "text"]).keys() == {"deep", "text"}
+
+
+@pytest.mark.parametrize("frames", [0, 15])
+def test_frames_must_fill_latents(models, frames):
+  with pytest.raises(errors.UserError, match=f"multiple of 4 .* {frames}"):
+    encode.deep_frames(models["deep"][0], frames)

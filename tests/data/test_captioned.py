@@ -1,0 +1,145 @@
+"""Batches straight from captioned video files."""
+
+import importlib.resources
+import itertools
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.data import (
+  buckets,
+  captioned,
+  clip_sources,
+  tokenize,
+  video,
+)
+
+TOKENIZER = (
+  pathlib.Path(str(importlib.resources.files("dcvideogen_jax")))
+  / "assets"
+  / "dcvideogen_tiny"
+  / "tokenizer"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Five usable videos, two of them upright; one short, one without words."""
+  path = tmp_path_factory.mktemp("videos")
+  y, x = np.mgrid[:40, :64][..., None]
+  rows = []
+  for i, frames in enumerate([8, 9, 10, 8, 8, 4, 8]):
+    t = np.arange(frames)[:, None, None, None]
+    clip = 120 + 60 * np.sin(0.1 * (x + i * y) + 0.2 * t + np.zeros(3))
+    clip = clip.astype(np.uint8)
+    with video.VideoWriter(path / f"{i}.mp4") as writer:
+      writer.write(clip.swapaxes(1, 2) if i in (3, 4) else clip)
+    texts = [f"clip number {i}", f"a red ball rolls {i} times"]
+    rows.append({"file": f"{i}.mp4", "captions": texts, "scores": [1, 1]})
+  rows[-1] = {"file": "6.mp4"}
+  (path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  return path
+
+
+def _config(folder, **changes):
+  return {
+    "source": "captioned_videos",
+    "path": str(folder),
+    "captions": str(folder / "table.jsonl"),
+    "tokenizer": str(TOKENIZER),
+    "frames": 8,
+    "height": 32,
+    "width": 64,
+    "text_tokens": 12,
+  } | changes
+
+
+def _take(config, count, batch_size=2, seed=0, **options):
+  iterator = captioned.batches(
+    config, batch_size=batch_size, seed=seed, **options
+  )
+  try:
+    return list(itertools.islice(iterator, count))
+  finally:
+    iterator.close()
+
+
+@pytest.mark.filterwarnings("ignore:2 of 7 videos")
+def test_batches_hold_clips_with_one_of_their_captions(folder):
+  tokenizer = tokenize.Tokenizer.from_directory(TOKENIZER)
+  source = clip_sources.Folder(folder, folder / "table.jsonl")
+  size = [buckets.Size(32, 64)]
+  clips = [source.load(i, 8, size) for i in range(5)]
+  seen, drawn = [], []
+  config = _config(folder, image_size=16)
+  for batch in _take(config, 10, batch_size=1):
+    assert batch["video"].dtype == np.uint8
+    assert batch["pixels"].shape == (1, 16, 16, 3)
+    (number,) = [
+      i for i, c in enumerate(clips) if (c.video == batch["video"][0]).all()
+    ]
+    texts = clips[number].meta["captions"]
+    rows = [tokenizer([text], 12) for text in texts]
+    (which,) = [
+      i for i, (ids, _) in enumerate(rows) if (ids == batch["ids"]).all()
+    ]
+    np.testing.assert_array_equal(batch["mask"], rows[which][1])
+    np.testing.assert_array_equal(
+      batch["pixels"][0], clip_sources.pixels(clips[number], 16, False)
+    )
+    seen.append(number)
+    drawn.append(which)
+  assert sorted(seen[:5]) == sorted(seen[5:]) == [0, 1, 2, 3, 4]
+  assert set(drawn) == {0, 1}
+
+
+def test_what_cannot_be_used_is_told_once(folder):
+  with pytest.warns(UserWarning, match=r"2 of 7 .* 5.mp4 \(it has 4 frames"):
+    _take(_config(folder), 1)
+  with pytest.raises(errors.UserError, match="no video can be used: 0.mp4"):
+    _take(_config(folder, frames=99), 1)
+
+
+@pytest.mark.filterwarnings("ignore:2 of 7 videos")
+def test_resuming_is_exact_and_a_batch_has_one_size(folder, monkeypatch):
+  sizes = buckets.BUCKETS[32] | {
+    "480": (buckets.Size(32, 64), buckets.Size(64, 32))
+  }
+  monkeypatch.setitem(buckets.BUCKETS, 32, sizes)
+  config = _config(folder, bucket="480", height=None, width=None)
+  iterator = captioned.batches(config, batch_size=2, seed=3)
+  next(iterator)
+  state = json.loads(json.dumps(iterator.get_state()))
+  expected = [next(iterator) for _ in range(4)]
+  iterator.close()
+  again = captioned.batches(config, batch_size=2, seed=3, num_threads=1)
+  again.set_state(state)
+  for batch in expected:
+    found = next(again)
+    for name, values in batch.items():
+      np.testing.assert_array_equal(found[name], values)
+  again.close()
+  shapes = [batch["video"].shape[2:4] for batch in expected]
+  assert set(shapes) == {(32, 64), (64, 32)}
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"flip": True}, "unknown keys ['flip']"),
+    ({"tokenizer": None}, "lacks ['tokenizer']"),
+    ({"source": "videos"}, "another source than 'captioned_videos'"),
+    ({"bucket": "480"}, "either a bucket or height and width, found '480'"),
+    ({"width": None}, "either a bucket or height and width, found None"),
+    ({"frames": 1.5}, "frames of the data config must be positive, not 1.5"),
+    ({"width": 65}, "32x65 is no multiple of 32"),
+    ({"path": "nowhere"}, "nowhere is not a folder of videos"),
+  ],
+)
+def test_bad_configs(folder, changes, words):
+  with pytest.raises(errors.UserError, match=re.escape(words)):
+    _take(_config(folder, **changes), 1)

@@ -1,0 +1,64 @@
+"""Which encoders are taken, and what becomes of lost worker processes."""
+
+import multiprocessing
+
+import pytest
+
+from dcvideogen_jax import errors
+from launch import _encoders, _encoding
+from tests.launch import launching
+
+TINY = launching.ROOT / "dcvideogen_jax" / "assets" / "dcvideogen_tiny"
+
+
+@pytest.mark.parametrize(
+  ("task", "wholes", "given", "words"),
+  [
+    ("t2v", [], {"dc_ae_v": "no"}, "there are no weights at no"),
+    ("t2v", [], {"wan_vae": "no"}, "there is no wan_vae at no"),
+    ("t2v", ["no"], {}, "there is no model no"),
+    ("t2v", [], {"tokenizer": "."}, "there is no autoencoder: give --model"),
+    (
+      "t2v",
+      [],
+      {"dc_ae_v": "tiny", "tokenizer": "."},
+      "text takes both an encoder and a tokenizer, found . alone",
+    ),
+    ("i2v", [], {"dc_ae_v": "tiny"}, "image to video takes CLIP"),
+  ],
+)
+def test_missing_encoders(task, wholes, given, words):
+  with pytest.raises(errors.UserError, match=words):
+    _encoders.check(_encoders.find(task, wholes, given), task == "i2v")
+
+
+def test_encoders_of_two_models(tmp_path):
+  """What both have comes from the first, and what is named from there."""
+  base = tmp_path / "base"
+  for part in ("vae", "text_encoder", "transformer", "image_encoder"):
+    (base / part).mkdir(parents=True)
+  (tmp_path / "clip").mkdir()
+  given = {"image_encoder": str(tmp_path / "clip"), "wan_vae": None}
+  found = _encoders.find("i2v", [str(base), None, "tiny"], given)
+  assert found.transformer is None and found.scheduler is None
+  assert found.wan_vae == base / "vae"
+  assert found.text_encoder == base / "text_encoder"
+  assert found.tokenizer == TINY / "tokenizer"
+  assert found.dc_ae_v.resolve() == TINY.parent / "dc_ae_v_tiny"
+  assert found.image_encoder == tmp_path / "clip"
+  assert _encoders.find("t2v", ["tiny"], given).image_encoder is None
+
+
+class _Dead:
+  """A process that was killed."""
+
+  exitcode = -9
+
+
+def test_a_lost_worker_is_told():
+  messages = multiprocessing.get_context("spawn").Queue()
+  with pytest.raises(errors.UserError, match="ended with code -9"):
+    _encoding._follow([_Dead()], messages, None, None)
+  messages.put(("error", "no such weights"))
+  with pytest.raises(errors.UserError, match="no such weights"):
+    _encoding._follow([_Dead()], messages, None, None)
