@@ -7,6 +7,29 @@ import ml_collections
 
 from dcvideogen_jax import errors
 
+# Where the leaves of a `models.wan_dit` go. In self-attention, cross-attention
+# and the feed-forward, devices along "tensor" have heads or hidden features of
+# their own; low-rank updates follow. Leaves under blocks/ begin with an axis of
+# layers. What no row names is split along "fsdp" alone.
+_IN = ".*/(q|k|v|k_img|v_img|linear_1)"
+_OUT = ".*/(o|linear_2)"
+_NORM = ".*/blocks/.*/(norm_q|norm_k|norm_k_img)"
+DIT_SHARDING = (
+  ("frozen/encoders/.*", "fsdp"),
+  (f".*/blocks{_IN}/kernel", (None, "fsdp", "tensor")),
+  (f".*/blocks{_IN}/bias", (None, "tensor")),
+  (f".*/blocks{_IN}/a", (None, "fsdp", None)),
+  (f".*/blocks{_IN}/b", (None, None, "tensor")),
+  (f".*/blocks{_OUT}/kernel", (None, "tensor", "fsdp")),
+  (f".*/blocks{_OUT}/a", (None, "tensor", None)),
+  (f".*/blocks{_OUT}/b", (None, None, "fsdp")),
+  (f"{_NORM}/scale", (None, "tensor")),
+  (".*/(text|image|time)_embed/linear_1/kernel", ("fsdp", "tensor")),
+  (".*/(text|image|time)_embed/linear_1/bias", ("tensor",)),
+  (".*/(text|image|time)_embed/linear_2/kernel", ("tensor", "fsdp")),
+  (".*", "fsdp"),
+)
+
 TIMES = ("chunk_causal", "causal", "non_causal")
 
 
@@ -57,9 +80,11 @@ def training() -> ml_collections.ConfigDict:
   c.keep = 3
   c.log_every = 50
   c.save_every = 500
-  c.ema = 0.999
+  c.history = False
+  c.accumulate = 1
+  c.ema = {"decay": 0.999, "ramp": "ratio", "steps": 2000}
   c.optim = adamw()
-  c.mesh = {"data": -1, "fsdp": 1}
+  c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
   c.sharding = ((".*", "fsdp"),)
   return c
 
@@ -91,7 +116,8 @@ def clips(
   c.path = ml_collections.config_dict.placeholder(str)
   c.path = path
   c.frames, c.height, c.width = frames, size, size
-  c.weights = (0.8, 0.2)
+  c.parts, c.weights = ("records", "synthetic"), (0.8, 0.2)
+  c.split = "train"
   c.flip = True
   c.reverse = False
   c.max_stride = 1

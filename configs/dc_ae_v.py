@@ -12,6 +12,7 @@ times narrower, on generated motion.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import common
 
@@ -42,14 +43,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c = common.training()
   c.task = "autoencoder"
   c.start = "random"
+  c.weights = config_dict.placeholder(str)
+  # Batches on which the scale of the latents is measured for the export.
+  c.statistics = 256
   c.steps = 200_000
   c.batch_size = 64
-  c.ema = 0.99
+  c.ema.decay = 0.99
   c.optim.lr = 5e-5
   c.optim.warmup = 1000
   c.optim.schedule = "constant"
   c.optim.betas = (0.9, 0.98)
-  c.mesh = {"data": 1, "fsdp": -1}
+  c.mesh.data, c.mesh.fsdp = 1, -1
   c.model = {
     **_MODELS[arg.variant],
     "chunk_frames": 40,
@@ -71,8 +75,8 @@ def _shrink(c: ml_collections.ConfigDict) -> None:
   c.steps = 1
   c.log_every = c.save_every = c.val.every = 1
   c.optim.warmup = 0
-  c.mesh = {"data": -1, "fsdp": 1}
-  c.val.batches = 1
+  c.mesh.data, c.mesh.fsdp = -1, 1
+  c.val.batches = c.statistics = 1
   c.model.widths = tuple(n // 32 for n in c.model.widths)
   c.model.depths = (0, *(1 for _ in c.model.depths[1:]))
   c.model.chunk_frames = 8

@@ -16,6 +16,7 @@ same run on generated motion, small enough for a test.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import common
 
@@ -23,16 +24,24 @@ from configs import common
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The config for an argument such as "autoencoder,time=causal,runlocal"."""
   arg = common.parse_arg(
-    arg, {"task": ("autoencoder",), "time": common.TIMES, "runlocal": ()}
+    arg, {"task": tuple(_TASKS), "time": common.TIMES, "runlocal": ()}
   )
   c = common.training()
   c.task = arg.task
+  _TASKS[arg.task](c, arg)
+  return c
+
+
+def _autoencoder(c, arg) -> None:
   c.steps = 1000
   c.batch_size = 4
   c.log_every, c.save_every = 20, 100
-  c.ema = 0.995
+  c.ema.decay = 0.995
   c.optim.lr, c.optim.warmup = 2e-4, 50
   c.start = "shortcuts"
+  c.weights = config_dict.placeholder(str)
+  # Batches on which the scale of the latents is measured for the export.
+  c.statistics = 32
   c.model = {
     "latent_channels": 64,
     "widths": (16, 16, 32, 32, 32, 64, 64),
@@ -48,7 +57,31 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.val = common.validation(held_out, batches=6, batch_size=4, every=200)
   if arg.runlocal:
     _shrink(c)
-  return c
+    c.model.widths, c.model.depths = (8, 8, 8, 8), (0, 1, 1, 1)
+    c.model.spatial_factor = 4
+
+
+def _wan_autoencoder(c, arg) -> None:
+  c.steps = 1000
+  c.batch_size = 4
+  c.log_every, c.save_every = 20, 100
+  c.ema.decay = 0.995
+  c.optim.lr, c.optim.warmup = 1e-3, 50
+  c.start = "colours"
+  c.weights = config_dict.placeholder(str)
+  # Batches on which the scale of the latents is measured for the export.
+  c.statistics = 32
+  c.model = {"base_width": 12, "multipliers": (1, 2, 2, 4), "blocks": 1}
+  # Squares, since a shape is small: the median of a neighbourhood misses it.
+  c.loss = {"l1": 0.1, "mse": 4.0, "gradient": 0.0, "dssim": 0.0, "kl": 1e-4}
+  c.data = common.clips("world", 5, 64)
+  held_out = common.clips("world", 13, 64)
+  held_out.split = "heldout"
+  c.val = common.validation(held_out, batches=6, batch_size=4, every=200)
+  if arg.runlocal:
+    _shrink(c)
+    c.start = "random"
+    c.model = {"base_width": 4, "multipliers": (1, 1, 1, 1), "blocks": 1}
 
 
 def _shrink(c: ml_collections.ConfigDict) -> None:
@@ -56,8 +89,9 @@ def _shrink(c: ml_collections.ConfigDict) -> None:
   c.steps = 2
   c.log_every = c.save_every = c.val.every = 1
   c.optim.warmup = 1
-  c.val.batches = 1
-  c.model.widths, c.model.depths = (8, 8, 8, 8), (0, 1, 1, 1)
-  c.model.spatial_factor = 4
+  c.val.batches = c.statistics = 1
   for data in (c.data, c.val.data):
     data.source, data.height, data.width = "synthetic", 16, 16
+
+
+_TASKS = {"autoencoder": _autoencoder, "wan_autoencoder": _wan_autoencoder}

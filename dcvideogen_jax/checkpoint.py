@@ -4,7 +4,8 @@ Orbax is used here and nowhere else. A checkpoint is one directory per step
 with the items "state" (arrays, in their shardings), "data" (the position of
 the Grain iterator, one file per process) and "meta" (JSON). Orbax writes into
 a temporary directory and renames it, so a killed process leaves either a whole
-checkpoint or none.
+checkpoint or none. Several processes share the directory and call everything
+together.
 """
 
 import logging
@@ -13,7 +14,10 @@ import pathlib
 from typing import Any, NamedTuple
 
 import grain
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from dcvideogen_jax import errors, files, tree
 
@@ -121,19 +125,23 @@ class Checkpointer:
     self.wait()
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
+      found, problem = None, "another process failed"
       try:
-        return self._restore(step, target, data)
+        found = self._restore(step, target, data)
       except errors.UserError:
         raise
       # Orbax and TensorStore raise many types for a damaged file.
       except Exception as e:
-        logging.warning(
-          "checkpoint %s cannot be read (%s), trying the one before it",
-          self._directory / str(step),
-          _first_line(e),
-        )
-        if repair:
-          self._set_aside(step)
+        problem = _first_line(e)
+      if _everywhere(found is not None):
+        return found
+      logging.warning(
+        "checkpoint %s cannot be read (%s), trying the one before it",
+        self._directory / str(step),
+        problem,
+      )
+      if repair:
+        self._set_aside(step)
     if steps:
       raise errors.UserError(
         f"none of the {len(steps)} checkpoints in {self._directory} can be read"
@@ -149,21 +157,36 @@ class Checkpointer:
     tree.require_equal(
       tree.shapes(target), tree.shapes(stored.tree), f"checkpoint {step}"
     )
-    items = {
+    # The manager's own `restore` waits for all processes, and would wait for
+    # ever where one of them cannot read something.
+    directory = self._manager.directory / str(step)
+    arguments = {
       "state": ocp.args.StandardRestore(target),
       "meta": ocp.args.JsonRestore(),
     }
     if data is not None:
-      items["data"] = grain.checkpoint.CheckpointRestore(data)
-    found = self._manager.restore(step, args=ocp.args.Composite(**items))
+      arguments["data"] = grain.checkpoint.CheckpointRestore(data)
+    found = {
+      name: _HANDLERS[name]().restore(directory / name, args=args)
+      for name, args in arguments.items()
+    }
     return Restored(step, found["state"], found["meta"])
 
   def _set_aside(self, step: int) -> None:
     """Renames a damaged checkpoint, so that its step can be saved again."""
     self._manager.close()
     damaged = self._directory / str(step)
-    damaged.rename(_unused(damaged.with_name(f"{step}.unreadable")))
+    if jax.process_index() == 0:
+      damaged.rename(_unused(damaged.with_name(f"{step}.unreadable")))
+    _everywhere(True)
     self._manager = self._open()
+
+
+def _everywhere(found: bool) -> bool:
+  """Whether all processes found it, once all of them have asked."""
+  if jax.process_count() == 1:
+    return found
+  return bool(np.all(multihost_utils.process_allgather(np.array([found]))))
 
 
 def _unused(path: pathlib.Path) -> pathlib.Path:

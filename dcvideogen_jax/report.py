@@ -39,7 +39,7 @@ class Report:
     self._directory = files.make_directory(directory)
     self._total = total_steps
     self._records = self._directory / "metrics.jsonl"
-    self._drop_after(first_step)
+    drop_after(self._records, first_step)
     self._board = tensorboardX.SummaryWriter(
       str(self._directory / "tensorboard"), purge_step=first_step + 1
     )
@@ -114,19 +114,27 @@ class Report:
     self._board.add_image(name, pixels, step, dataformats="HWC")
     return path
 
-  def _drop_after(self, step: int) -> None:
-    """Removes records after `step`, and a line that a kill cut in half."""
-    if not self._records.exists():
-      return
-    kept = []
-    for line in self._records.read_text().splitlines():
-      try:
-        if json.loads(line)["step"] <= step:
-          kept.append(line)
-      except (ValueError, KeyError, TypeError):
-        continue
-    with files.atomic(self._records) as temporary:
-      temporary.write_text("".join(f"{line}\n" for line in kept))
+
+def drop_after(path: pathlib.Path, step: int) -> None:
+  """Removes the records of later steps than `step` from a file.
+
+  A line that a kill cut in half goes too.
+
+  Args:
+    path: one JSON object with "step" a line; need not exist.
+    step: the last one to keep.
+  """
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(line)
+    except (ValueError, KeyError, TypeError):
+      continue
+  with files.atomic(path) as temporary:
+    temporary.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _clock(seconds: float) -> str:

@@ -6,32 +6,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import errors, tree
 
-# A batch is split over both axes; "fsdp" also splits the train state.
-AXES = ("data", "fsdp")
-BATCH = P(AXES)
+# A batch is split over the first two; "fsdp" also splits the train state, and
+# "tensor" splits the work of single matrix products.
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(AXES[:2])
 
 # Logical activation axis -> mesh axes. A name that is not here is an error.
-LOGICAL = {"batch": AXES, None: None}
+LOGICAL = {"batch": AXES[:2], None: None}
 
 # Rule values: "replicate", "fsdp" (the largest dimension that the axis
-# divides) or an explicit tuple with one mesh axis or None per dimension.
-Rule = tuple[str, str | tuple[str | None, ...]]
+# divides) or an explicit tuple with a mesh axis, a tuple of them or None per
+# dimension.
+Axis = str | tuple[str, ...] | None
+Rule = tuple[str, str | tuple[Axis, ...]]
 
 
 def make_mesh(
   config: Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """A mesh with the axes "data" and "fsdp".
+  """A mesh with the axes "data", "fsdp" and "tensor".
+
+  Devices that are near each other become neighbours on the last axes.
 
   Args:
-    config: axis sizes, {"data": n, "fsdp": m}; a left-out axis has size 1 and
-      at most one may be -1, which means all devices that are left.
+    config: axis sizes, {"data": n, "fsdp": m, "tensor": k}; a left-out axis
+      has size 1 and at most one may be -1, which means all devices that are
+      left.
     devices: all of them unless given.
 
   Raises:
@@ -56,8 +61,41 @@ def make_mesh(
       f"the mesh {sizes} needs {math.prod(sizes.values())} devices, "
       f"found {len(devices)}"
     )
-  grid = np.asarray(devices, dtype=object).reshape(tuple(sizes.values()))
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return jax.make_mesh(
+    tuple(sizes.values()),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices,
+  )
+
+
+def batch_devices(mesh: Mesh) -> int:
+  """How many parts a batch is split into."""
+  return math.prod(mesh.shape[axis] for axis in AXES[:2])
+
+
+def process_part(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): which part of each batch this process has to read.
+
+  Processes whose devices differ along "tensor" only read the same part.
+
+  Raises:
+    errors.UserError: if the mesh gives processes parts that overlap.
+  """
+  size = batch_devices(mesh)
+  rows: dict[int, set[int]] = {}
+  where: Mapping[Any, Any] = NamedSharding(mesh, BATCH).devices_indices_map(
+    (size,)
+  )
+  for device, (row,) in where.items():
+    rows.setdefault(device.process_index, set()).update(range(size)[row])
+  parts = sorted({tuple(sorted(part)) for part in rows.values()})
+  if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != size:
+    raise errors.UserError(
+      f"the mesh {dict(mesh.shape)} does not split batches evenly between "
+      f"{len(rows)} processes"
+    )
+  return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
 def _spec(
@@ -71,19 +109,23 @@ def _spec(
     fits = [i for i, n in enumerate(shape) if n % size == 0 and n > 0]
     if size == 1 or not fits:
       return P(), None
-    axis = max(fits, key=lambda i: shape[i])
-    return P(*("fsdp" if i == axis else None for i in range(axis + 1))), None
+    largest = max(fits, key=lambda i: shape[i])
+    return P(*[None] * largest, "fsdp"), None
   if isinstance(rule, str) or len(rule) != len(shape):
     return P(), f"{name} {shape}: {rule!r} does not name its dimensions"
-  for n, axis in zip(shape, rule, strict=True):
-    if axis is not None and axis not in mesh.shape:
-      return P(), f"{name} {shape}: {axis!r} is no mesh axis"
-    if axis is not None and n % mesh.shape[axis]:
+  spec: list[tuple[str, ...] | None] = []
+  for n, value in zip(shape, rule, strict=True):
+    axes = (value,) if isinstance(value, str) else tuple(value or ())
+    if unknown := [axis for axis in axes if axis not in mesh.shape]:
+      return P(), f"{name} {shape}: {unknown[0]!r} is no mesh axis"
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if n % devices:
       return P(), (
-        f"{name} {shape}: {n} is not a multiple of the {mesh.shape[axis]} "
-        f"devices of {axis!r}"
+        f"{name} {shape}: {n} is not a multiple of the {devices} devices of "
+        f"{value!r}"
       )
-  return P(*rule), None
+    spec.append(axes or None)
+  return P(*spec), None
 
 
 def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:

@@ -83,6 +83,44 @@ def match_tree(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
   )
 
 
+def split(tree: Mapping[str, Any], mask: Mapping[str, Any]) -> tuple[Any, Any]:
+  """(kept, rest): the leaves where `mask` is true, and the others.
+
+  Args:
+    tree: nested dictionaries.
+    mask: the same with bools, as `match_tree` gives it.
+
+  Returns:
+    Nested dictionaries without the leaves, and the then empty dictionaries,
+    of the other part.
+  """
+  kept: dict[str, Any] = {}
+  rest: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      parts = split(value, mask[key])
+    else:
+      parts = (value, {}) if mask[key] else ({}, value)
+    for part, found in zip((kept, rest), parts, strict=True):
+      if not (isinstance(found, Mapping) and not found):
+        part[key] = found
+  return kept, rest
+
+
+def merge(kept: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+  """Undoes `split`.
+
+  Raises:
+    ValueError: if both hold the same leaf.
+  """
+  merged = {**kept, **rest}
+  for key in kept.keys() & rest.keys():
+    if not isinstance(kept[key], Mapping) or not isinstance(rest[key], Mapping):
+      raise ValueError(f"{key!r} is a leaf of both trees, or of one")
+    merged[key] = merge(kept[key], rest[key])
+  return merged
+
+
 def diff(
   expected: Mapping[str, tuple[int, ...]],
   found: Mapping[str, tuple[int, ...]],

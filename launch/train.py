@@ -5,15 +5,21 @@
 The same command again continues an interrupted run. SIGTERM saves and ends
 with exit code 143. DIR gets config.json, checkpoints/, metrics.jsonl,
 tensorboard/ and strips/; `--config.a.b=...` overrides a value of the config.
+
+On several machines the same command, with the same DIR, starts on each, and has
+--distributed (TPU pods, Slurm, Open MPI) or --coordinator=HOST:PORT
+--processes=N --process=I.
 """
 
 import sys
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
-from dcvideogen_jax.train import export, loop
-from launch import _program
+from dcvideogen_jax import errors
+from dcvideogen_jax.train import export, loop, semantic
+from launch import _distributed, _program
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file and, after a colon, its argument."
@@ -31,7 +37,13 @@ _TERMINATED = 128 + 15
 
 def main(argv):
   del argv
-  if not loop.fit(_CONFIG.value.to_dict(), _WORKDIR.value):
+  _distributed.join()
+  if _EXPORT.value and jax.process_count() > 1:
+    raise errors.UserError(
+      "--export is for one process: run launch.export after the training"
+    )
+  config = _CONFIG.value.to_dict()
+  if not loop.fit(config, _WORKDIR.value, semantic.build(config)):
     sys.exit(_TERMINATED)
   if _EXPORT.value:
     export.export(_WORKDIR.value, _EXPORT.value)

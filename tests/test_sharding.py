@@ -13,9 +13,10 @@ from dcvideogen_jax import errors, sharding
   ("config", "shape"),
   [
     ({}, None),
-    ({"data": -1}, (8, 1)),
-    ({"data": 2, "fsdp": 4}, (2, 4)),
-    ({"data": 2, "fsdp": -1}, (2, 4)),
+    ({"data": -1}, (8, 1, 1)),
+    ({"data": 2, "fsdp": 4}, (2, 4, 1)),
+    ({"data": 2, "fsdp": -1}, (2, 4, 1)),
+    ({"fsdp": 2, "tensor": -1}, (1, 2, 4)),
     ({"data": -1, "fsdp": -1}, None),
     ({"data": 3, "fsdp": -1}, None),
     ({"data": 0, "fsdp": 8}, None),
@@ -31,7 +32,8 @@ def test_mesh(config, shape):
 
 
 def test_one_device_of_several_makes_a_mesh():
-  assert sharding.make_mesh({}, jax.devices()[:1]).size == 1
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
+  assert mesh.size == sharding.batch_devices(mesh) == 1
 
 
 def _abstract(**shapes):
@@ -66,6 +68,55 @@ def test_first_rule_wins_and_explicit_tuples_are_kept(mesh):
     "b": P(),
     "c": P("fsdp"),
   }
+
+
+def test_a_dimension_may_be_split_over_several_axes():
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  rules = [(".*", (None, ("fsdp", "tensor")))]
+  where = sharding.shardings(_abstract(a=(3, 8)), mesh, rules)["a"]
+  assert where.spec == P(None, ("fsdp", "tensor"))
+  assert where.shard_shape((3, 8)) == (3, 2)
+  # Rules of a stored config come back as lists.
+  rules = [[".*", [None, ["fsdp", "tensor"]]]]
+  assert sharding.specs(_abstract(a=(3, 8)), mesh, rules)["a"] == where.spec
+  with pytest.raises(errors.UserError, match="6 is not a multiple of the 4"):
+    sharding.specs(_abstract(a=(3, 6)), mesh, rules)
+
+
+class _Device:
+  """What `process_part` asks of a device."""
+
+  def __init__(self, device, process_index):
+    self.device, self.process_index = device, process_index
+
+
+@pytest.mark.parametrize(
+  ("axes", "expected"),
+  [
+    ({"data": 8}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    ({"data": 2, "tensor": 4}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    ({"tensor": 8}, [(0, 1)] * 4),
+  ],
+)
+def test_processes_read_what_their_devices_need(monkeypatch, axes, expected):
+  """Four processes of two devices."""
+  mesh = sharding.make_mesh(axes)
+  owner = {device: i // 2 for i, device in enumerate(mesh.devices.flat)}
+  indices = sharding.NamedSharding.devices_indices_map
+  monkeypatch.setattr(
+    sharding.NamedSharding,
+    "devices_indices_map",
+    lambda self, shape: {
+      _Device(device, owner[device]): index
+      for device, index in indices(self, shape).items()
+    },
+  )
+  found = []
+  for process in range(4):
+    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+    found.append(sharding.process_part(mesh))
+  assert found == expected
 
 
 def test_explicit_rules_that_do_not_fit_are_all_reported(mesh):

@@ -2,6 +2,7 @@
 
 import typing
 
+import jax
 import numpy as np
 import pytest
 
@@ -53,6 +54,30 @@ def test_all_uncovered_names_are_listed_at_once():
 def test_a_broken_regular_expression_is_named():
   with pytest.raises(errors.UserError, match=r"'\(a'"):
     tree.match([("(a", 0)], ["a"])
+
+
+def test_split_and_merge_are_inverse():
+  variables = {
+    "params": {"a": {"kernel": 1, "bias": 2}, "b": {"kernel": 3}},
+    "lora": {"a": {"a": 4}},
+    "teacher": {"kernel": 5},
+  }
+  mask = tree.match_tree([("(lora|.*bias).*", True), (".*", False)], variables)
+  kept, rest = tree.split(variables, mask)
+  assert kept == {"params": {"a": {"bias": 2}}, "lora": {"a": {"a": 4}}}
+  assert rest == {
+    "params": {"a": {"kernel": 1}, "b": {"kernel": 3}},
+    "teacher": {"kernel": 5},
+  }
+  assert tree.merge(kept, rest) == variables == tree.merge(rest, kept)
+  everything = jax.tree.map(lambda _: True, variables)
+  assert tree.split(variables, everything) == (variables, {})
+
+
+@pytest.mark.parametrize("other", [{"a": {"b": 2}}, {"a": 1}])
+def test_trees_that_share_a_leaf_do_not_merge(other):
+  with pytest.raises(ValueError, match="leaf"):
+    tree.merge({"a": {"b": 1}}, other)
 
 
 def test_diff_reports_both_sides_and_shapes():

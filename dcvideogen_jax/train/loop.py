@@ -3,110 +3,75 @@
 import contextlib
 import itertools
 import json
-import math
 import os
 import pathlib
-import signal
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import jax
 import numpy as np
 
-from dcvideogen_jax import checkpoint, errors, files, report
-from dcvideogen_jax.data import pipeline
+from dcvideogen_jax import checkpoint, files, report, sharding
+from dcvideogen_jax.train import history as history_lib
+from dcvideogen_jax.train import interrupt as interrupt_lib
+from dcvideogen_jax.train import state as state_lib
 from dcvideogen_jax.train import step as step_lib
-from dcvideogen_jax.train import validation
+from dcvideogen_jax.train import validation, window
+
+
+class Evaluator(Protocol):
+  """Measures a model during its training, every so many steps and at the end.
+
+  It is called in every process, under the run's mesh, with the task's
+  variables: averaged parameters where the run keeps an average, and frozen
+  ones. It returns metrics, which must be finite, and uint8 pictures "h w 3",
+  both by name, the same in every process.
+  """
+
+  every: int
+
+  def __call__(
+    self, variables: Any, step: int
+  ) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]: ...
 
 
 def batches(
-  config: Mapping[str, Any], batch_size: int, seed: int
+  run: step_lib.Plan, config: Mapping[str, Any], batch_size: int, seed: int
 ) -> grain.DatasetIterator:
   """This process's part of each global batch of `batch_size` clips."""
-  count = jax.process_count()
-  return pipeline.batches(
+  index, count = sharding.process_part(run.mesh)
+  return run.task.batches(
     config,
     batch_size=batch_size // count,
     seed=seed,
-    shard_index=jax.process_index(),
+    shard_index=index,
     shard_count=count,
   )
 
 
 def _held_out(
-  config: Mapping[str, Any], run: step_lib.Plan
-) -> list[Mapping[str, np.ndarray]]:
+  run: step_lib.Plan, config: Mapping[str, Any]
+) -> validation.Validation | None:
   """The same batches in every run, for validation."""
+  if not config["every"]:
+    return None
   step_lib.require_divisible("val.batch_size", config["batch_size"], run.mesh)
   with contextlib.closing(
-    batches(config["data"], config["batch_size"], seed=0)
+    batches(run, config["data"], config["batch_size"], seed=0)
   ) as found:
-    return list(itertools.islice(found, config["batches"]))
-
-
-class _Interrupt:
-  """Set by SIGTERM; the loop saves and stops at the next step."""
-
-  def __init__(self):
-    self.received = False
-
-  def __enter__(self) -> "_Interrupt":
-    # Only the main thread may set handlers; elsewhere the default stays.
-    with contextlib.suppress(ValueError):
-      self._previous = signal.signal(signal.SIGTERM, self._handle)
-    return self
-
-  def __exit__(self, *exc: object) -> None:
-    with contextlib.suppress(ValueError, AttributeError):
-      signal.signal(signal.SIGTERM, self._previous)
-
-  def _handle(self, *args: object) -> None:
-    self.received = True
-
-
-def _require_finite(step: int, metrics: Mapping[str, float]) -> None:
-  bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-  if bad:
-    raise errors.UserError(
-      f"{bad[0]} became {metrics[bad[0]]} at step {step}; nothing was saved "
-      "since the last checkpoint"
+    return validation.Validation(
+      run, itertools.islice(found, config["batches"])
     )
 
 
-class _Window:
-  """Means of the metrics since they were last asked for.
+class _Silent:
+  """Stands for `report.Report` in all processes but the first."""
 
-  They are read one step late, so that the device is never waited for.
-  """
+  def _nothing(self, *args: Any) -> None:
+    pass
 
-  def __init__(self):
-    self._pending = None
-    self._seen = []
-
-  def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-    pending, self._pending = self._pending, (step, metrics)
-    self._read(pending)
-
-  def flush(self) -> None:
-    """Reads the newest step too; raises UserError if anything is not finite."""
-    pending, self._pending = self._pending, None
-    self._read(pending)
-
-  def means(self) -> dict[str, float]:
-    self.flush()
-    seen, self._seen = self._seen, []
-    return {k: sum(m[k] for m in seen) / len(seen) for k in seen[0]}
-
-  def _read(self, pending: tuple[int, Any] | None) -> None:
-    if pending is None:
-      return
-    step, metrics = pending
-    found = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    # jit returns dictionaries sorted by key.
-    metrics = {"loss": found.pop("loss"), **found}
-    _require_finite(step, metrics)
-    self._seen.append(metrics)
+  note = progress = record = image = restart_clock = _nothing
 
 
 def _remember(config: Mapping[str, Any], workdir: pathlib.Path) -> list[str]:
@@ -135,13 +100,33 @@ def _due(every: int, step: int, config: Mapping[str, Any]) -> bool:
   return step == config["steps"] or (every > 0 and step % every == 0)
 
 
-def fit(config: Mapping[str, Any], workdir: str | os.PathLike[str]) -> bool:
+class _Run(NamedTuple):
+  """What stays the same from step to step."""
+
+  config: Mapping[str, Any]
+  plan: step_lib.Plan
+  data: grain.DatasetIterator
+  saver: checkpoint.Checkpointer
+  log: Any
+  interrupt: interrupt_lib.Interrupt
+  history: history_lib.History | None
+  held_out: validation.Validation | None
+  evaluators: Sequence[Evaluator]
+
+
+def fit(
+  config: Mapping[str, Any],
+  workdir: str | os.PathLike[str],
+  evaluators: Sequence[Evaluator] = (),
+) -> bool:
   """Trains to `config["steps"]`, continuing what `workdir` holds.
 
   Args:
     config: as the files in `configs/` give it.
-    workdir: gets config.json, checkpoints/, metrics.jsonl, tensorboard/ and
-      strips/.
+    workdir: gets config.json, checkpoints/, metrics.jsonl, tensorboard/,
+      strips/ and, with config["history"], history.jsonl. Several processes
+      share it.
+    evaluators: what else is measured during training.
 
   Returns:
     Whether the last step was reached; False after SIGTERM, which saves first.
@@ -150,65 +135,99 @@ def fit(config: Mapping[str, Any], workdir: str | os.PathLike[str]) -> bool:
     errors.UserError: for a config that does not fit, or a metric that is not
       finite, which is named.
   """
-  run = step_lib.plan(config)
-  step_lib.require_divisible("batch_size", config["batch_size"], run.mesh)
+  plan = step_lib.plan(config)
+  step_lib.require_divisible(
+    "batch_size", config["batch_size"], plan.mesh, config["accumulate"]
+  )
   workdir = files.make_directory(workdir)
   with contextlib.ExitStack() as stack:
     data = stack.enter_context(
       contextlib.closing(
-        batches(config["data"], config["batch_size"], config["seed"])
+        batches(plan, config["data"], config["batch_size"], config["seed"])
       )
     )
-    stack.enter_context(jax.set_mesh(run.mesh))
-    interrupt = stack.enter_context(_Interrupt())
+    stack.enter_context(jax.set_mesh(plan.mesh))
+    interrupt = stack.enter_context(interrupt_lib.Interrupt())
     saver = stack.enter_context(
       checkpoint.Checkpointer(workdir / "checkpoints", config["keep"])
     )
-    restored = saver.restore(run.state, data)
+    restored = saver.restore(plan.state, data)
     first = restored.step if restored else 0
-    log = stack.enter_context(report.Report(workdir, config["steps"], first))
-    changed = _remember(config, workdir)
+    log: Any = _Silent()
+    if jax.process_index() == 0:
+      log = stack.enter_context(report.Report(workdir, config["steps"], first))
+      _tell_start(config, workdir, first, log)
+    if first >= config["steps"]:
+      log.note(f"step {first} of {config['steps']} is reached already")
+      return True
+    run = _Run(
+      *(config, plan, data, saver, log, interrupt),
+      history_lib.History(workdir, first) if config["history"] else None,
+      _held_out(plan, config["val"]),
+      evaluators,
+    )
     if restored:
-      log.note(f"resuming after step {first}")
-      if changed:
-        log.note(f"changed since the last start: {', '.join(changed)}")
-    state = restored.state if restored else step_lib.init(run)
-    return _loop(config, run, state, first, data, saver, log, interrupt)
+      return _loop(run, restored.state, step_lib.init_frozen(plan), first)
+    return _loop(run, *step_lib.init(plan), first)
 
 
-def _loop(config, run, state, first, data, saver, log, interrupt) -> bool:
-  if first >= config["steps"]:
-    log.note(f"step {first} of {config['steps']} is reached already")
-    return True
-  advance = step_lib.compile_step(run, config)
-  held_out = None
-  if config["val"]["every"]:
-    held_out = validation.Validation(run, _held_out(config["val"], run))
-  window = _Window()
+def _tell_start(config, workdir, first, log) -> None:
+  changed = _remember(config, workdir)
+  if first:
+    log.note(f"resuming after step {first}")
+    if changed:
+      log.note(f"changed since the last start: {', '.join(changed)}")
+
+
+def _loop(run: _Run, state, frozen, first: int) -> bool:
+  config, log = run.config, run.log
+  advance = step_lib.compile_step(run.plan, config)
+  seen = window.Window()
   log.note("compiling the training step ...")
   for step in range(first + 1, config["steps"] + 1):
-    batch = step_lib.put(run.mesh, next(data))
+    local = next(run.data)
+    batch = step_lib.put(run.plan.mesh, local)
     with jax.transfer_guard("disallow"):
-      state, metrics = advance(state, batch)
-    window.add(step, metrics)
+      state, metrics = advance(state, frozen, batch)
+    if run.history:
+      run.history.add(step, local)
+    seen.add(step, metrics)
     if step == first + 1:
-      window.flush()
+      seen.flush()
       log.restart_clock(step)
     if _due(config["log_every"], step, config):
-      log.progress(step, window.means(), config["batch_size"])
-    if held_out and _due(config["val"]["every"], step, config):
-      found = held_out.measure(state)
-      log.note("  ".join(f"{k} {v:.4g}" for k, v in found.items()))
-      log.record(step, found)
-      log.image(step, "reconstruction", held_out.strip(state))
-      log.restart_clock(step)
+      log.progress(step, seen.means(), config["batch_size"])
+    _evaluate(run, state, frozen, step)
     # Asked once: a signal during the save must not pass for a saved step.
-    stop = interrupt.received
+    stop = run.interrupt.received(step)
     if stop or _due(config["save_every"], step, config):
-      window.flush()
-      saver.save(step, state, data)
+      seen.flush()
+      run.saver.save(step, state, run.data)
       log.restart_clock(step)
     if stop:
       log.note(f"SIGTERM: saved step {step}; start again to continue")
       return step == config["steps"]
   return True
+
+
+def _evaluate(run: _Run, state, frozen, step: int) -> None:
+  """Measures whatever is due at this step, and records it."""
+  found, images = {}, {}
+  if run.held_out and _due(run.config["val"]["every"], step, run.config):
+    found |= run.held_out.measure(state, frozen)
+    strip = run.held_out.strip(state, frozen)
+    images |= {} if strip is None else {"reconstruction": strip}
+  for evaluator in run.evaluators:
+    if _due(evaluator.every, step, run.config):
+      variables = state_lib.averaged(state, frozen)
+      metrics, pictures = evaluator(variables, step)
+      found |= metrics
+      images |= pictures
+  if not found and not images:
+    return
+  window.require_finite(step, found)
+  run.log.note("  ".join(f"{k} {v:.4g}" for k, v in found.items()))
+  run.log.record(step, found)
+  for name, pixels in images.items():
+    run.log.image(step, name, pixels)
+  run.log.restart_clock(step)

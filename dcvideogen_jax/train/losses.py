@@ -64,6 +64,11 @@ def psnr(x: Video, y: Video) -> Float[Array, " b"]:
   return 10 * jnp.log10(4 / jnp.maximum(error, 1e-10))
 
 
+def kl(mean: Video, logvar: Video) -> Scalar:
+  """Divergence of normal distributions from the standard one, per number."""
+  return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
+
+
 def _halve(x: Video) -> Video:
   b, t, h, w, c = x.shape
   x = x[:, :, : h // 2 * 2, : w // 2 * 2]

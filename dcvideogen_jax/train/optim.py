@@ -1,6 +1,6 @@
 """Optimiser, learning-rate schedule and parameter average from a config."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from dcvideogen_jax import errors, tree
+
+Average = Callable[[Any, Any, jax.Array], Any]
 
 
 def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
@@ -80,12 +82,41 @@ def build(
   )
 
 
-def average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
-  """Exponential average of `params`, faster in the first steps.
+def averaging(config: Mapping[str, Any] | None) -> Average | None:
+  """How the exponential average of parameters follows them.
 
-  The decay of the update after step n (from 0) is
-  min(decay, (1 + n) / (10 + n)), so the random start is soon forgotten.
+  Args:
+    config: "decay", "ramp" and "steps"; None or "decay" 0 for no average. The
+      decay of the n-th update, n from 1, grows so that the start is soon
+      forgotten. "ratio": min(decay, n / (9 + n)); "exponential":
+      decay * (1 - exp(-n / steps)), that of DC-Gen (commit 562077c).
+
+  Returns:
+    (average, parameters, steps before this one) -> average.
+
+  Raises:
+    errors.UserError: for an unknown ramp, or numbers out of range.
   """
-  n = step.astype(jnp.float32)
-  d = jnp.minimum(decay, (1 + n) / (10 + n))
-  return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
+  if not config or not config["decay"]:
+    return None
+  decay, steps = config["decay"], config["steps"]
+  ramps = {
+    "ratio": lambda n: jnp.minimum(decay, n / (9 + n)),
+    "exponential": lambda n: -decay * jnp.expm1(-n / steps),
+  }
+  if config["ramp"] not in ramps:
+    raise errors.UserError(
+      f"ema.ramp must be one of {', '.join(ramps)}, found {config['ramp']!r}"
+    )
+  if not (0 < decay < 1 and steps > 0):
+    raise errors.UserError(
+      "ema.decay must be within 0..1 and ema.steps positive, found "
+      f"{decay} and {steps}"
+    )
+  ramp = ramps[config["ramp"]]
+
+  def average(ema, params, step):
+    d = ramp(step.astype(jnp.float32) + 1)
+    return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
+
+  return average

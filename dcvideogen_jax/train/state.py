@@ -1,4 +1,4 @@
-"""The train state: one tree that holds everything a step reads and writes."""
+"""The train state: one tree that holds everything a step changes."""
 
 from typing import Any
 
@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcvideogen_jax.train import tasks
+from dcvideogen_jax import tree
 
 
 @flax.struct.dataclass
 class TrainState:
   """Leaves are named "params/...", "opt/0/mu/...", "ema/...", "rng", "step".
 
-  `ema` is None where the run keeps no average. `rng` is never advanced: a
-  step folds its number into it, so that a resumed step draws what an
-  uninterrupted one would have drawn.
+  `params`, `opt` and `ema` hold trainable leaves only, nested as the task's
+  variables are; frozen ones are a tree of their own, which no step changes and
+  no checkpoint holds. `ema` is None where the run keeps no average. `rng` is
+  never advanced: a step folds its number into it, so that a resumed step draws
+  what an uninterrupted one would have drawn.
   """
 
   step: jax.Array
@@ -27,19 +29,30 @@ class TrainState:
 
 
 def create(
-  task: tasks.Task,
+  params: Any,
   optimiser: optax.GradientTransformation,
   seed: int,
   with_ema: bool,
 ) -> TrainState:
-  """A fresh state; pure, for `jax.eval_shape` and `jax.jit`."""
-  rng = jax.random.PRNGKey(seed)
-  init, carried = jax.random.split(rng)
-  params = task.init(init)
+  """The state before the first step; pure, for `jax.eval_shape`."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt=optimiser.init(params),
     ema=jax.tree.map(jnp.copy, params) if with_ema else None,
-    rng=carried,
+    rng=_keys(seed)[1],
   )
+
+
+def start_key(seed: int) -> jax.Array:
+  """What a task's `init` gets."""
+  return _keys(seed)[0]
+
+
+def averaged(state: TrainState, frozen: Any) -> Any:
+  """The task's variables with averaged parameters, or current ones without."""
+  return tree.merge(state.params if state.ema is None else state.ema, frozen)
+
+
+def _keys(seed: int) -> jax.Array:
+  return jax.random.split(jax.random.PRNGKey(seed))

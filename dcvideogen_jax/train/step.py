@@ -10,22 +10,34 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcvideogen_jax import errors, sharding
-from dcvideogen_jax.train import optim, tasks
+from dcvideogen_jax import errors, sharding, tree
+from dcvideogen_jax.train import accumulate, optim, tasks
 from dcvideogen_jax.train import state as state_lib
+from dcvideogen_jax.train import task as task_lib
 
 
 class Plan(NamedTuple):
   """What a config describes, before anything is allocated.
 
-  `state` is a tree of `jax.ShapeDtypeStruct`s with their shardings.
+  Attributes:
+    task: what is trained.
+    optimiser: changes the trainable variables.
+    average: as `optim.averaging` gives it.
+    mesh: the devices.
+    seed: of the start and of what steps draw.
+    split: the task's variables -> (trainable, frozen).
+    state: tree of `jax.ShapeDtypeStruct`s with their shardings.
+    frozen: the same for the variables that are not trained.
   """
 
-  task: tasks.Task
+  task: task_lib.Task
   optimiser: optax.GradientTransformation
+  average: optim.Average | None
   mesh: Mesh
-  create: Callable[[], state_lib.TrainState]
+  seed: int
+  split: Callable[[Any], tuple[Any, Any]]
   state: state_lib.TrainState
+  frozen: Any
 
 
 def plan(config: Mapping[str, Any]) -> Plan:
@@ -34,73 +46,141 @@ def plan(config: Mapping[str, Any]) -> Plan:
   Raises:
     errors.UserError: for anything in the config that does not fit.
   """
-  if config["task"] not in tasks.TASKS:
-    raise errors.UserError(
-      f"task must be one of {', '.join(tasks.TASKS)}, found {config['task']!r}"
-    )
-  task = tasks.TASKS[config["task"]](config)
+  task = tasks.build(config)
   optimiser = optim.build(config["optim"], config["steps"])
-  mesh = sharding.make_mesh(config["mesh"])
-  create = functools.partial(
-    state_lib.create, task, optimiser, config["seed"], bool(config["ema"])
+  average = optim.averaging(config["ema"])
+  mesh, seed = sharding.make_mesh(config["mesh"]), config["seed"]
+  variables = jax.eval_shape(lambda: task.init(state_lib.start_key(seed)))
+  mask = tree.match_tree(task.trainable, variables)
+  split = functools.partial(tree.split, mask=mask)
+  params, frozen = split(variables)
+  if not params:
+    raise errors.UserError(f"task {config['task']!r} would train nothing")
+  state = jax.eval_shape(
+    lambda p: state_lib.create(p, optimiser, seed, average is not None), params
   )
-  abstract = jax.eval_shape(create)
-  target = jax.tree.map(
+  rules = config["sharding"]
+  state = _placed(state, mesh, rules)
+  frozen = _placed({"frozen": frozen}, mesh, rules)["frozen"]
+  return Plan(task, optimiser, average, mesh, seed, split, state, frozen)
+
+
+def _placed(abstract: Any, mesh: Mesh, rules: Any) -> Any:
+  return jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=where
     ),
     abstract,
-    sharding.shardings(abstract, mesh, config["sharding"]),
+    sharding.shardings(abstract, mesh, rules),
   )
-  return Plan(task, optimiser, mesh, create, target)
 
 
-def require_divisible(name: str, size: int, mesh: Mesh) -> None:
-  """Raises UserError if a batch of `size` clips cannot be split evenly."""
-  if size < 1 or size % mesh.size:
+def _where(abstract: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def require_divisible(name: str, size: int, mesh: Mesh, parts: int = 1) -> None:
+  """Raises UserError if `size` clips cannot be cut and split evenly."""
+  if parts < 1:
+    raise errors.UserError(f"accumulate must be positive, found {parts}")
+  devices = sharding.batch_devices(mesh)
+  if size < 1 or size % (devices * parts):
+    cut = f" times {parts} micro-batches" if parts > 1 else ""
     raise errors.UserError(
-      f"{name} must be a positive multiple of the {mesh.size} devices, "
-      f"found {size}"
+      f"{name} must be a positive multiple of the {devices} devices that "
+      f"share a batch{cut}, found {size}"
     )
 
 
-def init(run: Plan) -> state_lib.TrainState:
-  """A fresh state, each leaf created where its sharding puts it."""
-  where = jax.tree.map(lambda leaf: leaf.sharding, run.state)
+def init(run: Plan) -> tuple[state_lib.TrainState, Any]:
+  """(state, frozen variables), each leaf created where its sharding puts it.
+
+  Raises:
+    errors.UserError: if what the task starts from does not fit.
+  """
+  params, frozen = _start(run, _where(run.state.params), _where(run.frozen))
+  create = functools.partial(
+    state_lib.create,
+    optimiser=run.optimiser,
+    seed=run.seed,
+    with_ema=run.average is not None,
+  )
+  where = _where(run.state)
   with jax.set_mesh(run.mesh):
-    return jax.jit(run.create, out_shardings=where)()
+    return jax.jit(create, out_shardings=where)(params), frozen
+
+
+def init_frozen(run: Plan) -> Any:
+  """What `init` would give as the frozen variables, for a restored state.
+
+  Raises:
+    errors.UserError: as `init`.
+  """
+  if not run.frozen:
+    return {}
+  return _start(run, None, _where(run.frozen))[1]
+
+
+def _start(run: Plan, trained: Any, frozen: Any) -> tuple[Any, Any]:
+  """(trainable, frozen) variables; the first is None where `trained` is."""
+  if run.task.start is not None:
+    where = tree.merge(_where(run.state.params), _where(run.frozen))
+    with jax.set_mesh(run.mesh):
+      variables = run.task.start(where)
+    tree.require_equal(
+      _described(tree.merge(run.state.params, run.frozen)),
+      _described(variables),
+      "what the task starts from",
+    )
+    params, rest = run.split(variables)
+    return (None if trained is None else params), rest
+
+  def create():
+    params, rest = run.split(run.task.init(state_lib.start_key(run.seed)))
+    return (None if trained is None else params), rest
+
+  with jax.set_mesh(run.mesh):
+    return jax.jit(create, out_shardings=(trained, frozen))()
+
+
+def _described(variables: Any) -> dict[str, tuple[Any, ...]]:
+  return {
+    name: (*leaf.shape, str(leaf.dtype))
+    for name, leaf in tree.flatten(variables).items()
+  }
 
 
 def compile_step(
   run: Plan, config: Mapping[str, Any]
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
-  """The compiled (state, batch) -> (state, metrics); the state is donated."""
-  schedule = optim.learning_rate(config["optim"], config["steps"])
+  """The compiled (state, frozen, batch) -> (state, metrics).
 
-  def step(state, batch):
+  The state is donated. "grad_norm" is that of the whole batch's gradient,
+  before it is clipped.
+  """
+  schedule = optim.learning_rate(config["optim"], config["steps"])
+  parts = config["accumulate"]
+  where = _where(run.state)
+
+  def step(state, frozen, batch):
+    variables = tree.merge(state.params, frozen)
+    batch = accumulate.encode(run.task, variables, batch, parts)
     rng = jax.random.fold_in(state.rng, state.step)
-    gradient = jax.value_and_grad(run.task.loss_fn, has_aux=True)
-    (loss, metrics), grads = gradient(state.params, batch, rng)
+    metrics, grads = accumulate.gradients(
+      run.task, state.params, frozen, run.task.draw(batch, rng), parts
+    )
     updates, opt = run.optimiser.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-      ema = optim.average(ema, params, state.step, config["ema"])
-    metrics = {
-      "loss": loss,
-      **metrics,
-      "grad_norm": optax.tree.norm(grads),
-      "lr": schedule(state.step),
-    }
+    ema = run.average and run.average(state.ema, params, state.step)
+    metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
     new = state.replace(step=state.step + 1, params=params, opt=opt, ema=ema)
     return new, metrics
 
-  where = jax.tree.map(lambda leaf: leaf.sharding, run.state)
   batch = NamedSharding(run.mesh, sharding.BATCH)
   return jax.jit(
     step,
     donate_argnums=0,
-    in_shardings=(where, batch),
+    in_shardings=(where, _where(run.frozen), batch),
     out_shardings=(where, NamedSharding(run.mesh, P())),
   )
 

@@ -6,36 +6,50 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dcvideogen_jax.train import tasks
+from dcvideogen_jax.train import autoencoders, task, tasks
 
 
 def _linear(config):
-  """Reconstructs each pixel from noisy neighbours, so that rng matters."""
+  """Reconstructs each pixel from noisy neighbours, so that rng matters.
+
+  A gain is frozen.
+  """
 
   def init(rng):
-    return {"mix": {"kernel": jax.random.normal(rng, (8 * 3, 8 * 3)) / 5}}
+    kernel = jax.random.normal(rng, (8 * 3, 8 * 3)) / 5
+    return {"mix": {"kernel": kernel, "gain": jnp.float32(0.9)}}
 
   def apply(params, batch):
-    video = tasks.to_float(batch["video"])
+    video = autoencoders.to_float(batch["video"])
     rows = video.reshape(*video.shape[:3], -1)
-    return video, (rows @ params["mix"]["kernel"]).reshape(video.shape)
+    output = (rows @ params["mix"]["kernel"]).reshape(video.shape)
+    return video, params["mix"]["gain"] * output
 
-  def loss_fn(params, batch, rng):
-    video, output = apply(params, batch)
-    noise = jax.random.normal(rng, output.shape)
-    error = output + 0.1 * noise - video
+  def draw(batch, rng):
+    noise = jax.random.normal(rng, batch["video"].shape)
+    return {**batch, "noise": noise}
+
+  def loss_fn(params, drawn):
+    video, output = apply(params, drawn)
+    error = output + 0.1 * drawn["noise"] - video
     # A finite loss whose extra metric can be made to blow up.
     return jnp.square(error).mean(), {"blow": jnp.exp(config["model"]["blow"])}
 
   def measure(params, batch):
     video, output = apply(params, batch)
-    return {"psnr": -jnp.square(video - output).mean((1, 2, 3, 4))}
+    error = jnp.square(video - output).mean((1, 2, 3, 4))
+    bright = video.mean((1, 2, 3, 4)) > 0
+    return {"psnr": -error, "bright": jnp.where(bright, error, jnp.nan)}
 
   def reconstruct(params, batch):
-    return tasks.to_uint8(apply(params, batch)[1])
+    return autoencoders.to_uint8(apply(params, batch)[1])
 
-  return tasks.Task(
-    init, loss_fn, {"measure": measure, "reconstruct": reconstruct}
+  return task.Task(
+    init,
+    loss_fn,
+    {"measure": measure, "reconstruct": reconstruct},
+    draw,
+    trainable=(("mix/gain", False), (".*", True)),
   )
 
 
@@ -48,7 +62,9 @@ _CONFIG = {
   "log_every": 1,
   "save_every": 2,
   "keep": 2,
-  "ema": 0.9,
+  "accumulate": 1,
+  "history": False,
+  "ema": {"decay": 0.9, "ramp": "ratio", "steps": 10},
   "model": {"blow": 1.0},
   "optim": {
     "name": "adamw",

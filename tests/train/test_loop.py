@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dcvideogen_jax import checkpoint, errors, report
-from dcvideogen_jax.train import loop, step
+from dcvideogen_jax.train import loop, step, tasks, validation
 
 
 def _saved(config, workdir):
@@ -97,6 +97,128 @@ def test_the_state_depends_on_every_step(config, tmp_path):
     _assert_same(_saved(config, tmp_path / "a"), _saved(config, tmp_path / "b"))
 
 
+class _Evaluator:
+  """Keeps what it is asked to measure."""
+
+  def __init__(self, every, value=2.0):
+    self.every, self.value, self.calls = every, value, []
+
+  def __call__(self, variables, step):
+    assert not jax.sharding.get_abstract_mesh().empty
+    self.calls.append((step, jax.tree.map(np.asarray, variables)))
+    return {"score": self.value * step}, {"sheet": np.zeros((2, 3, 3), "u1")}
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_evaluators_see_the_average_and_frozen_leaves(config, tmp_path, ema):
+  if not ema:
+    config["ema"] = None
+  evaluator = _Evaluator(every=4)
+  assert loop.fit(config, tmp_path, [evaluator])
+  assert [step for step, _ in evaluator.calls] == [4, 6]
+  _, state = _saved(config, tmp_path)
+  _, variables = evaluator.calls[-1]
+  expected = state.ema if ema else state.params
+  np.testing.assert_array_equal(
+    variables["mix"]["kernel"], expected["mix"]["kernel"]
+  )
+  assert variables["mix"]["gain"] == np.float32(0.9)
+  scores = {r["step"]: r["score"] for r in _records(tmp_path) if "score" in r}
+  assert scores == {4: 8.0, 6: 12.0}
+  sheets = sorted(p.name for p in (tmp_path / "strips").glob("sheet*"))
+  assert sheets == ["sheet_0000004.png", "sheet_0000006.png"]
+
+
+def test_an_evaluator_without_an_answer_stops_the_run(config, tmp_path):
+  with pytest.raises(errors.UserError, match="score became nan at step 4"):
+    loop.fit(config, tmp_path, [_Evaluator(every=4, value=np.nan)])
+
+
+def test_validation_counts_what_is_not_nan(config, tmp_path):
+  """The task measures "bright" for bright clips only, as numpy does here."""
+  config["val"]["batches"] = 3
+  assert loop.fit(config, tmp_path)
+  run = step.plan(config)
+  state = _saved(config, tmp_path)[1]
+  data = loop.batches(run, config["val"]["data"], 8, seed=0)
+  video = np.concatenate([next(data)["video"] for _ in range(3)])
+  data.close()
+  video = video.astype(np.float32) / 127.5 - 1
+  rows = video.reshape(*video.shape[:3], -1)
+  output = 0.9 * (rows @ state.ema["mix"]["kernel"]).reshape(video.shape)
+  error = np.square(output - video).mean((1, 2, 3, 4))
+  bright = video.mean((1, 2, 3, 4)) > 0
+  assert 0 < bright.sum() < len(bright)
+  found = [r for r in _records(tmp_path) if "val/psnr" in r][-1]
+  assert found["val/ema_psnr"] == pytest.approx(-error.mean(), rel=1e-5)
+  assert found["val/ema_bright"] == pytest.approx(
+    error[bright].mean(), rel=1e-5
+  )
+
+
+def test_a_validation_that_becomes_nan_is_named(config):
+  run = step.plan(config)
+  state, frozen = step.init(run)
+  data = loop.batches(run, config["val"]["data"], 8, seed=0)
+  with jax.set_mesh(run.mesh):
+    held_out = validation.Validation(run, [next(data)])
+    assert "val/ema_bright" in held_out.measure(state, frozen)
+    broken = jax.tree.map(lambda x: x * np.nan, state.params)
+    with pytest.raises(errors.UserError, match="val/bright became nan"):
+      held_out.measure(state.replace(params=broken), frozen)
+  data.close()
+
+
+def test_a_task_that_shows_nothing_leaves_no_strips(
+  config, tmp_path, monkeypatch
+):
+  linear = tasks.TASKS["linear"]
+
+  def blind(config):
+    task = linear(config)
+    return task._replace(predict_fns={"measure": task.predict_fns["measure"]})
+
+  monkeypatch.setattr(tasks, "TASKS", {"linear": blind})
+  assert loop.fit(config, tmp_path)
+  assert not (tmp_path / "strips").exists()
+  assert any("val/psnr" in r for r in _records(tmp_path))
+
+
+def test_history_tells_which_samples_led_to_the_parameters(
+  config, tmp_path, monkeypatch
+):
+  config["history"] = True
+  assert loop.fit(config, tmp_path / "whole")
+  with monkeypatch.context() as m:
+    m.setattr(checkpoint.Checkpointer, "save", _fail_at(4))
+    with pytest.raises(OSError, match="disk"):
+      loop.fit(config, tmp_path / "parts")
+  with (tmp_path / "parts/history.jsonl").open("a") as out:
+    out.write('{"step": 5, "sam')
+  assert loop.fit(config, tmp_path / "parts")
+  histories = [
+    (tmp_path / name / "history.jsonl").read_text()
+    for name in ("whole", "parts")
+  ]
+  assert histories[0] == histories[1]
+  lines = [json.loads(line) for line in histories[0].splitlines()]
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+  samples = [sample for line in lines for sample in line["samples"]]
+  assert len(set(samples)) == len(samples) == 6 * 8
+
+
+def _fail_at(step):
+  """A `Checkpointer.save` that finds the disk broken at some step."""
+  save = checkpoint.Checkpointer.save
+
+  def failing(self, at, *args):
+    if at == step:
+      raise OSError("the disk is gone")
+    save(self, at, *args)
+
+  return failing
+
+
 def test_a_finished_run_is_left_alone(config, tmp_path, capsys):
   assert loop.fit(config, tmp_path)
   before = _saved(config, tmp_path)
@@ -116,7 +238,7 @@ def test_changed_keys_are_told_on_resume(config, tmp_path, capsys):
 
 def test_another_model_does_not_resume(config, tmp_path):
   assert loop.fit(config, tmp_path)
-  config["ema"] = 0
+  config["ema"] = None
   with pytest.raises(errors.UserError, match="unexpected ema/mix/kernel"):
     loop.fit(config, tmp_path)
 

@@ -66,10 +66,29 @@ def test_clipping_by_global_norm(options, clip, norm):
   )
 
 
-def test_average_warms_up_and_then_decays():
+@pytest.mark.parametrize(
+  ("ramp", "decays"),
+  [
+    ("ratio", [0.1, 0.5, 0.9]),
+    # 0.9 (1 - exp(-n / 20)) for the updates 1, 9 and 1001
+    ("exponential", [0.0438935, 0.3261347, 0.9]),
+  ],
+)
+def test_average_warms_up_and_then_decays(ramp, decays):
+  average = optim.averaging({"decay": 0.9, "ramp": ramp, "steps": 20})
   ema, params = {"a": jnp.float32(2.0)}, {"a": jnp.float32(1.0)}
-  found = [
-    float(optim.average(ema, params, jnp.int32(n), 0.9)["a"])
-    for n in (0, 8, 1000)
-  ]
-  np.testing.assert_allclose(found, [1.1, 1.5, 1.9], rtol=1e-6)
+  found = [float(average(ema, params, jnp.int32(n))["a"]) for n in (0, 8, 1000)]
+  np.testing.assert_allclose(found, np.add(decays, 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "change", [{"ramp": "linear"}, {"decay": 1.0}, {"steps": 0}]
+)
+def test_an_average_that_does_not_fit(config, change):
+  with pytest.raises(errors.UserError, match="ema"):
+    optim.averaging(config["ema"] | change)
+
+
+def test_no_average_without_a_decay(config):
+  assert optim.averaging(None) is None
+  assert optim.averaging(config["ema"] | {"decay": 0.0}) is None

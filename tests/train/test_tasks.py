@@ -1,4 +1,6 @@
-"""The autoencoder task, its starting point and its pictures."""
+"""The autoencoder tasks, a starting point and their pictures."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,24 @@ import pytest
 
 from configs import tiny
 from dcvideogen_jax import errors, tree
-from dcvideogen_jax.models import dc_ae_v
-from dcvideogen_jax.train import initial, losses, strips, tasks
+from dcvideogen_jax.models import dc_ae_v, wan_vae
+from dcvideogen_jax.train import autoencoders, initial, losses, strips, tasks
+
+WAN = {
+  "task": "wan_autoencoder",
+  "start": "random",
+  "weights": None,
+  "model": {
+    "latent_channels": 3,
+    "base_width": 8,
+    "multipliers": (1, 1),
+    "blocks": 1,
+    "temporal": (True,),
+    "mean": (0.0,) * 3,
+    "std": (1.0,) * 3,
+  },
+  "loss": {"l1": 1.0, "mse": 0.5, "kl": 0.25},
+}
 
 
 @pytest.fixture
@@ -25,50 +43,96 @@ def _video(shape=(2, 4, 16, 16, 3)):
 
 def test_uint8_and_float_are_inverse():
   values = np.arange(256, dtype=np.uint8)
-  video = tasks.to_float(values)
+  video = autoencoders.to_float(values)
   assert (float(video[0]), float(video[-1])) == (-1.0, 1.0)
-  np.testing.assert_array_equal(tasks.to_uint8(video), values)
+  np.testing.assert_array_equal(autoencoders.to_uint8(video), values)
   np.testing.assert_array_equal(
-    tasks.to_uint8(jnp.array([-9.0, 9.0])), [0, 255]
+    autoencoders.to_uint8(jnp.array([-9.0, 9.0])), [0, 255]
   )
 
 
-def test_loss_and_predictions_agree(small):
-  task = tasks.autoencoder(small)
-  params = jax.jit(task.init)(jax.random.PRNGKey(0))
-  batch = {"video": jnp.asarray(_video())}
-  loss, metrics = jax.jit(task.loss_fn)(params, batch, jax.random.PRNGKey(1))
-  np.testing.assert_allclose(loss, metrics["l1"] + metrics["mse"], rtol=1e-6)
+def _predictions(task, params, batch, frames):
+  """Checks that "measure" measures what "reconstruct" shows."""
   output = jax.jit(task.predict_fns["reconstruct"])(params, batch)
-  assert output.dtype == jnp.uint8 and output.shape == batch["video"].shape
+  original = batch["video"][:, :frames]
+  assert output.dtype == jnp.uint8 and output.shape == original.shape
   found = jax.jit(task.predict_fns["measure"])(params, batch)
-  expected = losses.psnr(*map(tasks.to_float, (output, batch["video"])))
+  expected = losses.psnr(*map(autoencoders.to_float, (output, original)))
   np.testing.assert_allclose(found["psnr"], expected, rtol=1e-6)
   assert found["ssim"].shape == (2,)
+  return output
+
+
+def test_loss_and_predictions_agree(small):
+  task = tasks.build(small)
+  params = jax.jit(task.init)(jax.random.PRNGKey(0))
+  batch = {"video": jnp.asarray(_video())}
+  loss, metrics = jax.jit(task.loss_fn)(params, batch)
+  np.testing.assert_allclose(loss, metrics["l1"] + metrics["mse"], rtol=1e-6)
+  _predictions(task, params, batch, frames=4)
+
+
+def test_the_wan_autoencoder_trains_samples_and_measures_means():
+  task, module = tasks.build(WAN), wan_vae.build(WAN["model"])
+  params = jax.jit(task.init)(jax.random.PRNGKey(0))
+  batch = {"video": jnp.asarray(_video())}
+  drawn = jax.jit(task.draw)(batch, jax.random.PRNGKey(1))
+  assert drawn["noise"].shape == (2, 2, 8, 8, 3)
+  loss, metrics = jax.jit(task.loss_fn)(params, drawn)
+
+  @jax.jit
+  def expected(params, video, noise):
+    decode, encode = (
+      functools.partial(module.apply, {"params": params}, method=name)
+      for name in ("decode", "encode")
+    )
+    mean, logvar = encode(video)
+    sample = decode(mean + jnp.exp(logvar / 2) * noise)
+    return mean, logvar, sample, autoencoders.to_uint8(decode(mean))
+
+  video = autoencoders.to_float(batch["video"][:, :3])
+  mean, logvar, sample, output = expected(params, video, drawn["noise"])
+  logvar, mean = (np.asarray(x, np.float64) for x in (logvar, mean))
+  kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean()
+  l1, mse = losses.l1(sample, video), losses.mse(sample, video)
+  np.testing.assert_allclose(loss, l1 + 0.5 * mse + 0.25 * kl, rtol=1e-5)
+  assert set(metrics) == {"psnr", "kl", "l1", "mse"}
+  # Where a value is halfway between two levels, rounding decides.
+  shown = _predictions(task, params, batch, frames=3)
+  assert np.abs(shown.astype(int) - output).max() <= 1
+  assert (shown == output).mean() > 0.99
 
 
 @pytest.mark.parametrize(
   "shape", [(1, 3, 16, 16, 3), (1, 4, 18, 16, 3), (1, 4, 16, 17, 3)]
 )
 def test_clips_that_would_be_padded_are_refused(small, shape):
-  task = tasks.autoencoder(small)
+  task = tasks.build(small)
   params = jax.eval_shape(task.init, jax.random.PRNGKey(0))
   batch = {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
   with pytest.raises(errors.UserError, match="multiple of 4 frames and 4"):
-    jax.eval_shape(task.loss_fn, params, batch, jax.random.PRNGKey(0))
+    jax.eval_shape(task.loss_fn, params, batch)
+
+
+def test_clips_that_the_wan_autoencoder_would_pad_are_refused():
+  batch = {"video": jax.ShapeDtypeStruct((1, 5, 15, 16, 3), jnp.uint8)}
+  with pytest.raises(errors.UserError, match="multiple of 2 pixels"):
+    jax.eval_shape(tasks.build(WAN).draw, batch, jax.random.PRNGKey(0))
 
 
 @pytest.mark.parametrize(
   "change",
   [
+    {"task": "fly"},
     {"start": "warm"},
     {"model": {"widths": (1, 2)}},
     {"model": {"colour": "red"}},
+    {"task": "wan_autoencoder"},
   ],
 )
 def test_a_config_that_does_not_fit(small, change):
   with pytest.raises(errors.UserError):
-    tasks.autoencoder(small | change)
+    tasks.build(small | change)
 
 
 @pytest.mark.parametrize("time", ["chunk_causal", "causal", "non_causal"])

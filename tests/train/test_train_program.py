@@ -1,7 +1,6 @@
 """`launch.train` and `launch.export` as their users run them."""
 
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -14,90 +13,83 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from dcvideogen_jax import checkpoint, convert, tree
-from dcvideogen_jax.train import step
+from dcvideogen_jax import convert, tree
+from tests.train import killing
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 12
 
 
-def _start(workdir, *arguments, config="configs/tiny.py:autoencoder,runlocal"):
-  environment = os.environ | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "PYTHONUNBUFFERED": "1",
-    "XDG_CACHE_HOME": str(workdir.parent / "cache"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  command = [sys.executable, "-m", "launch.train", f"--config={config}"]
-  command += [f"--workdir={workdir}", *arguments]
-  return subprocess.Popen(
-    command,
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+def _command(workdir, *arguments, config="tiny.py:autoencoder,runlocal"):
+  return [
+    *["launch.train", f"--config=configs/{config}", f"--workdir={workdir}"],
+    *arguments,
+  ]
 
 
 def _train(workdir):
-  return _start(
+  return _command(
     workdir,
     f"--config.steps={STEPS}",
     "--config.save_every=1",
     "--config.val.every=0",
+    "--config.history=True",
   )
 
 
-def _finish(process):
-  out, err = process.communicate(timeout=600)
-  return process.returncode, out, err
-
-
-def _stop_at(process, step, how):
-  """Sends a signal some milliseconds after the line of `step`."""
-  for line in process.stdout:
-    if line.startswith(f"step {step}/"):
-      break
-  time.sleep(random.uniform(0, 0.05))
-  process.send_signal(how)
-  return _finish(process)
-
-
-def _saved(workdir):
-  run = step.plan(tiny.get_config("autoencoder,runlocal").to_dict())
-  with checkpoint.Checkpointer(workdir / "checkpoints") as saver:
-    found = saver.restore(run.state, repair=False)
-  assert found.step == STEPS
-  return {k: np.asarray(v) for k, v in tree.flatten(found.state).items()}
+def _state(workdir):
+  config = tiny.get_config("autoencoder,runlocal").to_dict()
+  return killing.state(config | {"steps": STEPS}, workdir)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
   """The directory of a run that nothing disturbed."""
   workdir = tmp_path_factory.mktemp("program") / "whole"
-  code, out, err = _finish(_train(workdir))
+  code, out, err = killing.finish(killing.start(_train(workdir), cache))
   assert code == 0, err
   assert f"step {STEPS}/{STEPS}" in out
   return workdir
 
 
-@pytest.mark.parametrize(
-  ("how", "code"),
-  [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)],
-)
-def test_stopped_at_a_random_step_and_resumed(finished, tmp_path, how, code):
-  # By the line of step 3 the save of step 1 is on disk, that of 2 may not be.
-  at = random.randint(3, STEPS - 3)
-  stopped = _stop_at(_train(tmp_path / "run"), at, how)
-  assert stopped[0] == code, stopped
-  resumed = _finish(_train(tmp_path / "run"))
+def _assert_undisturbed(workdir, finished):
+  killing.assert_same_bits(_state(finished), _state(workdir))
+  history = killing.history(workdir, STEPS)
+  assert history == killing.history(finished, STEPS)
+  samples = sum(history, [])
+  assert len(set(samples)) == len(samples) == 4 * STEPS
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_steps(finished, cache, tmp_path, kills):
+  seed = random.randrange(2**32)
+  print("seed", seed)
+  killed = killing.run_with_kills(
+    _train(tmp_path / "run"),
+    kills,
+    np.random.default_rng(seed),
+    steps=STEPS,
+    cache=cache,
+  )
+  assert len(killed) == kills
+  _assert_undisturbed(tmp_path / "run", finished)
+
+
+def test_terminated_and_resumed(finished, cache, tmp_path):
+  process = killing.start(_train(tmp_path / "run"), cache)
+  killing.read_to(process, random.randint(1, STEPS - 3))
+  time.sleep(random.uniform(0, 0.05))
+  process.send_signal(signal.SIGTERM)
+  code, out, err = killing.finish(process)
+  assert code == 143 and "SIGTERM: saved step" in out, (code, out, err)
+  resumed = killing.finish(killing.start(_train(tmp_path / "run"), cache))
   assert resumed[0] == 0, resumed
   assert "resuming after step" in resumed[1]
-  expected, found = _saved(finished), _saved(tmp_path / "run")
-  assert expected.keys() == found.keys()
-  for name in expected:
-    np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+  _assert_undisturbed(tmp_path / "run", finished)
 
 
 def test_export_is_the_average_in_bfloat16(finished, tmp_path):
@@ -106,14 +98,14 @@ def test_export_is_the_average_in_bfloat16(finished, tmp_path):
       *[sys.executable, "-m", "launch.export", f"--workdir={finished}"],
       f"--output={tmp_path / 'model'}",
     ],
-    cwd=ROOT,
+    cwd=killing.ROOT,
     capture_output=True,
     text=True,
     env=os.environ | {"XLA_FLAGS": ""},
   )
   assert finishing.returncode == 0, finishing.stderr
   _, variables = convert.load("dc_ae_v", tmp_path / "model")
-  saved = _saved(finished)
+  saved = _state(finished)
   assert any(
     (saved[f"ema/{k}"] != saved[f"params/{k}"]).any()
     for k in tree.flatten(variables["params"])
@@ -132,10 +124,16 @@ def test_export_is_the_average_in_bfloat16(finished, tmp_path):
     ([], "tiny.py:autoencoder,fast", "fast"),
     (["--config.optim.name=lion"], "tiny.py:autoencoder,runlocal", "lion"),
     (["--config.data.path=/nowhere"], "tiny.py:autoencoder", "/nowhere"),
+    (["--process=1"], "tiny.py:autoencoder,runlocal", "--coordinator"),
+    (
+      ["--coordinator=here", "--processes=2", "--process=2"],
+      "tiny.py:autoencoder,runlocal",
+      "within 0..1",
+    ),
   ],
 )
-def test_bad_input_is_one_sentence(tmp_path, arguments, config, word):
-  process = _start(tmp_path / "run", *arguments, config=f"configs/{config}")
-  code, _, err = _finish(process)
+def test_bad_input_is_one_sentence(tmp_path, cache, arguments, config, word):
+  command = _command(tmp_path / "run", *arguments, config=config)
+  code, _, err = killing.finish(killing.start(command, cache))
   assert code == 2
   assert err.startswith("error: ") and err.count("\n") == 1 and word in err

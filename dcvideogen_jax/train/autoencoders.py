@@ -1,0 +1,193 @@
+"""Tasks that train an autoencoder to reconstruct clips."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dcvideogen_jax import convert, errors, sharding
+from dcvideogen_jax.models import dc_ae_v, wan_vae
+from dcvideogen_jax.train import initial, losses
+from dcvideogen_jax.train import task as task_lib
+
+
+def to_float(video: jax.Array) -> jax.Array:
+  """uint8 "b t h w c" to float32 in [-1, 1]."""
+  return video.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(video: jax.Array) -> jax.Array:
+  """Float in [-1, 1] to uint8, rounded and clipped."""
+  return jnp.clip(jnp.round((video + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
+  """Reconstruction with DC-AE-V.
+
+  Args:
+    config: "model" as `dc_ae_v.build` takes it, "loss", the weights of
+      `losses.TERMS`, "start", a key of `initial.DEEP_STARTS`, and "weights",
+      what `convert.load` reads, to start from instead, or None. Batches hold
+      "video", uint8 "b t h w 3".
+
+  Raises:
+    errors.UserError: for a model or loss that cannot be built.
+  """
+  module = _build(dc_ae_v.build, config["model"])
+  size, frames = module.spatial_factor, module.frames_multiple
+  weights = dict(config["loss"])
+  start = _choose("start", config["start"], initial.DEEP_STARTS)
+
+  def init(rng):
+    example = jnp.zeros((1, module.temporal_factor, size, size, 3))
+    return start(module.init(rng, example)["params"], module.time)
+
+  def reconstruct(params, batch):
+    _, t, h, w, _ = batch["video"].shape
+    if t % frames or h % size or w % size:
+      # The model would pad such clips, and learn to reconstruct the padding.
+      raise errors.UserError(
+        f"the model needs clips of a multiple of {frames} frames and {size} "
+        f"pixels, config.data gives {t} frames of {h}x{w}"
+      )
+    video = to_float(sharding.constrain(batch["video"], "batch"))
+    return video, module.apply({"params": params}, video).astype(jnp.float32)
+
+  def loss_fn(params, batch):
+    video, output = reconstruct(params, batch)
+    loss, terms = losses.weighted(output, video, weights)
+    return loss, {"psnr": losses.psnr(output, video).mean(), **terms}
+
+  return task_lib.Task(
+    init,
+    loss_fn,
+    _predictions(reconstruct),
+    start=_weights("dc_ae_v", module, config["weights"]),
+  )
+
+
+def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
+  """Reconstruction with the Wan VAE.
+
+  Of each clip the first 1 + k * `temporal_factor` frames are used. Training
+  decodes a sample of the posterior, measuring its mean.
+
+  Args:
+    config: "model" as `wan_vae.build` takes it, "loss", the weights of
+      `losses.TERMS` and of "kl", the divergence from the normal distribution,
+      "start", a key of `initial.WAN_STARTS`, and "weights" as for
+      `autoencoder`. Batches hold "video", uint8 "b t h w 3".
+
+  Raises:
+    errors.UserError: for a model or loss that cannot be built.
+  """
+  module = _build(wan_vae.build, config["model"])
+  size = module.spatial_factor
+  weights = dict(config["loss"])
+  kl_weight = weights.pop("kl", 0.0)
+  start = _choose("start", config["start"], initial.WAN_STARTS)
+
+  def init(rng):
+    example = jnp.zeros((1, 1 + module.temporal_factor, size, size, 3))
+    return start(module.init(rng, example)["params"])
+
+  def draw(batch, rng):
+    b, t, h, w, _ = batch["video"].shape
+    if h % size or w % size:
+      raise errors.UserError(
+        f"the model needs clips of a multiple of {size} pixels, config.data "
+        f"gives {h}x{w}"
+      )
+    frames = 1 + (module.whole_frames(t, "official") - 1) // (
+      module.temporal_factor
+    )
+    shape = (b, frames, h // size, w // size, module.latent_channels)
+    return {**batch, "noise": jax.random.normal(rng, shape)}
+
+  def encode(params, batch):
+    frames = module.whole_frames(batch["video"].shape[1], "official")
+    video = sharding.constrain(batch["video"], "batch")[:, :frames]
+    video = to_float(video)
+    return video, module.apply({"params": params}, video, method="encode")
+
+  def decode(params, latents):
+    video = module.apply({"params": params}, latents, method="decode")
+    return video.astype(jnp.float32)
+
+  def loss_fn(params, drawn):
+    video, posterior = encode(params, drawn)
+    mean, logvar = (x.astype(jnp.float32) for x in posterior)
+    latents = mean + jnp.exp(logvar / 2) * drawn["noise"]
+    output = decode(params, latents)
+    loss, terms = losses.weighted(output, video, weights)
+    kl = losses.kl(mean, logvar)
+    metrics = {"psnr": losses.psnr(output, video).mean(), "kl": kl, **terms}
+    return loss + kl_weight * kl, metrics
+
+  def reconstruct(params, batch):
+    video, posterior = encode(params, batch)
+    return video, decode(params, posterior.mean)
+
+  return task_lib.Task(
+    init,
+    loss_fn,
+    _predictions(reconstruct),
+    draw,
+    start=_weights("wan_vae", module, config["weights"]),
+  )
+
+
+def _weights(
+  kind: str, module: Any, path: str | None
+) -> Callable[[Any], Any] | None:
+  """A task's `start` from weights, or None."""
+  if path is None:
+    return None
+
+  def start(where):
+    _, variables = convert.load(
+      kind,
+      path,
+      config=convert.config_of(module),
+      dtype=jnp.float32,
+      sharding={"params": where},
+    )
+    return variables["params"]
+
+  return start
+
+
+def _predictions(
+  reconstruct: Callable[[Any, task_lib.Batch], tuple[jax.Array, jax.Array]],
+) -> Mapping[str, Callable[[Any, task_lib.Batch], Any]]:
+  """`predict_fns` from (params, batch) -> (video, its reconstruction)."""
+
+  def measure(params, batch):
+    video, output = reconstruct(params, batch)
+    output = to_float(to_uint8(output))
+    each = jax.vmap(lambda x, y: losses.ssim(x[None], y[None]))
+    return {
+      "psnr": losses.psnr(output, video),
+      "ssim": each(output, video),
+    }
+
+  def show(params, batch):
+    return to_uint8(reconstruct(params, batch)[1])
+
+  return {"measure": measure, "reconstruct": show}
+
+
+def _build(build: Callable[[Any], Any], fields: Mapping[str, Any]) -> Any:
+  try:
+    return build(fields)
+  except ValueError as e:
+    raise errors.UserError(f"config.model: {e}") from e
+
+
+def _choose(key: str, name: str, table: Mapping[str, Any]) -> Any:
+  if name not in table:
+    raise errors.UserError(
+      f"{key} must be one of {', '.join(table)}, found {name!r}"
+    )
+  return table[name]
