@@ -16,11 +16,26 @@ from typing import Any
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from dcvideogen_jax.models import layers, rope, wan_blocks
+
+# What the backward pass finds of a block, and does not compute again.
+REMAT = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_saveable,
+  "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def _block(remat: bool | str | None) -> type[nn.Module]:
+  if not remat:
+    return wan_blocks.Block
+  policy = REMAT["full" if remat is True else remat]
+  return nn.remat(wan_blocks.Block, prevent_cse=False, policy=policy)
 
 
 class WanDiT(nn.Module):
@@ -41,7 +56,10 @@ class WanDiT(nn.Module):
     frequencies: of the sinusoidal time embedding.
     eps: of the norms inside blocks.
     attention: an implementation of `ops.attention`; None chooses.
-    remat: whether blocks are computed again in the backward pass.
+    remat: whether blocks are computed again in the backward pass: False or
+      None, True, or a key of `REMAT`, which says what is kept of a block.
+    rope_scale: multiplies the positions of frames, rows and columns; (1, 2, 2)
+      lets a grid half as fine span the same range.
     lora_rank, lora_alpha: of low-rank updates on the time embedding, the
       self-attention and the feed-forward (arXiv 2509.25182); 0 is none.
     dtype: of the computation; see the module's docstring for what is float32.
@@ -62,7 +80,8 @@ class WanDiT(nn.Module):
   frequencies: int = 256
   eps: float = 1e-6
   attention: str | None = None
-  remat: bool = False
+  remat: bool | str | None = False
+  rope_scale: tuple[float, float, float] = (1, 1, 1)
   lora_rank: int = 0
   lora_alpha: float = 0.0
   dtype: jnp.dtype = jnp.float32
@@ -105,15 +124,14 @@ class WanDiT(nn.Module):
       image = wan_blocks.ImageEmbedding(
         self.width, self.image_positions, dense, name="image_embed"
       )(image.astype(self.dtype))
+    positions = zip(grid, self.rope_scale, strict=True)
     angles = rope.angles(
-      tuple(np.arange(n) for n in grid), self.width // self.heads
+      tuple(np.arange(n) * scale for n, scale in positions),
+      self.width // self.heads,
     )
 
-    block = wan_blocks.Block
-    if self.remat:
-      block = nn.remat(block, prevent_cse=False)
     x, _ = nn.scan(
-      block,
+      _block(self.remat),
       variable_axes={"params": 0, "lora": 0, "intermediates": 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,
@@ -242,11 +260,18 @@ def build(fields: Mapping[str, Any], **overrides: Any) -> WanDiT:
 
   Raises:
     TypeError: for an unknown or a missing field.
-    ValueError: if the heads do not divide the width, or a head is odd.
+    ValueError: if the heads do not divide the width, a head is odd, or `remat`
+      is unknown.
   """
   fields = {**fields, **overrides}
   fields["patch"] = tuple(fields.get("patch", (1, 2, 2)))
+  fields["rope_scale"] = tuple(fields.get("rope_scale", (1, 1, 1)))
   module = WanDiT(**fields)
+  if module.remat not in (None, False, True, *REMAT):
+    raise ValueError(
+      f"remat is True, False or one of {', '.join(REMAT)}, "
+      f"found {module.remat!r}"
+    )
   if module.width % (2 * module.heads):
     raise ValueError(
       f"width {module.width} is no even multiple of {module.heads} heads"

@@ -1,0 +1,286 @@
+"""AE-Adapt-V: a Wan model moves to the latents of DC-AE-V (arXiv 2509.25182).
+
+Encode clips first, then three phases, each from the one before it:
+
+  python -m launch.precompute ... --output=out/clips
+  A=configs/adapt.py:wan_t2v_1_3b
+  python -m launch.train --config=$A,phase=embed --workdir=out/embed \\
+    --config.start.base=Wan2.1-T2V-1.3B --config.data.path=out/clips \\
+    --export=out/embed/result
+  python -m launch.train --config=$A,phase=head --workdir=out/head \\
+    --config.start.base=Wan2.1-T2V-1.3B --config.data.path=out/clips \\
+    --config.start.patch_embed=out/embed/result --export=out/head/result
+  python -m launch.train --config=$A,phase=lora --workdir=out/lora \\
+    --config.start.weights=out/head/result --config.data.path=out/clips \\
+    --export=out/lora/result
+
+To compare with: `direct` fine-tunes without alignment, `head` without
+`start.patch_embed` skips the first phase, `scratch` starts from nothing,
+`full` trains every parameter, `base` is training in the base's own latents.
+
+The numbers are those of DC-Gen `projects/DC-VideoGen/AE-Adapt-V.md` (commit
+562077c) but for the noise levels, which are continuous; with
+`official_sigma_grid` they are as there. The first phase takes one GPU, the
+second and third 16. `raw` encodes in the step, from videos and captions.
+`runlocal` is a small transformer at random on random numbers.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import common
+
+# What differs between the base and its adaptation.
+_WAN = {"in_channels": 16, "out_channels": 16, "patch": (1, 2, 2)}
+_DEEP = {"in_channels": 32, "out_channels": 32, "patch": (1, 1, 1)}
+_IMAGE = {"image_width": 1280}
+_SMALL = {"layers": 30, "width": 1536, "heads": 12, "ffn_width": 8960}
+_LARGE = {"layers": 40, "width": 5120, "heads": 40, "ffn_width": 13824}
+_TINY = {"layers": 6, "width": 192, "heads": 6, "ffn_width": 768}
+_TINY_DEEP = _DEEP | {"in_channels": 64, "out_channels": 64}
+_TINY_TEXT = {"text_width": 64}
+_TINY_IMAGE = {"image_width": 64}
+
+# Base, its adaptation, shift of the official noise levels, steps of the phases
+# "head" and "lora". Noise, 4 channels of mask and the condition go into
+# image-to-video models.
+BASES = {
+  "wan_t2v_1_3b": (_SMALL | _WAN, _SMALL | _DEEP, 8.0, 6000, 40_000),
+  "wan_t2v_14b": (_LARGE | _WAN, _LARGE | _DEEP, 8.0, 6000, 8000),
+  "wan_i2v_14b": (
+    _LARGE | _WAN | _IMAGE | {"in_channels": 36},
+    _LARGE | _DEEP | _IMAGE | {"in_channels": 68},
+    5.0,
+    6000,
+    8000,
+  ),
+  "tiny_t2v": (
+    _TINY | _TINY_TEXT | _WAN,
+    _TINY | _TINY_TEXT | _TINY_DEEP,
+    8.0,
+    300,
+    2000,
+  ),
+  "tiny_i2v": (
+    _TINY | _TINY_TEXT | _WAN | _TINY_IMAGE | {"in_channels": 36},
+    _TINY | _TINY_TEXT | _TINY_DEEP | _TINY_IMAGE | {"in_channels": 132},
+    5.0,
+    300,
+    2000,
+  ),
+}
+# Bucket, height and width, frames, and pixels that CLIP sees.
+_CLIPS = ("480", None, 80, 224)
+_TINY_CLIPS = (None, 64, 16, 56)
+# Learning rate and steps of the tiny family's phases.
+_TINY_RUNS = {
+  "embed": (2e-3, 300),
+  "head": (1e-3, 400),
+  "lora": (1e-3, 2000),
+  "direct": (1e-3, 2700),
+  "full": (5e-4, 2000),
+  "scratch": (1e-3, 2700),
+  "base": (1e-3, 8000),
+}
+PHASES = ("embed", "head", "lora", "direct", "full", "scratch", "base")
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """The config for an argument such as "wan_t2v_1_3b,phase=lora"."""
+  arg = common.parse_arg(
+    arg,
+    {
+      "base": tuple(BASES),
+      "phase": PHASES,
+      "official_sigma_grid": (),
+      "raw": (),
+      "runlocal": (),
+    },
+  )
+  base, deep, shift, head_steps, lora_steps = BASES[arg.base]
+  tiny = arg.base.startswith("tiny")
+  c = common.training()
+  c.phase = arg.phase
+  c.model = base if arg.phase == "base" else deep
+  c.model.remat = config_dict.placeholder(str)
+  c.model.remat = None if tiny else "full"
+  # (1, 2, 2) lets the coarser grid span the positions of the base's.
+  c.model.rope_scale = (1, 1, 1)
+  c.dtype = c.frozen_dtype = "float32" if tiny else "bfloat16"
+  if not tiny:
+    c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+  c.sharding = common.DIT_SHARDING
+  c.ema.decay = 0.0
+  c.optim.update(warmup=0, schedule="constant", clip=0.1, betas=(0.9, 0.999))
+  c.start = _start(arg.phase)
+  if arg.phase == "embed":
+    _embed(c, base)
+    c.steps = 200 if tiny else 20_000
+  else:
+    _denoise(c, arg.phase)
+    c.steps = head_steps if arg.phase == "head" else lora_steps
+    draw = "official" if arg.official_sigma_grid else "uniform"
+    c.levels = {"draw": draw, "shift": shift, "weighted": True}
+  c.save_every = max(1, c.steps // 20)
+  _clips(c, arg)
+  if tiny:
+    _train_tiny(c, arg)
+  if arg.runlocal:
+    _shrink(c)
+  return c
+
+
+def _start(phase: str) -> ml_collections.ConfigDict:
+  """What a run starts from; see `dcvideogen_jax.train.weights.check_start`."""
+  c = ml_collections.ConfigDict()
+  for key in ("base", "weights", "patch_embed"):
+    c[key] = config_dict.placeholder(str)
+  c.head = "random" if phase == "direct" else "zero"
+  c.random = False
+  return c
+
+
+def _embed(c: ml_collections.ConfigDict, base: dict) -> None:
+  """Phase 1: the patch embedding gives the base's tokens."""
+  c.task = "align"
+  c.base = base
+  c.align = {"loss": "pool", "upsample": "nearest"}
+  c.batch_size = 4
+  c.frozen_dtype = "float32"
+  c.optim.update(lr=2e-4, betas=(0.9, 0.9), clip=0.0)
+
+
+def _denoise(c: ml_collections.ConfigDict, phase: str) -> None:
+  """Phases 2 and 3, and what they are compared with: flow matching."""
+  c.task = "denoise"
+  c.space = "base" if phase == "base" else "deep"
+  c.text_dropout = 0.1
+  c.lora = {"rank": 256, "alpha": 512.0}
+  c.batch_size = 32
+  c.optim.lr = 1e-4
+  if phase in ("lora", "direct", "full"):
+    c.optim.update(lr=5e-5, warmup=1000)
+    c.ema = {"decay": 0.9999, "ramp": "exponential", "steps": 2000}
+
+
+def _clips(
+  c: ml_collections.ConfigDict, arg: ml_collections.ConfigDict
+) -> None:
+  """Where clips come from: encoded ones or, for `raw`, videos."""
+  spaces = ("base", "deep") if c.task == "align" else (c.space,)
+  texts = ("text",) if c.task == "denoise" else ()
+  images = ("image",) if "image_width" in c.model else ()
+  if arg.raw:
+    c.encoders = {
+      name: {"path": config_dict.placeholder(str), "dtype": "float32"}
+      for name in (*spaces, *texts, *images)
+    }
+    if texts:
+      c.encoders.text.dtype = c.dtype
+    size = _TINY_CLIPS if arg.base.startswith("tiny") else _CLIPS
+    c.data, held_out = (_videos(*size, bool(images)) for _ in range(2))
+  else:
+    c.encoders = None
+    conditions = tuple(f"{space}_condition" for space in spaces if images)
+    # The first phase does not look at what CLIP sees.
+    keys = (*spaces, *conditions, *texts, *(images if texts else ()))
+    c.data, held_out = _latents(keys), _latents(keys)
+  if texts:
+    # A folder of encoded clips has the negative prompt's embedding too.
+    c.negative = config_dict.placeholder(str)
+    if not arg.raw:
+      c.negative = c.data.get_ref("path")
+  c.val = common.validation(held_out, 4, c.batch_size, every=c.save_every)
+
+
+def _train_tiny(
+  c: ml_collections.ConfigDict, arg: ml_collections.ConfigDict
+) -> None:
+  """Numbers for the tiny family, which learns in thousands of steps.
+
+  The official learning rates are for tens of thousands; ranks above the width
+  would make no sense.
+  """
+  rate, c.steps = _TINY_RUNS[arg.phase]
+  c.batch_size = c.val.batch_size = 32
+  c.log_every, c.save_every, c.val.every = 50, 100, 250
+  c.optim.update(lr=rate, warmup=min(100, c.steps // 10), schedule="cosine")
+  c.keep = 2
+  if arg.phase == "embed":
+    return
+  c.optim.clip = 1.0
+  c.ema = {"decay": 0.999, "ramp": "ratio", "steps": 2000}
+  c.lora = {"rank": 64, "alpha": 128.0}
+  c.levels.weighted = False
+  for data in (c.data, c.val.data):
+    data.text_tokens = 32
+  if not arg.raw:
+    c.evaluators = {"semantic": _questions(arg.phase == "base")}
+
+
+def _questions(base: bool) -> ml_collections.ConfigDict:
+  """Held-out scenes; see `dcvideogen_jax.train.semantic.build`."""
+  c = ml_collections.ConfigDict({"what": "semantic"})
+  c.prompts, c.every, c.batch_size, c.seed = 96, 250, 32, 0
+  c.frames, c.height, c.width = 13 if base else 16, 64, 64
+  c.solver, c.steps, c.shift, c.guidance = "unipc", 16, 3.0, 3.0
+  c.text_tokens = 32
+  for key in ("autoencoder", "text_encoder", "tokenizer", "image_encoder"):
+    c[key] = config_dict.placeholder(str)
+  return c
+
+
+def _latents(keys: tuple[str, ...]) -> ml_collections.ConfigDict:
+  """Encoded clips; see `dcvideogen_jax.data.latents.batches`."""
+  return ml_collections.ConfigDict(
+    {
+      "source": "latents",
+      "path": config_dict.placeholder(str),
+      "keys": keys,
+      "text_tokens": 512,
+    }
+  )
+
+
+def _videos(
+  bucket: str | None, size: int | None, frames: int, image: int, images: bool
+) -> ml_collections.ConfigDict:
+  """Videos and captions; see `dcvideogen_jax.data.captioned.batches`."""
+  c = ml_collections.ConfigDict({"source": "captioned_videos"})
+  for key in ("path", "captions", "tokenizer", "bucket"):
+    c[key] = config_dict.placeholder(str)
+  c.bucket = bucket
+  for key in ("height", "width"):
+    c[key] = config_dict.placeholder(int)
+    c[key] = size
+  c.frames, c.text_tokens = frames, 512
+  c.image_size = config_dict.placeholder(int)
+  c.image_size = image if images else None
+  c.stretch = False
+  return c
+
+
+def _shrink(c: ml_collections.ConfigDict) -> None:
+  """Every part once, thin, at random, on random numbers: seconds, no files."""
+  c.steps = 2
+  c.log_every = c.save_every = c.val.every = c.val.batches = 1
+  c.optim.warmup = 0
+  c.batch_size = c.val.batch_size = 8
+  c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+  c.dtype = c.frozen_dtype = "float32"
+  c.start.random = True
+  for model in (c.model, c.get("base", {})):
+    model.update(
+      {"layers": 2, "width": 32, "heads": 2, "ffn_width": 48, "text_width": 12}
+    )
+  if "lora" in c:
+    c.lora = {"rank": 4, "alpha": 8.0}
+  wide = c.model.get("image_width")
+  shapes = {"text": (5, 12), **({"image": (3, wide)} if wide else {})}
+  for space, size, channels in (
+    ("deep", 2, c.model.out_channels),
+    ("base", 4, _WAN["out_channels"]),
+  ):
+    shapes[space] = shapes[f"{space}_condition"] = (3, size, size, channels)
+  c.encoders = c.negative = None
+  c.data = c.val.data = {"source": "noise", "shapes": shapes}

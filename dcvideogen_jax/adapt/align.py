@@ -1,0 +1,204 @@
+"""First phase: a new patch embedding gives the tokens of the base's.
+
+Both embed latents of the same clip, each those of its autoencoder. Follows
+DC-Gen `dc_ai/dc_adapt/trainer.py` and `dc_ai/dc_adapt/models/wan_video.py`
+(commit 562077c).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dcvideogen_jax import errors
+
+Tokens = Float[Array, "b t h w d"]
+Scalar = Float[Array, ""]
+PatchEmbedding = Mapping[str, Array]
+
+
+def init(
+  rng: Array, patch: tuple[int, int, int], channels: int, width: int, fan: int
+) -> dict[str, Array]:
+  """A patch embedding before training, float32.
+
+  Args:
+    rng: a key.
+    patch: frames, rows and columns of a token.
+    channels: of the input, with mask and condition for image to video.
+    width: of the tokens.
+    fan: channels of the latents alone, whatever else the input has.
+
+  Returns:
+    "kernel", Xavier uniform as a matrix, (*patch, channels, width), and
+    "bias", uniform within 1 / sqrt(fan * numbers of latents in a patch).
+  """
+  kernel, bias = jax.random.split(rng)
+  xavier = jax.nn.initializers.xavier_uniform(in_axis=(0, 1, 2, 3))
+  bound = 1 / math.sqrt(fan * math.prod(patch))
+  return {
+    "kernel": xavier(kernel, (*patch, channels, width), jnp.float32),
+    "bias": jax.random.uniform(
+      bias, (width,), jnp.float32, minval=-bound, maxval=bound
+    ),
+  }
+
+
+def tokens(
+  params: PatchEmbedding,
+  latents: Float[Array, "b t h w c"],
+  dtype: jnp.dtype = jnp.float32,
+) -> Tokens:
+  """Latents as tokens, on their grid; computed in `dtype`, float32 returned.
+
+  Args:
+    params: "kernel" (pt, ph, pw, c, d) and "bias" (d,).
+    latents: of whole patches.
+    dtype: of the products.
+
+  Raises:
+    errors.UserError: if the latents do not fit the patch embedding.
+  """
+  kernel = params["kernel"].astype(dtype)
+  *patch, channels, width = kernel.shape
+  if latents.shape[-1] != channels or any(
+    n % p for n, p in zip(latents.shape[1:4], patch, strict=True)
+  ):
+    raise errors.UserError(
+      f"the patch embedding takes {channels} channels in patches of {patch}, "
+      f"found latents {latents.shape}"
+    )
+  pt, ph, pw = patch
+  patches = einops.rearrange(
+    latents.astype(dtype),
+    "b (t pt) (h ph) (w pw) c -> b t h w (pt ph pw c)",
+    pt=pt,
+    ph=ph,
+    pw=pw,
+  )
+  found = patches @ kernel.reshape(-1, width)
+  found += params["bias"].astype(dtype)[None, None, None, None]
+  return found.astype(jnp.float32)
+
+
+def condition(
+  latents: Float[Array, "b t h w c"], image: Float[Array, "b t h w c"]
+) -> Float[Array, "b t h w c2"]:
+  """The input of image-to-video models: latents, mask, encoded image.
+
+  The mask has 4 channels, ones on the first latent frame, for both
+  autoencoders: one latent frame stands for up to 4 frames.
+  """
+  mask = jnp.zeros((*latents.shape[:-1], 4), latents.dtype).at[:, 0].set(1)
+  return jnp.concatenate([latents, mask, image.astype(latents.dtype)], axis=-1)
+
+
+def pool(teacher: Tokens, grid: tuple[int, ...]) -> Tokens:
+  """Means of the teacher's tokens on a coarser grid.
+
+  Args:
+    teacher: on its own grid.
+    grid: frames, rows and columns of the student's tokens.
+
+  Raises:
+    errors.UserError: unless frames are as many, and rows and columns the same
+      whole number of times more.
+  """
+  factor = _factor(teacher.shape[1:4], grid)
+  return einops.reduce(
+    teacher, "b t (h fh) (w fw) d -> b t h w d", "mean", fh=factor, fw=factor
+  )
+
+
+def _factor(teacher: tuple[int, ...], student: tuple[int, ...]) -> int:
+  factor = teacher[1] // student[1]
+  expected = (student[0], factor * student[1], factor * student[2])
+  if not factor or tuple(teacher) != expected:
+    raise errors.UserError(
+      f"the base's tokens {tuple(teacher)} (frames, rows, columns) are no "
+      f"whole multiple in space of the {tuple(student)} to be aligned"
+    )
+  return factor
+
+
+def _mse(x: Array, y: Array) -> Scalar:
+  return jnp.square(x - y).mean()
+
+
+def _pooled(student: Tokens, teacher: Tokens, method: str) -> Scalar:
+  del method
+  return _mse(student, pool(teacher, student.shape[1:4]))
+
+
+def _upsampled(student: Tokens, teacher: Tokens, method: str) -> Scalar:
+  # "linear" has half-pixel centres and repeats edges.
+  resized = jax.image.resize(student, teacher.shape, method)
+  return _mse(resized, teacher)
+
+
+def _global(student: Tokens, teacher: Tokens, method: str) -> Scalar:
+  del method
+  return _mse(student.mean((2, 3)), teacher.mean((2, 3)))
+
+
+def _sum(student: Tokens, teacher: Tokens, method: str) -> Scalar:
+  return sum(
+    loss(student, teacher, method) for loss in (_global, _upsampled, _pooled)
+  )
+
+
+# Official names: downsample, upsample, average_pool, mixed.
+LOSSES: Mapping[str, Callable[[Tokens, Tokens, str], Scalar]] = {
+  "pool": _pooled,
+  "upsample": _upsampled,
+  "global": _global,
+  "sum": _sum,
+}
+UPSAMPLINGS = ("nearest", "linear")
+
+
+def loss(student: Tokens, teacher: Tokens, config: Mapping[str, Any]) -> Scalar:
+  """How far the student's tokens are from the teacher's, a mean square.
+
+  Args:
+    student: float32, on a grid as fine as the teacher's or coarser.
+    teacher: float32.
+    config: "loss", a key of `LOSSES`: the teacher is averaged onto the
+      student's grid ("pool"), the student brought to the teacher's
+      ("upsample"), both averaged over each frame ("global"), or the "sum" of
+      the three; and "upsample", "nearest" or "linear".
+
+  Raises:
+    errors.UserError: for another config, or grids that do not fit.
+  """
+  kind, method = config["loss"], config["upsample"]
+  if kind not in LOSSES or method not in UPSAMPLINGS:
+    raise errors.UserError(
+      f"align.loss must be one of {', '.join(LOSSES)} and align.upsample one "
+      f"of {', '.join(UPSAMPLINGS)}, found {kind!r} and {method!r}"
+    )
+  _factor(teacher.shape[1:4], student.shape[1:4])
+  return LOSSES[kind](student, teacher, method)
+
+
+def unexplained(student: Tokens, teacher: Tokens) -> dict[str, Array]:
+  """How much of the teacher each clip's student lacks; the phase's measure.
+
+  Returns:
+    "align_mse", the mean square between the student and the averaged teacher,
+    "align_variance", that of the averaged teacher's tokens within the clip,
+    "align_relative", the ratio: 0 is perfect, 1 what the clip's mean token
+    would reach, NaN where all tokens are the same. Each (b,).
+  """
+  teacher = pool(teacher, student.shape[1:4])
+  mse = jnp.square(student - teacher).mean(axis=(1, 2, 3, 4))
+  variance = teacher.var(axis=(1, 2, 3)).mean(axis=-1)
+  return {
+    "align_mse": mse,
+    "align_variance": variance,
+    "align_relative": jnp.where(variance > 0, mse / variance, jnp.nan),
+  }

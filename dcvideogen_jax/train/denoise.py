@@ -1,0 +1,167 @@
+"""Flow matching with a transformer, whatever of it trains, as a task."""
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcvideogen_jax import errors, sharding
+from dcvideogen_jax.adapt import align as align_lib
+from dcvideogen_jax.adapt import phases
+from dcvideogen_jax.data import latents as latents_lib
+from dcvideogen_jax.diffusion import flow, training
+from dcvideogen_jax.train import inputs, weights
+from dcvideogen_jax.train import task as task_lib
+
+# Noise levels of the validation loss, the middles of equal parts.
+BUCKETS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SPACES = ("deep", "base")
+
+
+def denoise(config: Mapping[str, Any]) -> task_lib.Task:
+  """A transformer predicts the velocity of noisy latents.
+
+  Variables are "params", with the phase's low-rank updates "lora", and the
+  "encoders" of raw video.
+
+  Args:
+    config: "phase", a key of `phases.PHASES`; "space", "deep" or "base": the
+      latents of a batch that are trained on; "model", "dtype", "frozen_dtype"
+      and "lora" as `weights.build` takes them; "start" as
+      `weights.check_start`; "levels" as `training.levels`; "text_dropout", the
+      share of texts that become the negative prompt; "negative", its embedding:
+      a .npy file (s, e), a folder of `data.latents`, or None for zeros;
+      "encoders" as `inputs.Encoders`; "seed".
+
+  Raises:
+    errors.UserError: for a config that does not fit.
+  """
+  phase = phases.find(config["phase"])
+  weights.check_start(config["start"], config["phase"])
+  run = _Denoising(config, phase)
+  return task_lib.Task(
+    run.init,
+    run.loss_fn,
+    {"measure": run.measure},
+    draw=run.draw,
+    encode=run.encoders.encode,
+    trainable=phase.trainable,
+    start=run.start,
+    batches=inputs.batches,
+  )
+
+
+class _Denoising:
+  """The functions of the task."""
+
+  def __init__(self, config: Mapping[str, Any], phase: phases.Phase):
+    self._config = config
+    self._module = weights.build(config, phase)
+    self._transformer = weights.init(
+      self._module, config["start"], phase.trainable
+    )
+    self._space = config["space"]
+    if self._space not in SPACES:
+      raise errors.UserError(
+        f"space must be one of {', '.join(SPACES)}, found {self._space!r}"
+      )
+    if not 0 <= config["text_dropout"] <= 1:
+      raise errors.UserError(
+        f"text_dropout must be within 0..1, found {config['text_dropout']}"
+      )
+    self._images = self._module.image_width is not None
+    names = [self._space, "text"]
+    names += [f"{self._space}_condition", "image"] if self._images else []
+    self.encoders = inputs.Encoders(config["encoders"], names)
+
+  def init(self, rng: jax.Array) -> dict[str, Any]:
+    transformer, encoders = jax.random.split(rng)
+    return {**self._transformer(transformer), **self.encoders.init(encoders)}
+
+  def start(self, where: Mapping[str, Any]) -> dict[str, Any]:
+    found = weights.load(
+      self._config["start"],
+      self._module,
+      self._transformer,
+      where,
+      self._config["seed"],
+    )
+    return {**found, **self.encoders.load(where)}
+
+  def draw(self, batch: task_lib.Batch, rng: jax.Array) -> task_lib.Batch:
+    noise, level, drop = jax.random.split(rng, 3)
+    shape = batch[self._space].shape
+    levels = training.levels(level, shape[0], self._config["levels"])
+    share = self._config["text_dropout"]
+    return {
+      **batch,
+      **levels._asdict(),
+      "noise": jax.random.normal(noise, shape, jnp.float32),
+      "drop": jax.random.bernoulli(drop, share, shape[:1]),
+    }
+
+  def _predict(self, variables, batch, sigma, timestep, text):
+    """The velocity of a batch at noise levels (b,)."""
+    x0 = sharding.constrain(batch[self._space], "batch")
+    x = flow.add_noise(x0, batch["noise"], sigma)
+    if not self._images:
+      return self._apply(variables, x, timestep, text)
+    x = align_lib.condition(x, batch[f"{self._space}_condition"])
+    return self._apply(variables, x, timestep, text, batch["image"])
+
+  def _apply(self, variables, *arguments):
+    weights = {k: variables[k] for k in ("params", "lora") if k in variables}
+    return self._module.apply(weights, *arguments)
+
+  def loss_fn(self, variables, drawn):
+    text = drawn["text"]
+    dropped = negative(self._config["negative"], *text.shape[1:])
+    text = jnp.where(drawn["drop"][:, None, None], dropped[None], text)
+    v = self._predict(variables, drawn, drawn["sigma"], drawn["timestep"], text)
+    error = training.squared_error(v, drawn[self._space], drawn["noise"])
+    return (drawn["weight"] * error).mean(), {"mse": error.mean()}
+
+  def measure(self, variables, drawn):
+    """The error at each of `BUCKETS`, with the text and without weights."""
+
+    def at(sigma):
+      sigma = jnp.full(drawn["sigma"].shape, sigma)
+      timestep = sigma * flow.TRAIN_STEPS
+      v = self._predict(variables, drawn, sigma, timestep, drawn["text"])
+      return training.squared_error(v, drawn[self._space], drawn["noise"])
+
+    found = jax.lax.map(at, jnp.asarray(BUCKETS, jnp.float32))
+    buckets = zip(BUCKETS, found, strict=True)
+    return {
+      "loss": found.mean(axis=0),
+      **{f"loss_{sigma}": errors for sigma, errors in buckets},
+    }
+
+
+@functools.lru_cache(1)
+def negative(
+  source: str | os.PathLike[str] | None, tokens: int, width: int
+) -> np.ndarray:
+  """What a dropped text becomes: float32 (tokens, width).
+
+  Raises:
+    errors.UserError: if it cannot be read or is of another width.
+  """
+  if source is None:
+    return np.zeros((tokens, width), np.float32)
+  if os.path.isdir(source):
+    found = latents_lib.negative(source, tokens)
+  else:
+    try:
+      found = latents_lib.padded(np.load(source), tokens)
+    except (OSError, ValueError) as e:
+      raise errors.UserError(f"negative: cannot read {source}: {e}") from e
+  if found.shape != (tokens, width):
+    raise errors.UserError(
+      f"negative: {source} has width {found.shape[-1]}, the texts {width}"
+    )
+  return found

@@ -1,0 +1,177 @@
+"""What transformers are trained on: encoded clips, or raw ones and encoders."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcvideogen_jax import convert, errors, sharding
+from dcvideogen_jax.adapt import encode
+from dcvideogen_jax.convert import matching, sources
+from dcvideogen_jax.data import captioned, latents
+from dcvideogen_jax.train import task as task_lib
+from dcvideogen_jax.train import weights
+
+# Frozen encoders by the name of what they give.
+_KINDS = {
+  "base": "wan_vae",
+  "deep": "dc_ae_v",
+  "text": "umt5",
+  "image": "clip_vision",
+}
+
+
+class Encoders:
+  """The frozen encoders that a step of training from raw video runs."""
+
+  def __init__(self, config: Mapping[str, Any] | None, names: Sequence[str]):
+    """Builds the modules; no weights are read.
+
+    Args:
+      config: None for clips that are encoded already. Otherwise by the names
+        "base", "deep", "text" and "image", as far as they are needed, "path"
+        as `convert.load` reads it, and "dtype" of the parameters. Conditions
+        of image to video need "image" too.
+      names: arrays that the task reads, out of `data.latents.KEYS`.
+
+    Raises:
+      errors.UserError: if an encoder is missing or cannot be recognised.
+    """
+    self._config = config or {}
+    self._names = tuple(names)
+    self._modules = {}
+    needed = {name.removesuffix("_condition") for name in names}
+    if any(name.endswith("_condition") for name in names):
+      needed.add("image")  # Its presence asks `encode.clips` for conditions.
+    for name in _KINDS if config else ():
+      if name in needed:
+        self._modules[name] = self._build(name)
+
+  def _build(self, encoder: str) -> Any:
+    kind = convert.KINDS[_KINDS[encoder]]
+    if encoder not in self._config:
+      raise errors.UserError(
+        f"config.encoders needs {encoder!r}, found {', '.join(self._config)}"
+      )
+    path, dtype = self._config[encoder]["path"], self._config[encoder]["dtype"]
+    tensors = sources.open_source(path, kind.files)
+    fields = matching.find_config(_KINDS[encoder], path, None, tensors)
+    dtype = weights.dtype({"dtype": dtype}, "dtype")
+    try:
+      return kind.build(fields, dtype=dtype, param_dtype=dtype)
+    except (TypeError, ValueError) as e:
+      raise errors.UserError(f"config.encoders.{encoder}: {e}") from e
+
+  def init(self, rng: jax.Array) -> dict[str, Any]:
+    """{"encoders": random parameters}, {} where clips are encoded already."""
+    found: dict[str, Any] = {}
+    for name, module in self._modules.items():
+      example = convert.KINDS[_KINDS[name]].example(module)
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+      found[name] = module.init(rng, *zeros)["params"]
+    return {"encoders": found} if found else {}
+
+  def load(self, where: Mapping[str, Any]) -> dict[str, Any]:
+    """What `init` gives, from files, where `where["encoders"]` says.
+
+    Raises:
+      errors.UserError: if they cannot be read or do not fit.
+    """
+    found = {}
+    for name, module in self._modules.items():
+      _, variables = convert.load(
+        _KINDS[name],
+        self._config[name]["path"],
+        config=convert.config_of(module),
+        dtype=module.param_dtype,
+        sharding={"params": where["encoders"][name]},
+      )
+      found[name] = variables["params"]
+    return {"encoders": found} if found else {}
+
+  def encode(self, variables: Any, batch: task_lib.Batch) -> task_lib.Batch:
+    """What the task reads, one clip per device at a time."""
+    if not self._modules:
+      return batch
+    parameters = {
+      name: {"params": variables["encoders"][name]} for name in self._modules
+    }
+
+    def some(clips):
+      found = encode.clips(self._modules, parameters, clips)
+      return {name: found[name] for name in self._names}
+
+    return _one_per_device(some, batch)
+
+
+def _one_per_device(
+  function: Callable[[task_lib.Batch], task_lib.Batch], batch: task_lib.Batch
+) -> task_lib.Batch:
+  """A function of a batch, of as many samples at a time as have devices."""
+  mesh = jax.sharding.get_abstract_mesh()
+  devices = 1 if mesh.empty else sharding.batch_devices(mesh)
+
+  def split(x):
+    # Neighbours are on one device: they take turns.
+    x = jnp.swapaxes(x.reshape(devices, -1, *x.shape[1:]), 0, 1)
+    return sharding.constrain(x, None, "batch")
+
+  def join(x):
+    x = jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+    return sharding.constrain(x, "batch")
+
+  found = jax.lax.map(function, jax.tree.map(split, batch))
+  return jax.tree.map(join, found)
+
+
+def _noise(
+  config: Mapping[str, Any],
+  *,
+  batch_size: int,
+  seed: int,
+  shard_index: int = 0,
+  shard_count: int = 1,
+) -> grain.DatasetIterator:
+  """Random numbers of any shape, to try out a config without data."""
+  shapes = {name: tuple(shape) for name, shape in config["shapes"].items()}
+
+  def sample(number):
+    rng = np.random.default_rng((seed, int(number)))
+    return {
+      name: rng.standard_normal(shape, np.float32)
+      for name, shape in shapes.items()
+    }
+
+  numbers = grain.MapDataset.range(2**40)[shard_index::shard_count]
+  dataset = numbers.map(sample).to_iter_dataset()
+  return iter(dataset.batch(batch_size, drop_remainder=True))
+
+
+SOURCES = {
+  "latents": latents.batches,
+  "captioned_videos": captioned.batches,
+  "noise": _noise,
+}
+
+
+def batches(config: Mapping[str, Any], **options: Any) -> grain.DatasetIterator:
+  """The batches of a source.
+
+  Args:
+    config: "source", one of `SOURCES`, and what `data.latents.batches` or
+      `data.captioned.batches` take; for "noise", "shapes": name -> shape of a
+      sample's array.
+    **options: as of those.
+
+  Raises:
+    errors.UserError: for an unknown source, or as those.
+  """
+  source = config.get("source")
+  if source not in SOURCES:
+    raise errors.UserError(
+      f"data.source must be one of {', '.join(SOURCES)}, found {source!r}"
+    )
+  return SOURCES[source](config, **options)

@@ -1,0 +1,103 @@
+"""The configs of the phases build, and the small ones take a step."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import adapt
+from dcvideogen_jax import tree
+from dcvideogen_jax.adapt import phases
+from dcvideogen_jax.models import wan_dit
+from dcvideogen_jax.train import loop, step
+
+
+def config(arg):
+  """As a dictionary, for the eight fake devices and without files."""
+  found = adapt.get_config(arg)
+  found.batch_size = found.val.batch_size = 8
+  found.start.random = True
+  return found.to_dict()
+
+
+def test_models_are_the_released_ones():
+  """configs/ may not import models, so the numbers are there twice."""
+  for name, names in {
+    "wan_t2v_1_3b": ("wan2.1-t2v-1.3b", "dc-wan2.1-t2v-1.3b"),
+    "wan_t2v_14b": ("wan2.1-t2v-14b", "dc-wan2.1-t2v-14b"),
+    "wan_i2v_14b": ("wan2.1-i2v-14b", "dc-wan2.1-i2v-14b"),
+  }.items():
+    expected = tuple(wan_dit.VARIANTS[n] for n in names)
+    assert adapt.BASES[name][:2] == expected
+  assert set(adapt.PHASES) == set(phases.PHASES)
+
+
+@pytest.mark.parametrize("phase", phases.PHASES)
+def test_every_phase_has_its_task(phase):
+  found = config(f"wan_t2v_1_3b,phase={phase}")
+  assert found["task"] == phases.PHASES[phase].task
+  assert found.get("space") == {"embed": None, "base": "base"}.get(
+    phase, "deep"
+  )
+
+
+@pytest.mark.parametrize(
+  ("arg", "millions"),
+  [
+    ("wan_t2v_1_3b,phase=embed", 0.050688),
+    ("wan_t2v_1_3b,phase=head", 0.102944),
+    ("wan_t2v_14b,phase=full", 14_288),
+    ("wan_i2v_14b,phase=lora", 821.1),
+    ("tiny_t2v,phase=base", 3.951),
+  ],
+)
+def test_builds(arg, millions):
+  run = step.plan(config(arg))
+  count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params)) / 1e6
+  assert count == pytest.approx(millions, rel=1e-3)
+
+
+def test_the_official_sigma_grid():
+  for base, shift in (("wan_t2v_14b", 8.0), ("wan_i2v_14b", 5.0)):
+    found = config(f"{base},phase=lora,official_sigma_grid")["levels"]
+    assert found == {"draw": "official", "shift": shift, "weighted": True}
+
+
+def test_encoded_clips_bring_the_negative_prompt():
+  found = adapt.get_config("wan_t2v_1_3b,phase=lora")
+  found.data.path = "out/clips"
+  assert found.negative == "out/clips"
+  assert found.data["keys"] == ("deep", "text")
+  keys = adapt.get_config("wan_i2v_14b,phase=embed").data["keys"]
+  assert keys == ("base", "deep", "base_condition", "deep_condition")
+
+
+def test_raw_videos_need_encoders():
+  found = config("wan_i2v_14b,phase=lora,raw")
+  assert sorted(found["encoders"]) == ["deep", "image", "text"]
+  assert found["data"]["source"] == "captioned_videos"
+  assert (found["data"]["frames"], found["data"]["image_size"]) == (80, 224)
+  found = config("tiny_t2v,phase=embed,raw")
+  assert sorted(found["encoders"]) == ["base", "deep"]
+  assert (found["data"]["height"], found["data"]["image_size"]) == (64, None)
+
+
+@pytest.mark.parametrize(
+  "arg", ["tiny_i2v,phase=embed", "wan_i2v_14b,phase=lora"]
+)
+def test_runlocal_takes_a_step(arg):
+  found = config(f"{arg},runlocal")
+  run = step.plan(found)
+  state, frozen = step.init(run)
+  advance = step.compile_step(run, found)
+  before = {n: np.asarray(x) for n, x in tree.flatten(state.params).items()}
+  data = loop.batches(run, found["data"], 8, found["seed"])
+  with jax.set_mesh(run.mesh):
+    for _ in range(2):
+      batch = step.put(run.mesh, next(data))
+      state, metrics = advance(state, frozen, batch)
+  data.close()
+  assert all(np.isfinite(float(x)) for x in metrics.values())
+  after = tree.flatten(state.params)
+  still = {name for name, x in before.items() if (after[name] == x).all()}
+  # While `b` is zero, `a` is not reached.
+  assert still == {name for name in before if name.endswith("/a")}
