@@ -157,7 +157,8 @@ def _merged(kind, module, params, loras):
     found.append(updates)
     print(
       f"{path}: {updates.matched} tensors matched,"
-      f" {len(updates.factors) + len(updates.deltas)} parameters change,"
+      f" {len(updates.factors) + len(updates.deltas) + len(updates.whole)}"
+      " parameters change,"
       f" rank {updates.rank}, scale {scale:g}"
     )
   return convert.merge(params, convert.add(found), donate=True)

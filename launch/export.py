@@ -1,13 +1,22 @@
-"""Writes the weights of a training under their official PyTorch names.
+"""Writes the result of a training under the names of PyTorch.
 
   python -m launch.export --workdir=DIR --output=DIR/model
+  python -m launch.export --workdir=DIR --output=DIR/lora --format=lora
 
-`--workdir` is that of `launch.train`; it may still be running. The result,
-config.json and model.safetensors, is what every program takes as `--model`.
+`--workdir` is that of `launch.train`; it may still be running. A directory is
+written: a model, which the programs here and, with its layout, diffusers or
+Wan's own code open; of the first phase of an adaptation, the patch embedding;
+with `--format=lora`, what PEFT puts on the base.
 """
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
+from dcvideogen_jax import errors
 from dcvideogen_jax.train import export
 from launch import _program
 
@@ -18,14 +27,63 @@ _OUTPUT = flags.DEFINE_string(
   "output", None, "Directory to write.", required=True
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "bfloat16", list(export.DTYPES), "What weights are stored as."
+  "dtype",
+  None,
+  list(export.DTYPES),
+  "What weights are stored as. Unset: bfloat16 for DC-AE-V, else float32.",
+)
+_FORMAT = flags.DEFINE_enum(
+  "format",
+  "merged",
+  export.FORMATS,
+  "The whole model, or low-rank updates with what else was trained.",
+)
+_LAYOUT = flags.DEFINE_enum(
+  "layout",
+  None,
+  ["diffusers", "original", "official"],
+  "Names of whose weights. Unset: official for DC-AE-V, else diffusers.",
+)
+_FIELDS = flags.DEFINE_string(
+  "fields",
+  None,
+  "JSON, or a .json file: what was measured of latents and is written into"
+  ' config.json, such as {"latent_scale": 0.72} of DC-AE-V or {"mean": [...],'
+  ' "std": [...]} of the Wan autoencoder.',
 )
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
+  """Reads the newest checkpoint and writes what was asked for."""
   del argv
-  step = export.export(_WORKDIR.value, _OUTPUT.value, _DTYPE.value)
+  fields = _read_fields(_FIELDS.value)
+  with _program.output_directory(_OUTPUT.value) as output:
+    step = export.export(
+      _WORKDIR.value,
+      output,
+      _DTYPE.value,
+      format=_FORMAT.value,
+      layout=_LAYOUT.value,
+      fields=fields,
+    )
   print(f"step {step}: {_OUTPUT.value}")
+
+
+def _read_fields(text: str | None) -> dict[str, Any]:
+  """The fields that the flag gives, or none."""
+  if not text:
+    return {}
+  try:
+    if text.endswith(".json"):
+      text = pathlib.Path(text).read_text()
+    fields = json.loads(text)
+  except (OSError, ValueError) as e:
+    raise errors.UserError(f"--fields: cannot be read as JSON: {e}") from e
+  if not isinstance(fields, dict):
+    raise errors.UserError(
+      f"--fields: expected an object, found {type(fields).__name__}"
+    )
+  return fields
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from dcvideogen_jax.convert.api import to_torch as to_torch
 from dcvideogen_jax.convert.api import with_lora as with_lora
 from dcvideogen_jax.convert.lora import Lora as Lora
 from dcvideogen_jax.convert.lora import add as add
+from dcvideogen_jax.convert.lora import from_collection as from_collection
 from dcvideogen_jax.convert.lora import merge as merge
+from dcvideogen_jax.convert.lora_writing import save_adapter as save_adapter
 from dcvideogen_jax.convert.writing import save as save
 from dcvideogen_jax.convert.writing import (
   write_safetensors as write_safetensors,

@@ -1,7 +1,7 @@
 """Loads, recognises and converts models, whatever layout their weights have."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,9 +25,10 @@ Variables = dict[str, Any]
 Tensors = Mapping[str, sources.Tensor]
 
 # Names of whole state dicts begin with one of these in files of trainers
-# ("0." in DC-VideoGen's first phase), of ComfyUI and of torch.compile.
+# ("0." in DC-VideoGen's first phase), of PEFT, ComfyUI and torch.compile.
 _PREFIXES = (
   "0.",
+  "base_model.model.",
   "model.diffusion_model.",
   "diffusion_model.",
   "module.",
@@ -104,7 +105,7 @@ def load_part(
   """Loads the parameters that a file holds, for a model that has more.
 
   For the file of DC-VideoGen's first phase, say, which holds the patch
-  embedding.
+  embedding, or for the modules that lie as a whole beside low-rank updates.
 
   Args:
     kind: a key of `KINDS`.
@@ -121,6 +122,13 @@ def load_part(
   """
   weights, _ = _split(kind, _open(kind, source))
   expected = matching.parameters(kind, module)
+  return _read_part(kind, source, weights, expected)
+
+
+def _read_part(
+  kind: str, source: sources.Source, weights: Tensors, expected: Any
+) -> dict[str, Any]:
+  """The parameters that tensors by their plain names hold."""
   layout, rules = matching.nearest_layout(kind, weights, expected)
   named = {
     place.jax
@@ -148,17 +156,19 @@ def load_lora(
 
   Without an alpha, of which PEFT's adapter_config.json and the metadata that
   diffusers writes are asked too, it is the rank; in a trainer's file, where
-  updates lie beside their weights, `lora.trainer_scaling` holds.
+  updates lie beside their weights, `lora.trainer_scaling` holds. Modules that
+  PEFT has trained as a whole (`modules_to_save`) are part of the result.
 
   Args:
     kind: a key of `KINDS`.
-    source: as for `load`; weights that lie there too are left out.
+    source: as for `load`; a trainer's weights that lie there too are left out.
     module: the model that the updates are for.
     scale: multiplies the updates.
 
   Raises:
     errors.UserError: if the source is damaged, holds no update, or holds names
-      or shapes that are not the model's; all are listed.
+      or shapes that are not the model's; all are listed. Also for a scale other
+      than 1 where modules are replaced, which cannot be done by half.
   """
   expected = matching.parameters(kind, module)
   return _read_lora(kind, source, _open(kind, source), expected, scale)
@@ -210,18 +220,28 @@ def to_tensors(
   layout: str | None = None,
 ) -> dict[str, sources.Tensor]:
   """`to_torch`, made tensor by tensor when it is read."""
-  layouts = KINDS[kind].layouts
-  if layout is not None and layout not in layouts:
-    raise errors.UserError(
-      f"unknown layout {layout!r} of {kind}: expected one of {[*layouts]}"
-    )
+  rules = rules_of(kind, layout)
   params = variables["params"]
   tree.require_equal(
     tree.shapes(matching.parameters(kind, module)),
     tree.shapes(params),
     f"the parameters of {kind}",
   )
-  return engine.torch_tensors(layouts[layout or next(iter(layouts))], params)
+  return engine.torch_tensors(rules, params)
+
+
+def rules_of(kind: str, layout: str | None) -> Sequence[engine.Rule]:
+  """The table of a layout; None is the kind's first.
+
+  Raises:
+    errors.UserError: if the kind has no such layout.
+  """
+  layouts = KINDS[kind].layouts
+  if layout is not None and layout not in layouts:
+    raise errors.UserError(
+      f"unknown layout {layout!r} of {kind}: expected one of {[*layouts]}"
+    )
+  return layouts[layout or next(iter(layouts))]
 
 
 def config_of(module: Any) -> dict[str, Any]:
@@ -264,13 +284,28 @@ def _read_lora(
   scale: float = 1.0,
 ) -> lora.Lora:
   """Updates with the alpha that belongs to them."""
+  weights: Tensors = {}
   if any(".base_layer." in name for name in tensors):
     _, tensors = lora_names.split(tensors)
     scaling: lora.Scaling = lora.trainer_scaling
-  else:  # Weights are not passed over: they are no updates of the model.
-    scaling = lora.scaling(sources.adapter_config(source))
+  else:
+    config = sources.adapter_config(source)
+    scaling = lora.scaling(config)
+    # Others are not passed over: they are no updates of the model.
+    if config.get("modules_to_save"):
+      weights, tensors = _split(kind, tensors)
   layouts = KINDS[kind].layouts
-  return lora.read(tensors, layouts, expected, _where(source), scaling, scale)
+  found = lora.read(tensors, layouts, expected, _where(source), scaling, scale)
+  if not weights:
+    return found
+  if scale != 1:
+    raise errors.UserError(
+      f"{_where(source)} replaces {len(weights)} weights, which cannot be"
+      f" scaled: expected a scale of 1, found {scale:g}"
+    )
+  part = tree.flatten(_read_part(kind, source, weights, expected))
+  whole = {name: np.asarray(x, np.float32) for name, x in part.items()}
+  return found._replace(whole=whole, matched=found.matched + len(weights))
 
 
 def _where(source: sources.Source) -> str:

@@ -31,11 +31,14 @@ class Lora(NamedTuple):
       ranks and layers without an update are filled with zeros.
     deltas: name of a parameter -> what is added to it, of the same shape.
     matched: how many tensors of the source these come from.
+    whole: name of a parameter -> what takes its place, of the same shape; from
+      files with modules that were trained as a whole.
   """
 
   factors: dict[str, Factors]
   deltas: dict[str, np.ndarray]
   matched: int
+  whole: Mapping[str, np.ndarray] = {}
 
   @property
   def rank(self) -> int:
@@ -184,10 +187,20 @@ def _assemble(shape: engine.Shape, pieces: Sequence[_Piece]) -> Factors:
 
 
 def add(loras: Sequence[Lora]) -> Lora:
-  """One update that is the sum of several."""
+  """One update that is the sum of several.
+
+  Raises:
+    errors.UserError: if two of them replace the same parameter.
+  """
   factors: dict[str, Factors] = {}
   deltas: dict[str, np.ndarray] = {}
+  whole: dict[str, np.ndarray] = {}
   for lora in loras:
+    if twice := sorted(whole.keys() & lora.whole.keys()):
+      raise errors.UserError(
+        f"two updates replace {', '.join(twice)}: expected at most one"
+      )
+    whole.update(lora.whole)
     for name, (a, b) in lora.factors.items():
       if name in factors:
         a = np.concatenate([factors[name][0], a], axis=-1)
@@ -195,11 +208,13 @@ def add(loras: Sequence[Lora]) -> Lora:
       factors[name] = (a, b)
     for name, delta in lora.deltas.items():
       deltas[name] = deltas[name] + delta if name in deltas else delta
-  return Lora(factors, deltas, sum(lora.matched for lora in loras))
+  return Lora(factors, deltas, sum(lora.matched for lora in loras), whole)
 
 
 def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
   """The parameters with the update added, in float32, then cast back.
+
+  What the update holds as a whole takes its place first.
 
   Args:
     params: of the model that `lora` was read for.
@@ -221,11 +236,17 @@ def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
     )
     leaves[name] = merged(leaf, *operands)
 
+  for name, value in lora.whole.items():
+    update(name, _replace, value)
   for name, (a, b) in lora.factors.items():
     update(name, _add_product, a, b)
   for name, delta in lora.deltas.items():
     update(name, _add, delta)
   return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _replace(w, value):
+  return value.astype(w.dtype)
 
 
 def _add(w, delta):
@@ -257,7 +278,7 @@ def collection(lora: Lora, expected: Any) -> dict[str, Any]:
     name: np.zeros(leaf.shape, leaf.dtype)
     for name, leaf in tree.flatten(expected).items()
   }
-  homeless = {*lora.deltas}
+  homeless = {*lora.deltas, *lora.whole}
   for name, (a, b) in lora.factors.items():
     module = name.removesuffix("/kernel")
     if f"{module}/a" not in values:
@@ -273,3 +294,25 @@ def collection(lora: Lora, expected: Any) -> dict[str, Any]:
   return flax.traverse_util.unflatten_dict(
     {name: jnp.asarray(value) for name, value in values.items()}, sep="/"
   )
+
+
+def from_collection(variables: Mapping[str, Any], alpha: float) -> Lora:
+  """The update that the variables of the collection "lora" stand for.
+
+  The inverse of `collection`: `merge` adds what `layers.Dense` computes apart.
+
+  Args:
+    variables: the collection, `a` (in, rank) and `b` (rank, out) by module,
+      with a leading axis of layers where the model has one.
+    alpha: `lora_alpha` of the model; `lora_rank` is that of the factors.
+  """
+  leaves = {
+    n: np.asarray(x, np.float32) for n, x in tree.flatten(variables).items()
+  }
+  factors = {}
+  for name in leaves:
+    module, _, factor = name.rpartition("/")
+    if factor == "a":
+      a, b = leaves[name], leaves[f"{module}/b"]
+      factors[f"{module}/kernel"] = (a, b * np.float32(alpha / a.shape[-1]))
+  return Lora(factors, {}, len(leaves))

@@ -26,6 +26,9 @@ _COUNTS = (
 _IMAGE_WIDTH, _IMAGE_POSITIONS = 1280, 514
 # Of one head, in every released Wan 2.1 model; what weights do not tell.
 _HEAD_WIDTH = 128
+# What neither library knows. Where it is not this, both say that they ignore
+# the key, and they are right to warn: they compute something else.
+_ROPE_SCALE = (1, 1, 1)
 
 
 def _dense(torch: str, jax: str, layout: Layout = DENSE, stack=False):
@@ -171,6 +174,13 @@ def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
         f"config.json: expected a positive whole number for {name}, "
         f"found {fields[name]!r}"
       )
+  scale = fields["rope_scale"]
+  numbers = all(isinstance(x, int | float) and x > 0 for x in scale)
+  if len(scale) != 3 or not numbers:
+    raise errors.UserError(
+      "config.json: expected three positive numbers for rope_scale, of frames, "
+      f"rows and columns, found {[*scale]}"
+    )
   return fields
 
 
@@ -204,6 +214,7 @@ def _from_diffusers(json: Mapping[str, Any]) -> dict[str, Any]:
     "image_positions": json.get("pos_embed_seq_len"),
     "frequencies": json["freq_dim"],
     "eps": json.get("eps", 1e-6),
+    "rope_scale": tuple(json.get("rope_scale", _ROPE_SCALE)),
   }
 
 
@@ -229,6 +240,7 @@ def _from_original(json: Mapping[str, Any]) -> dict[str, Any]:
     "image_positions": _IMAGE_POSITIONS if kind == "flf2v" else None,
     "frequencies": json["freq_dim"],
     "eps": json.get("eps", 1e-6),
+    "rope_scale": tuple(json.get("rope_scale", _ROPE_SCALE)),
   }
 
 
@@ -253,6 +265,7 @@ def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
     "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 1024,
     "text_dim": fields["text_width"],
+    **_rope_of(fields),
   }
 
 
@@ -287,7 +300,13 @@ def _to_original(fields: Mapping[str, Any]) -> dict[str, Any]:
     "patch_size": [*fields["patch"]],
     "text_dim": fields["text_width"],
     "text_len": 512,
+    **_rope_of(fields),
   }
+
+
+def _rope_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+  scale = tuple(fields.get("rope_scale", _ROPE_SCALE))
+  return {} if scale == _ROPE_SCALE else {"rope_scale": [*scale]}
 
 
 # What is written beside the weights, by layout.

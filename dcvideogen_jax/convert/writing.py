@@ -58,7 +58,7 @@ def save(
     to_config = kinds.KINDS[kind].configs.get(layout)
     config = to_config and to_config(api.config_of(module))
   if dtype is not None:
-    tensors = {name: _cast(tensor, dtype) for name, tensor in tensors.items()}
+    tensors = {name: cast(tensor, dtype) for name, tensor in tensors.items()}
   return write_directory(directory, stem, tensors, config, shard_size)
 
 
@@ -68,6 +68,7 @@ def write_directory(
   tensors: Tensors,
   config: Mapping[str, Any] | None,
   shard_size: int | None = None,
+  config_name: str = "config.json",
 ) -> list[pathlib.Path]:
   """Writes tensors as `stem`.safetensors, or as several files with an index.
 
@@ -77,6 +78,7 @@ def write_directory(
     tensors: by name.
     config: what config.json holds, if there shall be one.
     shard_size: bytes of tensors that a file may hold; None writes one file.
+    config_name: of that file, where it is called otherwise.
 
   Returns:
     The files, the weights first.
@@ -98,7 +100,7 @@ def write_directory(
       },
     }
   if config is not None:
-    documents["config.json"] = config
+    documents[config_name] = config
   _require_no_others(directory, {*names, *documents})
   with contextlib.ExitStack() as stack:
     # What is entered first is renamed last.
@@ -139,7 +141,8 @@ def _bytes(tensor: sources.Tensor) -> int:
   return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def _cast(tensor: sources.Tensor, dtype: jnp.dtype) -> sources.Tensor:
+def cast(tensor: sources.Tensor, dtype: jnp.dtype) -> sources.Tensor:
+  """The tensor in another dtype, made when it is read."""
   dtype = np.dtype(dtype)
   return sources.Tensor(
     tensor.shape,

@@ -2,18 +2,12 @@
 
 Known are the directories and repositories of DC-VideoGen
 (`nvidia/DC-VideoGen-Wan2.1-14B`, `dc-ai/DC-Gen-Wan2.1-*`), of Wan 2.1 in
-diffusers' form and of Wan 2.1 itself. A directory may also hold `parts.json`,
-which says where parts lie that are elsewhere:
-
-    {"dc_ae_v": "../dc_ae_v", "image_encoder": "/models/clip"}
-
-Its keys are the fields of `Paths`, its values are relative to the directory; it
-comes before what the directory itself holds.
+diffusers' form and of Wan 2.1 itself. What a directory's `parts.json` says (see
+`sample.elsewhere`) comes before what the directory itself holds.
 """
 
 import fnmatch
 import functools
-import json
 import os
 import pathlib
 import re
@@ -21,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.sample import elsewhere
 
 TASKS = ("t2v", "i2v")
 
@@ -41,7 +36,6 @@ _PLACES = {
 }
 # A part that is the whole directory when one of its files is found in it.
 _ROOT = "diffusion_pytorch_model*"
-_ELSEWHERE = "parts.json"
 
 _CONFIG = "config.json"
 _INDEX = ".safetensors.index.json"
@@ -50,7 +44,10 @@ _REASON = 300
 
 
 class Paths(NamedTuple):
-  """Where each part lies; None for what is not there or not needed."""
+  """Where each part lies; None for what is not there or not needed.
+
+  `text_tokens` is no part: what a directory says of its transformer, or None.
+  """
 
   transformer: pathlib.Path | None = None
   dc_ae_v: pathlib.Path | None = None
@@ -59,6 +56,7 @@ class Paths(NamedTuple):
   tokenizer: pathlib.Path | None = None
   image_encoder: pathlib.Path | None = None
   scheduler: pathlib.Path | None = None
+  text_tokens: int | None = None
 
 
 def locate(
@@ -115,7 +113,8 @@ def find(
   directory = pathlib.Path(directory)
   if not directory.is_dir():
     raise errors.UserError(f"there is no directory {directory}")
-  return Paths(**_inside(directory, _PLACES.keys() - set(without), task))
+  found = _inside(directory, _PLACES.keys() - set(without), task)
+  return Paths(**found, **_said(directory).options)
 
 
 def is_repository(source: str | os.PathLike[str]) -> bool:
@@ -161,14 +160,13 @@ def download(
       if part not in without
     }
     chosen = _needed(found, task, repository, without)
-    return sorted(
-      {
-        name
-        for part, place in chosen.items()
-        if place is not None
-        for name in _files(names, part, place)
-      }
-    )
+    wanted = {
+      name
+      for part, place in chosen.items()
+      if place is not None
+      for name in _files(names, part, place)
+    }
+    return sorted(wanted | ({elsewhere.FILE} & set(names)))
 
   return _fetch(repository, choose)
 
@@ -221,7 +219,9 @@ def _needed(
   if missing:
     wanted = "; ".join(_describe(part, task) for part in missing)
     raise errors.UserError(f"{source} lacks {wanted}")
-  return {part: found.get(part) for part in [*needed, "scheduler"]}
+  return {
+    part: found.get(part) for part in [*needed, "scheduler", *elsewhere.OPTIONS]
+  }
 
 
 def _describe(part: str, task: str) -> str:
@@ -239,42 +239,18 @@ def _inside(
   directory: pathlib.Path, parts: Iterable[str], task: str
 ) -> dict[str, pathlib.Path | None]:
   """Where parts lie that a directory holds or knows of."""
-  elsewhere = _read_elsewhere(directory)
+  said = _said(directory).paths
   entries = _entries_of(directory)
   found: dict[str, pathlib.Path | None] = {}
   for part in parts:
-    found[part] = elsewhere.get(part)
+    found[part] = said.get(part)
     if found[part] is None and (place := _find(part, entries, task, directory)):
       found[part] = directory / place
   return found
 
 
-def _read_elsewhere(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  path = directory / _ELSEWHERE
-  if not path.is_file():
-    return {}
-  try:
-    table = {part: directory / x for part, x in _object(path).items()}
-  except (OSError, ValueError, TypeError) as e:
-    raise errors.UserError(
-      f"{path} is not an object of parts and their paths: {e}"
-    ) from e
-  if unknown := sorted(table.keys() - _PLACES.keys()):
-    raise errors.UserError(
-      f"{path} has no meaning for {', '.join(unknown)}: expected "
-      + ", ".join(_PLACES)
-    )
-  for part, place in table.items():
-    if not place.exists():
-      raise errors.UserError(f"{path}: there is no {place} for {part}")
-  return table
-
-
-def _object(path: pathlib.Path) -> dict[str, str]:
-  found = json.loads(path.read_text())
-  if not isinstance(found, dict):
-    raise ValueError(f"found {type(found).__name__}")
-  return found
+def _said(directory: pathlib.Path) -> elsewhere.Said:
+  return elsewhere.read(directory, _PLACES)
 
 
 # --- listings: names relative to a directory or repository, with "/" ---------

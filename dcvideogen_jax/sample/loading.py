@@ -38,10 +38,11 @@ class Part(NamedTuple):
 
 
 class Texts(NamedTuple):
-  """A tokenizer and an encoder, or nothing where embeddings are given."""
+  """A tokenizer and an encoder; `length` tokens of a text are encoded."""
 
   tokenizer: tokenize.Tokenizer
   encoder: Part
+  length: int = tokenize.LENGTH
 
 
 class Parts(NamedTuple):
@@ -124,7 +125,8 @@ def load(
     clip = Part(
       *load_model("clip_vision", paths.image_encoder, dtype=jnp.float32)
     )
-  found = {k: str(v) for k, v in paths._asdict().items() if v is not None}
+  located = paths._asdict().items()
+  found = {k: str(v) for k, v in located if isinstance(v, pathlib.Path)}
   return Parts(transformer, space, texts, clip, options, dtype, found)
 
 
@@ -146,7 +148,7 @@ def _load_texts(paths, tokenizer, dtype, load_model):
       f"{paths.tokenizer} has {tokenizer.vocab} tokens, more than the "
       f"{encoder.module.vocab} of {paths.text_encoder}"
     )
-  return Texts(tokenizer, encoder)
+  return Texts(tokenizer, encoder, paths.text_tokens or tokenize.LENGTH)
 
 
 def _read_scheduler(path: pathlib.Path | None) -> flow.Options:

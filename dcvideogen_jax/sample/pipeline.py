@@ -202,6 +202,7 @@ class DCVideoGen:
       "negative_prompt": negative
       if uncond is not None and isinstance(negative, str)
       else None,
+      "text_tokens": cond["text"].shape[1],
       **size._asdict(),
       "latents": list(shape),
       "steps": steps,
@@ -281,9 +282,9 @@ class DCVideoGen:
     if text not in self._embedded:
       if self.parts.texts is None:
         raise errors.UserError(f"there is no text encoder for {text!r}")
-      module, variables = self.parts.texts.encoder
+      tokenizer, (module, variables), length = self.parts.texts
       embedding = conditions.encode_text(
-        module, variables, *self.parts.texts.tokenizer([text])
+        module, variables, *tokenizer([text], length)
       )
       self._embedded[text] = jax.device_get(embedding)
     return self._embedded[text]

@@ -346,10 +346,11 @@ def test_parts_elsewhere(tmp_path):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("{", "is not an object of parts"),
+    ("{", "parts.json is not readable as JSON"),
     ("[]", "is not an object of parts"),
     ('{"vae": "x"}', "no meaning for vae: expected transformer,"),
-    ('{"dc_ae_v": 3}', "is not an object of parts"),
+    ('{"tokens": 3}', "no meaning for tokens: expected .*, text_tokens"),
+    ('{"dc_ae_v": 3}', "dc_ae_v is no path: found 3"),
     (json.dumps({"dc_ae_v": "../gone"}), "there is no .*gone for dc_ae_v"),
   ],
 )

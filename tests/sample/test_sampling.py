@@ -59,10 +59,11 @@ class Letters:
   def __init__(self):
     self.asked = []
 
-  def __call__(self, prompts):
+  def __call__(self, prompts, length):
     self.asked += prompts
-    ids = [[3 + ord(c) % 28 for c in text[:10].ljust(10)] for text in prompts]
-    mask = [[int(i <= len(text)) for i in range(10)] for text in prompts]
+    padded = [text[:length].ljust(length) for text in prompts]
+    ids = [[3 + ord(c) % 28 for c in text] for text in padded]
+    mask = [[int(i <= len(text)) for i in range(length)] for text in prompts]
     return np.asarray(ids, np.int32), np.asarray(mask, np.int32)
 
 
@@ -96,7 +97,7 @@ def make(task="t2v", texts=False, **fields):
     loading.Parts(
       _part(dit, *arguments),
       latents.Deep(*_part(dc_ae_v.build(AUTOENCODER), _float(1, 8, 4, 4, 3))),
-      loading.Texts(Letters(), encoder) if texts else None,
+      loading.Texts(Letters(), encoder, 10) if texts else None,
       clip,
     )
   )
@@ -259,6 +260,7 @@ def test_texts_are_read_once_and_padding_is_zero():
   assert tokenizer.asked[:2] == ["a cat", "bad"]
   assert len(tokenizer.asked) == 3  # Wan's negative prompt came to it.
   text = made.embed(["a cat"])
+  assert text.shape == (1, 10, 8)
   assert np.abs(text[0, :6]).min() > 0 and not np.any(text[0, 6:])
 
 

@@ -1,0 +1,70 @@
+"""What a directory says of its model in `parts.json`.
+
+Where parts lie that are elsewhere, and for how many tokens of a text the
+transformer was trained, where they are not Wan's 512:
+
+    {"dc_ae_v": "../dc_ae_v", "image_encoder": "/models/clip",
+     "text_tokens": 32}
+
+Keys are the fields of `layouts.Paths`; paths are relative to the directory.
+"""
+
+import json
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from dcvideogen_jax import errors
+
+FILE = "parts.json"
+# What is no path.
+OPTIONS = ("text_tokens",)
+
+
+class Said(NamedTuple):
+  """The paths of parts by their names, and `OPTIONS`."""
+
+  paths: Mapping[str, pathlib.Path]
+  options: Mapping[str, Any]
+
+
+def read(directory: pathlib.Path, parts: Collection[str]) -> Said:
+  """Reads the file, if there is one.
+
+  Args:
+    directory: that of the model.
+    parts: names that may be used.
+
+  Raises:
+    errors.UserError: if it is damaged, names something unknown or what does not
+      exist, or gives no number of tokens.
+  """
+  path = directory / FILE
+  if not path.is_file():
+    return Said({}, {})
+  try:
+    table = json.loads(path.read_text())
+  except (OSError, ValueError) as e:
+    raise errors.UserError(f"{path} is not readable as JSON: {e}") from e
+  known = (*parts, *OPTIONS)
+  if not isinstance(table, dict):
+    raise errors.UserError(
+      f"{path} is not an object of parts and their paths: found {table!r}"
+    )
+  if unknown := sorted(table.keys() - set(known)):
+    raise errors.UserError(
+      f"{path} has no meaning for {', '.join(unknown)}: expected "
+      + ", ".join(known)
+    )
+  options = {name: table.pop(name) for name in OPTIONS if name in table}
+  for part, place in table.items():
+    if not isinstance(place, str):
+      raise errors.UserError(f"{path}: {part} is no path: found {place!r}")
+    if not (directory / place).exists():
+      raise errors.UserError(f"{path}: there is no {place} for {part}")
+  for name, value in options.items():
+    if type(value) is not int or value < 1:
+      raise errors.UserError(
+        f"{path}: {name} must be a positive whole number, found {value!r}"
+      )
+  return Said({part: directory / x for part, x in table.items()}, options)

@@ -1,0 +1,230 @@
+"""Evaluators of a training: samples to look at, and a score of what they show.
+
+"evaluators": {
+  "semantic": {"what": "semantic", "prompts": 64, "every": 500, ...},
+  "samples": {"what": "samples", "prompts": ("a cat",), ...},
+}
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+
+from dcvideogen_jax import convert, errors
+from dcvideogen_jax.adapt import encode, phases
+from dcvideogen_jax.data import clip_images, tokenize
+from dcvideogen_jax.data import video as video_files
+from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.eval import held_out, semantics, sheets
+from dcvideogen_jax.train import denoise, rendering, weights
+
+Found = tuple[dict[str, float], dict[str, np.ndarray]]
+
+_AUTOENCODERS = {"deep": "dc_ae_v", "base": "wan_vae"}
+_GRIDS = {"unipc": "wan", "dpm++": "wan_dpm", "euler": "euler"}
+
+
+class Samples:
+  """Makes the same videos again and again, and shows them as one picture.
+
+  Attributes:
+    every: steps of the training between two pictures.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    every: int,
+    renderer: rendering.Renderer,
+    requests: rendering.Requests,
+    shown: int = 16,
+  ):
+    """Keeps what it needs.
+
+    Args:
+      name: of the picture.
+      every: see the attribute.
+      renderer: makes videos.
+      requests: which ones.
+      shown: how many of them the picture has.
+    """
+    self.every = every
+    self._name = name
+    self._renderer = renderer
+    self._requests = requests
+    self._shown = shown
+
+  def __call__(self, variables: Any, step: int) -> Found:
+    """No numbers, and a picture."""
+    del step
+    return {}, self._picture(self._videos(variables))
+
+  def _videos(self, variables: Any) -> rendering.Video:
+    return self._renderer.videos(variables, self._requests)
+
+  def _picture(self, videos: rendering.Video) -> dict[str, np.ndarray]:
+    return {self._name: sheets.sheet(videos[: self._shown])}
+
+
+class SemanticScore(Samples):
+  """Asks for held-out scenes of `data.world` and reads what was made.
+
+  Metrics are "semantic/all" and, of each kind of fact, "semantic/colour" and so
+  on, with its own name before the stroke.
+  """
+
+  def __init__(
+    self, *arguments: Any, questions: Sequence[held_out.Question], **rest: Any
+  ):
+    """As `Samples`; `questions` belong to its requests."""
+    super().__init__(*arguments, **rest)
+    self._scenes = [question.scene for question in questions]
+
+  def __call__(self, variables: Any, step: int) -> Found:
+    """The shares of right facts, and a picture."""
+    del step
+    videos = self._videos(variables)
+    readings = [semantics.read(video) for video in videos]
+    shares = semantics.score(readings, self._scenes)
+    metrics = {f"{self._name}/{fact}": x for fact, x in shares.items()}
+    return metrics, self._picture(videos)
+
+
+def build(config: Mapping[str, Any]) -> list[Samples]:
+  """The evaluators that a run's config asks for.
+
+  Texts and images are encoded here, once; of the models only the autoencoder
+  stays in memory.
+
+  Args:
+    config: of a run of task "denoise". "evaluators" has for each name
+      what: "samples" or "semantic".
+      prompts: texts; for "semantic" the number of held-out scenes.
+      images: for image to video with "samples", a file for each prompt.
+      every: steps between two evaluations.
+      frames, height, width: of the videos.
+      solver, steps, shift, guidance: of the sampling; `flow.Options` with the
+        solver's own grid.
+      seed: of the first video's noise; the following ones count up.
+      batch_size: videos that are made at once.
+      autoencoder, text_encoder, tokenizer, image_encoder: where they are, as
+        `convert.load` reads them; the last for image to video only.
+      text_tokens: of a prompt, as in training.
+
+  Raises:
+    errors.UserError: for a config that does not fit, or a model that cannot be
+      read.
+  """
+  given = config.get("evaluators") or {}
+  if given and config["task"] != "denoise":
+    raise errors.UserError(
+      f"evaluators sample from runs of task denoise, found {config['task']}"
+    )
+  return [_build(name, config, given[name]) for name in given]
+
+
+def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
+  module = weights.build(config, phases.find(config["phase"]))
+  asked = _questions(name, c)
+  kind = _AUTOENCODERS[config["space"]]
+  autoencoder = rendering.Autoencoder(*convert.load(kind, c["autoencoder"]))
+  options = flow.Options(c["solver"], {}, c["shift"], _grid(c["solver"]))
+  settings = rendering.Settings(
+    sampler.plan(options.schedule(c["steps"]), options.solver),
+    c["guidance"],
+    *(c[key] for key in ("frames", "height", "width", "batch_size")),
+  )
+  renderer = rendering.Renderer(module, autoencoder, settings)
+  prompts = [q.prompt for q in asked] if asked else list(c["prompts"])
+  if not prompts:
+    raise errors.UserError(f"evaluators.{name}.prompts: there are none")
+  text = embed(c["text_encoder"], c["tokenizer"], prompts, c["text_tokens"])
+  if text.shape[-1] != module.text_width:
+    raise errors.UserError(
+      f"{c['text_encoder']} gives texts of width {text.shape[-1]}, the "
+      f"transformer takes {module.text_width}"
+    )
+  first = asked[0].seed if asked else c["seed"]
+  requests = rendering.Requests(
+    text,
+    denoise.negative(config["negative"], *text.shape[1:]),
+    rendering.noise(range(first, first + len(text)), renderer.shape),
+  )
+  if module.image_width is not None:
+    size = (c["height"], c["width"])
+    images = [q.image(*size) for q in asked] or _read(name, c, size)
+    requests = requests._replace(
+      image=see(c["image_encoder"], images),
+      condition=np.stack(
+        [autoencoder.condition(image, c["frames"]) for image in images]
+      ),
+    )
+  arguments = (name, c["every"], renderer, requests)
+  if asked:
+    return SemanticScore(*arguments, questions=asked)
+  return Samples(*arguments)
+
+
+def _questions(name, c) -> Sequence[held_out.Question]:
+  """What is asked of the world; nothing of other samples."""
+  if c["what"] not in ("samples", "semantic"):
+    raise errors.UserError(
+      f"evaluators.{name}.what must be samples or semantic, found {c['what']!r}"
+    )
+  return held_out.questions(c["prompts"]) if c["what"] == "semantic" else ()
+
+
+def _grid(solver: str) -> str:
+  """A solver's own noise levels; an unknown one is refused with its plan."""
+  return _GRIDS.get(solver, "wan")
+
+
+def _read(name, c, size) -> list[np.ndarray]:
+  """First frames from files, stretched to the size of the videos."""
+  if len(c["images"]) != len(c["prompts"]):
+    raise errors.UserError(
+      f"evaluators.{name}.images: expected one for each of the "
+      f"{len(c['prompts'])} prompts, found {len(c['images'])}"
+    )
+  images = [PIL.Image.fromarray(video_files.read_image(x)) for x in c["images"]]
+  return [np.asarray(image.resize(size[::-1])) for image in images]
+
+
+def embed(
+  encoder: str, tokenizer: str, prompts: Sequence[str], tokens: int
+) -> np.ndarray:
+  """Embeddings (n, tokens, e) of texts, zero after each one's end, float32.
+
+  Args:
+    encoder: the text encoder, as `convert.load` reads it; forgotten afterwards.
+    tokenizer: its directory.
+    prompts: n texts.
+    tokens: of each.
+
+  Raises:
+    errors.UserError: if either cannot be read.
+  """
+  ids, mask = tokenize.Tokenizer.from_directory(tokenizer)(prompts, tokens)
+  module, variables = convert.load("umt5", encoder)
+  run = jax.jit(functools.partial(encode.text, module))
+  rows = [
+    run(variables, ids[i : i + 1], mask[i : i + 1]) for i in range(len(ids))
+  ]
+  return np.concatenate([np.asarray(row) for row in rows])
+
+
+def see(encoder: str, images: Sequence[np.ndarray]) -> np.ndarray:
+  """CLIP features (n, m, f) of uint8 images; as `embed`."""
+  if not encoder:
+    raise errors.UserError("image to video needs an image_encoder, found none")
+  module, variables = convert.load("clip_vision", encoder)
+  run = jax.jit(functools.partial(encode.image, module))
+  rows = [
+    run(variables, clip_images.preprocess(image, module.image_size)[None])
+    for image in images
+  ]
+  return np.concatenate([np.asarray(row) for row in rows])

@@ -1,0 +1,54 @@
+"""Rescaled rotary positions are kept in every config.json."""
+
+import json
+
+import pytest
+
+from dcvideogen_jax import convert, errors
+from dcvideogen_jax.models import wan_dit
+from tests.convert import checkpoints
+
+
+def save(directory, layout, scale):
+  fields = checkpoints.T2V | {"rope_scale": scale}
+  weights = checkpoints.state_dict("wan_dit", fields, "diffusers")
+  module, variables = convert.load("wan_dit", weights, fields)
+  convert.save(directory, "wan_dit", module, variables, layout=layout)
+  return module
+
+
+@pytest.mark.parametrize("layout", [None, "diffusers", "original"])
+@pytest.mark.parametrize("scale", [(1, 1, 1), (1, 2, 2), (1.0, 0.5, 1.25)])
+def test_is_read_again(tmp_path, layout, scale):
+  module = save(tmp_path, layout, scale)
+  assert module.rope_scale == scale
+  found, _ = convert.load("wan_dit", tmp_path)
+  assert found == module
+  written = json.loads((tmp_path / "config.json").read_text())
+  # Files of other libraries stay as those write them wherever they can.
+  assert ("rope_scale" in written) == (layout is None or scale != (1, 1, 1))
+
+
+@pytest.mark.parametrize("scale", [[1, 1], [1, 0, 1], [1, 1, "2"], []])
+def test_what_is_no_scale(scale):
+  config = wan_dit_config() | {"rope_scale": scale}
+  with pytest.raises(errors.UserError, match="three positive numbers for rope"):
+    convert.KINDS["wan_dit"].config_from(config)
+
+
+def wan_dit_config():
+  fields = convert.config_of(wan_dit.build(checkpoints.T2V))
+  return convert.KINDS["wan_dit"].configs["diffusers"](fields)
+
+
+@pytest.mark.parity
+def test_diffusers_says_that_it_ignores_it(tmp_path, capfd):
+  """The model opens; that it computes something else is not passed over."""
+  import diffusers
+
+  save(tmp_path, "diffusers", (1, 2, 2))
+  diffusers.utils.logging.set_verbosity_warning()
+  model = diffusers.WanTransformer3DModel.from_pretrained(tmp_path)
+  assert model.config.num_layers == checkpoints.T2V["layers"]
+  told = capfd.readouterr().err
+  assert "rope_scale" in told and "will be ignored" in told

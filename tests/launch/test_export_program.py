@@ -1,0 +1,51 @@
+"""launch.export on a run that is there, as its users run it."""
+
+import json
+
+import pytest
+
+from dcvideogen_jax import convert
+from tests.adapt import runs
+from tests.train import finished
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run") / "run"
+  finished.write(workdir, runs.config("scratch"))
+  return workdir
+
+
+def test_a_transformer(programs, run, tmp_path):
+  done = programs.run(
+    "launch.export",
+    f"--workdir={run}",
+    f"--output={tmp_path / 'out'}",
+    "--layout=original",
+  )
+  assert done.code == 0, done.stderr
+  assert done.stdout == f"step {finished.STEP}: {tmp_path / 'out'}\n"
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert config["_class_name"] == "WanModel"
+  convert.load("wan_dit", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (("--format=lora",), "a run of scratch has no low-rank updates"),
+    (("--layout=official",), "unknown layout 'official' of wan_dit"),
+    (("--fields={",), "--fields: cannot be read as JSON"),
+    (("--fields=[1]",), "--fields: expected an object, found list"),
+    (("--fields=/gone.json",), "--fields: cannot be read"),
+    (('--fields={"mean": [1]}',), "can be given are none, found mean"),
+  ],
+)
+def test_bad_input(programs, run, tmp_path, flags, message):
+  output = tmp_path / "new"
+  done = programs.run(
+    "launch.export", f"--workdir={run}", f"--output={output}", *flags
+  )
+  assert done.code == 2 and message in done.stderr
+  assert done.stderr.count("\n") == 1
+  assert not output.exists()
