@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-newest lint train-tiny clean
+.PHONY: demo test test-newest lint train-tiny reproduce ablation clean
 
 # Reconstructs a real clip with the weights that ship with the package.
 demo: $(VENV)/run
@@ -34,6 +34,16 @@ train-tiny: $(VENV)/run
 	  $(BIN)/python -m launch.prepare_clips --split=heldout --output=out/heldout
 	$(BIN)/python -m launch.train --config=configs/tiny.py:autoencoder \
 	  --workdir=out/autoencoder --export=out/autoencoder/model
+
+# The tiny family, from clips to image to video: hours, continued when started
+# again. What it makes lies outside the checkout.
+WORKDIR ?= $(HOME)/.cache/dcvideogen_jax/tiny
+reproduce: $(VENV)/run
+	$(BIN)/python -m launch.reproduce --workdir=$(WORKDIR)
+
+# What AE-Adapt-V is compared with, from the base that `reproduce` made.
+ablation: $(VENV)/run
+	$(BIN)/python -m launch.reproduce --workdir=$(WORKDIR) --ablation
 
 $(VENV)/run: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

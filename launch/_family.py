@@ -1,0 +1,200 @@
+"""How the tiny family is made, and what AE-Adapt-V is compared with on it.
+
+In flags "{work}" is the folder of the whole chain.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from launch import _stages
+
+_TINY = "dcvideogen_jax/assets/dcvideogen_tiny"
+_LATENTS = (
+  "--config.data.path={work}/latents",
+  "--config.val.data.path={work}/heldout_latents",
+)
+_ASKING = (
+  f"--config.evaluators.semantic.text_encoder={_TINY}/text_encoder",
+  f"--config.evaluators.semantic.tokenizer={_TINY}/tokenizer",
+)
+# Who decodes what held-out scenes are asked of.
+_DEEP = (
+  *_ASKING,
+  "--config.evaluators.semantic.autoencoder={work}/autoencoder/model",
+)
+_BASE = (
+  *_ASKING,
+  "--config.evaluators.semantic.autoencoder={work}/wan_autoencoder/model",
+)
+_PARTS = (
+  "--dc_ae_v={work}/autoencoder/model",
+  "--base_vae={work}/wan_autoencoder/model",
+  f"--text_encoder={_TINY}/text_encoder",
+  f"--tokenizer={_TINY}/tokenizer",
+  f"--image_encoder={_TINY}/image_encoder",
+)
+_ENCODING = (
+  *_PARTS,
+  "--i2v",
+  "--negative_prompt=wan",
+  "--frames=16",
+  "--bucket=64x64",
+  "--batch=16",
+  "--part=512",
+)
+_T2V = "configs/adapt.py:tiny_t2v"
+_I2V = "configs/adapt.py:tiny_i2v"
+_REAL = (
+  "--config.data.path={work}/clips",
+  "--config.val.data.path={work}/heldout_clips/frames16",
+)
+
+STAGES = (
+  # Real clips, and what both autoencoders make of the world.
+  _stages.Stage("clips", "clips", "prepare_clips", ("--output={work}/clips",)),
+  _stages.Stage(
+    "heldout_clips",
+    "heldout_clips",
+    "prepare_clips",
+    ("--split=heldout", "--output={work}/heldout_clips"),
+  ),
+  _stages.train(
+    "autoencoder_real",
+    "configs/tiny.py:autoencoder",
+    *_REAL,
+    "--config.steps=4000",
+  ),
+  _stages.train(
+    "autoencoder",
+    "configs/tiny.py:autoencoder",
+    *_REAL,
+    "--config.weights={work}/autoencoder_real/model",
+    "--config.data.parts=('records','synthetic','world')",
+    "--config.data.weights=(0.5,0.1,0.4)",
+    "--config.loss.l1=0.2",
+    "--config.loss.mse=4.0",
+    "--config.steps=2000",
+  ),
+  # Short clips first, which cost less.
+  _stages.train("wan_short", "configs/tiny.py:wan_autoencoder"),
+  _stages.train(
+    "wan_autoencoder",
+    "configs/tiny.py:wan_autoencoder",
+    "--config.weights={work}/wan_short/model",
+    "--config.data.frames=13",
+    "--config.optim.lr=7e-4",
+    "--config.steps=1200",
+  ),
+  _stages.Stage(
+    "latents",
+    "latents/index.json",
+    "precompute",
+    ("--world=10560", *_ENCODING, "--output={work}/latents"),
+  ),
+  _stages.Stage(
+    "heldout_latents",
+    "heldout_latents/index.json",
+    "precompute",
+    (
+      "--world=400",
+      "--split=heldout",
+      *_ENCODING,
+      "--output={work}/heldout_latents",
+    ),
+  ),
+  # The base, which stands for Wan, and AE-Adapt-V.
+  _stages.train(
+    "base",
+    f"{_T2V},phase=base",
+    *_LATENTS,
+    *_BASE,
+    "--config.start.random=True",
+  ),
+  _stages.train(
+    "embed",
+    f"{_T2V},phase=embed",
+    *_LATENTS,
+    "--config.start.base={work}/base/model",
+  ),
+  _stages.train(
+    "head",
+    f"{_T2V},phase=head",
+    *_LATENTS,
+    *_DEEP,
+    "--config.start.base={work}/base/model",
+    "--config.start.patch_embed={work}/embed/model",
+  ),
+  _stages.train(
+    "lora",
+    f"{_T2V},phase=lora",
+    *_LATENTS,
+    *_DEEP,
+    "--config.start.weights={work}/head/model",
+  ),
+  # Image to video begins as the adapted text-to-video model.
+  _stages.train(
+    "i2v",
+    f"{_I2V},phase=full",
+    *_LATENTS,
+    *_DEEP,
+    f"--config.evaluators.semantic.image_encoder={_TINY}/image_encoder",
+    "--config.start.weights={work}/lora/model",
+  ),
+)
+
+
+class Arm(NamedTuple):
+  """A way from the base to the deep latents.
+
+  Attributes:
+    title: for people.
+    phases: of `adapt.phases.PHASES`, in order, each with its flags; "{last}"
+      stands for the folder of the phase before.
+  """
+
+  title: str
+  phases: Sequence[tuple[str, Sequence[str]]]
+
+
+_FROM_BASE = "--config.start.base={work}/base/model"
+_LORA = ("lora", ("--config.start.weights={last}/model",))
+ARMS: Mapping[str, Arm] = {
+  "adapt": Arm(
+    "AE-Adapt-V",
+    (
+      ("embed", (_FROM_BASE,)),
+      ("head", (_FROM_BASE, "--config.start.patch_embed={last}/model")),
+      _LORA,
+    ),
+  ),
+  "skip_embed": Arm(
+    "without the first phase", (("head", (_FROM_BASE,)), _LORA)
+  ),
+  "direct": Arm("fine-tuning without alignment", (("direct", (_FROM_BASE,)),)),
+  "scratch": Arm(
+    "from nothing", (("scratch", ("--config.start.random=True",)),)
+  ),
+}
+
+
+def arm_stages(seeds: Sequence[str]) -> list[_stages.Stage]:
+  """All runs of all arms."""
+  found = []
+  for seed in seeds:
+    for arm, (_, phases) in ARMS.items():
+      last = ""
+      for phase, arguments in phases:
+        name = f"ablation/{arm}_{seed}/{phase}"
+        found.append(
+          _stages.train(
+            name,
+            f"{_T2V},phase={phase}",
+            f"--config.seed={seed}",
+            *_LATENTS,
+            *(_DEEP if phase != "embed" else ()),
+            *(x.replace("{last}", f"{{work}}/{last}") for x in arguments),
+            group=phase,
+          )
+        )
+        last = name
+  return found

@@ -1,0 +1,121 @@
+"""The chains of the tiny family: their stages, and what is made of the arms."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from dcvideogen_jax import files
+from launch import _arms, _family
+
+
+def configured(argument):
+  """The (config file's argument, overridden keys) of a stage that trains."""
+  given = dict(
+    item.removeprefix("--").split("=", 1) for item in argument if "=" in item
+  )
+  return given["config"], [k for k in given if k.startswith("config.")]
+
+
+def has(config, key):
+  for part in key.split(".")[1:]:
+    if part not in config:
+      return False
+    config = config[part]
+  return True
+
+
+@pytest.mark.parametrize(
+  "stage",
+  [
+    stage
+    for stage in (*_family.STAGES, *_family.arm_stages(["0"]))
+    if stage.program == "train"
+  ],
+  ids=lambda stage: stage.name,
+)
+def test_stages_override_what_their_config_has(stage):
+  from configs import adapt, tiny
+
+  name, keys = configured(stage.arguments)
+  path, _, argument = name.partition(":")
+  made = {"configs/tiny.py": tiny, "configs/adapt.py": adapt}[path]
+  config = made.get_config(argument)
+  assert [key for key in keys if not has(config, key)] == []
+
+
+def test_stages_read_what_earlier_ones_made():
+  made = ["{work}"]
+  for stage in _family.STAGES:
+    for argument in stage.arguments:
+      _, _, value = argument.partition("=")
+      own = f"{{work}}/{stage.name}"
+      if value.startswith("{work}/") and not value.startswith(own):
+        assert any(value.startswith(f"{{work}}/{path}") for path in made), value
+    made.append(stage.made.split("/")[0])
+
+
+def test_a_chain_is_told_and_checked(programs, tmp_path):
+  def run(*flags):
+    return programs.run("launch.reproduce", f"--workdir={tmp_path}", *flags)
+
+  (tmp_path / "clips").mkdir()
+  told = run(
+    "--dry_run", "--until=autoencoder_real", "--extra=autoencoder_real:--x=1"
+  )
+  lines = told.stdout.splitlines()
+  assert told.code == 0
+  assert ["prepare_clips --split=heldout" in lines[0], len(lines)] == [True, 2]
+  assert lines[1].endswith("--x=1")
+  assert [path.name for path in tmp_path.iterdir()] == ["clips"]
+  for flag, sentence in (
+    ("--until=nothing", "--until must be one of clips, "),
+    ("--extra=base", "--extra must be STAGE:FLAG"),
+  ):
+    refused = run("--dry_run", flag)
+    assert refused.code == 2
+    assert sentence in refused.stderr
+
+
+def test_ablation_needs_a_base(programs, tmp_path):
+  found = programs.run(
+    "launch.reproduce", f"--workdir={tmp_path}", "--ablation"
+  )
+  assert found.code == 2
+  assert "has no base/model: run launch.reproduce --until=base" in found.stderr
+
+
+def test_results_of_finished_arms(programs, tmp_path):
+  """Steps count over an arm's phases; seeds are averaged."""
+  rng = np.random.default_rng(0)
+  values = {}
+
+  def record(folder, step, value=None):
+    files.make_directory(folder / "model")
+    line = {"step": step} | ({} if value is None else {_arms.METRIC: value})
+    with (folder / "metrics.jsonl").open("a") as out:
+      out.write(json.dumps(line) + "\n")
+
+  record(tmp_path / "base", 9, 0.9)
+  for seed in "01":
+    for arm, (_, phases) in _family.ARMS.items():
+      folder = tmp_path / "ablation" / f"{arm}_{seed}"
+      for phase, _ in phases:
+        value = None if phase == "embed" else float(rng.random())
+        record(folder / phase, 10, value)
+        values.setdefault(arm, []).append(value)
+  found = programs.run(
+    "launch.reproduce", f"--workdir={tmp_path}", "--ablation", "--seeds=0,1"
+  )
+  assert found.code == 0, found.stderr
+  output = tmp_path / "ablation"
+  results = json.loads((output / "results.json").read_text())
+  assert results["base"] == 0.9
+  _, head, lora = values["adapt"][:3]
+  assert results["curves"]["adapt"][0] == [[20, head], [30, lora]]
+  table = (output / "table.md").read_text()
+  mean = 50 * (values["direct"][0] + values["direct"][1])
+  assert f"| fine-tuning without alignment | {mean:.1f} (" in table
+  assert "| the base | 90.0 |" in table
+  assert PIL.Image.open(output / "curves.png").width > 500
