@@ -283,4 +283,5 @@ def _shrink(c: ml_collections.ConfigDict) -> None:
   ):
     shapes[space] = shapes[f"{space}_condition"] = (3, size, size, channels)
   c.encoders = c.negative = None
+  c.evaluators = {}
   c.data = c.val.data = {"source": "noise", "shapes": shapes}

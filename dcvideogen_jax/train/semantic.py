@@ -130,6 +130,9 @@ def build(config: Mapping[str, Any]) -> list[Samples]:
 def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
   module = weights.build(config, phases.find(config["phase"]))
   asked = _questions(name, c)
+  for part in ("autoencoder", "text_encoder", "tokenizer"):
+    if not c[part]:
+      raise errors.UserError(f"evaluators.{name} needs {part}, found none")
   kind = _AUTOENCODERS[config["space"]]
   autoencoder = rendering.Autoencoder(*convert.load(kind, c["autoencoder"]))
   options = flow.Options(c["solver"], {}, c["shift"], _grid(c["solver"]))
