@@ -164,6 +164,7 @@ def test_image_to_video_starts_from_pictures(models, tmp_path):
     ({"solver": "heun"}, "solvers are unipc, dpm"),
     ({"frames": 9}, "videos of 4k frames"),
     ({"autoencoder": "/gone"}, "there is no file or directory /gone"),
+    ({"autoencoder": None}, "evaluators.score needs autoencoder, found none"),
   ],
 )
 def test_refusals(models, changes, message):
