@@ -41,37 +41,33 @@ _TINY_DEEP = _DEEP | {"in_channels": 64, "out_channels": 64}
 _TINY_TEXT = {"text_width": 64}
 _TINY_IMAGE = {"image_width": 64}
 
-# Base, its adaptation, shift of the official noise levels, steps of the phases
-# "head" and "lora". Noise, 4 channels of mask and the condition go into
-# image-to-video models.
+# Base, its adaptation, shift of the official noise levels. Noise, 4 channels of
+# mask and the condition go into image-to-video models.
 BASES = {
-  "wan_t2v_1_3b": (_SMALL | _WAN, _SMALL | _DEEP, 8.0, 6000, 40_000),
-  "wan_t2v_14b": (_LARGE | _WAN, _LARGE | _DEEP, 8.0, 6000, 8000),
+  "wan_t2v_1_3b": (_SMALL | _WAN, _SMALL | _DEEP, 8.0),
+  "wan_t2v_14b": (_LARGE | _WAN, _LARGE | _DEEP, 8.0),
   "wan_i2v_14b": (
     _LARGE | _WAN | _IMAGE | {"in_channels": 36},
     _LARGE | _DEEP | _IMAGE | {"in_channels": 68},
     5.0,
-    6000,
-    8000,
   ),
   "tiny_t2v": (
     _TINY | _TINY_TEXT | _WAN,
     _TINY | _TINY_TEXT | _TINY_DEEP,
     8.0,
-    300,
-    2000,
   ),
   "tiny_i2v": (
     _TINY | _TINY_TEXT | _WAN | _TINY_IMAGE | {"in_channels": 36},
     _TINY | _TINY_TEXT | _TINY_DEEP | _TINY_IMAGE | {"in_channels": 132},
     5.0,
-    300,
-    2000,
   ),
 }
 # Bucket, height and width, frames, and pixels that CLIP sees.
 _CLIPS = ("480", None, 80, 224)
 _TINY_CLIPS = (None, 64, 16, 56)
+# Steps of the first two phases, and of the others, where 14B needs fewer.
+_STEPS = {"embed": 20_000, "head": 6000}
+_LONG, _LONG_14B = 40_000, 8000
 # Learning rate and steps of the tiny family's phases.
 _TINY_RUNS = {
   "embed": (2e-3, 300),
@@ -97,7 +93,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "runlocal": (),
     },
   )
-  base, deep, shift, head_steps, lora_steps = BASES[arg.base]
+  base, deep, shift = BASES[arg.base]
   tiny = arg.base.startswith("tiny")
   c = common.training()
   c.phase = arg.phase
@@ -112,13 +108,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.sharding = common.DIT_SHARDING
   c.ema.decay = 0.0
   c.optim.update(warmup=0, schedule="constant", clip=0.1, betas=(0.9, 0.999))
+  long = _LONG_14B if arg.base.endswith("14b") else _LONG
+  c.steps = _STEPS.get(arg.phase, long)
   c.start = _start(arg.phase)
   if arg.phase == "embed":
     _embed(c, base)
-    c.steps = 200 if tiny else 20_000
   else:
     _denoise(c, arg.phase)
-    c.steps = head_steps if arg.phase == "head" else lora_steps
     draw = "official" if arg.official_sigma_grid else "uniform"
     c.levels = {"draw": draw, "shift": shift, "weighted": True}
   c.save_every = max(1, c.steps // 20)
