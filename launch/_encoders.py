@@ -267,7 +267,7 @@ class Encoders:
     pieces = encode.condition_video(x, frames, 1)
     if not condition:
       pieces = encode.pieces(x)
-    return encode.stream_base(module, variables, pieces)
+    return np.asarray(encode.stream_base(module, variables, pieces))
 
   def _deep(self, x, condition: bool = False) -> np.ndarray:
     module, variables = self._models["dc_ae_v"]
@@ -282,7 +282,8 @@ class Encoders:
     pieces = encode.condition_video(x, frames, module.temporal_factor)
     if not condition:
       pieces = encode.pieces(x)
-    return encode.stream_deep(module, variables, pieces, frames, plan)
+    found = encode.stream_deep(module, variables, pieces, frames, plan)
+    return np.asarray(found)
 
 
 def _power_of_two(n: int, least: int) -> int:

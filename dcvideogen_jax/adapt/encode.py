@@ -161,7 +161,7 @@ def clips(
 
 def stream_base(
   module: wan_vae.WanVAE, variables: Variables, video: Iterable[Any]
-) -> Float[np.ndarray, "b t h w c"]:
+) -> Latents:
   """As `base_latents`, of a video in pieces, latent frame by latent frame."""
   module = module.clone(dtype=jnp.float32)
   means = [
@@ -170,7 +170,7 @@ def stream_base(
       module, variables, video, tail="official"
     )
   ]
-  return np.asarray(module.normalise(jnp.concatenate(means, axis=1)))
+  return module.normalise(jnp.concatenate(means, axis=1))
 
 
 def stream_deep(
@@ -179,7 +179,7 @@ def stream_deep(
   video: Iterable[Any],
   frames: int,
   plan: bands.Plan,
-) -> Float[np.ndarray, "b t h w c"]:
+) -> Latents:
   """As `deep_latents`, of a video in pieces, chunk by chunk and in bands.
 
   Args:
@@ -196,7 +196,7 @@ def stream_deep(
   frames = deep_frames(module, frames) // module.temporal_factor
   chunks = streaming.encode(module, variables, video, plan=plan)
   latents = jnp.concatenate(list(chunks), axis=1)[:, :frames]
-  return np.asarray(latents * module.latent_scale)
+  return latents * module.latent_scale
 
 
 def pieces(video: Video) -> Iterator[Video]:
@@ -206,15 +206,21 @@ def pieces(video: Video) -> Iterator[Video]:
 
 
 def condition_video(
-  image: Image, frames: int, repeats: int
+  image: Image, frames: int, repeats: int, last: Image | None = None
 ) -> Iterator[Float[Array, "b t h w 3"]]:
-  """Pieces of a video: an image so many times, then mid-grey; float32."""
+  """Pieces of a video: an image so many times, then mid-grey; float32.
+
+  A last image, if there is one, ends the video as many times.
+  """
   first = _to_float(image)[:, None]
   yield first.repeat(repeats, 1)
-  for start in range(repeats, frames, _PIECE):
-    count = min(_PIECE, frames - start)
+  end = frames if last is None else frames - repeats
+  for start in range(repeats, end, _PIECE):
+    count = min(_PIECE, end - start)
     shape = (first.shape[0], count, *first.shape[2:])
     yield np.zeros(shape, np.float32)
+  if last is not None:
+    yield _to_float(last)[:, None].repeat(repeats, 1)
 
 
 def base_frames(module: wan_vae.WanVAE, frames: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import buckets, clip_sources, latents, tokenize
+from dcvideogen_jax.data import options as options_lib
 
 _REQUIRED = ("source", "path", "tokenizer", "frames")
 _DEFAULTS = {
@@ -97,14 +98,9 @@ def batches(
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config with defaults, or one sentence about what is wrong."""
-  unknown = sorted(set(config) - set(_DEFAULTS) - set(_REQUIRED))
-  missing = [key for key in _REQUIRED if not config.get(key)]
-  if unknown or missing or config["source"] != "captioned_videos":
-    raise errors.UserError(
-      f"the data config has unknown keys {unknown}, lacks {missing}, or has "
-      f"another source than 'captioned_videos'; found {dict(config)}"
-    )
-  options = _DEFAULTS | dict(config)
+  options = options_lib.checked(
+    config, ("captioned_videos",), _REQUIRED, _DEFAULTS
+  )
   sides = [options["height"], options["width"]]
   if (options["bucket"] is None) == (None in sides):
     raise errors.UserError(

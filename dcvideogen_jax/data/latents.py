@@ -33,6 +33,7 @@ from safetensors import numpy as safetensors
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import buckets
+from dcvideogen_jax.data import options as options_lib
 
 KEYS = ("base", "deep", "base_condition", "deep_condition", "text", "image")
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -295,14 +296,7 @@ def batches(
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config with defaults, or one sentence about what is wrong."""
-  unknown = sorted(set(config) - set(_DEFAULTS) - set(_REQUIRED))
-  missing = [key for key in _REQUIRED if not config.get(key)]
-  if unknown or missing or config["source"] != "latents":
-    raise errors.UserError(
-      f"the data config has unknown keys {unknown}, lacks {missing}, or has "
-      f"another source than 'latents'; found {dict(config)}"
-    )
-  options = _DEFAULTS | dict(config)
+  options = options_lib.checked(config, ("latents",), _REQUIRED, _DEFAULTS)
   tokens = options["text_tokens"]
   if not isinstance(tokens, int) or tokens <= 0:
     raise errors.UserError(

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.data import options as options_lib
 from dcvideogen_jax.data import records, synthetic, video, world
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".gif")
@@ -115,18 +116,7 @@ class _Shard:
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config with defaults, or one sentence about what is wrong."""
-  unknown = sorted(set(config) - set(_DEFAULTS) - set(_REQUIRED))
-  missing = [key for key in _REQUIRED if config.get(key) is None]
-  if unknown or missing:
-    raise errors.UserError(
-      f"the data config has unknown keys {unknown} and lacks {missing}; it "
-      f"may have {[*_REQUIRED, *_DEFAULTS]}"
-    )
-  options = _DEFAULTS | dict(config)
-  if options["source"] not in SOURCES:
-    raise errors.UserError(
-      f"the data source must be one of {SOURCES}, not {options['source']!r}"
-    )
+  options = options_lib.checked(config, SOURCES, _REQUIRED, _DEFAULTS)
   _check_mix(options["parts"], options["weights"])
   mixed = options["source"] == "mix"
   sources = options["parts"] if mixed else (options["source"],)

@@ -4,7 +4,6 @@ Both are used through the same methods. Latents are as the diffusion model sees
 them: scaled (DC-AE-V) or normalised (Wan), float32, `b t h w c`.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,14 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
 from dcvideogen_jax.sample import sizes
 
 # Levels, or floats in [-1, 1].
 Image = UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"]
 Condition = Float[Array, "1 t h w c"]
-
-_PIECE = 8  # frames of grey that are made at a time
 
 
 class _Space:
@@ -68,14 +66,8 @@ class Deep(_Space):
         f"found {frames}"
       )
     frames = -(-frames // self.temporal) * self.temporal
-    repeated = [
-      np.repeat(_to_float(image), self.temporal, axis=1)
-      for image in (first, last)
-      if image is not None
-    ]
-    between = frames - len(repeated) * self.temporal
-    video = itertools.chain(
-      repeated[:1], _grey(between, first.shape), repeated[1:]
+    video = encode.condition_video(
+      first[None], frames, self.temporal, _one(last)
     )
     plan = bands.plan(
       module,
@@ -84,9 +76,7 @@ class Deep(_Space):
       decode=False,
       streamed=frames > module.chunk_frames,
     )
-    encoded = streaming.encode(module, self.variables, video, plan=plan)
-    latents = jnp.concatenate(list(encoded), axis=1)
-    return latents[:, : frames // self.temporal] * module.latent_scale
+    return encode.stream_deep(module, self.variables, video, frames, plan)
 
   def mask(self, frames: int, last: bool) -> np.ndarray:
     """1 for conditioned frames: (latent frames, 4)."""
@@ -149,20 +139,14 @@ class Wan(_Space):
       errors.UserError: if a last image would not be the last frame.
     """
     del budget
-    module = self.module.clone(dtype=jnp.float32)
     if last is not None and (frames == 1 or (frames - 1) % self.temporal):
       raise errors.UserError(
         f"with a last image, Wan's models make 1 + {self.temporal}k frames, "
         f"found {frames}"
       )
     frames = 1 - (1 - frames) // self.temporal * self.temporal
-    images = [_to_float(image) for image in (first, last) if image is not None]
-    video = itertools.chain(
-      images[:1], _grey(frames - len(images), first.shape), images[1:]
-    )
-    encoded = wan_vae.stream_encode(module, self.variables, video)
-    mean = jnp.concatenate([posterior.mean for posterior in encoded], axis=1)
-    return module.normalise(mean)
+    video = encode.condition_video(first[None], frames, 1, _one(last))
+    return encode.stream_base(self.module, self.variables, video)
 
   def mask(self, frames: int, last: bool) -> np.ndarray:
     """1 for conditioned frames: (latent frames, 4), the first frame 4 times."""
@@ -191,16 +175,9 @@ class Wan(_Space):
     )
 
 
-def _to_float(image: Image) -> Float[np.ndarray, "1 1 h w 3"]:
-  if image.dtype == np.uint8:
-    image = image.astype(np.float32) / 127.5 - 1
-  return image[None, None]
-
-
-def _grey(frames, shape):
-  """`frames` frames of mid-grey, some at a time."""
-  for start in range(0, frames, _PIECE):
-    yield np.zeros((1, min(_PIECE, frames - start), *shape), np.float32)
+def _one(image: Image | None) -> Float[np.ndarray, "1 h w 3"] | None:
+  """A batch of one image, if there is one."""
+  return None if image is None else image[None]
 
 
 def _unscale(latents, scale, dtype):

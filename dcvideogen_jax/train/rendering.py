@@ -97,11 +97,12 @@ class Autoencoder(NamedTuple):
     repeats = m.temporal_factor if self.deep else 1
     video = encode.condition_video(image[None], frames, repeats)
     if not self.deep:
-      return encode.stream_base(m, self.variables, video)[0]
+      return np.asarray(encode.stream_base(m, self.variables, video)[0])
     t, size = frames // m.temporal_factor, image.shape[:2]
     exact = m.clone(dtype=jnp.float32)
     plan = self._plan(exact, t, size, memory.free(), decode=False)
-    return encode.stream_deep(m, self.variables, video, frames, plan)[0]
+    found = encode.stream_deep(m, self.variables, video, frames, plan)
+    return np.asarray(found[0])
 
   def _plan(self, module, t, size, free, decode):
     chunk = module.chunk_frames // module.temporal_factor

@@ -132,7 +132,10 @@ def test_resuming_is_exact_and_a_batch_has_one_size(folder, monkeypatch):
   [
     ({"flip": True}, "unknown keys ['flip']"),
     ({"tokenizer": None}, "lacks ['tokenizer']"),
-    ({"source": "videos"}, "another source than 'captioned_videos'"),
+    (
+      {"source": "videos"},
+      "must be one of ('captioned_videos',), not 'videos'",
+    ),
     ({"bucket": "480"}, "either a bucket or height and width, found '480'"),
     ({"width": None}, "either a bucket or height and width, found None"),
     ({"frames": 1.5}, "frames of the data config must be positive, not 1.5"),

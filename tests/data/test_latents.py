@@ -289,7 +289,7 @@ def test_records_of_another_shape_than_the_index_says(folder, tmp_path):
   [
     ({"frames": 8}, "unknown keys ['frames']"),
     ({"path": None}, "lacks ['path']"),
-    ({"source": "videos"}, "another source than 'latents'"),
+    ({"source": "videos"}, "must be one of ('latents',), not 'videos'"),
     ({"text_tokens": 0}, "text_tokens of the data config must be positive"),
   ],
 )
