@@ -34,7 +34,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 # Radius in parts of the shorter side, in the middle of growing or shrinking.
-SIZES = {"small": 0.18, "large": 0.25}
+SIZES = {"small": 0.23, "large": 0.28}
 
 
 class Motion(NamedTuple):
@@ -53,7 +53,7 @@ class Motion(NamedTuple):
   growth: float = 0.0
 
 
-SPEED, GROWTH = 0.022, 0.036
+SPEED, GROWTH = 0.017, 0.03
 MOTIONS = {
   "left": Motion("moves left", right=-SPEED),
   "right": Motion("moves right", right=SPEED),

@@ -28,7 +28,7 @@ _LEAST_LIKENESS = 0.9
 # half width, in square roots of the area.
 _SAMPLES, _REACH = 24, 0.95
 # Blur of the templates, in radii of the shape.
-_BLURS = (0.05, 0.12, 0.2)
+_BLURS = (0.05, 0.12, 0.2, 0.3)
 # Red minus green, yellow minus blue, lightness. Lightness counts less, since
 # it differs with shade.
 _OPPONENT = np.array([[1, -1, 0], [0.5, 0.5, -1], [0.2, 0.25, 0.05]]).T
