@@ -69,10 +69,10 @@ def main(argv: Sequence[str]) -> None:
   print(f"step {step}: {_OUTPUT.value}")
 
 
-def _read_fields(text: str | None) -> dict[str, Any]:
-  """The fields that the flag gives, or none."""
-  if not text:
-    return {}
+def _read_fields(text: str | None) -> dict[str, Any] | None:
+  """The fields that the flag gives; None if it is not there."""
+  if text is None:
+    return None
   try:
     if text.endswith(".json"):
       text = pathlib.Path(text).read_text()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs import tiny
 from dcvideogen_jax import convert
 from tests.adapt import runs
 from tests.train import finished
@@ -28,6 +29,28 @@ def test_a_transformer(programs, run, tmp_path):
   config = json.loads((tmp_path / "out" / "config.json").read_text())
   assert config["_class_name"] == "WanModel"
   convert.load("wan_dit", tmp_path / "out")
+
+
+@pytest.mark.parametrize("given", [None, 0.75])
+def test_an_autoencoder_s_scale_is_measured_unless_given(
+  programs, tmp_path, given
+):
+  workdir = tmp_path / "run"
+  config = tiny.get_config("autoencoder,runlocal").to_dict()
+  finished.write(workdir, config)
+  flags = [] if given is None else [f'--fields={{"latent_scale": {given}}}']
+  done = programs.run(
+    "launch.export",
+    f"--workdir={workdir}",
+    f"--output={tmp_path / 'out'}",
+    *flags,
+  )
+  assert done.code == 0, done.stderr
+  module, _ = convert.load("dc_ae_v", tmp_path / "out")
+  if given is None:
+    assert module.latent_scale not in (1, 0.75)
+  else:
+    assert module.latent_scale == given
 
 
 @pytest.mark.parametrize(
