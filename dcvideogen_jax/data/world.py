@@ -53,7 +53,7 @@ class Motion(NamedTuple):
   growth: float = 0.0
 
 
-SPEED, GROWTH = 0.017, 0.03
+SPEED, GROWTH = 1 / 64, 0.03
 MOTIONS = {
   "left": Motion("moves left", right=-SPEED),
   "right": Motion("moves right", right=SPEED),
@@ -65,6 +65,8 @@ MOTIONS = {
 }
 # No shape reaches further up, down or aside than this many radii: the triangle.
 _REACH = 1.2
+# Shapes begin at a multiple of this, in parts of the picture.
+_GRID = 1 / 16
 # A motion goes on for this many frames at least, and then may come to rest.
 MOVING_FRAMES = 16
 
@@ -197,7 +199,7 @@ def render(
   height: int = 64,
   width: int = 64,
 ) -> UInt8[np.ndarray, "t h w c"]:
-  """A clip of the scene: place, speed, shade and size vary with the seed.
+  """A clip of the scene: place, shade and background vary with the seed.
 
   Sizes are relative to the picture, speeds too, per frame. Edges are
   anti-aliased. The first frames do not depend on how many are asked for. A
@@ -217,18 +219,15 @@ def render(
 
 def _render(scene, rng, frames, height, width):
   motion = MOTIONS[scene.motion]
-  pace = rng.uniform(0.9, 1.1)
-  size = SIZES[scene.size] * rng.uniform(0.94, 1.06)
+  size = SIZES[scene.size]
   t = np.arange(frames, dtype=np.float32)[:, None, None]
   # Growing and shrinking pass the named size half way.
   half = (MOVING_FRAMES - 1) / 2
-  way = np.clip(t - half, -half, half) * np.float32(motion.growth * pace)
+  way = np.clip(t - half, -half, half) * np.float32(motion.growth)
   radius = np.float32(min(height, width) * size) * np.exp(way)
-  widest = (
-    min(height, width) * size * math.exp(half * abs(motion.growth) * pace)
-  )
+  widest = min(height, width) * size * math.exp(half * abs(motion.growth))
   x, y = (
-    _path(rng, step * pace, _REACH * widest / extent, t) * np.float32(extent)
+    _path(rng, step, _REACH * widest / extent, t) * np.float32(extent)
     for step, extent in ((motion.right, width), (motion.down, height))
   )
   dy = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5) - y
@@ -248,9 +247,10 @@ def _path(rng, step: float, margin: float, t: np.ndarray) -> np.ndarray:
 
   It starts where `MOVING_FRAMES` fit before the far edge, if they do at all.
   """
+  margin = math.ceil(margin / _GRID) * _GRID
   room = 1 - 2 * margin
   ahead = min(abs(step) * (MOVING_FRAMES - 1), room)
-  start = rng.uniform(0, room - ahead)
+  start = rng.integers(int((room - ahead) / _GRID) + 1) * _GRID
   way = np.minimum(start + np.float32(abs(step)) * t, room)
   return (margin + (room - way if step < 0 else way)).astype(np.float32)
 

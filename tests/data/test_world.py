@@ -175,8 +175,7 @@ def test_sizes(size):
     radii.append(np.sqrt(area / np.pi) / 64)
   expected = world.SIZES[size]
   assert np.mean(radii) == pytest.approx(expected, rel=0.02)
-  assert np.ptp(radii) > 0.05 * expected
-  assert np.abs(np.array(radii) / expected - 1).max() < 0.12
+  assert np.abs(np.array(radii) / expected - 1).max() < 0.03
 
 
 def test_only_shapes_are_saturated():
