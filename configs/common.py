@@ -7,28 +7,69 @@ import ml_collections
 
 from dcvideogen_jax import errors
 
-# Where the leaves of a `models.wan_dit` go. In self-attention, cross-attention
-# and the feed-forward, devices along "tensor" have heads or hidden features of
-# their own; low-rank updates follow. Leaves under blocks/ begin with an axis of
-# layers. What no row names is split along "fsdp" alone.
+
+def mesh(**sizes: int) -> dict[str, int]:
+  """Sizes of all mesh axes, 1 unless given; -1 is all devices left."""
+  axes = ("data", "fsdp", "tensor", "context", "spatial")
+  return dict.fromkeys(axes, 1) | sizes
+
+
 _IN = ".*/(q|k|v|k_img|v_img|linear_1)"
 _OUT = ".*/(o|linear_2)"
 _NORM = ".*/blocks/.*/(norm_q|norm_k|norm_k_img)"
-DIT_SHARDING = (
-  ("frozen/encoders/.*", "fsdp"),
-  (f".*/blocks{_IN}/kernel", (None, "fsdp", "tensor")),
-  (f".*/blocks{_IN}/bias", (None, "tensor")),
-  (f".*/blocks{_IN}/a", (None, "fsdp", None)),
-  (f".*/blocks{_IN}/b", (None, None, "tensor")),
-  (f".*/blocks{_OUT}/kernel", (None, "tensor", "fsdp")),
-  (f".*/blocks{_OUT}/a", (None, "tensor", None)),
-  (f".*/blocks{_OUT}/b", (None, None, "fsdp")),
-  (f"{_NORM}/scale", (None, "tensor")),
-  (".*/(text|image|time)_embed/linear_1/kernel", ("fsdp", "tensor")),
-  (".*/(text|image|time)_embed/linear_1/bias", ("tensor",)),
-  (".*/(text|image|time)_embed/linear_2/kernel", ("tensor", "fsdp")),
-  (".*", "fsdp"),
-)
+
+
+def dit_sharding(*weights: str) -> tuple[tuple[str, Any], ...]:
+  """Where the leaves of a `models.wan_dit` and of its train state go.
+
+  In self-attention, cross-attention and the feed-forward, devices along
+  "tensor" have heads or hidden features of their own; low-rank updates follow.
+  Leaves under blocks/ begin with an axis of layers.
+
+  Args:
+    *weights: mesh axes that split all leaves besides, where they divide them.
+      Devices that differ along these gather a layer's weights when they need
+      them.
+  """
+  rest = "+".join(weights)
+  w = f"{rest}?"
+  return (
+    ("frozen/encoders/.*", rest),
+    (f".*/blocks{_IN}/kernel", (None, w, "tensor")),
+    (f".*/blocks{_IN}/bias", (None, "tensor")),
+    (f".*/blocks{_IN}/a", (None, w, None)),
+    (f".*/blocks{_IN}/b", (None, w, "tensor")),
+    (f".*/blocks{_OUT}/kernel", (None, "tensor", w)),
+    (f".*/blocks{_OUT}/a", (None, "tensor", w)),
+    (f".*/blocks{_OUT}/b", (None, None, w)),
+    (f"{_NORM}/scale", (None, "tensor")),
+    (".*/(text|image|time)_embed/linear_1/kernel", (w, "tensor")),
+    (".*/(text|image|time)_embed/linear_1/bias", ("tensor",)),
+    (".*/(text|image|time)_embed/linear_2/kernel", ("tensor", w)),
+    (".*", rest),
+  )
+
+
+# For training. Devices along "context" have other tokens of the same samples,
+# and share the weights as those along "fsdp" do.
+DIT_SHARDING = dit_sharding("fsdp", "context")
+
+
+def sample_sharding(*weights: str) -> tuple[tuple[str, Any], ...]:
+  """Where the parts of a pipeline go; names begin with the part.
+
+  Args:
+    *weights: mesh axes that split the transformer besides "tensor", as for
+      `dit_sharding`: without "context", each of these devices has a copy.
+  """
+  return (
+    ("(text|image)_encoder/.*", "+".join(mesh())),
+    ("autoencoder/.*", "replicate"),
+    *dit_sharding(*weights),
+  )
+
+
+SAMPLE_SHARDING = sample_sharding("fsdp")
 
 TIMES = ("chunk_causal", "causal", "non_causal")
 
@@ -84,7 +125,7 @@ def training() -> ml_collections.ConfigDict:
   c.accumulate = 1
   c.ema = {"decay": 0.999, "ramp": "ratio", "steps": 2000}
   c.optim = adamw()
-  c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+  c.mesh = mesh(data=-1)
   c.sharding = ((".*", "fsdp"),)
   return c
 

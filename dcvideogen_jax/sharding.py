@@ -6,22 +6,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import errors, tree
 
-# A batch is split over the first two; "fsdp" also splits the train state, and
-# "tensor" splits the work of single matrix products.
-AXES = ("data", "fsdp", "tensor")
+# A batch is split over the first two; "fsdp" also splits the train state,
+# "tensor" the work of single matrix products, "context" the tokens of a sample
+# and "spatial" the columns of the autoencoder's images, as "context" does, too.
+AXES = ("data", "fsdp", "tensor", "context", "spatial")
 BATCH = P(AXES[:2])
 
 # Logical activation axis -> mesh axes. A name that is not here is an error.
-LOGICAL = {"batch": AXES[:2], None: None}
+# "heads" are those of attention, where a device has all tokens of a sample;
+# "hidden" are features or heads where tokens are split.
+LOGICAL: dict[str | None, tuple[str, ...]] = {
+  "batch": AXES[:2],
+  "tokens": ("context",),
+  "heads": ("tensor", "context"),
+  "hidden": ("tensor",),
+  "columns": ("context", "spatial"),
+  None: (),
+}
+# What need not be a multiple of its devices: the last of them get less. Models
+# are also started and asked with batches smaller than those that they train on.
+UNEVEN = ("batch", "tokens", "columns")
 
-# Rule values: "replicate", "fsdp" (the largest dimension that the axis
-# divides) or an explicit tuple with a mesh axis, a tuple of them or None per
-# dimension.
+# Rule values: "replicate"; mesh axes such as "fsdp" or "fsdp+context", which
+# split the largest dimension that they divide; or an explicit tuple with a mesh
+# axis, a tuple of them or None per dimension. There, "fsdp+context?" splits a
+# dimension as far as it divides: over both, over "fsdp", or not at all.
 Axis = str | tuple[str, ...] | None
 Rule = tuple[str, str | tuple[Axis, ...]]
 
@@ -29,15 +45,15 @@ Rule = tuple[str, str | tuple[Axis, ...]]
 def make_mesh(
   config: Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """A mesh with the axes "data", "fsdp" and "tensor".
+  """A mesh with all of `AXES`.
 
   Devices that are near each other become neighbours on the last axes.
 
   Args:
-    config: axis sizes, {"data": n, "fsdp": m, "tensor": k}; a left-out axis
-      has size 1 and at most one may be -1, which means all devices that are
-      left.
-    devices: all of them unless given.
+    config: axis sizes, such as {"data": 2, "fsdp": 4}; a left-out axis has
+      size 1 and at most one may be -1, which means all devices that are left.
+    devices: all of them unless given; also those of a
+      `jax.experimental.topologies` description, which need not exist.
 
   Raises:
     errors.UserError: for an unknown axis, a size that is neither positive nor
@@ -71,13 +87,33 @@ def make_mesh(
 
 def batch_devices(mesh: Mesh) -> int:
   """How many parts a batch is split into."""
-  return math.prod(mesh.shape[axis] for axis in AXES[:2])
+  return devices(mesh, "batch")
+
+
+def devices(mesh: Mesh | AbstractMesh, logical: str | None) -> int:
+  """Over how many devices `mesh` splits a logical axis.
+
+  A mesh axis that `mesh` does not have counts as one device.
+
+  Raises:
+    errors.UserError: for a name that is not in `LOGICAL`.
+  """
+  if logical not in LOGICAL:
+    raise errors.UserError(
+      f"logical axes are {', '.join(filter(None, LOGICAL))}, found {logical!r}"
+    )
+  return _product(LOGICAL[logical], mesh)
+
+
+def _product(axes: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
+  return math.prod(mesh.shape.get(axis, 1) for axis in axes)
 
 
 def process_part(mesh: Mesh) -> tuple[int, int]:
   """(index, count): which part of each batch this process has to read.
 
-  Processes whose devices differ along "tensor" only read the same part.
+  Processes whose devices differ along "tensor", "context" or "spatial" only
+  read the same part.
 
   Raises:
     errors.UserError: if the mesh gives processes parts that overlap.
@@ -104,36 +140,81 @@ def _spec(
   """The spec of one leaf, and why a rule does not fit it (None if it does)."""
   if rule == "replicate":
     return P(), None
-  if rule == "fsdp":
-    size = mesh.shape["fsdp"]
-    fits = [i for i, n in enumerate(shape) if n % size == 0 and n > 0]
-    if size == 1 or not fits:
-      return P(), None
-    largest = max(fits, key=lambda i: shape[i])
-    return P(*[None] * largest, "fsdp"), None
-  if isinstance(rule, str) or len(rule) != len(shape):
+  if isinstance(rule, str):
+    return _largest(name, shape, rule.split("+"), mesh)
+  if len(rule) != len(shape):
     return P(), f"{name} {shape}: {rule!r} does not name its dimensions"
-  spec: list[tuple[str, ...] | None] = []
+  spec: list[tuple[str, ...]] = []
   for n, value in zip(shape, rule, strict=True):
-    axes = (value,) if isinstance(value, str) else tuple(value or ())
+    axes = _axes(value)
     if unknown := [axis for axis in axes if axis not in mesh.shape]:
       return P(), f"{name} {shape}: {unknown[0]!r} is no mesh axis"
-    devices = math.prod(mesh.shape[axis] for axis in axes)
-    if n % devices:
+    while _gives_way(value) and n % _product(axes, mesh):
+      axes = axes[:-1]
+    if n % (count := _product(axes, mesh)):
       return P(), (
-        f"{name} {shape}: {n} is not a multiple of the {devices} devices of "
+        f"{name} {shape}: {n} is not a multiple of the {count} devices of "
         f"{value!r}"
       )
-    spec.append(axes or None)
-  return P(*spec), None
+    spec.append(axes)
+  if twice := _repeated(spec):
+    return P(), f"{name} {shape}: {rule!r} has the mesh axis {twice!r} twice"
+  return P(*(_brief(axes, mesh) for axes in spec)), None
+
+
+def _gives_way(value: Any) -> bool:
+  """Whether a dimension's axes are left out where they do not divide it."""
+  return isinstance(value, str) and value.endswith("?")
+
+
+def _axes(value: Any) -> tuple[str, ...]:
+  """The mesh axes of one dimension of a rule."""
+  if isinstance(value, str):
+    return tuple(value.removesuffix("?").split("+"))
+  return tuple(value or ())
+
+
+def _brief(axes: Sequence[str], mesh: Mesh) -> Axis:
+  """What a spec says of axes; of several, those of one device are left out."""
+  if len(axes) > 1:
+    axes = [axis for axis in axes if mesh.shape[axis] > 1]
+  return tuple(axes) if len(axes) > 1 else axes[0] if axes else None
+
+
+def _splits(rule: Any, mesh: Mesh) -> bool:
+  """Whether a rule of mesh axes would split a large leaf."""
+  if not isinstance(rule, str) or rule == "replicate":
+    return False
+  return any(mesh.shape.get(axis, 1) > 1 for axis in rule.split("+"))
+
+
+def _largest(
+  name: str, shape: tuple[int, ...], axes: Sequence[str], mesh: Mesh
+) -> tuple[P, str | None]:
+  """`_spec` of the largest dimension that all (or the first) axes divide."""
+  if unknown := [axis for axis in axes if axis not in mesh.shape]:
+    return P(), f"{name} {shape}: {unknown[0]!r} is no mesh axis"
+  for count in range(len(axes), 0, -1):
+    size = _product(axes[:count], mesh)
+    fits = [i for i, n in enumerate(shape) if n % size == 0 and n > 0]
+    if size > 1 and fits:
+      largest = max(fits, key=lambda i: shape[i])
+      return P(*[None] * largest, _brief(axes[:count], mesh)), None
+  return P(), None
+
+
+def _repeated(spec: Sequence[tuple[str, ...]]) -> str | None:
+  """The first mesh axis that a spec names a second time."""
+  axes = [axis for part in spec for axis in part]
+  return next((a for i, a in enumerate(axes) if a in axes[:i]), None)
 
 
 def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
   """A tree of `PartitionSpec`s for `state`, from rules over leaf names.
 
   The value "fsdp" falls back to a copy on every device where no dimension is
-  divisible (small biases, scalars); those names are logged. An explicit tuple
-  never falls back.
+  divisible (small biases, scalars), and "fsdp+context" to "fsdp"; names of
+  copies are logged. An explicit tuple falls back only where it says so.
 
   Args:
     state: arrays or `jax.ShapeDtypeStruct`s, usually the whole train state.
@@ -141,8 +222,8 @@ def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
     rules: ordered (regular expression, value); values as in `Rule`.
 
   Raises:
-    errors.UserError: lists all leaves that no rule covers, or all explicit
-      rules that do not divide their leaf.
+    errors.UserError: lists all leaves that no rule covers, or all rules that
+      name an unknown mesh axis, one axis twice, or do not divide their leaf.
   """
   sizes = tree.shapes(state)
   found = tree.match(rules, sizes)
@@ -152,7 +233,7 @@ def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
     out.append(spec)
     if problem:
       wrong.append(problem)
-    if found[name] == "fsdp" and spec == P() and mesh.shape["fsdp"] > 1:
+    if spec == P() and _splits(found[name], mesh):
       copied.append(name)
   if wrong:
     raise errors.UserError("sharding rules do not fit: " + "; ".join(wrong))
@@ -177,7 +258,8 @@ def shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
   """Constrains the sharding of an activation; returns `x` without a mesh.
 
-  The mesh is the one set by `jax.set_mesh`, so model code stays free of it.
+  The mesh is the one set by `jax.set_mesh`, so model code stays free of it. A
+  mesh axis that it does not have counts as one device.
 
   Args:
     x: any array.
@@ -185,21 +267,47 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
       left out and are, like None, not split.
 
   Raises:
-    errors.UserError: for an unknown name, or a dimension that the mesh does
-      not divide.
+    errors.UserError: for an unknown name, two names that share a mesh axis, or
+      a dimension that the mesh does not divide and is not in `UNEVEN`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  if unknown := [a for a in logical_axes if a not in LOGICAL]:
-    raise errors.UserError(
-      f"logical axes are {', '.join(filter(None, LOGICAL))}, found {unknown}"
-    )
   for n, logical in zip(x.shape, logical_axes, strict=False):
-    devices = math.prod(mesh.shape[axis] for axis in LOGICAL[logical] or ())
-    if n % devices:
+    count = devices(mesh, logical)
+    if n % count and logical not in UNEVEN:
       raise errors.UserError(
-        f"{logical!r} of size {n} cannot be split over {devices} devices"
+        f"{logical!r} of size {n} cannot be split over {count} devices"
       )
-  spec = P(*(LOGICAL[logical] for logical in logical_axes))
+  spec = activation(mesh, *logical_axes)
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def activation(mesh: Mesh | AbstractMesh, *logical_axes: str | None) -> P:
+  """The spec of an activation whose dimensions have these logical names.
+
+  Raises:
+    errors.UserError: for an unknown name, or two that share a mesh axis.
+  """
+  spec = []
+  for logical in logical_axes:
+    devices(mesh, logical)
+    spec.append(tuple(a for a in LOGICAL[logical] if a in mesh.shape))
+  if twice := _repeated(spec):
+    raise errors.UserError(
+      f"{logical_axes} would split two dimensions over {twice!r}"
+    )
+  return P(*(axes or None for axes in spec))
+
+
+def to_host(x: Any) -> np.ndarray:
+  """The whole of an array in this process's memory.
+
+  Where an array is spread over several processes, all of them have to call
+  this, in the same order.
+  """
+  if not isinstance(x, jax.Array) or x.is_fully_addressable:
+    return np.asarray(x)
+  if x.is_fully_replicated:
+    return np.asarray(x.addressable_data(0))
+  return multihost_utils.process_allgather(x, tiled=True)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import errors, sharding
@@ -13,10 +14,11 @@ from dcvideogen_jax import errors, sharding
   ("config", "shape"),
   [
     ({}, None),
-    ({"data": -1}, (8, 1, 1)),
-    ({"data": 2, "fsdp": 4}, (2, 4, 1)),
-    ({"data": 2, "fsdp": -1}, (2, 4, 1)),
-    ({"fsdp": 2, "tensor": -1}, (1, 2, 4)),
+    ({"data": -1}, (8, 1, 1, 1, 1)),
+    ({"data": 2, "fsdp": 4}, (2, 4, 1, 1, 1)),
+    ({"data": 2, "fsdp": -1}, (2, 4, 1, 1, 1)),
+    ({"fsdp": 2, "tensor": -1}, (1, 2, 4, 1, 1)),
+    ({"tensor": 2, "context": 2, "spatial": 2}, (1, 1, 2, 2, 2)),
     ({"data": -1, "fsdp": -1}, None),
     ({"data": 3, "fsdp": -1}, None),
     ({"data": 0, "fsdp": 8}, None),
@@ -60,6 +62,39 @@ def test_fsdp_takes_the_largest_divisible_dimension(mesh, shape, spec):
   assert found == {"a": spec}
 
 
+@pytest.mark.parametrize(
+  ("shape", "spec"),
+  [
+    ((16, 24), P(None, ("fsdp", "context"))),
+    ((6, 12), P(None, "fsdp")),  # 8 does not divide 12, 4 does.
+    ((6,), P()),
+  ],
+)
+def test_several_axes_split_the_largest_dimension(shape, spec):
+  mesh = sharding.make_mesh({"fsdp": 4, "context": 2})
+  rules = [(".*", "fsdp+tensor+context")]
+  assert sharding.specs(_abstract(a=shape), mesh, rules) == {"a": spec}
+
+
+@pytest.mark.parametrize(
+  ("shape", "spec"),
+  [
+    ((16, 2), P(("fsdp", "context"), "tensor")),
+    ((6, 2), P("fsdp", "tensor")),
+    ((3, 2), P(None, "tensor")),
+    ((16, 3), None),
+  ],
+)
+def test_an_explicit_rule_gives_way_where_it_says_so(shape, spec):
+  mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2, "context": 2})
+  rules = [(".*", ("fsdp+context?", "tensor"))]
+  if spec is None:
+    with pytest.raises(errors.UserError, match="3 is not a multiple of the 2"):
+      sharding.specs(_abstract(a=shape), mesh, rules)
+  else:
+    assert sharding.specs(_abstract(a=shape), mesh, rules) == {"a": spec}
+
+
 def test_first_rule_wins_and_explicit_tuples_are_kept(mesh):
   rules = [("a", (None, "data")), ("b", "replicate"), (".*", "fsdp")]
   state = _abstract(a=(4, 4), b=(8, 8), c=(8, 8))
@@ -97,6 +132,8 @@ class _Device:
     ({"data": 2, "tensor": 4}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
     ({"data": 2, "fsdp": 2, "tensor": 2}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
     ({"tensor": 8}, [(0, 1)] * 4),
+    ({"data": 2, "context": 4}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ({"fsdp": 2, "context": 2, "spatial": 2}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
   ],
 )
 def test_processes_read_what_their_devices_need(monkeypatch, axes, expected):
@@ -120,11 +157,17 @@ def test_processes_read_what_their_devices_need(monkeypatch, axes, expected):
 
 
 def test_explicit_rules_that_do_not_fit_are_all_reported(mesh):
-  state = _abstract(a=(6, 4), b=(8,), c=(8,))
+  state = _abstract(a=(6, 4), b=(8,), c=(8,), d=(8,))
   rules = [("a", ("fsdp", None)), ("b", (None, None)), ("c", ("model",))]
+  rules.append(("d", "fsdp+experts"))
   with pytest.raises(errors.UserError) as e:
     sharding.specs(state, mesh, rules)
-  for part in ("a (6, 4): 6 is not a multiple", "b (8,)", "'model' is no mesh"):
+  for part in (
+    "a (6, 4): 6 is not a multiple",
+    "b (8,)",
+    "'model' is no mesh",
+    "'experts'",
+  ):
     assert part in str(e.value)
 
 
@@ -149,8 +192,44 @@ def test_constrain_needs_no_mesh_and_uses_one(mesh):
   np.testing.assert_array_equal(y, 2 * x)
 
 
-@pytest.mark.parametrize("axes", [("tokens",), ("batch",)])
-def test_constrain_refuses_unknown_names_and_remainders(mesh, axes):
+@pytest.mark.parametrize("axes", [("words",), (None, "hidden")])
+def test_constrain_refuses_unknown_names_and_remainders(axes):
+  mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
   with jax.set_mesh(mesh), pytest.raises(errors.UserError):
     sharding.constrain(jnp.zeros((6, 3)), *axes)
   assert sharding.constrain(jnp.zeros((6, 3)), *axes).shape == (6, 3)
+
+
+def test_batch_tokens_and_columns_need_not_be_multiples():
+  mesh = sharding.make_mesh({"data": 2, "context": 2, "spatial": 2})
+  x = np.random.default_rng(0).normal(size=(1, 5, 3)).astype("f4")
+
+  def totals(x, axis, *names):
+    return jnp.cumsum(sharding.constrain(x, "batch", *names), axis)
+
+  for axis, names in ((1, ["tokens"]), (2, [None, "columns"])):
+    with jax.set_mesh(mesh):
+      y = jax.jit(lambda x, a=axis, n=names: totals(x, a, *n))(x)
+    np.testing.assert_allclose(y, np.cumsum(x, axis), rtol=1e-5, atol=1e-6)
+
+
+def test_an_axis_that_a_mesh_lacks_counts_as_one():
+  mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+  where = sharding.activation(mesh, "batch", "tokens", "hidden")
+  assert where == P(("data",), None, None)
+  assert sharding.devices(mesh, "heads") == 1
+  with jax.set_mesh(mesh):
+    assert sharding.constrain(jnp.zeros((2, 3)), "batch", "heads").shape == (
+      2,
+      3,
+    )
+
+
+def test_a_mesh_axis_is_used_once_per_array(mesh):
+  rules = [("a", ("fsdp", "fsdp")), (".*", (("data", "fsdp"), "data"))]
+  with pytest.raises(errors.UserError) as e:
+    sharding.specs(_abstract(a=(8, 8), b=(8, 8)), mesh, rules)
+  assert "a (8, 8)" in str(e.value) and "'fsdp' twice" in str(e.value)
+  assert "b (8, 8)" in str(e.value) and "'data' twice" in str(e.value)
+  with jax.set_mesh(mesh), pytest.raises(errors.UserError, match="'context'"):
+    sharding.constrain(jnp.zeros((8, 8, 8)), "batch", "tokens", "heads")

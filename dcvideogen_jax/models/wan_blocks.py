@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dcvideogen_jax import sharding
 from dcvideogen_jax.models import layers, rope
 from dcvideogen_jax.ops import attention
 
@@ -21,19 +22,20 @@ gelu_tanh = functools.partial(layers.gelu, approximate=True)
 
 
 class MLP(nn.Module):
-  """Two linear maps around a nonlinearity."""
+  """Two linear maps around a nonlinearity; `tokens` is the logical axis `n`."""
 
   hidden: int
   features: int
   act: Any
   dense: dict[str, Any]
+  tokens: str | None = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n d"]:
+  def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
     x = layers.Dense(self.hidden, **self.dense, name="linear_1")(x)
-    return layers.Dense(self.features, **self.dense, name="linear_2")(
-      self.act(x)
-    )
+    x = sharding.constrain(self.act(x), "batch", self.tokens, "hidden")
+    x = layers.Dense(self.features, **self.dense, name="linear_2")(x)
+    return sharding.constrain(x, "batch", self.tokens)
 
 
 class ImageEmbedding(nn.Module):
@@ -54,10 +56,26 @@ class ImageEmbedding(nn.Module):
     x = layers.LayerNorm(dtype=dtype, name="norm1")(x)
     features = x.shape[-1]
     x = layers.Dense(features, **self.dense, name="linear_1")(x)
-    x = layers.Dense(self.width, **self.dense, name="linear_2")(
-      layers.gelu(x, approximate=False)
+    x = sharding.constrain(
+      layers.gelu(x, approximate=False), "batch", None, "hidden"
     )
-    return layers.LayerNorm(dtype=dtype, name="norm2")(x)
+    x = layers.Dense(self.width, **self.dense, name="linear_2")(x)
+    x = layers.LayerNorm(dtype=dtype, name="norm2")(x)
+    return sharding.constrain(x, "batch")
+
+
+def _heads(
+  x: Float[Array, "b n d"], heads: int, tokens: str | None
+) -> Float[Array, "b n k e"]:
+  """Splits features into heads."""
+  x = sharding.constrain(x, "batch", tokens, "hidden")
+  return einops.rearrange(x, "b n (k e) -> b n k e", k=heads)
+
+
+def _features(x: Float[Array, "b n k e"]) -> Float[Array, "b n d"]:
+  """Puts the heads of the video's tokens together."""
+  x = einops.rearrange(x, "b n k e -> b n (k e)")
+  return sharding.constrain(x, "batch", "tokens", "hidden")
 
 
 class SelfAttention(nn.Module):
@@ -80,17 +98,15 @@ class SelfAttention(nn.Module):
     q = norm(name="norm_q")(dense(name="q")(x))
     k = norm(name="norm_k")(dense(name="k")(x))
     v = dense(name="v")(x)
-    q, k, v = (
-      einops.rearrange(y, "b n (k e) -> b n k e", k=self.heads)
-      for y in (q, k, v)
-    )
-    y = attention.attention(
+    q, k, v = (_heads(y, self.heads, "tokens") for y in (q, k, v))
+    y = attention.over_mesh(
       rope.rotate(q, angles),
       rope.rotate(k, angles),
       v,
+      keys="tokens",
       implementation=self.attention,
     )
-    return dense(name="o")(einops.rearrange(y, "b n k e -> b n (k e)"))
+    return dense(name="o")(_features(y))
 
 
 class CrossAttention(nn.Module):
@@ -113,24 +129,23 @@ class CrossAttention(nn.Module):
     norm = functools.partial(
       layers.RMSNorm, self.eps, use_bias=False, dtype=self.dense["dtype"]
     )
-    split = functools.partial(
-      einops.rearrange, pattern="b n (k e) -> b n k e", k=self.heads
+    split = functools.partial(_heads, heads=self.heads, tokens=None)
+    attend = functools.partial(
+      attention.over_mesh, keys=None, implementation=self.attention
     )
-    q = split(norm(name="norm_q")(dense(name="q")(x)))
-    y = attention.attention(
+    q = _heads(norm(name="norm_q")(dense(name="q")(x)), self.heads, "tokens")
+    y = attend(
       q,
       split(norm(name="norm_k")(dense(name="k")(text))),
       split(dense(name="v")(text)),
-      implementation=self.attention,
     )
     if image is not None:
-      y += attention.attention(
+      y += attend(
         q,
         split(norm(name="norm_k_img")(dense(name="k_img")(image))),
         split(dense(name="v_img")(image)),
-        implementation=self.attention,
       )
-    return dense(name="o")(einops.rearrange(y, "b n k e -> b n (k e)"))
+    return dense(name="o")(_features(y))
 
 
 class Block(nn.Module):
@@ -153,6 +168,7 @@ class Block(nn.Module):
     angles: rope.Angles,
   ):
     d, dtype = x.shape[-1], x.dtype
+    x = sharding.constrain(x, "batch", "tokens")
     table = self.param(
       "modulation", nn.initializers.normal(d**-0.5), (1, 6, d), jnp.float32
     )
@@ -167,7 +183,7 @@ class Block(nn.Module):
         **attend, dense={**self.dense, **self.lora}, name="self_attn"
       )(y, angles)
       self.sow("intermediates", "self_attn_out", y)
-      x = gated(x, y, gate1)
+      x = sharding.constrain(gated(x, y, gate1), "batch", "tokens")
 
     with jax.named_scope("cross_attn"):
       y = norm(dtype=dtype, name="norm3")(x)
@@ -175,15 +191,20 @@ class Block(nn.Module):
         y, text, image
       )
       self.sow("intermediates", "cross_attn_out", y)
-      x += y
+      x = sharding.constrain(x + y, "batch", "tokens")
 
     with jax.named_scope("ffn"):
       y = modulate(norm(use_affine=False)(x), shift2, scale2).astype(dtype)
       y = MLP(
-        self.ffn_width, d, gelu_tanh, {**self.dense, **self.lora}, name="ffn"
+        self.ffn_width,
+        d,
+        gelu_tanh,
+        {**self.dense, **self.lora},
+        "tokens",
+        name="ffn",
       )(y)
       self.sow("intermediates", "ffn_out", y)
-      x = gated(x, y, gate2)
+      x = sharding.constrain(gated(x, y, gate2), "batch", "tokens")
     self.sow("intermediates", "out", x)
     return x, None
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dcvideogen_jax import sharding
 from dcvideogen_jax.models import layers, rope, wan_blocks
 
 # What the backward pass finds of a block, and does not compute again.
@@ -181,6 +182,7 @@ class WanDiT(nn.Module):
     )
     x = patches @ kernel.astype(self.dtype).reshape(-1, self.width)
     x += bias.astype(self.dtype)[None, None]
+    x = sharding.constrain(x, "batch", "tokens")
     self.sow("intermediates", "patches", x)
     return x
 
@@ -200,6 +202,7 @@ class WanDiT(nn.Module):
     time = layers.Dense(
       6 * self.width, param_dtype=self.param_dtype, **dense, name="time_proj"
     )(nn.silu(embedding))
+    time = sharding.constrain(time, "batch")
     self.sow("intermediates", "time", time)
     return embedding, einops.rearrange(time, "b t (six d) -> b t six d", six=6)
 
@@ -221,6 +224,7 @@ class WanDiT(nn.Module):
       param_dtype=self.param_dtype,
       name="head",
     )(x)
+    x = sharding.constrain(x, "batch", "tokens")
     t, h, w = grid
     return einops.rearrange(
       x,

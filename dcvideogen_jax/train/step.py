@@ -1,7 +1,7 @@
 """From a config to a compiled step, on any mesh."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,8 +40,14 @@ class Plan(NamedTuple):
   frozen: Any
 
 
-def plan(config: Mapping[str, Any]) -> Plan:
+def plan(
+  config: Mapping[str, Any], devices: Sequence[Any] | None = None
+) -> Plan:
   """Builds the task, the optimiser, the mesh and the sharded abstract state.
+
+  Args:
+    config: of a training.
+    devices: of the mesh, as `sharding.make_mesh` takes them.
 
   Raises:
     errors.UserError: for anything in the config that does not fit.
@@ -49,7 +55,8 @@ def plan(config: Mapping[str, Any]) -> Plan:
   task = tasks.build(config)
   optimiser = optim.build(config["optim"], config["steps"])
   average = optim.averaging(config["ema"])
-  mesh, seed = sharding.make_mesh(config["mesh"]), config["seed"]
+  mesh = sharding.make_mesh(config["mesh"], devices)
+  seed = config["seed"]
   variables = jax.eval_shape(lambda: task.init(state_lib.start_key(seed)))
   mask = tree.match_tree(task.trainable, variables)
   split = functools.partial(tree.split, mask=mask)
@@ -183,6 +190,32 @@ def compile_step(
     in_shardings=(where, _where(run.frozen), batch),
     out_shardings=(where, NamedSharding(run.mesh, P())),
   )
+
+
+def trace(
+  run: Plan,
+  config: Mapping[str, Any],
+  batch: Mapping[str, jax.ShapeDtypeStruct],
+) -> jax.stages.Traced:
+  """What `compile_step` compiles, ahead and for shapes alone.
+
+  Args:
+    run: of `plan`; its devices need not exist.
+    config: the same.
+    batch: shapes of a whole batch's arrays.
+
+  Raises:
+    errors.UserError: if the batch cannot be split over the mesh.
+  """
+  for x in batch.values():
+    require_divisible("batch_size", x.shape[0], run.mesh, config["accumulate"])
+  where = NamedSharding(run.mesh, sharding.BATCH)
+  placed = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    for name, x in batch.items()
+  }
+  with jax.set_mesh(run.mesh):
+    return compile_step(run, config).trace(run.state, run.frozen, placed)
 
 
 def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

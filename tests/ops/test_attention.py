@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from dcvideogen_jax.ops import attention
-from dcvideogen_jax.ops.attention import chunked
+from dcvideogen_jax.ops.attention import chunked, splash
 
-ANYWHERE = [name for name in attention.IMPLEMENTATIONS if name != "cudnn"]
+ANYWHERE = ["reference", "chunked"]
+# Of splash: two sizes of blocks of queries, and three of keys.
+BLOCKS = splash.Blocks(256, 512, 128, 256, 128)
 
 
 def _inputs(n, m, heads=2, e=16, dtype=np.float32):
@@ -64,6 +67,81 @@ def test_gradients(small_steps, name, sizes):
     np.testing.assert_allclose(mine, reference, atol=2e-5)
 
 
+def _splash(q, k, v):
+  return splash.splash(q, k, v, blocks=BLOCKS, interpret=True)
+
+
+# Keys in one block that is full, in one that is not, and in two.
+@pytest.mark.parametrize(("n", "m"), [(130, 128), (7, 13), (300, 700)])
+def test_splash(n, m):
+  """Forward and gradients; a key that fills up would outweigh all others."""
+  q, k, v = _inputs(n, m)
+  q, k = abs(q), -abs(k)
+  weights = np.random.default_rng(0).normal(size=q.shape).astype(np.float32)
+
+  def found(function):
+    def loss(*inputs):
+      out = function(*inputs)
+      return (out * weights).sum(), out
+
+    grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+    gradients, out = jax.jit(grad)(q, k, v)
+    return out, *gradients
+
+  expected = found(attention.IMPLEMENTATIONS["reference"])
+  for mine, reference in zip(found(_splash), expected, strict=True):
+    np.testing.assert_allclose(mine, reference, rtol=1e-5, atol=3e-5)
+
+
+def test_splash_in_bfloat16():
+  inputs = _inputs(33, 5, dtype=jnp.bfloat16)
+  out = jax.jit(_splash)(*inputs)
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_allclose(out, _expected(*inputs), rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("tokens", [1, 128, 257, 512, 600, 7800, 163200])
+@pytest.mark.parametrize("most", [(2048, 1024, 512), (1024, 512), (512,)])
+def test_blocks_of_splash_fit(tokens, most):
+  total, sizes = splash._fit(tokens, *most)
+  assert total >= tokens
+  assert all(size % splash.LANES == 0 for size in sizes)
+  assert all(size <= limit for size, limit in zip(sizes, most, strict=True))
+  wholes = (total, *sizes)
+  for whole, part in zip(wholes, sizes, strict=False):
+    assert whole % part == 0
+  # No block is empty, and none of a large number is less than half as large.
+  assert total - tokens < sizes[0]
+  assert tokens < most[0] or sizes[0] > most[0] // 2
+
+
+@pytest.mark.parametrize("kind", [*splash.BLOCKS, "TPU v9"])
+def test_splash_compiles_for_chips_that_are_not_there(kind):
+  """Forward and backward, ragged tokens, in the blocks for the chip."""
+  pytest.importorskip("libtpu")
+  names = {
+    "TPU v4": "v4:2x2x1",
+    "TPU v5 lite": "v5e:2x2",
+    "TPU v5": "v5p:2x2x1",
+    "TPU v6 lite": "v6e:2x2",
+    "TPU v9": "v5e:2x2",
+  }
+  devices = topologies.get_topology_desc(
+    platform="tpu", topology_name=names[kind]
+  ).devices
+  assert kind in (devices[0].device_kind, "TPU v9")
+  where = jax.sharding.SingleDeviceSharding(devices[0])
+  x = jax.ShapeDtypeStruct((1, 7800, 2, 128), jnp.bfloat16, sharding=where)
+
+  def loss(*inputs):
+    out = splash.splash(*inputs, blocks=splash.blocks(kind))
+    return out.astype(jnp.float32).sum()
+
+  # The kernel has no products of bfloat16 in more than one pass.
+  with jax.default_matmul_precision("default"):
+    jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
+
+
 def _temporaries(function):
   # From 2048 tokens on XLA fuses the reference by itself, on a CPU.
   x = jax.ShapeDtypeStruct((1, 1024, 2, 32), jnp.float32)
@@ -95,12 +173,25 @@ def test_named_implementation_does_not_fall_back():
     attention.attention(q, k, v, implementation="flash")
 
 
-class Gpu:
+class Device:
   """Stands for a device of some capability."""
+
+  platform = device_kind = "gpu"
 
   def __init__(self, capability):
     if capability is not None:
       self.compute_capability = capability
+
+
+@pytest.fixture
+def taken(monkeypatch):
+  """Names of what was called, instead of calling it."""
+  names = []
+  for name in attention.IMPLEMENTATIONS:
+    monkeypatch.setitem(
+      attention.IMPLEMENTATIONS, name, lambda *_, name=name: names.append(name)
+    )
+  return names
 
 
 @pytest.mark.parametrize(
@@ -115,14 +206,30 @@ class Gpu:
     ("9.0", jnp.bfloat16, 20, "reference"),
   ],
 )
-def test_choice_on_a_gpu(monkeypatch, capability, dtype, e, expected):
-  taken = []
-  for name in attention.IMPLEMENTATIONS:
-    monkeypatch.setitem(
-      attention.IMPLEMENTATIONS, name, lambda *_, name=name: taken.append(name)
-    )
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  monkeypatch.setattr(jax, "devices", lambda: [Gpu(capability)])
+def test_choice_on_a_gpu(monkeypatch, taken, capability, dtype, e, expected):
+  monkeypatch.setattr(jax, "devices", lambda: [Device(capability)])
   x = jnp.zeros((1, 4, 1, e), dtype)
   attention.attention(x, x, x)
+  assert taken == [expected]
+
+
+@pytest.mark.parametrize(
+  ("platform", "n", "dtype", "expected"),
+  [
+    ("tpu", 4096, jnp.bfloat16, "splash"),
+    ("tpu", 4, jnp.bfloat16, "reference"),
+    ("tpu", 4096, jnp.float32, "chunked"),
+    ("cuda", 4096, jnp.bfloat16, "cudnn"),
+    ("cpu", 4096, jnp.bfloat16, "chunked"),
+  ],
+)
+def test_choice_for_a_mesh_that_is_not_there(
+  taken, platform, n, dtype, expected
+):
+  """The devices that it is compiled for count, not those of this machine."""
+  kind = jax.sharding.AbstractDevice("some kind", None, platform)
+  mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=kind)
+  x = jax.ShapeDtypeStruct((1, n, 2, 8), dtype)
+  with jax.sharding.use_abstract_mesh(mesh):
+    jax.eval_shape(lambda x: attention.attention(x, x, x), x)
   assert taken == [expected]

@@ -1,7 +1,10 @@
-"""Flow matching on a 2 x 4 mesh equals one device, draws included."""
+"""Flow matching on any mesh equals one device, draws included."""
+
+import re
 
 import jax
 import numpy as np
+import pytest
 
 from configs import common
 from dcvideogen_jax import sharding, tree
@@ -9,15 +12,15 @@ from dcvideogen_jax.train import denoise
 from tests.adapt import runs, tiny_models
 
 FIELDS = tiny_models.FIELDS["deep_i2v"] | {
-  "width": 32,
-  "heads": 4,
-  "ffn_width": 32,
+  "width": 96,
+  "heads": 12,
+  "ffn_width": 48,
   "image_width": 8,
 }
 
 
 def step(mesh):
-  """(loss, gradients of what trains by name) on the host."""
+  """(loss, gradients of what trains by name) on the host, and the program."""
   task = denoise.denoise(runs.config("lora", "i2v", model=FIELDS))
   abstract = jax.eval_shape(task.init, jax.random.PRNGKey(0))
   variables = tiny_models.random(abstract)
@@ -39,18 +42,37 @@ def step(mesh):
     return task.loss_fn(tree.merge(params, frozen), drawn)[0]
 
   with jax.set_mesh(mesh):
-    found = jax.jit(jax.value_and_grad(loss_fn))(params, frozen, batch)
-  loss, grads = jax.device_get(found)
-  kernel = params["lora"]["blocks"]["self_attn"]["q"]["b"]
-  return loss, tree.flatten(grads), kernel.sharding
+    function = jax.jit(jax.value_and_grad(loss_fn))
+    program = function.lower(params, frozen, batch).compile()
+  loss, grads = jax.device_get(program(params, frozen, batch))
+  q = params["lora"]["blocks"]["self_attn"]["q"]["a"]
+  parts = mesh.shape["fsdp"] * mesh.shape["context"]
+  assert q.sharding.shard_shape(q.shape)[1] == q.shape[1] // parts
+  return loss, tree.flatten(grads), program.as_text()
 
 
-def test_a_mesh_changes_nothing():
-  mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
-  alone = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-  loss, grads, where = step(mesh)
-  expected, gradients, _ = step(alone)
-  assert not where.is_fully_replicated
+@pytest.fixture(scope="module")
+def alone():
+  return step(sharding.make_mesh({}, jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(
+  "axes",
+  [
+    {"data": 8},
+    {"fsdp": 4},
+    {"tensor": 4},
+    {"context": 3},  # Of 8 tokens the last device has 2.
+    {"fsdp": 2, "tensor": 4},
+    {"fsdp": 2, "context": 3},
+    {"data": 2, "tensor": 2, "context": 2},
+  ],
+)
+def test_a_mesh_changes_nothing(alone, axes):
+  count = int(np.prod(list(axes.values())))
+  mesh = sharding.make_mesh(axes, jax.devices()[:count])
+  expected, gradients, _ = alone
+  loss, grads, program = step(mesh)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   assert len(grads) == 2 * 9 + 5
   for name, value in gradients.items():
@@ -59,3 +81,7 @@ def test_a_mesh_changes_nothing():
     np.testing.assert_allclose(
       grads[name], value, rtol=0, atol=1e-5 * scale, err_msg=name
     )
+  if axes.keys() - {"tensor"}:
+    # No device computes all 8 tokens of all 8 samples, but attends to them.
+    widths = "96" if "context" in axes else r"\d+"
+    assert not re.findall(rf"f32\[8,8,{widths}\]", program)

@@ -98,7 +98,7 @@ def test_two_processes_equal_one(finished, monkeypatch):
   config = _config()
   make_mesh = sharding.make_mesh
   monkeypatch.setattr(
-    sharding, "make_mesh", lambda c: make_mesh(c, jax.devices()[:2])
+    sharding, "make_mesh", lambda c, _: make_mesh(c, jax.devices()[:2])
   )
   run = step.plan(config)
   (state, frozen), advance = step.init(run), step.compile_step(run, config)

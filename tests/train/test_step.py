@@ -119,7 +119,7 @@ def _run(monkeypatch, config, devices=1, count=2):
   with monkeypatch.context() as m:
     m.setattr(tasks, "TASKS", {**tasks.TASKS, "dit": _dit})
     found = jax.devices()[:devices]
-    m.setattr(sharding, "make_mesh", lambda c: make_mesh(c, found))
+    m.setattr(sharding, "make_mesh", lambda c, _: make_mesh(c, found))
     # Without decay its state is the last gradient.
     keep = optax.trace(0.0)
     m.setattr(optim, "build", lambda *args: optax.chain(keep, build(*args)))
@@ -245,8 +245,8 @@ def test_the_dit_is_split_over_both_axes(monkeypatch):
   assert split["f/params/text_embed/linear_1/kernel"] == ("fsdp", "tensor")
   lora = "params/lora/blocks/self_attn"
   assert split[f"{lora}/k/a"] == (None, "fsdp", None)
-  assert split[f"{lora}/k/b"] == (None, None, "tensor")
-  assert split[f"{lora}/o/a"] == (None, "tensor", None)
+  assert split[f"{lora}/k/b"] == (None, "fsdp", "tensor")
+  assert split[f"{lora}/o/a"] == (None, "tensor", "fsdp")
   assert split[f"ema/{lora.removeprefix('params/')}/o/b"][2] == "fsdp"
   assert whole == {"s/step", *(n for n in whole if n.startswith("s/opt"))}
 

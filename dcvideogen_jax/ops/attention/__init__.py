@@ -2,3 +2,4 @@
 
 from dcvideogen_jax.ops.attention.api import IMPLEMENTATIONS as IMPLEMENTATIONS
 from dcvideogen_jax.ops.attention.api import attention as attention
+from dcvideogen_jax.ops.attention.mesh import over_mesh as over_mesh

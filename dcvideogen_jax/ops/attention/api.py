@@ -1,5 +1,7 @@
 """Chooses how attention is computed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -23,17 +25,56 @@ def _cudnn(q, k, v):
   return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
-def _has_cudnn() -> bool:
-  """Whether the default device is NVIDIA's and recent enough."""
-  if jax.default_backend() != "gpu":
-    return False
+def _splash(q, k, v):
+  # Pallas takes a second to import.
+  from dcvideogen_jax.ops.attention import splash
+
+  return splash.splash(q, k, v, blocks=splash.blocks(device().device_kind))
+
+
+IMPLEMENTATIONS = {
+  "reference": reference,
+  "chunked": chunked,
+  "cudnn": _cudnn,
+  "splash": _splash,
+}
+
+
+def device() -> Any:
+  """What the computation is for: of the mesh in force, or the default device.
+
+  A mesh may be of devices that are not there (`jax.experimental.topologies`).
+
+  Returns:
+    Something with a `platform` and a `device_kind`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.abstract_device or jax.devices()[0]
+
+
+def _default(q: Array, k: Array) -> str:
+  """The implementation for inputs of these shapes and dtypes."""
+  b, n, heads, e = q.shape
+  small = b * heads * n * k.shape[1] <= _SMALL
+  found = device()
+  if found.platform in ("gpu", "cuda") and _has_cudnn(found):
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if half and e % 8 == 0 and e <= _CUDNN_WIDEST:
+      return "cudnn"
+  if found.platform == "tpu" and q.dtype == jnp.bfloat16 and not small:
+    return "splash"
+  return "reference" if small else "chunked"
+
+
+def _has_cudnn(found: Any) -> bool:
+  """Whether a GPU is NVIDIA's and recent enough; those not there are."""
+  there = jax.devices()[0]
+  if there.platform != found.platform:
+    return True
   try:
-    return float(jax.devices()[0].compute_capability) >= 8
+    return float(there.compute_capability) >= 8
   except (AttributeError, ValueError):  # Another vendor's.
     return False
-
-
-IMPLEMENTATIONS = {"reference": reference, "chunked": chunked, "cudnn": _cudnn}
 
 
 def attention(
@@ -50,24 +91,16 @@ def attention(
     k: keys of `m` tokens.
     v: values of `m` tokens, of the dtype that is returned.
     implementation: a key of `IMPLEMENTATIONS`, which never falls back; None
-      takes cuDNN for half precision and heads of up to 128 on a GPU, and
-      otherwise `reference` where the matrix of weights is small and `chunked`
-      where it is not.
+      takes, for `device`, cuDNN for half precision and heads of up to 128 on a
+      GPU and splash for bfloat16 on a TPU, and otherwise `reference` where the
+      matrix of weights is small and `chunked` where it is not.
 
   Raises:
     NotImplementedError: if the named implementation cannot compute this.
     ValueError: if there is no such implementation.
   """
   if implementation is None:
-    b, n, heads, e = q.shape
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    fits = half and e % 8 == 0 and e <= _CUDNN_WIDEST
-    if fits and _has_cudnn():
-      implementation = "cudnn"
-    elif b * heads * n * k.shape[1] <= _SMALL:
-      implementation = "reference"
-    else:
-      implementation = "chunked"
+    implementation = _default(q, k)
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"unknown attention {implementation!r}: expected {[*IMPLEMENTATIONS]}"

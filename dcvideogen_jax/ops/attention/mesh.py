@@ -1,0 +1,104 @@
+"""Attention of samples, tokens and heads that are split over a mesh.
+
+Every device computes whole heads, with any implementation, which therefore need
+not know how to be partitioned. Where devices along "context" hold different
+tokens of a sample, they exchange these for heads and back (DeepSpeed Ulysses,
+arXiv 2309.14509), and each has all tokens of some heads in between.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+from jaxtyping import Array, Float
+
+from dcvideogen_jax import errors, sharding
+from dcvideogen_jax.ops.attention import api
+
+
+def over_mesh(
+  q: Float[Array, "b n k e"],
+  k: Float[Array, "b m k e"],
+  v: Float[Array, "b m k e"],
+  *,
+  keys: str | None,
+  implementation: str | None = None,
+) -> Float[Array, "b n k e"]:
+  """`attention` on the mesh that `jax.set_mesh` set, or without one.
+
+  The devices need not divide the samples and the tokens: what fills these up is
+  cut off before anything attends to it.
+
+  Args:
+    q: queries, split over "batch", "tokens" and "hidden".
+    k: keys, split over "batch", `keys` and "hidden".
+    v: values, split like the keys.
+    keys: "tokens" if queries and keys are of the same tokens; None if every
+      device has the keys of all tokens.
+    implementation: as for `attention`.
+
+  Returns:
+    Split like `q`.
+
+  Raises:
+    errors.UserError: if the devices do not divide the heads.
+    NotImplementedError, ValueError: as `attention`.
+  """
+  local = functools.partial(api.attention, implementation=implementation)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return local(q, k, v)
+  exchanged = keys is not None and sharding.devices(mesh, keys) > 1
+  _check_heads(mesh, q.shape[2], exchanged)
+  b, n = q.shape[:2]
+
+  def part(q, k, v):
+    if not exchanged:
+      return local(q, k, v)
+    y = local(*(_to_heads(x)[:, :n] for x in (q, k, v)))
+    return _to_tokens(y, q.shape[1])
+
+  names = ("tokens", keys, keys)
+  specs = [sharding.activation(mesh, "batch", name, "hidden") for name in names]
+  filled = [
+    _fill(mesh, x, name) for x, name in zip((q, k, v), names, strict=True)
+  ]
+  out = jax.shard_map(
+    part, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
+  )(*filled)
+  return out[:b, :n]
+
+
+def _check_heads(mesh: AbstractMesh, heads: int, exchanged: bool) -> None:
+  axes = sharding.LOGICAL["heads" if exchanged else "hidden"]
+  if heads % sharding.devices(mesh, "heads" if exchanged else "hidden"):
+    sizes = " x ".join(f"{axis} {mesh.shape.get(axis, 1)}" for axis in axes)
+    raise errors.UserError(
+      f"{heads} attention heads cannot be split over {sizes} devices: choose "
+      f"mesh sizes whose product divides {heads}"
+    )
+
+
+def _fill(mesh: AbstractMesh, x: Array, tokens: str | None) -> Array:
+  """Zeros for samples and tokens that are missing in a multiple."""
+  missing = [
+    -size % sharding.devices(mesh, name)
+    for size, name in zip(x.shape, ("batch", tokens), strict=False)
+  ]
+  return jnp.pad(x, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))
+
+
+def _to_heads(x: Float[Array, "b n1 k e"]) -> Float[Array, "b n k1 e"]:
+  """Inside a shard_map: all tokens of some heads, for some of all heads."""
+  return jax.lax.all_to_all(x, sharding.LOGICAL["tokens"], 2, 1, tiled=True)
+
+
+def _to_tokens(
+  x: Float[Array, "b n k1 e"], part: int
+) -> Float[Array, "b n1 k e"]:
+  """The way back, to `part` tokens on each device; zeros fill them up."""
+  axes = sharding.LOGICAL["tokens"]
+  missing = part * jax.lax.axis_size(axes) - x.shape[1]
+  x = jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0)))
+  return jax.lax.all_to_all(x, axes, 1, 2, tiled=True)
