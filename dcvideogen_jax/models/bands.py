@@ -64,20 +64,25 @@ def plan(
   *,
   decode: bool,
   streamed: bool = True,
+  devices: int = 1,
 ) -> Plan:
   """Chooses the least work that fits, then the highest bands.
 
   Args:
     module: the model; its dtype and temporal design count.
     height, width: of the video in pixels.
-    budget: bytes of device memory for everything but the weights.
+    budget: bytes of a device's memory for everything but the weights.
     decode: plans decoding, else encoding.
     streamed: whether chunks follow each other, so that state has to be kept.
+    devices: that share the columns of the picture; each needs what a narrower
+      picture would.
 
   Raises:
     errors.UserError: if nothing fits; the message gives the least that would.
   """
-  candidates = list(_candidates(module, height, width, decode, streamed))
+  widest = -(-width // (module.spatial_factor * devices))
+  widest *= module.spatial_factor
+  candidates = list(_candidates(module, height, widest, decode, streamed))
   fitting = [c for c in candidates if c.bytes <= budget]
   if not fitting:
     least = min(c.bytes for c in candidates)

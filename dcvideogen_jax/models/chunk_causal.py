@@ -118,7 +118,7 @@ class Conv(nn.Module):
     is the input `shortcut_delay` rows behind itself (at most `1 + delay`), read
     from the rows that the convolution keeps anyway.
     """
-    x = x.astype(self.dtype)
+    x = layers.split(x.astype(self.dtype))
     shortcut, clips, frames = x, *x.shape[:2]
     kernel = self.param(
       "kernel",
@@ -140,14 +140,15 @@ class Conv(nn.Module):
       skip = 1 + self.delay - shortcut_delay
       shortcut = self._without_past(x[:, :, skip : skip + h], frames)
       x = x[:, :, : h + 2]
-    y = conv3d.conv3d(
-      x,
+    w = x.shape[3]
+    y = conv3d.conv3d_sharded(
+      layers.even(x),
       kernel,
       bias,
       padding=(future, rows, (1, 1)),
       implementation=self.conv3d,
-    )
-    y = y.reshape(clips, frames, *y.shape[2:])
+    )[:, :, :, :w]
+    y = layers.split(y.reshape(clips, frames, *y.shape[2:]))
 
     if self.norm:
       y = layers.RMSNorm(
@@ -166,9 +167,9 @@ class Conv(nn.Module):
     if self.is_mutable_collection("cache") and not self.is_initializing():
       if self.time == "non_causal":
         raise ValueError("a non_causal model cannot be streamed in time")
-      state = self.variable("cache", "frames", lambda: past)
-      past = state.value
-      state.value = jnp.concatenate([past, x], axis=1)[:, -kept:]
+      state = self.variable("cache", "frames", lambda: layers.even(past))
+      past = state.value[:, :, :, :w]
+      state.value = layers.even(jnp.concatenate([past, x], axis=1)[:, -kept:])
 
     if self.time == "non_causal":
       return x, (1, 1)
@@ -196,9 +197,11 @@ class Conv(nn.Module):
     """
     n, t, _, w, c = x.shape
     kept = 1 + self.delay
+    none = jnp.zeros((n, t, kept, w, c), x.dtype)
     state = self.variable(
-      "rows", "rows", lambda: jnp.zeros((n, c, t, kept, w), x.dtype)
+      "rows", "rows", lambda: jnp.moveaxis(layers.even(none), -1, 1)
     )
-    x = jnp.concatenate([jnp.moveaxis(state.value, 1, -1), x], axis=2)
-    state.value = jnp.moveaxis(x[:, :, -kept:], -1, 1)
+    above = jnp.moveaxis(state.value, 1, -1)[:, :, :, :w]
+    x = jnp.concatenate([above, x], axis=2)
+    state.value = jnp.moveaxis(layers.even(x[:, :, -kept:]), -1, 1)
     return x

@@ -3,6 +3,13 @@
 The channel order inside a shuffle is the reference's (DC-Gen
 `dc_videogen/dc_ae_v_ops.py`, commit cae2205): channel first, then the temporal,
 the height and the width factor.
+
+Pictures on several devices. The autoencoders' activations are split over clips
+and columns (`split`); `ops.conv3d.conv3d_sharded` sends what a convolution sees
+beyond a device's own columns, and all else is each position's own affair. Where
+the devices do not divide the columns the last ones have fewer (`even`). Why
+columns: rows are what `chunk_causal.Band` and `ops.conv3d` go through one after
+the other.
 """
 
 import einops
@@ -10,6 +17,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from dcvideogen_jax import sharding
+
+# Of activations, in `sharding.LOGICAL`.
+SPLIT = ("batch", None, None, "columns")
 
 
 class Dense(nn.Module):
@@ -123,18 +135,44 @@ def _affine(module, x, use_scale, use_bias):
   return x
 
 
+def split(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+  """Splits clips and columns over the devices of the mesh in force."""
+  return sharding.constrain(x, *SPLIT)
+
+
+def even(
+  x: Float[Array, "b t h w c"], group: int = 1
+) -> Float[Array, "b t h v c"]:
+  """Splits, with zero columns appended so that all devices have as many.
+
+  A device then has the same part of the picture before and after a shuffle, and
+  no activation is ever gathered. It is where uneven columns lie anyway.
+
+  Args:
+    x: anything; without a mesh it stays as it is.
+    group: columns that stay together on a device; `w` is a multiple of it.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  missing = -x.shape[3] % (group * sharding.devices(mesh, SPLIT[3]))
+  if missing:
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing), (0, 0)))
+  return split(x)
+
+
 def shuffle(
   x: Float[Array, "b t h w c"], factor: tuple[int, int, int]
 ) -> Float[Array, "b t2 h2 w2 c2"]:
   """Moves channels into frames, rows and columns by `factor` (t, h, w)."""
   ft, fh, fw = factor
-  return einops.rearrange(
-    x,
+  width = x.shape[3] * fw
+  x = einops.rearrange(
+    even(x),
     "b t h w (c ft fh fw) -> b (t ft) (h fh) (w fw) c",
     ft=ft,
     fh=fh,
     fw=fw,
   )
+  return split(split(x)[:, :, :, :width])
 
 
 def unshuffle(
@@ -142,13 +180,15 @@ def unshuffle(
 ) -> Float[Array, "b t2 h2 w2 c2"]:
   """Moves frames, rows and columns into channels; the inverse of `shuffle`."""
   ft, fh, fw = factor
-  return einops.rearrange(
-    x,
+  width = x.shape[3] // fw
+  x = einops.rearrange(
+    even(x, fw),
     "b (t ft) (h fh) (w fw) c -> b t h w (c ft fh fw)",
     ft=ft,
     fh=fh,
     fw=fw,
   )
+  return split(split(x)[:, :, :, :width])
 
 
 def average_channels(

@@ -7,6 +7,11 @@ whole clip and the whole frame, up to float rounding.
 
 Video comes and goes in pieces `b t h w 3` of any number of frames, so a file of
 any length never sits in memory. uint8 means 0..255, float means [-1, 1].
+
+Under `jax.set_mesh` every device computes its columns of the picture, of whole
+chunks and of bands alike, and keeps their state (`layers.split`). The weights
+should be on all devices of the mesh; several processes must be given the same
+video, and all get all of the result.
 """
 
 import functools
@@ -16,12 +21,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import bands, dc_ae_v
+from dcvideogen_jax import errors, sharding
+from dcvideogen_jax.models import bands, dc_ae_v, layers
 
 Variables = dict[str, Any]
 WHOLE = bands.Plan()
+
+# The axis of columns in what each collection of the state holds.
+COLUMNS = {"cache": 3, "rows": 4}
 
 
 def encode(
@@ -58,7 +68,7 @@ def encode(
     if chunk.shape[1] < module.chunk_frames:
       if tail == "official":
         # Fewer frames than a chunk need no more memory than one.
-        yield _unchunked(module, "encode", variables, _to_float(chunk))
+        yield _unchunked(module, "encode", variables, put(chunk))
         return
       chunk = dc_ae_v.pad_edge(chunk, module.chunk_frames)
     latents, state = step(module, variables, chunk, state, plan, last)
@@ -99,8 +109,8 @@ def decode(
     found = chunk.shape[1]
     if found < frames:
       if tail == "official":
-        video = _unchunked(module, "decode", variables, chunk)
-        yield np.asarray(_from_float(video, dtype))
+        video = _unchunked(module, "decode", variables, put(chunk))
+        yield sharding.to_host(_from_float(video, dtype))
         return
       chunk = dc_ae_v.pad_edge(chunk, frames)
     video, state = step(module, variables, chunk, state, plan, last, dtype)
@@ -109,15 +119,15 @@ def decode(
 
 def _encode_whole(module, variables, video, state, plan, last):
   del plan, last
-  args = (module, "encode", variables, video)
+  args = (module, "encode", variables, put(video))
   return apply(*args, state=state or empty_state(*args))
 
 
 def _decode_whole(module, variables, latents, state, plan, last, dtype):
   del plan, last
-  args = (module, "decode", variables, latents)
+  args = (module, "decode", variables, put(latents))
   video, state = apply(*args, state=state or empty_state(*args), dtype=dtype)
-  return np.asarray(video), state
+  return sharding.to_host(video), state
 
 
 def _encode_banded(module, variables, video, state, plan, last):
@@ -133,7 +143,7 @@ def _encode_banded(module, variables, video, state, plan, last):
     """Rows of the video; what is below it is never looked at."""
     piece = video[:, :, i * rows : (i + 1) * rows]
     missing = rows - piece.shape[2]
-    return np.pad(piece, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
+    return put(np.pad(piece, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))))
 
   static = {"height": height, "cut": plan.cut}
   args = (module, "encode_fine", variables)
@@ -146,13 +156,13 @@ def _encode_banded(module, variables, video, state, plan, last):
       *args,
       band(i),
       i,
-      state={"cache": fine[i] or _copy(empty["cache"]), "rows": lines},
+      state={"cache": _again(fine[i], empty["cache"]), "rows": lines},
       **static,
     )
     fine[i], lines = _keep(new["cache"], plan, last), new["rows"]
     if features is None:
       shape = (b, x.shape[1], n * plan.rows, width // scale, x.shape[-1])
-      features = jnp.zeros(shape, x.dtype)
+      features = _zeros(jax.ShapeDtypeStruct(shape, x.dtype))
     features = _put_rows(features, x, i * plan.rows)
   features = features[:, :, late : late + height // scale]
 
@@ -169,7 +179,7 @@ def _decode_banded(module, variables, latents, state, plan, last, dtype):
   rows = plan.rows * module.scale_at(plan.cut)
   coarse, fine = state or (None, [None] * n)
 
-  args = (module, "decode_coarse", variables, latents)
+  args = (module, "decode_coarse", variables, put(latents))
   coarse = coarse or empty_state(*args, cut=plan.cut)
   features, coarse = apply(*args, state=coarse, cut=plan.cut)
   features = _pad_rows(features, plan.rows)
@@ -187,7 +197,7 @@ def _decode_banded(module, variables, latents, state, plan, last, dtype):
       piece, new = apply(
         *args,
         i,
-        state={"cache": fine[i] or _copy(empty["cache"]), "rows": lines},
+        state={"cache": _again(fine[i], empty["cache"]), "rows": lines},
         dtype=dtype,
         **static,
       )
@@ -196,7 +206,7 @@ def _decode_banded(module, variables, latents, state, plan, last, dtype):
     if done is None:
       continue
     # One band is fetched while the next is computed.
-    start, piece = done[0], np.asarray(done[1])
+    start, piece = done[0], sharding.to_host(done[1])
     if video is None:
       shape = (*piece.shape[:2], height, *piece.shape[3:])
       video = np.empty(shape, piece.dtype)
@@ -210,7 +220,26 @@ def _keep(cache, plan: bands.Plan, last: bool):
   """Where a band's streaming state waits for the next chunk."""
   if last:
     return None
+  if plan.offload and not jax.tree.leaves(cache)[0].is_fully_addressable:
+    raise errors.UserError(
+      "bands cannot wait in host memory when several processes share a "
+      "picture: expected a larger memory budget or devices of one process"
+    )
   return jax.device_get(cache) if plan.offload else cache
+
+
+def _again(cache, empty):
+  """The state that a band goes on with, `empty` if there is none yet.
+
+  A copy, because a state that goes into `apply` is given away.
+  """
+  if cache is None:
+    return jax.tree.map(jnp.copy, empty)
+  return jax.tree.map(
+    lambda x, e: jax.device_put(x, e.sharding) if e.committed else x,
+    cache,
+    empty,
+  )
 
 
 @functools.partial(
@@ -243,13 +272,35 @@ def empty_state(
     return call(variables, _to_float(x), *args)[1]
 
   shapes = jax.eval_shape(run, variables, x, *args)
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  return {name: zeros.get(name, {}) for name in collections}
+  return {
+    name: jax.tree.map(
+      functools.partial(_zeros, axis=COLUMNS[name]), shapes.get(name, {})
+    )
+    for name in collections
+  }
 
 
-def _copy(tree):
-  """Copies, because a state that goes into `apply` is given away."""
-  return jax.tree.map(jnp.copy, tree)
+@functools.partial(jax.jit, static_argnames=("like", "axis"))
+def _zeros(like: jax.ShapeDtypeStruct, axis: int = 3):
+  """Zeros where `apply` puts its state, so that all chunks are one program."""
+  x = jnp.zeros(like.shape, like.dtype)
+  return jnp.moveaxis(layers.split(jnp.moveaxis(x, axis, 3)), 3, axis)
+
+
+def put(x: np.ndarray) -> Any:
+  """Moves `b t h w c` to the devices of the mesh in force, if there is one.
+
+  It is split as `layers.split` does, but for what cannot be split evenly.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return x
+  names = (
+    None if n % sharding.devices(mesh, name) else name
+    for n, name in zip(x.shape, layers.SPLIT, strict=False)
+  )
+  where = NamedSharding(mesh, sharding.activation(mesh, *names))
+  return jax.device_put(x, where)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -265,7 +316,7 @@ def _pad_rows(x, multiple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _unchunked(module, method, variables, x):
-  return module.unchunked().apply(variables, x, method=method)
+  return module.unchunked().apply(variables, _to_float(x), method=method)
 
 
 def _to_float(x):
@@ -290,7 +341,7 @@ def _chunks(
   waiting: list[np.ndarray] = []
   held = 0
   for piece in pieces:
-    piece = np.asarray(piece)
+    piece = sharding.to_host(piece)
     if piece.ndim != 5:
       raise ValueError(f"expected pieces `b t h w c`, found {piece.shape}")
     expected = waiting[0] if waiting else piece

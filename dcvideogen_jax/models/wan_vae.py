@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.models import dc_ae_v, streaming, wan_vae_layers
 
 Video = Float[Array, "b t h w 3"]
@@ -235,7 +235,7 @@ def stream_encode(
     seen += chunk.shape[1]
     if module.whole_frames(seen, tail) < seen:
       return
-    args = (module, method, variables, chunk)
+    args = (module, method, variables, streaming.put(chunk))
     state = state or streaming.empty_state(*args)
     posterior, state = streaming.apply(*args, state=state)
     yield posterior
@@ -266,17 +266,17 @@ def stream_decode(
   state = None
   for chunk in _chunks(latents, 1):
     method = "decode_next" if state else "decode"
-    args = (module, method, variables, chunk)
+    args = (module, method, variables, streaming.put(chunk))
     state = state or streaming.empty_state(*args)
     video, state = streaming.apply(*args, state=state, dtype=np.dtype(dtype))
-    yield np.asarray(video)
+    yield sharding.to_host(video)
 
 
 def _chunks(pieces: Iterable[Any], frames: int) -> Iterator[np.ndarray]:
   """Regroups pieces to one frame, then `frames` each; the last may be short."""
   rest, size, found = None, 1, 0
   for piece in pieces:
-    piece = np.asarray(piece)
+    piece = sharding.to_host(piece)
     if piece.ndim != 5:
       raise ValueError(f"expected pieces `b t h w c`, found {piece.shape}")
     if rest is not None and piece.shape[2:] != rest.shape[2:]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import chunk_causal
+from dcvideogen_jax.models import chunk_causal, layers
 from dcvideogen_jax.ops import attention
 
 
@@ -290,11 +290,11 @@ class Decoder(Half):
 
 def _with_past(module: nn.Module, x: Array, kept: int) -> Array:
   """Adds the `kept` frames before x, zeros at the beginning of a clip."""
-  b, _, *rest = x.shape
-  past = jnp.zeros((b, kept, *rest), x.dtype)
+  b, _, h, w, c = x.shape
+  past = jnp.zeros((b, kept, h, w, c), x.dtype)
   if not module.is_mutable_collection("cache") or module.is_initializing():
     return jnp.concatenate([past, x], axis=1)
-  state = module.variable("cache", "frames", lambda: past)
-  x = jnp.concatenate([state.value, x], axis=1)
-  state.value = x[:, -kept:]
+  state = module.variable("cache", "frames", lambda: layers.even(past))
+  x = jnp.concatenate([state.value[:, :, :, :w], x], axis=1)
+  state.value = layers.even(x[:, -kept:])
   return x

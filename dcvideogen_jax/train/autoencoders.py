@@ -51,7 +51,7 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
         f"the model needs clips of a multiple of {frames} frames and {size} "
         f"pixels, config.data gives {t} frames of {h}x{w}"
       )
-    video = to_float(sharding.constrain(batch["video"], "batch"))
+    video = to_float(_split(batch["video"]))
     return video, module.apply({"params": params}, video).astype(jnp.float32)
 
   def loss_fn(params, batch):
@@ -105,14 +105,18 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     shape = (b, frames, h // size, w // size, module.latent_channels)
     return {**batch, "noise": jax.random.normal(rng, shape)}
 
+  def whole(params):
+    # XLA adds wrongly where columns and a kernel's inputs are both split; only
+    # `ops.conv3d` sees to that itself, and Wan's resampling is not its.
+    return {"params": jax.tree.map(sharding.constrain, params)}
+
   def encode(params, batch):
     frames = module.whole_frames(batch["video"].shape[1], "official")
-    video = sharding.constrain(batch["video"], "batch")[:, :frames]
-    video = to_float(video)
-    return video, module.apply({"params": params}, video, method="encode")
+    video = to_float(_split(batch["video"])[:, :frames])
+    return video, module.apply(whole(params), video, method="encode")
 
   def decode(params, latents):
-    video = module.apply({"params": params}, latents, method="decode")
+    video = module.apply(whole(params), latents, method="decode")
     return video.astype(jnp.float32)
 
   def loss_fn(params, drawn):
@@ -136,6 +140,11 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     draw,
     start=_weights("wan_vae", module, config["weights"]),
   )
+
+
+def _split(video: jax.Array) -> jax.Array:
+  """Over the devices of the mesh in force, as the models split it."""
+  return sharding.constrain(video, "batch", None, None, "columns")
 
 
 def _weights(

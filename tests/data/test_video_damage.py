@@ -91,7 +91,8 @@ def test_truncated_files_of_other_kinds(tmp_path, suffix):
 
 def test_a_packet_cut_off_in_a_transport_stream_is_told(tmp_path):
   path = tmp_path / "a.ts"
-  recordings.encode(path, 8)
+  # Noise, of which a frame takes many packets of 188 bytes.
+  recordings.encode(path, 8, 96, 96)
   assert len(recordings.read(path)) == 8
   path.write_bytes(path.read_bytes()[: -188 * 6])
   with pytest.raises(errors.UserError, match="damaged near frame"):
