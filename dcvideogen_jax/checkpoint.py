@@ -4,13 +4,13 @@ Orbax is used here and nowhere else. A checkpoint is one directory per step
 with the items "state" (arrays, in their shardings), "data" (the position of
 the Grain iterator, one file per process) and "meta" (JSON). Orbax writes into
 a temporary directory and renames it, so a killed process leaves either a whole
-checkpoint or none. Several processes share the directory and call everything
+checkpoint or none; in an object store its last file, commit_success.txt, makes
+a checkpoint count. Several processes share the directory and call everything
 together.
 """
 
 import logging
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import grain
@@ -53,7 +53,9 @@ class Checkpointer:
     Raises:
       errors.UserError: if the directory cannot be created.
     """
-    self._directory = files.make_directory(directory).absolute()
+    self._directory = files.make_directory(directory)
+    if not files.is_remote(self._directory):
+      self._directory = self._directory.absolute()  # Orbax asks for that.
     self._options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       enable_async_checkpointing=True,
@@ -189,7 +191,7 @@ def _everywhere(found: bool) -> bool:
   return bool(np.all(multihost_utils.process_allgather(np.array([found]))))
 
 
-def _unused(path: pathlib.Path) -> pathlib.Path:
+def _unused(path: files.Path) -> files.Path:
   """`path`, or `path` with the first free number behind it."""
   candidate, i = path, 1
   while candidate.exists():

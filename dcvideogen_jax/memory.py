@@ -7,6 +7,8 @@ import resource
 import sys
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 
 def peak_rss() -> int:
@@ -30,3 +32,14 @@ def free() -> int:
     text = pathlib.Path("/proc/meminfo").read_text()
     return int(text.split("MemAvailable:")[1].split()[0]) * 1024
   return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def free_on_all() -> int:
+  """The least that is `free` in any process, for what all decide alike.
+
+  All processes have to call it.
+  """
+  if jax.process_count() == 1:
+    return free()
+  # float32, since jax would cut int64 to 32 bits.
+  return int(multihost_utils.process_allgather(np.float32(free())).min())

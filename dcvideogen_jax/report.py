@@ -1,16 +1,73 @@
-"""Metrics of a run: a progress line, metrics.jsonl and TensorBoard events."""
+"""Metrics of a run: a progress line, metrics.jsonl and TensorBoard events.
+
+In an object store nothing grows: there `flush` writes the records and events
+anew, as a whole. It is due before each checkpoint, so that who continues from
+it finds what led to it; for those who watch it happens once a minute, too.
+"""
 
 import json
 import os
-import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorboardX
 from PIL import Image
 
 from dcvideogen_jax import errors, files
+
+_PERIOD = 60  # seconds
+
+
+class Records:
+  """A file of JSON objects, one a line, that tell of a run's steps.
+
+  Reopened at an earlier step it drops the records of later ones, and a line
+  that a kill cut in half.
+  """
+
+  def __init__(self, path: str | os.PathLike[str], first_step: int):
+    """Opens the file, or the one to be, to continue after a step."""
+    self._path = files.path(path)
+    # All of them, which an object store gets each time.
+    self._lines: list[str] = []
+    self._waiting = self._path.exists()
+    if self._waiting:
+      self._lines = _up_to(self._path.read_text(), first_step)
+    self.flush()
+    if not files.is_remote(self._path):
+      self._lines = []
+
+  def add(self, record: Mapping[str, Any]) -> None:
+    """Appends a record, which has its "step"."""
+    line = json.dumps(record) + "\n"
+    if files.is_remote(self._path):
+      self._lines.append(line)
+      self._waiting = True
+    else:
+      with self._path.open("a") as out:
+        out.write(line)
+
+  def flush(self) -> None:
+    """Writes what waits, in an object store; elsewhere nothing does."""
+    if self._waiting:
+      with files.atomic(self._path) as temporary:
+        temporary.write_text("".join(self._lines))
+    self._waiting = False
+
+
+def _up_to(text: str, step: int) -> list[str]:
+  """The whole lines of text that tell of `step` or an earlier one."""
+  kept = []
+  for line in text.splitlines():
+    try:
+      if json.loads(line)["step"] <= step:
+        kept.append(f"{line}\n")
+    except (ValueError, KeyError, TypeError):
+      continue
+  return kept
 
 
 class Report:
@@ -38,18 +95,32 @@ class Report:
     """
     self._directory = files.make_directory(directory)
     self._total = total_steps
-    self._records = self._directory / "metrics.jsonl"
-    drop_after(self._records, first_step)
-    self._board = tensorboardX.SummaryWriter(
-      str(self._directory / "tensorboard"), purge_step=first_step + 1
-    )
+    self._records = Records(self._directory / "metrics.jsonl", first_step)
+    self._spool = None
+    events = os.fspath(self._directory / "tensorboard")
+    if files.is_remote(directory):
+      self._spool = tempfile.TemporaryDirectory()
+      events = self._spool.name
+    self._board = tensorboardX.SummaryWriter(events, purge_step=first_step + 1)
     self._mark = (first_step, time.monotonic())
+    self._flushed = time.monotonic()
 
   def __enter__(self) -> "Report":
     return self
 
   def __exit__(self, *exc: object) -> None:
-    self._board.close()
+    self._board.close()  # Only now it has written all events.
+    self.flush()
+    if self._spool:
+      self._spool.cleanup()
+
+  def flush(self) -> None:
+    """Sees to it that what was recorded is in the directory."""
+    self._records.flush()
+    self._board.flush()
+    if self._spool:
+      files.upload(self._spool.name, self._directory / "tensorboard")
+    self._flushed = time.monotonic()
 
   def note(self, text: str) -> None:
     """Prints one line at once, so that a wait is not read as a hang."""
@@ -85,17 +156,19 @@ class Report:
   def record(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends one line to metrics.jsonl and the same to TensorBoard."""
     try:
-      with self._records.open("a") as out:
-        out.write(json.dumps({"step": step, **metrics}) + "\n")
+      self._records.add({"step": step, **metrics})
       for name, value in metrics.items():
         self._board.add_scalar(name, value, step)
-      self._board.flush()
+      if not self._spool or time.monotonic() > self._flushed + _PERIOD:
+        self.flush()
     except OSError as e:
+      if self._spool:
+        raise  # No fault of the input, so worth another try.
       raise errors.UserError(
         f"cannot write the metrics in {self._directory}: {e.strerror or e}"
       ) from e
 
-  def image(self, step: int, name: str, pixels: np.ndarray) -> pathlib.Path:
+  def image(self, step: int, name: str, pixels: np.ndarray) -> files.Path:
     """Writes a PNG under strips/ and shows it in TensorBoard.
 
     Args:
@@ -113,28 +186,6 @@ class Report:
       Image.fromarray(pixels).save(temporary)
     self._board.add_image(name, pixels, step, dataformats="HWC")
     return path
-
-
-def drop_after(path: pathlib.Path, step: int) -> None:
-  """Removes the records of later steps than `step` from a file.
-
-  A line that a kill cut in half goes too.
-
-  Args:
-    path: one JSON object with "step" a line; need not exist.
-    step: the last one to keep.
-  """
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_text().splitlines():
-    try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line)
-    except (ValueError, KeyError, TypeError):
-      continue
-  with files.atomic(path) as temporary:
-    temporary.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _clock(seconds: float) -> str:

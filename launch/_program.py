@@ -16,6 +16,7 @@ import pathlib
 import re
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,13 @@ from ml_collections import config_flags
 
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.plan import hardware
+
+_COMPILE_CACHE = flags.DEFINE_string(
+  "compile_cache",
+  None,
+  "Keeps compiled programs in a directory, or gs://bucket/directory, which"
+  " machines can share. Unset: in the user's cache directory.",
+)
 
 _BAD_INPUT = 2
 _INTERRUPTED = 128 + signal.SIGINT
@@ -56,7 +64,6 @@ def run(
     os.environ.setdefault(
       "XLA_PYTHON_CLIENT_MEM_FRACTION", str(hardware.FRACTION)
     )
-  _keep_compiled_programs()
   given = any(re.match(r"--?config(=|$)", arg) for arg in sys.argv)
   if config is not None and not given:
     sys.argv.insert(1, f"--config={config}")
@@ -67,13 +74,26 @@ def run(
 def output_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Makes a directory; after a failure, empty ones that were made go again.
 
+  Several processes each get one, so that all do the same, but what is written
+  stays in that of process 0 only.
+
   Raises:
-    errors.UserError: if it cannot be made.
+    errors.UserError: if it cannot be made, or is not on this machine.
   """
+  if files.is_remote(path):
+    raise errors.UserError(
+      f"expected an output directory of this machine, found {path}"
+    )
+  # Asking jax for its devices would start it, which not all programs do.
+  if jax.distributed.is_initialized() and jax.process_index() > 0:
+    with tempfile.TemporaryDirectory() as scratch:
+      yield pathlib.Path(scratch)
+    return
   directory = pathlib.Path(path)
   made = [p for p in (directory, *directory.parents) if not p.exists()]
   try:
-    yield files.make_directory(directory)
+    files.make_directory(directory)
+    yield directory
   except BaseException:
     with contextlib.suppress(OSError):
       for empty in made:
@@ -88,10 +108,13 @@ def cache_directory() -> pathlib.Path:
 
 
 def _keep_compiled_programs() -> None:
-  """Turns the persistent compilation cache on, unless jax was told where."""
-  if jax.config.jax_compilation_cache_dir is None:
-    cache = cache_directory() / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+  """Turns the persistent compilation cache on; the flag goes first."""
+  if _COMPILE_CACHE.value is not None:
+    cache = os.fspath(files.make_directory(_COMPILE_CACHE.value))
+    jax.config.update("jax_compilation_cache_dir", cache)
+  elif jax.config.jax_compilation_cache_dir is None:
+    cache = os.fspath(cache_directory() / "xla")
+    jax.config.update("jax_compilation_cache_dir", cache)
   # A cache that cannot be written costs time, nothing else.
   warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compil")
 
@@ -152,6 +175,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     )
   if flags.FLAGS["verbosity"].using_default_value:
     flags.FLAGS.verbosity = logging.WARNING
+  _keep_compiled_programs()
   return rest
 
 

@@ -15,8 +15,10 @@ condition. What is encoded is what there is an encoder for.
 
 OUT is read by the data source "latents". The same command again continues an
 interrupted run; the bytes of the result do not depend on interruptions, on
---workers or on --processes. Videos that are damaged, too short or without a
-caption are listed in OUT/skipped.jsonl.
+--workers or on --processes, several machines that share the folder: each is
+told its number by --process, or all of a pod or cluster --distributed. Videos
+that are damaged, too short or without a caption are listed in
+OUT/skipped.jsonl.
 """
 
 import os
@@ -29,7 +31,13 @@ from absl import flags
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import buckets, clip_sources, latents, parts, tokenize
 from dcvideogen_jax.sample import layouts
-from launch import _encoders, _encoding, _inspection, _program
+from launch import (
+  _distributed,
+  _encoders,
+  _encoding,
+  _inspection,
+  _program,
+)
 
 _VIDEOS = flags.DEFINE_string("videos", None, "A folder of videos.")
 _CAPTIONS = flags.DEFINE_string(
@@ -126,15 +134,6 @@ _WORKERS = flags.DEFINE_integer(
   "Processes on this machine; with GPUs, at most as many.",
   lower_bound=1,
 )
-_PROCESS = flags.DEFINE_integer(
-  "process",
-  0,
-  "Which of --processes this is, that share the work and the folder.",
-  lower_bound=0,
-)
-_PROCESSES = flags.DEFINE_integer(
-  "processes", 1, "Machines that run this.", lower_bound=1
-)
 _THREADS = flags.DEFINE_integer(
   "threads", None, "That read videos. Unset: one per core, at most 8."
 )
@@ -147,21 +146,23 @@ def main(argv):
   """Checks, encodes what is missing, writes the index."""
   del argv
   _check_flags()
+  first, step = _distributed.share()
   source = _source()
   paths = _paths()
   if _DRY_RUN.value:
-    print(_inspect(source, paths))
+    print(_inspect(source, paths, range(first, len(source), step)))
     return
   _encoders.check(paths, _I2V.value)
   job = _job(source, paths)
   parts.begin(job.output, _settings(job))
   missing = [
     number
-    for number in range(_PROCESS.value, job.count, _PROCESSES.value)
+    for number in range(first, job.count, step)
     if not parts.is_done(job.output, number)
   ]
   if missing:
     _encode(job, missing)
+  _distributed.wait()
   index = parts.finish(job.output, job.count)
   if index is None:
     waiting = sum(not parts.is_done(job.output, n) for n in range(job.count))
@@ -185,11 +186,6 @@ def _check_flags() -> None:
   if _FRAMES.value % 4:
     raise errors.UserError(
       f"--frames must be a multiple of 4, not {_FRAMES.value}"
-    )
-  if _PROCESS.value >= _PROCESSES.value:
-    raise errors.UserError(
-      f"--process must be below --processes={_PROCESSES.value}, not "
-      f"{_PROCESS.value}"
     )
   if _OUTPUT.value is None and not _DRY_RUN.value:
     raise errors.UserError("expected --output, or --dry_run")
@@ -280,7 +276,7 @@ def _encode(job: _encoding.Job, missing: list[int]) -> None:
   )
 
 
-def _inspect(source: Any, paths: layouts.Paths) -> str:
+def _inspect(source: Any, paths: layouts.Paths, mine: range) -> str:
   """The report of --dry_run."""
   encoders = _inspection.modules(paths, _I2V.value)
   deep = encoders.get("dc_ae_v")
@@ -289,7 +285,7 @@ def _inspect(source: Any, paths: layouts.Paths) -> str:
   )
   found = _inspection.inspect(
     source,
-    range(_PROCESS.value, len(source), _PROCESSES.value),
+    mine,
     _FRAMES.value,
     sizes,
     "text_encoder" in encoders,

@@ -3,8 +3,10 @@
   python -m launch.train --config=configs/tiny.py:autoencoder --workdir=DIR
 
 The same command again continues an interrupted run. SIGTERM saves and ends
-with exit code 143. DIR gets config.json, checkpoints/, metrics.jsonl,
-tensorboard/ and strips/; `--config.a.b=...` overrides a value of the config.
+with exit code 143. DIR, which may begin with gs://, gets config.json,
+checkpoints/, metrics.jsonl, tensorboard/ and strips/; `--config.a.b=...`
+overrides a value of the config. `--profile=10-12` traces these steps into
+DIR/profile, for xprof.
 
 On several machines the same command, with the same DIR, starts on each, and has
 --distributed (TPU pods, Slurm, Open MPI) or --coordinator=HOST:PORT
@@ -18,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.train import export, loop, semantic
+from dcvideogen_jax.train import export, loop, profiling, semantic
 from launch import _distributed, _program
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,6 +32,9 @@ _WORKDIR = flags.DEFINE_string(
 _EXPORT = flags.DEFINE_string(
   "export", None, "Directory for the averaged weights after the last step."
 )
+_PROFILE = flags.DEFINE_string(
+  "profile", None, "Steps to trace for xprof, such as 10-12."
+)
 flags.mark_flag_as_required("config")
 
 _TERMINATED = 128 + 15
@@ -37,13 +42,16 @@ _TERMINATED = 128 + 15
 
 def main(argv):
   del argv
-  _distributed.join()
+  _distributed.join(saves=True)
   if _EXPORT.value and jax.process_count() > 1:
     raise errors.UserError(
       "--export is for one process: run launch.export after the training"
     )
   config = _CONFIG.value.to_dict()
-  if not loop.fit(config, _WORKDIR.value, semantic.build(config)):
+  profile = range(0)
+  if _PROFILE.value is not None:
+    profile = profiling.parse(_PROFILE.value, config["steps"])
+  if not loop.fit(config, _WORKDIR.value, semantic.build(config), profile):
     sys.exit(_TERMINATED)
   if _EXPORT.value:
     export.export(_WORKDIR.value, _EXPORT.value)

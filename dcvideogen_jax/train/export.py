@@ -18,7 +18,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import checkpoint, convert, errors, tree
+from dcvideogen_jax import checkpoint, convert, errors, files, tree
 from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.convert import api, engine, matching, writing
 from dcvideogen_jax.models import dc_ae_v, wan_vae
@@ -118,7 +118,7 @@ def load(workdir: str | os.PathLike[str]) -> Result:
     config
     | {"mesh": {"fsdp": -1}, "sharding": ((".*", "fsdp"),), "encoders": None}
   )
-  with checkpoint.Checkpointer(pathlib.Path(workdir) / "checkpoints") as saver:
+  with checkpoint.Checkpointer(files.path(workdir) / "checkpoints") as saver:
     restored = saver.restore(run.state, repair=False)
   if restored is None:
     raise errors.UserError(f"{workdir} holds no checkpoint yet")
@@ -143,7 +143,7 @@ def load(workdir: str | os.PathLike[str]) -> Result:
 
 def _read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   try:
-    config = json.loads((pathlib.Path(workdir) / "config.json").read_text())
+    config = json.loads((files.path(workdir) / "config.json").read_text())
   except (OSError, ValueError) as e:
     raise errors.UserError(f"{workdir} holds no run: {e}") from e
   if config["task"] not in _ROWS:

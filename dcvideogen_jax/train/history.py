@@ -1,15 +1,13 @@
 """Which samples each step saw."""
 
 import hashlib
-import json
 import os
-import pathlib
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from dcvideogen_jax import report
+from dcvideogen_jax import files, report
 
 
 class History:
@@ -24,15 +22,17 @@ class History:
     """Opens the file to continue after `first_step`."""
     index = jax.process_index()
     name = f"history.{index}.jsonl" if index else "history.jsonl"
-    self._path = pathlib.Path(directory) / name
-    report.drop_after(self._path, first_step)
+    self._records = report.Records(files.path(directory) / name, first_step)
 
   def add(self, step: int, batch: Mapping[str, np.ndarray]) -> None:
     """Records the batch of a step; each array has a leading batch axis."""
     columns = [np.asarray(batch[name]) for name in sorted(batch)]
     samples = [digest(row) for row in zip(*columns, strict=True)]
-    with self._path.open("a") as out:
-      out.write(json.dumps({"step": step, "samples": samples}) + "\n")
+    self._records.add({"step": step, "samples": samples})
+
+  def flush(self) -> None:
+    """Writes what waits; due before a checkpoint."""
+    self._records.flush()
 
 
 def digest(arrays: tuple[np.ndarray, ...]) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,9 +14,9 @@ import numpy as np
 from dcvideogen_jax import checkpoint, files, report, sharding
 from dcvideogen_jax.train import history as history_lib
 from dcvideogen_jax.train import interrupt as interrupt_lib
+from dcvideogen_jax.train import profiling, validation, window
 from dcvideogen_jax.train import state as state_lib
 from dcvideogen_jax.train import step as step_lib
-from dcvideogen_jax.train import validation, window
 
 
 class Evaluator(Protocol):
@@ -71,10 +70,10 @@ class _Silent:
   def _nothing(self, *args: Any) -> None:
     pass
 
-  note = progress = record = image = restart_clock = _nothing
+  note = progress = record = image = restart_clock = flush = _nothing
 
 
-def _remember(config: Mapping[str, Any], workdir: pathlib.Path) -> list[str]:
+def _remember(config: Mapping[str, Any], workdir: files.Path) -> list[str]:
   """Writes config.json; returns the keys that differ from an earlier run's."""
   path = workdir / "config.json"
   new = json.loads(json.dumps(config, default=dict))
@@ -112,12 +111,14 @@ class _Run(NamedTuple):
   history: history_lib.History | None
   held_out: validation.Validation | None
   evaluators: Sequence[Evaluator]
+  trace: profiling.Trace
 
 
 def fit(
   config: Mapping[str, Any],
   workdir: str | os.PathLike[str],
   evaluators: Sequence[Evaluator] = (),
+  profile: range = range(0),
 ) -> bool:
   """Trains to `config["steps"]`, continuing what `workdir` holds.
 
@@ -125,8 +126,9 @@ def fit(
     config: as the files in `configs/` give it.
     workdir: gets config.json, checkpoints/, metrics.jsonl, tensorboard/,
       strips/ and, with config["history"], history.jsonl. Several processes
-      share it.
+      share it. It may begin with gs://.
     evaluators: what else is measured during training.
+    profile: the steps that are traced into profile/.
 
   Returns:
     Whether the last step was reached; False after SIGTERM, which saves first.
@@ -165,6 +167,7 @@ def fit(
       history_lib.History(workdir, first) if config["history"] else None,
       _held_out(plan, config["val"]),
       evaluators,
+      stack.enter_context(profiling.Trace(workdir / "profile", profile)),
     )
     if restored:
       return _loop(run, restored.state, step_lib.init_frozen(plan), first)
@@ -187,8 +190,14 @@ def _loop(run: _Run, state, frozen, first: int) -> bool:
   for step in range(first + 1, config["steps"] + 1):
     local = next(run.data)
     batch = step_lib.put(run.plan.mesh, local)
-    with jax.transfer_guard("disallow"):
+    run.trace.before(step, state)
+    with (
+      jax.profiler.StepTraceAnnotation("train", step_num=step),
+      jax.transfer_guard("disallow"),
+    ):
       state, metrics = advance(state, frozen, batch)
+    if run.trace.after(step, metrics):
+      log.note(f"profiled up to step {step}")
     if run.history:
       run.history.add(step, local)
     seen.add(step, metrics)
@@ -202,6 +211,10 @@ def _loop(run: _Run, state, frozen, first: int) -> bool:
     stop = run.interrupt.received(step)
     if stop or _due(config["save_every"], step, config):
       seen.flush()
+      # A checkpoint never knows of more than the records.
+      log.flush()
+      if run.history:
+        run.history.flush()
       run.saver.save(step, state, run.data)
       log.restart_clock(step)
     if stop:

@@ -36,7 +36,7 @@ class Finished(NamedTuple):
 class Server:
   """Starts `server.py` and asks it to run programs."""
 
-  def __init__(self, directory: pathlib.Path):
+  def __init__(self, directory: pathlib.Path, devices: int = 1):
     self._directory = directory
     self._process = subprocess.Popen(
       [sys.executable, str(pathlib.Path(__file__).parent / "server.py")],
@@ -45,8 +45,9 @@ class Server:
       text=True,
       env={
         **os.environ,
-        # One device, compiled quickly.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        # Compiled quickly.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+        f"--xla_force_host_platform_device_count={devices}",
         "XDG_CACHE_HOME": str(directory / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       },

@@ -45,6 +45,9 @@ PROGRAM = """
         with _program.output_directory("a/b/c") as directory:
           assert directory.is_dir()
           raise errors.UserError("stop")
+      case "remote":
+        with _program.output_directory("gs://bucket/x"):
+          pass
       case "wait":
         with _program.output_directory("a") as directory:
           print("ready", flush=True)
@@ -123,6 +126,23 @@ def run(place, *flags, **environment):
     ),
     (["--do=directory"], 2, "error: stop"),
     (
+      ["--do=remote"],
+      2,
+      "error: expected an output directory of this machine, found"
+      " gs://bucket/x",
+    ),
+    (
+      ["--compile_cache=prog.py/x"],
+      2,
+      "error: cannot create the output directory prog.py/x: Not a directory",
+    ),
+    (
+      ["--compile_cache=s3://bucket/x"],
+      2,
+      "error: expected a path of this machine or one that begins with gs://,"
+      " found s3://bucket/x",
+    ),
+    (
       ["stray"],
       2,
       "error: unexpected argument 'stray': write options as --name=value",
@@ -191,7 +211,10 @@ def test_compiled_programs_are_kept(place):
   home = str(place / ".cache" / "dcvideogen_jax" / "xla")
   assert home in run(place).stdout
   assert "/x/dcvideogen_jax/xla" in run(place, XDG_CACHE_HOME="/x").stdout
-  assert "/y\n" in run(place, JAX_COMPILATION_CACHE_DIR="/y").stdout
+  told = {"JAX_COMPILATION_CACHE_DIR": "/y"}
+  assert "/y\n" in run(place, **told).stdout
+  assert "z/xla\n" in run(place, "--compile_cache=z/xla", **told).stdout
+  assert (place / "z" / "xla").is_dir()
 
 
 @pytest.mark.parametrize(
