@@ -3,8 +3,9 @@
   python -m launch.sample --config=configs/sample.py:dc-t2v-14b,size=720p \\
     --prompt="..." --output=out
 
-The argument names a model and, after a comma, a size; anything can be
-overridden with `--config.steps=20`. Steps and guidance are those of arXiv
+The argument names a model and, after commas, `size` and `target`, a slice of
+TPUs whose chips share each video; anything can be overridden with
+`--config.steps=20`. Steps and guidance are those of arXiv
 2509.25182 and of the released scripts; `shift` is read from the checkpoint's
 scheduler unless it is set here. An image keeps its shape: for image to video a
 size is an area.
@@ -15,18 +16,43 @@ from ml_collections import config_dict
 
 from configs import common
 
-# Repository or shipped model, task, frames, steps, guidance. A revision is
-# pinned by --model=owner/name@commit.
+_DC = "nvidia/DC-VideoGen-Wan2.1-14B"
+# Repository, directory or shipped model; the transformer in it; task, frames,
+# steps, guidance. A revision is pinned by --model=owner/name@commit; nobody has
+# published DC-VideoGen with 1.3B, which configs/adapt.py makes.
 MODELS = {
-  "tiny": ("tiny", "t2v", 16, 20, 3.0),
-  "tiny-i2v": ("tiny", "i2v", 16, 20, 3.0),
-  "dc-t2v-14b": ("nvidia/DC-VideoGen-Wan2.1-14B", "t2v", 80, 50, 5.0),
-  "dc-i2v-14b": ("nvidia/DC-VideoGen-Wan2.1-14B", "i2v", 80, 50, 5.0),
-  "wan-t2v-1.3b": ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "t2v", 81, 50, 5.0),
-  "wan-t2v-14b": ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "t2v", 81, 50, 5.0),
-  "wan-i2v-14b": ("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "i2v", 81, 40, 5.0),
+  "tiny": ("tiny", None, "t2v", 16, 20, 3.0),
+  "tiny-i2v": ("tiny", None, "i2v", 16, 20, 3.0),
+  "dc-t2v-1.3b": ("out/dc-t2v-1.3b", "dc-wan2.1-t2v-1.3b", "t2v", 80, 50, 3.0),
+  "dc-t2v-14b": (_DC, "dc-wan2.1-t2v-14b", "t2v", 80, 50, 5.0),
+  "dc-i2v-14b": (_DC, "dc-wan2.1-i2v-14b", "i2v", 80, 50, 5.0),
+  "wan-t2v-1.3b": (
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "wan2.1-t2v-1.3b",
+    "t2v",
+    81,
+    50,
+    5.0,
+  ),
+  "wan-t2v-14b": (
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    "wan2.1-t2v-14b",
+    "t2v",
+    81,
+    50,
+    5.0,
+  ),
+  "wan-i2v-14b": (
+    "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+    "wan2.1-i2v-14b",
+    "i2v",
+    81,
+    40,
+    5.0,
+  ),
   "wan-i2v-14b-480p": (
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+    "wan2.1-i2v-14b",
     "i2v",
     81,
     40,
@@ -34,6 +60,7 @@ MODELS = {
   ),
   "wan-flf2v-14b": (
     "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
+    "wan2.1-flf2v-14b",
     "i2v",
     81,
     50,
@@ -46,15 +73,33 @@ SIZES = {
   "1080p": (1080, 1920),
   "2160p": (2160, 3840),
 }
+# By devices: how they share a video, and how its transformer's weights are
+# split. The two passes of the guidance go to halves of a slice, the tokens of
+# each to its four chips, which have 12 or 40 heads between them.
+_TARGETS = {
+  "any": (common.mesh(), common.SAMPLE_SHARDING),
+  "v6e_2x4": (
+    common.mesh(data=2, context=4),
+    common.sample_sharding("fsdp", "context"),
+  ),
+}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The config for an argument such as "dc-t2v-14b,size=720p"."""
   arg = common.parse_arg(
-    arg, {"model": tuple(MODELS), "size": ("default", *SIZES)}
+    arg,
+    {
+      "model": tuple(MODELS),
+      "size": ("default", *SIZES),
+      "target": tuple(_TARGETS),
+    },
   )
   c = ml_collections.ConfigDict()
-  c.model, c.task, c.frames, c.steps, c.guidance_scale = MODELS[arg.model]
+  # What launch.plan, which reads no weights, takes the transformer for.
+  c.variant = config_dict.placeholder(str)
+  c.model, c.variant, c.task, *numbers = MODELS[arg.model]
+  c.frames, c.steps, c.guidance_scale = numbers
   if c.model == "tiny":
     height, width = 64, 64
   elif arg.model == "wan-i2v-14b-480p" or c.task == "t2v":
@@ -79,6 +124,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.negative_prompt = config_dict.placeholder(str)
   # Both branches of the guidance at once; None decides by the tokens.
   c.batched = config_dict.placeholder(bool)
+  # How several devices share the work, and the weights.
+  c.mesh, c.sharding = _TARGETS[arg.target]
   # None is bfloat16, on a CPU float32.
   c.dtype = config_dict.placeholder(str)
   return c

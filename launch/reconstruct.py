@@ -2,6 +2,9 @@
 
   python -m launch.reconstruct --model=tiny --input=clip.mp4 --output=out
 
+With --spatial=N so many devices share each picture, also those of several
+processes, started as `launch.train`'s are. The result is the same.
+
 Writes into `--output`, all at the end and all or nothing:
   reconstruction.mp4   of the input's size, length and rate (.png for an image)
   side_by_side.mp4     the input on the left (.png for an image)
@@ -27,12 +30,21 @@ import numpy as np
 import PIL.Image
 import tqdm
 from absl import flags
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
 
-from dcvideogen_jax import convert, errors, files, memory
+from dcvideogen_jax import convert, errors, files, memory, sharding
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.models import bands, dc_ae_v, streaming
-from launch import _clock, _comparison, _model, _program, _report
+from launch import (
+  _clock,
+  _comparison,
+  _distributed,
+  _model,
+  _program,
+  _report,
+)
 
 _MODEL = flags.DEFINE_string(
   "model",
@@ -66,6 +78,12 @@ _BUDGET = flags.DEFINE_float(
   "Memory beyond the weights; frames that do not fit are computed in bands,"
   " with the same result. Unset: four fifths of what is free.",
   lower_bound=1e-6,
+)
+_SPATIAL = flags.DEFINE_integer(
+  "spatial",
+  1,
+  "Devices that share a picture's columns, and the memory it takes.",
+  lower_bound=1,
 )
 _FRAMES_RULE = flags.DEFINE_enum(
   "frames_rule",
@@ -107,15 +125,20 @@ class Input(NamedTuple):
 def main(argv: Sequence[str]) -> None:
   """Checks, loads, streams, writes."""
   del argv
+  _distributed.join()
   clock = _clock.Clock()
   source = _probe(_INPUT.value)
   weights = _model.weights(_MODEL.value)
   config = _model.config(_CONFIG.value)
-  with _program.output_directory(_OUTPUT.value) as output:
+  mesh = _mesh()
+  with _program.output_directory(_OUTPUT.value) as output, jax.set_mesh(mesh):
     with clock.phase("load"):
       # None keeps the parameters as they are and computes in float32.
       dtype = None if _DTYPE.value == "float32" else jnp.dtype(_DTYPE.value)
-      module, variables = convert.load("dc_ae_v", weights, config, dtype)
+      everywhere = NamedSharding(mesh, P())
+      module, variables = convert.load(
+        "dc_ae_v", weights, config, dtype, sharding=everywhere
+      )
     _check_frames(source, source.frames, module)
     settings = _settings(module, variables)
     print(
@@ -172,6 +195,25 @@ def _reconstruct(
     },
     "versions": _report.versions(),
   }
+
+
+def _mesh() -> Mesh:
+  """The devices that share the pictures.
+
+  Raises:
+    errors.UserError: if there are not as many, or if processes would have none.
+  """
+  count, devices = _SPATIAL.value, jax.devices()
+  if count > len(devices):
+    raise errors.UserError(
+      f"--spatial={count} needs as many devices, found {len(devices)}"
+    )
+  if jax.process_count() > 1 and count < len(devices):
+    raise errors.UserError(
+      f"{jax.process_count()} processes need --spatial={len(devices)}, all "
+      f"their devices, found {count}"
+    )
+  return sharding.make_mesh({"spatial": count}, devices[:count])
 
 
 def _probe(path: str) -> Input:
@@ -244,7 +286,7 @@ def _plans(module: dc_ae_v.DCAEV, source: Input) -> dict[str, bands.Plan]:
   Raises:
     errors.UserError: if the budget is too small.
   """
-  budget = 0.8 * memory.free()
+  budget = 0.8 * memory.free_on_all()
   if _BUDGET.value is not None:
     budget = _BUDGET.value * 2**30
   streamed = source.frames > module.chunk_frames
@@ -256,6 +298,7 @@ def _plans(module: dc_ae_v.DCAEV, source: Input) -> dict[str, bands.Plan]:
       budget,
       decode=name == "decode",
       streamed=streamed,
+      devices=_SPATIAL.value,
     )
     for name in ("encode", "decode")
   }
@@ -336,6 +379,7 @@ def _settings(
     "dtype": _DTYPE.value,
     "frames_rule": _FRAMES_RULE.value,
     "memory_budget_gib": _BUDGET.value,
+    "spatial": _SPATIAL.value,
     "crf": _CRF.value,
   }
 

@@ -3,6 +3,12 @@
   python -m launch.sample --model=tiny --prompt="a red ball rolls" --output=out
   python -m launch.sample --config=configs/sample.py:dc-i2v-14b,size=720p \\
     --prompt="..." --image=photo.jpg --seeds=0,1 --output=out
+  python -m launch.sample --config=configs/sample.py:dc-t2v-14b,size=1080p \\
+    --config.mesh.context=4 --config.mesh.data=2 --prompt="..." --output=out
+
+The mesh says how several devices share a video: "data" has the two passes of
+the guidance (or prompts), "context" the tokens, "tensor" the heads and hidden
+features with their weights, "spatial" the columns of the picture in decoding.
 
 Writes per prompt and seed `{index}_{prompt}_seed{seed}`
   .mp4    with its settings in the comment tag
@@ -31,10 +37,19 @@ from dcvideogen_jax.sample import (
   generation,
   loading,
   pipeline,
+  placement,
   sizes,
   weights_cache,
 )
-from launch import _clock, _model, _program, _report, _requests, _sheet
+from launch import (
+  _clock,
+  _distributed,
+  _model,
+  _program,
+  _report,
+  _requests,
+  _sheet,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -112,6 +127,7 @@ _DTYPES = {None: None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def main(argv: Sequence[str]) -> None:
   """Checks, loads, samples, writes."""
   del argv
+  _distributed.join()
   clock = _clock.Clock()
   c = _CONFIG.value
   requests = _requests.gather(
@@ -202,6 +218,7 @@ def _load(
   c: Any, task: str, loras: list[tuple[str, float]]
 ) -> pipeline.DCVideoGen:
   source = _model.pipeline(_MODEL.value or c.model)
+  layout = placement.layout(c.mesh, c.sharding)
   print(f"loading {source} for {task}", flush=True)
   load = convert.load
   if _WEIGHTS_CACHE.value:
@@ -213,6 +230,7 @@ def _load(
     image_encoder=_IMAGE_ENCODER.value,
     dtype=_DTYPES[c.dtype],
     load_model=load,
+    layout=layout,
   )
   for path, scale in loras:
     module, variables = parts.transformer
@@ -221,7 +239,8 @@ def _load(
     params = convert.merge(variables["params"], updates, donate=True)
     part = loading.Part(module, {"params": params})
     parts = parts._replace(transformer=part)
-  return pipeline.DCVideoGen(parts, _program.cache_directory() / "programs")
+  compiled = _program.cache_directory() / "programs"
+  return pipeline.DCVideoGen(parts, compiled, layout)
 
 
 def _read_texts(made, c, requests):

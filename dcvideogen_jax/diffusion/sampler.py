@@ -117,18 +117,22 @@ def sample(
   return jax.lax.scan(body, start(noise, plan), plan)[0].x
 
 
-def jit_step(model: Model) -> Callable[..., Carry]:
+def jit_step(model: Model, out_shardings: Any = None) -> Callable[..., Carry]:
   """One jitted step, `(carry, row, *inputs) -> carry`; donates the carry.
 
   Keep it: it is compiled once for its shapes, and then serves every step of
   every plan of the same solver and order. It can be lowered and compiled ahead
   like any jitted function.
+
+  Args:
+    model: as for `advance`.
+    out_shardings: of the carry, as for `jax.jit`; one for all of it, or None.
   """
 
   def step(carry: Carry, row: Plan, *inputs: Any) -> Carry:
     return advance(model, carry, row, *inputs)
 
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
 def stream(
@@ -136,6 +140,7 @@ def stream(
   noise: Float[Array, "b ..."],
   plan: Plan,
   *inputs: Any,
+  where: Any = None,
 ) -> Iterator[tuple[int, Float32[Array, "b ..."]]]:
   """The whole run as a loop on the host that hands out every step's latents.
 
@@ -146,6 +151,7 @@ def stream(
     noise: as for `sample`; left intact.
     plan: as of `plan`.
     *inputs: passed on to the model.
+    where: a sharding for each step's row of the plan; None is one device.
 
   Yields:
     (i, latents) with i from 0. All but the last latents are donated to the next
@@ -153,5 +159,5 @@ def stream(
   """
   carry = start(noise, plan)
   for i in range(plan.steps):
-    carry = step(carry, jax.device_put(row(plan, i)), *inputs)
+    carry = step(carry, jax.device_put(row(plan, i), where), *inputs)
     yield i, jax.block_until_ready(carry.x)

@@ -21,7 +21,7 @@ Prompt = str | Sequence[str] | Float[Array, "b s d"]
 _SEEDS = 2**32
 
 
-def prompts(given: Prompt) -> tuple[list[str] | Array, int]:
+def prompts(given: Prompt) -> tuple[list[str] | Any, int]:
   """A list of texts or an array of embeddings, and how many there are.
 
   Raises:
@@ -34,7 +34,7 @@ def prompts(given: Prompt) -> tuple[list[str] | Array, int]:
       raise errors.UserError(
         f"expected text embeddings (b, s, d), found {given.shape}"
       )
-    return jnp.asarray(given), len(given)
+    return given, len(given)
   texts = list(given)
   if not texts or not all(isinstance(text, str) for text in texts):
     raise errors.UserError(f"expected prompts, found {given!r}")

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Array, Float
 
+from dcvideogen_jax import sharding
 from dcvideogen_jax.models import umt5
 from dcvideogen_jax.sample import arguments
 
@@ -26,15 +27,17 @@ def pad(image: arguments.Image, grid: tuple[int, int]) -> arguments.Image:
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_text(module, variables, ids, mask) -> Float[Array, "b s d"]:
-  """Embeddings that are zero after the text's end."""
-  return umt5.zero_padding(module.apply(variables, ids, mask), mask)
+  """Embeddings that are zero after the text's end, on all devices."""
+  hidden = module.apply(variables, ids, mask)
+  return sharding.constrain(umt5.zero_padding(hidden, mask))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_images(module, variables, pixels) -> Float[Array, "b m e"]:
   """CLIP features of preprocessed images, in float32 that deserves the name.
 
-  A GPU would multiply with ten bits of mantissa otherwise.
+  They lie on all devices. A GPU would multiply with ten bits of mantissa
+  otherwise.
   """
   with jax.default_matmul_precision("highest"):
-    return module.apply(variables, pixels)
+    return sharding.constrain(module.apply(variables, pixels))

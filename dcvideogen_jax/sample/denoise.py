@@ -1,12 +1,30 @@
-"""The diffusion model as the sampler sees it."""
+"""From noise to latents: the guided model, compiled, step by step."""
 
-from collections.abc import Mapping
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.diffusion import guidance
+from dcvideogen_jax import sharding
+from dcvideogen_jax.diffusion import guidance, sampler
+from dcvideogen_jax.models import wan_dit
+from dcvideogen_jax.sample import placement, programs
+
+# Both branches of guidance go through the model at once up to so many tokens;
+# beyond, one branch keeps a device busy and needs half the activations.
+_BATCHED_TOKENS = 16384
+
+
+def no_phase(name: str) -> contextlib.AbstractContextManager[None]:
+  """Says nothing about what is being done."""
+  del name
+  return contextlib.nullcontext()
 
 
 def velocity(
@@ -44,3 +62,84 @@ def velocity(
   if not guided:
     return model(x, t, cond).astype(jnp.float32)
   return guidance.guided(model, scale, batched=batched)(x, t, cond, uncond)
+
+
+def batched_by_default(
+  module: wan_dit.WanDiT,
+  shape: tuple[int, ...],
+  layout: placement.Layout | None = None,
+) -> bool:
+  """Whether guidance sends both branches through the transformer at once.
+
+  Args:
+    module: the transformer.
+    shape: of the latents, `b t h w c`.
+    layout: of several devices, which share samples and tokens.
+  """
+  tokens = 2 * math.prod(shape[:-1]) // math.prod(module.patch)
+  if layout is not None:
+    samples = sharding.batch_devices(layout.mesh)
+    if shape[0] % samples:
+      return True
+    tokens //= samples * sharding.devices(layout.mesh, "tokens")
+  return tokens <= _BATCHED_TOKENS
+
+
+def run(
+  transformer: Any,
+  noise: Float[Array, "b t h w c"],
+  plan: sampler.Plan,
+  scale: float,
+  cond: Mapping[str, Array],
+  uncond: Mapping[str, Array] | None,
+  *,
+  batched: bool,
+  layout: placement.Layout | None,
+  compiled: programs.Programs,
+  one_program: bool,
+  phase: Callable[..., contextlib.AbstractContextManager[Any]] = no_phase,
+  on_step: Callable[[int, Array], None] | None = None,
+) -> Float[Array, "b t h w c"]:
+  """Samples latents.
+
+  Args:
+    transformer: `loading.Part`.
+    noise: standard normal, on all devices of the layout, as all inputs.
+    plan: of the steps.
+    scale: of the guidance; without `uncond` there is none.
+    cond, uncond: as for `velocity`.
+    batched: see `guidance.guided`.
+    layout: of several devices; None is one.
+    compiled: keeps the programs.
+    one_program: run all steps as one, without `on_step`.
+    phase, on_step: as for `DCVideoGen.generate`.
+  """
+  module, variables = transformer
+  where = layout and layout.everywhere
+  guided = uncond is not None
+  model = functools.partial(velocity, module, guided, batched)
+  scale = jax.device_put(np.float32(scale), where)
+  inputs = (variables["params"], scale, cond, uncond)
+  name = f"{module!r} {guided} {batched}"
+  if one_program:
+    function = functools.partial(sampler.sample, model)
+    function = jax.jit(function, out_shardings=where)
+    inputs = (noise, jax.device_put(plan, where), *inputs)
+    with phase("compile"), placement.in_force(layout):
+      program = compiled.get(f"all steps {name}", function, *inputs)
+    with phase("denoise"):
+      return jax.block_until_ready(program(*inputs))
+  carry = jax.eval_shape(functools.partial(sampler.start, plan=plan), noise)
+  carry = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), carry
+  )
+  with phase("compile"), placement.in_force(layout):
+    row = jax.device_put(sampler.row(plan, 0), where)
+    function = sampler.jit_step(model, where)
+    program = compiled.get(f"step {name}", function, carry, row, *inputs)
+  with phase("denoise"):
+    steps = sampler.stream(program, noise, plan, *inputs, where=where)
+    for i, latents in steps:
+      if on_step is not None:
+        on_step(i, latents)
+  return latents

@@ -7,11 +7,12 @@ them: scaled (DC-AE-V) or normalised (Wan), float32, `b t h w c`.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
 from dcvideogen_jax.sample import sizes
@@ -75,6 +76,7 @@ class Deep(_Space):
       budget,
       decode=False,
       streamed=frames > module.chunk_frames,
+      devices=_sharing(),
     )
     return encode.stream_deep(module, self.variables, video, frames, plan)
 
@@ -107,6 +109,7 @@ class Deep(_Space):
       budget / latents.shape[0],
       decode=True,
       streamed=latents.shape[1] > chunk,
+      devices=_sharing(),
     )
     unscaled = _unscale(latents, module.latent_scale, dtype=dtype)
     pieces = (
@@ -178,6 +181,11 @@ class Wan(_Space):
 def _one(image: Image | None) -> Float[np.ndarray, "1 h w 3"] | None:
   """A batch of one image, if there is one."""
   return None if image is None else image[None]
+
+
+def _sharing() -> int:
+  """Devices of the mesh in force that share a picture's columns."""
+  return sharding.devices(jax.sharding.get_abstract_mesh(), "columns")
 
 
 def _unscale(latents, scale, dtype):

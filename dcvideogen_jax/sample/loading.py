@@ -1,5 +1,6 @@
 """Loads the parts of a pipeline from published files."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.diffusion import flow
-from dcvideogen_jax.sample import latents, layouts
+from dcvideogen_jax.sample import latents, layouts, placement
 
 # What a checkpoint without a scheduler means: Wan's own.
 DEFAULT_OPTIONS = flow.from_config(
@@ -28,6 +29,16 @@ DEFAULT_OPTIONS = flow.from_config(
 
 # The same for Wan's model of a first and a last image.
 _TWO_IMAGES_SHIFT = 16.0
+
+
+# What `placement.Layout` calls the parts that kinds of models are.
+_NAMES = {
+  "wan_dit": "transformer",
+  "umt5": "text_encoder",
+  "clip_vision": "image_encoder",
+  "dc_ae_v": "autoencoder",
+  "wan_vae": "autoencoder",
+}
 
 
 class Part(NamedTuple):
@@ -80,6 +91,7 @@ def load(
   image_encoder: str | os.PathLike[str] | None = None,
   dtype: Any = None,
   load_model: Callable[..., tuple[Any, Any]] = convert.load,
+  layout: placement.Layout | None = None,
 ) -> Parts:
   """Loads a published model, straight from its PyTorch files.
 
@@ -93,6 +105,7 @@ def load(
     dtype: of networks and weights; None is bfloat16, on a CPU float32, which is
       faster there. CLIP and Wan's autoencoder stay in float32.
     load_model: replaces `convert.load`, as `weights_cache.caching` does.
+    layout: of the weights on several devices; None is one device.
 
   Raises:
     errors.UserError: if a part is missing, damaged or does not fit.
@@ -107,6 +120,8 @@ def load(
   paths = layouts.locate(
     source, task, autoencoder=autoencoder, image_encoder=image_encoder
   )
+  if layout is not None:
+    load_model = _loading_to(layout, load_model)
   options = _read_scheduler(paths.scheduler)
   tokenizer = tokenize.Tokenizer.from_directory(paths.tokenizer)
   transformer = Part(*load_model("wan_dit", paths.transformer, dtype=dtype))
@@ -128,6 +143,43 @@ def load(
   located = paths._asdict().items()
   found = {k: str(v) for k, v in located if isinstance(v, pathlib.Path)}
   return Parts(transformer, space, texts, clip, options, dtype, found)
+
+
+def placed(parts: Parts, layout: placement.Layout) -> Parts:
+  """The same parts with their variables where `load` would have put them.
+
+  Variables that are shapes are given their shardings.
+
+  Raises:
+    errors.UserError: if the rules do not fit.
+  """
+
+  def put(x, where):
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.device_put(x, where)
+
+  def move(name, part):
+    where = layout.shardings(name, part.variables)
+    return type(part)(part.module, jax.tree.map(put, part.variables, where))
+
+  texts, images = parts.texts, parts.image_encoder
+  return parts._replace(
+    transformer=move("transformer", parts.transformer),
+    space=move("autoencoder", parts.space),
+    texts=texts and texts._replace(encoder=move("text_encoder", texts.encoder)),
+    image_encoder=images and move("image_encoder", images),
+  )
+
+
+def _loading_to(layout, load_model):
+  """The same function for weights that go where a layout has them."""
+
+  def load(kind, source, **options):
+    where = functools.partial(layout.shardings, _NAMES[kind])
+    return load_model(kind, source, sharding=where, **options)
+
+  return load
 
 
 def _task_of(transformer: Part) -> str:

@@ -14,7 +14,6 @@ the same on every device up to rounding.
 
 import contextlib
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,53 +23,46 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcvideogen_jax import errors, memory
+from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.data import clip_images, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
-from dcvideogen_jax.models import wan_dit
 from dcvideogen_jax.sample import (
   arguments,
   conditions,
   denoise,
   generation,
   loading,
+  placement,
   programs,
   sizes,
 )
-
-# Both branches of guidance go through the model at once up to so many tokens;
-# beyond, one branch keeps a device busy and needs half the activations.
-_BATCHED_TOKENS = 16384
 
 # Of free memory, what encoding and decoding are planned with. The rest is for
 # cuDNN's workspaces and for blocks that are free but not next to each other.
 SHARE = 0.85
 
 
-def no_phase(name: str) -> contextlib.AbstractContextManager[None]:
-  """Says nothing about what is being done."""
-  del name
-  return contextlib.nullcontext()
-
-
 class DCVideoGen:
-  """Text or image to video on one device, with everything resident.
+  """Text or image to video with everything resident.
 
   Attributes:
     parts: the models.
     task: "t2v" or "i2v".
+    layout: of several devices; None is one.
   """
 
   def __init__(
     self,
     parts: loading.Parts,
     program_cache: str | os.PathLike[str] | None = None,
+    layout: placement.Layout | None = None,
   ):
     """Puts parts together.
 
     Args:
       parts: the models; `texts` may be None if only embeddings are given.
       program_cache: a directory for compiled programs; None keeps none.
+      layout: where the parts lie, as of `loading.load`.
 
     Raises:
       errors.UserError: if the transformer and the autoencoder do not fit.
@@ -78,6 +70,7 @@ class DCVideoGen:
     loading.check_channels(parts.transformer.module, parts.space)
     self.parts = parts
     self.task = parts.task
+    self.layout = layout
     self._embedded: dict[str, np.ndarray] = {}
     self._conditioned: tuple[Any, dict[str, Array]] | None = None
     self._programs = programs.Programs(program_cache)
@@ -91,7 +84,8 @@ class DCVideoGen:
     **options: Any,
   ) -> "DCVideoGen":
     """Loads a published model; arguments and errors as of `loading.load`."""
-    return cls(loading.load(source, **options), program_cache)
+    parts = loading.load(source, **options)
+    return cls(parts, program_cache, options.get("layout"))
 
   def free_text_encoder(self) -> None:
     """Gives the text encoder's memory back; embeddings seen so far stay."""
@@ -122,7 +116,9 @@ class DCVideoGen:
     size_rule: str = "exact",
     one_program: bool = False,
     memory_budget: float | None = None,
-    phase: Callable[..., contextlib.AbstractContextManager[Any]] = no_phase,
+    phase: Callable[
+      ..., contextlib.AbstractContextManager[Any]
+    ] = denoise.no_phase,
     on_step: Callable[[int, Array], None] | None = None,
   ) -> generation.Generation:
     """Generates latents; the result decodes them when asked.
@@ -192,9 +188,21 @@ class DCVideoGen:
     shared = {k: jnp.repeat(x, b, axis=0) for k, x in condition.items()}
     inputs = (cond | shared, uncond and uncond | shared)
     if batched is None:
-      batched = batched_by_default(module, start.shape)
-    latents = self._denoise(
-      start, plan, scale, *inputs, batched, one_program, phase, on_step
+      batched = denoise.batched_by_default(module, start.shape, self.layout)
+    if self.layout is not None:
+      self.layout.check_batch(2 * b if batched and uncond else b)
+    latents = denoise.run(
+      self.parts.transformer,
+      self._put(start),
+      plan,
+      scale,
+      *inputs,
+      batched=batched,
+      layout=self.layout,
+      compiled=self._programs,
+      one_program=one_program,
+      phase=phase,
+      on_step=on_step,
     )
     settings = {
       "task": self.task,
@@ -213,6 +221,7 @@ class DCVideoGen:
       "size_rule": size_rule,
       "one_program": one_program,
       "dtype": jnp.dtype(self.parts.dtype).name,
+      "mesh": self.layout and dict(self.layout.mesh.shape),
       "files": dict(self.parts.files),
     }
     decode = functools.partial(self._decode, size, memory_budget, phase)
@@ -269,12 +278,12 @@ class DCVideoGen:
       raise errors.UserError(f"expected {wanted}, found {found}")
     width = self.parts.transformer.module.text_width
     if isinstance(prompts, list):
-      prompts = jnp.asarray(np.concatenate([self._embed(x) for x in prompts]))
+      prompts = np.concatenate([self._embed(x) for x in prompts])
     if prompts.shape[-1] != width:
       raise errors.UserError(
         f"expected text embeddings (b, s, {width}), found {prompts.shape}"
       )
-    return jnp.repeat(prompts, b // found, axis=0)
+    return jnp.repeat(self._put(prompts), b // found, axis=0)
 
   def _embed(self, prompt):
     """One text's embedding, kept on the host: a prompt file may be long."""
@@ -283,10 +292,11 @@ class DCVideoGen:
       if self.parts.texts is None:
         raise errors.UserError(f"there is no text encoder for {text!r}")
       tokenizer, (module, variables), length = self.parts.texts
-      embedding = conditions.encode_text(
-        module, variables, *tokenizer([text], length)
-      )
-      self._embedded[text] = jax.device_get(embedding)
+      with placement.in_force(self.layout):
+        embedding = conditions.encode_text(
+          module, variables, *tokenizer([text], length)
+        )
+      self._embedded[text] = sharding.to_host(embedding)
     return self._embedded[text]
 
   def condition(
@@ -318,20 +328,23 @@ class DCVideoGen:
     pixels = np.stack(
       [clip_images.preprocess(x, clip.module.image_size) for x in seen]
     )
-    features = conditions.encode_images(clip.module, clip.variables, pixels)
+    with placement.in_force(self.layout):
+      features = conditions.encode_images(clip.module, clip.variables, pixels)
     space = self.parts.space
     t, h, w, _ = self.latent_shape(size)
     grid = (h * space.spatial, w * space.spatial)
     padded = [conditions.pad(x, grid) for x in images]
     last = padded[1] if len(padded) == 2 else None
-    encoded = space.condition(
-      padded[0], last, size.frames, self._budget(memory_budget)
-    )
+    with placement.in_force(self.layout):
+      encoded = space.condition(
+        padded[0], last, size.frames, self._budget(memory_budget)
+      )
     mask = space.mask(size.frames, last is not None)
     mask = np.broadcast_to(mask[None, :, None, None], (1, t, h, w, 4))
+    extra = np.concatenate([mask, sharding.to_host(encoded)], axis=-1)
     return {
       "image": features.reshape(1, -1, features.shape[-1]),
-      "extra": jnp.concatenate([jnp.asarray(mask), encoded], axis=-1),
+      "extra": self._put(extra),
     }
 
   def _last_condition(self, image, last_image, size, memory_budget):
@@ -349,57 +362,18 @@ class DCVideoGen:
     return tokenize.NEGATIVE_PROMPTS["wan" + suffix]
 
   def _decode(self, size, memory_budget, phase, latents):
-    chunks = self.parts.space.decode(
-      latents, size, self.parts.dtype, self._budget(memory_budget)
-    )
+    budget = self._budget(memory_budget)
+    with placement.in_force(self.layout):
+      chunks = self.parts.space.decode(latents, size, self.parts.dtype, budget)
     while True:
-      with phase("decode"):
+      with phase("decode"), placement.in_force(self.layout):
         chunk = next(chunks, None)
       if chunk is None:
         return
       yield chunk
 
   def _budget(self, budget):
-    return SHARE * memory.free() if budget is None else budget
+    return SHARE * memory.free_on_all() if budget is None else budget
 
-  def _denoise(
-    self, start, plan, scale, cond, uncond, batched, one_program, phase, on_step
-  ):
-    module, variables = self.parts.transformer
-    guided = uncond is not None
-    model = functools.partial(denoise.velocity, module, guided, batched)
-    inputs = (variables["params"], jnp.float32(scale), cond, uncond)
-    name = f"{module!r} {guided} {batched}"
-    if one_program:
-      with phase("compile"):
-        function = jax.jit(functools.partial(sampler.sample, model))
-        program = self._programs.get(
-          f"all steps {name}", function, start, plan, *inputs
-        )
-      with phase("denoise"):
-        return jax.block_until_ready(program(start, plan, *inputs))
-    with phase("compile"):
-      carry = jax.eval_shape(functools.partial(sampler.start, plan=plan), start)
-      program = self._programs.get(
-        f"step {name}",
-        sampler.jit_step(model),
-        carry,
-        jax.device_put(sampler.row(plan, 0)),
-        *inputs,
-      )
-    with phase("denoise"):
-      for i, latents in sampler.stream(program, start, plan, *inputs):
-        if on_step is not None:
-          on_step(i, latents)
-    return latents
-
-
-def batched_by_default(module: wan_dit.WanDiT, shape: tuple[int, ...]) -> bool:
-  """Whether guidance sends both branches through the transformer at once.
-
-  Args:
-    module: the transformer.
-    shape: of the latents, `b t h w c`.
-  """
-  tokens = 2 * math.prod(shape[:-1]) // math.prod(module.patch)
-  return tokens <= _BATCHED_TOKENS
+  def _put(self, x: Any) -> Array:
+    return jnp.asarray(x) if self.layout is None else self.layout.put(x)

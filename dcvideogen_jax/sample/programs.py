@@ -38,8 +38,12 @@ class Programs:
   """
 
   def __init__(self, directory: str | os.PathLike[str] | None = None):
-    """Keeps programs in memory, and in `directory` if there is one."""
-    self._directory = None if directory is None else pathlib.Path(directory)
+    """Keeps programs in memory, and in `directory` if there is one.
+
+    Of several processes none keeps its part of a program.
+    """
+    kept = directory is not None and jax.process_count() == 1
+    self._directory = pathlib.Path(directory) if kept else None
     self._programs: dict[str, Any] = {}
     self.loaded = 0
 
@@ -106,7 +110,7 @@ def _placed(x: Any) -> tuple[str, list[int]] | None:
 def _sources() -> str:
   """A digest of this package's modules that programs are made of."""
   root = pathlib.Path(dcvideogen_jax.__file__).parent
-  digest = hashlib.sha256()
+  digest = hashlib.sha256((root / "sharding.py").read_bytes())
   for folder in ("models", "ops", "diffusion", "sample"):
     for path in sorted((root / folder).rglob("*.py")):
       digest.update(path.read_bytes())

@@ -7,100 +7,13 @@ import pytest
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.diffusion import flow
-from dcvideogen_jax.models import clip_vision, dc_ae_v, umt5, wan_dit
-from dcvideogen_jax.sample import conditions, latents, loading, pipeline
-
-AUTOENCODER = {
-  "latent_channels": 4,
-  "widths": (8, 8, 8, 8),
-  "depths": (0, 1, 1, 1),
-  "chunk_frames": 8,
-  "spatial_factor": 4,
-  "latent_scale": 0.9,
-}
-DIT = {
-  "layers": 2,
-  "width": 24,
-  "heads": 2,
-  "ffn_width": 32,
-  "in_channels": 4,
-  "out_channels": 4,
-  "patch": (1, 1, 1),
-  "text_width": 8,
-  "frequencies": 16,
-}
-IMAGE = {"in_channels": 12, "image_width": 16}
-CLIP = {
-  "image_size": 28,
-  "patch": 14,
-  "layers": 2,
-  "width": 16,
-  "heads": 2,
-  "ffn_width": 32,
-}
-ENCODER = {
-  "vocab": 32,
-  "layers": 1,
-  "width": 8,
-  "heads": 2,
-  "head_width": 4,
-  "ffn_width": 16,
-}
-TEXT = np.random.default_rng(5).normal(size=(1, 6, 8)).astype(np.float32)
-NEGATIVE = np.random.default_rng(6).normal(size=(1, 6, 8)).astype(np.float32)
-PHOTO = np.random.default_rng(7).integers(0, 256, (30, 50, 3), dtype=np.uint8)
-
-
-class Letters:
-  """A tokenizer that counts how often it is asked."""
-
-  vocab = 32
-
-  def __init__(self):
-    self.asked = []
-
-  def __call__(self, prompts, length):
-    self.asked += prompts
-    padded = [text[:length].ljust(length) for text in prompts]
-    ids = [[3 + ord(c) % 28 for c in text] for text in padded]
-    mask = [[int(i <= len(text)) for i in range(length)] for text in prompts]
-    return np.asarray(ids, np.int32), np.asarray(mask, np.int32)
-
-
-def _part(module, *shapes, seed=0):
-  random = np.random.default_rng(seed)
-  expected = jax.eval_shape(module.init, jax.random.key(0), *shapes)
-
-  def fill(x):
-    fan_in = max(1, int(np.prod(x.shape[:-1])))
-    scale = 1 / np.sqrt(fan_in) if len(x.shape) > 1 else 0.2
-    return jnp.asarray(random.normal(size=x.shape) * scale, x.dtype)
-
-  return loading.Part(module, jax.tree.map(fill, expected))
-
-
-def _float(*shape):
-  return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def make(task="t2v", texts=False, **fields):
-  """A pipeline of small random models."""
-  dit = wan_dit.build({**DIT, **(IMAGE if task == "i2v" else {}), **fields})
-  arguments = [_float(1, *dit.patch, dit.in_channels), _float(1), TEXT]
-  clip = None
-  if task == "i2v":
-    arguments.append(_float(1, dit.image_positions or 5, 16))
-    clip = _part(clip_vision.build(CLIP), _float(1, 28, 28, 3))
-  tokens = jax.ShapeDtypeStruct((1, 10), jnp.int32)
-  encoder = _part(umt5.build(ENCODER), tokens, tokens)
-  return pipeline.DCVideoGen(
-    loading.Parts(
-      _part(dit, *arguments),
-      latents.Deep(*_part(dc_ae_v.build(AUTOENCODER), _float(1, 8, 4, 4, 3))),
-      loading.Texts(Letters(), encoder, 10) if texts else None,
-      clip,
-    )
-  )
+from dcvideogen_jax.sample import (
+  conditions,
+  denoise,
+  latents,
+  pipeline,
+)
+from tests.sample.small import NEGATIVE, PHOTO, TEXT, make, run
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +24,6 @@ def t2v():
 @pytest.fixture(scope="module")
 def i2v():
   return make("i2v")
-
-
-def run(made, **changes):
-  arguments = {
-    "negative_prompt": NEGATIVE,
-    "height": 10,
-    "width": 18,
-    "frames": 10,
-    "steps": 2,
-    **changes,
-  }
-  return made.generate(arguments.pop("prompt", TEXT), **arguments)
 
 
 @pytest.mark.parametrize("frames", [1, 9, 10])
@@ -178,7 +79,7 @@ def test_one_program_equals_steps(t2v):
 
 def test_guidance_together_equals_in_turn(t2v, monkeypatch):
   together = run(t2v).latents
-  monkeypatch.setattr(pipeline, "_BATCHED_TOKENS", 0)
+  monkeypatch.setattr(denoise, "_BATCHED_TOKENS", 0)
   in_turn = run(t2v).latents
   np.testing.assert_allclose(together, in_turn, atol=1e-5)
 
@@ -281,7 +182,7 @@ def test_phases_are_told(t2v):
 
   def phase(name):
     told.append(name)
-    return pipeline.no_phase(name)
+    return denoise.no_phase(name)
 
   result = run(t2v, phase=phase)
   assert told == ["text", "compile", "denoise"]

@@ -1,0 +1,110 @@
+"""Sampling on several devices gives what one device does."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from dcvideogen_jax import errors
+from dcvideogen_jax.models import bands
+from dcvideogen_jax.sample import loading, pipeline, placement
+from tests.sample import small
+
+# 45 tokens and 5 columns of latents, which no mesh divides.
+FIELDS = {"heads": 4}
+
+
+def spread(made, weights=("fsdp",), **sizes):
+  """The same pipeline on a mesh."""
+  layout = placement.layout(sizes, common.sample_sharding(*weights))
+  parts = loading.placed(made.parts, layout)
+  return pipeline.DCVideoGen(parts, layout=layout)
+
+
+@pytest.fixture(scope="module")
+def t2v():
+  made = small.make(**FIELDS)
+  return made, small.run(made)
+
+
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    {"data": 2},
+    {"fsdp": 2},
+    {"tensor": 2},
+    {"context": 4},
+    {"spatial": 2},
+    {"data": 2, "tensor": 2, "context": 2},
+  ],
+)
+def test_a_mesh_changes_nothing(t2v, sizes):
+  made, expected = t2v
+  found = small.run(spread(made, **sizes))
+  assert len(found.latents.sharding.device_set) == np.prod(list(sizes.values()))
+  np.testing.assert_allclose(
+    found.latents, expected.latents, rtol=1e-5, atol=1e-5
+  )
+  if "spatial" in sizes:
+    # Rounded from floats that differ in their last bits.
+    difference = found.video().astype(int) - expected.video()
+    assert np.abs(difference).max() <= 1 and (difference == 0).mean() > 0.99
+
+
+def test_a_budget_is_that_of_one_device(t2v, monkeypatch):
+  made, _ = t2v
+  devices, plan = [], bands.plan
+
+  def spy(*args, **kwargs):
+    devices.append(kwargs["devices"])
+    return plan(*args, **kwargs)
+
+  monkeypatch.setattr(bands, "plan", spy)
+  for sizes in {"spatial": 2}, {"context": 2, "spatial": 2}, {"data": 2}:
+    small.run(spread(made, **sizes)).video()
+  assert devices == [2, 4, 1]
+
+
+def test_image_to_video_on_all_axes_but_one():
+  """Conditions, images and texts too, and weights split over two axes."""
+  made = small.make("i2v", texts=True, **FIELDS)
+  given = {"prompt": "a cat", "negative_prompt": "bad", "image": small.PHOTO}
+  expected = small.run(made, **given, one_program=True)
+  other = spread(made, ("fsdp", "context"), data=2, context=2, spatial=2)
+  kernel = other.parts.transformer.variables["params"]["blocks"]["ffn"]
+  kernel = kernel["linear_1"]["kernel"]
+  assert kernel.sharding.shard_shape(kernel.shape)[1] == kernel.shape[1] // 2
+  found = small.run(other, **given, one_program=True)
+  np.testing.assert_allclose(
+    found.latents, expected.latents, rtol=1e-5, atol=1e-5
+  )
+
+
+def test_weights_go_where_the_rules_say(t2v):
+  made = spread(t2v[0], tensor=2, data=2)
+  parts = made.parts
+  heads = parts.transformer.variables["params"]["blocks"]["self_attn"]["q"]
+  kernel = heads["kernel"]
+  assert kernel.sharding.shard_shape(kernel.shape)[2] == kernel.shape[2] // 2
+  leaves = jax.tree.leaves(parts.space.variables)
+  assert all(leaf.sharding.is_fully_replicated for leaf in leaves)
+
+
+def test_a_single_device_needs_no_layout():
+  assert placement.layout(common.mesh(), ()) is None
+  with pytest.raises(errors.UserError, match="needs 16 devices, found 8"):
+    placement.layout(common.mesh(data=16), ())
+
+
+def test_samples_that_the_mesh_does_not_share(t2v):
+  made = spread(t2v[0], data=4)
+  with pytest.raises(errors.UserError, match="4 devices.*found 2"):
+    small.run(made)
+  with pytest.raises(errors.UserError, match="4 devices.*found 1"):
+    small.run(made, batched=False)
+
+
+def test_processes_with_nothing_to_do(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(errors.UserError, match="2 of the 8 devices"):
+    placement.layout(common.mesh(context=2), ())
