@@ -23,6 +23,22 @@ The numbers are those of DC-Gen `projects/DC-VideoGen/AE-Adapt-V.md` (commit
 `official_sigma_grid` they are as there. The first phase takes one GPU, the
 second and third 16. `raw` encodes in the step, from videos and captions.
 `runlocal` is a small transformer at random on random numbers.
+
+`target` fixes the batch, the mesh and what is computed again for some TPU
+slices; clips have 80 frames of 480x832. Compiled for slices that were not there
+(`launch.plan`, jax 0.10.2, libtpu 0.0.42; phase lora of T2V, GiB of one chip,
+milliseconds that no step can stay below, MFU at that time):
+
+  model  target     GiB            ms    MFU
+  14B    v5p_4x4x4  73.5 of 95.7   1783  69.5 %
+  14B    v6e_8x8     9.2 of 31.3   1104  56.2 %  with the flags below
+  1.3B   v6e_2x4    10.7 of 31.3   1389  27.1 %
+
+The other targets and phases have not been compiled. For v6e_8x8 libtpu had
+LIBTPU_INIT_ARGS="--xla_tpu_prefer_async_allgather_to_allreduce=true
+--xla_enable_async_all_gather=true
+--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true", so that weights
+are gathered while a layer computes; v5p_4x4x4 had none, and waits 184 ms.
 """
 
 import ml_collections
@@ -62,9 +78,18 @@ BASES = {
     5.0,
   ),
 }
-# Bucket, height and width, frames, and pixels that CLIP sees.
-_CLIPS = ("480", None, 80, 224)
-_TINY_CLIPS = (None, 64, 16, 56)
+# Bucket of raw clips, height and width, frames, and pixels that CLIP sees.
+_CLIPS = ("480", 480, 832, 80, 224)
+_TINY_CLIPS = (None, 64, 64, 16, 56)
+# By devices: samples of a batch, how the mesh splits them, what the backward
+# pass computes again. The official batch is 32, of the first phase 4.
+_TARGETS = {
+  "any": (32, {"fsdp": -1}, "full"),
+  "v5e_4x4": (32, {"fsdp": 16}, "full"),
+  "v6e_2x4": (32, {"fsdp": 8}, "full"),
+  "v5p_4x4x4": (64, {"fsdp": 64}, "dots"),
+  "v6e_8x8": (64, {"fsdp": 64}, "full"),
+}
 # Steps of the first two phases, and of the others, where 14B needs fewer.
 _STEPS = {"embed": 20_000, "head": 6000}
 _LONG, _LONG_14B = 40_000, 8000
@@ -88,6 +113,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     {
       "base": tuple(BASES),
       "phase": PHASES,
+      "target": tuple(_TARGETS),
       "official_sigma_grid": (),
       "raw": (),
       "runlocal": (),
@@ -99,12 +125,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.phase = arg.phase
   c.model = base if arg.phase == "base" else deep
   c.model.remat = config_dict.placeholder(str)
-  c.model.remat = None if tiny else "full"
   # (1, 2, 2) lets the coarser grid span the positions of the base's.
   c.model.rope_scale = (1, 1, 1)
   c.dtype = c.frozen_dtype = "float32" if tiny else "bfloat16"
-  if not tiny:
-    c.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
   c.sharding = common.DIT_SHARDING
   c.ema.decay = 0.0
   c.optim.update(warmup=0, schedule="constant", clip=0.1, betas=(0.9, 0.999))
@@ -117,6 +140,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     _denoise(c, arg.phase)
     draw = "official" if arg.official_sigma_grid else "uniform"
     c.levels = {"draw": draw, "shift": shift, "weighted": True}
+  if not tiny:
+    _split(c, arg.target)
   c.save_every = max(1, c.steps // 20)
   _clips(c, arg)
   if tiny:
@@ -159,6 +184,14 @@ def _denoise(c: ml_collections.ConfigDict, phase: str) -> None:
     c.ema = {"decay": 0.9999, "ramp": "exponential", "steps": 2000}
 
 
+def _split(c: ml_collections.ConfigDict, target: str) -> None:
+  """How a batch is spread over the devices of a target."""
+  batch, mesh, c.model.remat = _TARGETS[target]
+  c.mesh = common.mesh(**mesh)
+  if c.task != "align" or target != "any":
+    c.batch_size = batch
+
+
 def _clips(
   c: ml_collections.ConfigDict, arg: ml_collections.ConfigDict
 ) -> None:
@@ -166,6 +199,8 @@ def _clips(
   spaces = ("base", "deep") if c.task == "align" else (c.space,)
   texts = ("text",) if c.task == "denoise" else ()
   images = ("image",) if "image_width" in c.model else ()
+  size = _TINY_CLIPS if arg.base.startswith("tiny") else _CLIPS
+  _, height, width, frames, seen = size
   if arg.raw:
     c.encoders = {
       name: {"path": config_dict.placeholder(str), "dtype": "float32"}
@@ -173,7 +208,6 @@ def _clips(
     }
     if texts:
       c.encoders.text.dtype = c.dtype
-    size = _TINY_CLIPS if arg.base.startswith("tiny") else _CLIPS
     c.data, held_out = (_videos(*size, bool(images)) for _ in range(2))
   else:
     c.encoders = None
@@ -181,6 +215,15 @@ def _clips(
     # The first phase does not look at what CLIP sees.
     keys = (*spaces, *conditions, *texts, *(images if texts else ()))
     c.data, held_out = _latents(keys), _latents(keys)
+    # What they were encoded from. Training sees it in the files; launch.plan,
+    # which reads none, plans for this.
+    c.clips = {
+      "frames": frames,
+      "height": height,
+      "width": width,
+      "factor": 32,
+      "image_size": seen,
+    }
   if texts:
     # A folder of encoded clips has the negative prompt's embedding too.
     c.negative = config_dict.placeholder(str)
@@ -239,16 +282,21 @@ def _latents(keys: tuple[str, ...]) -> ml_collections.ConfigDict:
 
 
 def _videos(
-  bucket: str | None, size: int | None, frames: int, image: int, images: bool
+  bucket: str | None,
+  height: int,
+  width: int,
+  frames: int,
+  image: int,
+  images: bool,
 ) -> ml_collections.ConfigDict:
   """Videos and captions; see `dcvideogen_jax.data.captioned.batches`."""
   c = ml_collections.ConfigDict({"source": "captioned_videos"})
   for key in ("path", "captions", "tokenizer", "bucket"):
     c[key] = config_dict.placeholder(str)
   c.bucket = bucket
-  for key in ("height", "width"):
+  for key, size in (("height", height), ("width", width)):
     c[key] = config_dict.placeholder(int)
-    c[key] = size
+    c[key] = None if bucket else size
   c.frames, c.text_tokens = frames, 512
   c.image_size = config_dict.placeholder(int)
   c.image_size = image if images else None
@@ -262,7 +310,7 @@ def _shrink(c: ml_collections.ConfigDict) -> None:
   c.log_every = c.save_every = c.val.every = c.val.batches = 1
   c.optim.warmup = 0
   c.batch_size = c.val.batch_size = 8
-  c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+  c.mesh = common.mesh(data=-1)
   c.dtype = c.frozen_dtype = "float32"
   c.start.random = True
   for model in (c.model, c.get("base", {})):

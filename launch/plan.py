@@ -1,22 +1,37 @@
-"""Says how much memory and work something takes on a GPU that is not there.
+"""Says how much memory and time something takes on devices that are not there.
 
-Compiles the very programs that would run, as jax does on the device; memory is
-what the compiler allocates. Workspaces of cuDNN's convolutions and attention,
-and what autotuning holds at the first run, are not known without the device and
-not counted. Needs requirements-cuda.txt, best in an environment of its own.
-Exits with 1 if something does not fit.
+Compiles the very program that would run, as jax does on the device; memory and
+what devices send each other is the compiler's, FLOPs are counted in the traced
+program, and times are those of data sheets: nothing can be faster. Exits with 1
+if something does not fit.
+
+  python -m launch.plan --config=configs/adapt.py:wan_t2v_14b,phase=lora \\
+    --target=v5p:4x4x4 --config.mesh.fsdp=32 --config.mesh.context=2
+
+plans a step of training, of any config of `launch.train`. Weights and clips are
+not read. --suggest ranks meshes, what is computed again and micro-batches by
+arithmetic, and compiles the best three.
+
+  python -m launch.plan --config=configs/sample.py:dc-t2v-14b,size=2160p \\
+    --target=h100
+
+plans sampling with all models resident: the weights of each, every program, and
+their sum beside what jax has of the device under `launch.sample`.
 
   python -m launch.plan --model=f32t4c32 --target=h100 --height=2176 \\
     --width=3840 --budget_gib=8,16,24
 
 decodes one 40-frame chunk in the middle of a long video: a row per budget, in
-memory beyond the weights.
+memory of each device beyond the weights. The devices share the columns.
 
-  python -m launch.plan --model=dc-wan2.1-t2v-14b --target=h100 --height=2176 \\
-    --width=3840 --frames=80
+  python -m launch.plan --speedup=docs/speedup.png --target=h100
 
-samples a video with all models resident: the weights of each, every program,
-and their sum beside what jax has of the device under `launch.sample`.
+draws how much faster DC-VideoGen must be than Wan, beside the paper's figures.
+
+TPUs need requirements-tpu.txt and GPUs requirements-cuda.txt, each best in an
+environment of its own, and JAX_PLATFORMS=cpu. Workspaces of cuDNN's
+convolutions and attention, and what autotuning holds at the first run, are not
+known without the device and not counted.
 """
 
 import json
@@ -24,83 +39,177 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from absl import flags
+from ml_collections import config_flags
 
-from dcvideogen_jax import errors, files
-from dcvideogen_jax.models import bands, dc_ae_v, wan_dit
-from dcvideogen_jax.plan import compiled, decode, hardware, sampling
-from dcvideogen_jax.sample import sizes
-from launch import _program
+from dcvideogen_jax import errors, files, sharding
+from dcvideogen_jax.models import bands, dc_ae_v
+from dcvideogen_jax.plan import (
+  compiled,
+  decode,
+  hardware,
+  sampling,
+  speedup,
+  suggest,
+  training,
+)
+from launch import _plan_tables, _program, _speedup
 
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config of launch.train or launch.sample."
+)
 _MODEL = flags.DEFINE_enum(
   "model",
   "f32t4c32",
-  [*dc_ae_v.VARIANTS, *wan_dit.VARIANTS],
-  "An autoencoder, to decode; a transformer, to sample.",
+  [*dc_ae_v.VARIANTS],
+  "Without --config: an autoencoder, to decode.",
 )
-_TARGET = flags.DEFINE_enum("target", "h100", [*hardware.GPUS], "The GPU.")
-_HEIGHT = flags.DEFINE_integer("height", 704, "Rows.", lower_bound=1)
-_WIDTH = flags.DEFINE_integer("width", 1280, "Columns.", lower_bound=1)
+_TARGET = flags.DEFINE_string(
+  "target", "h100", "A GPU, such as h100, or a TPU slice, such as v5p:4x4x4."
+)
+_SUGGEST = flags.DEFINE_bool(
+  "suggest", False, "Training: compile the best of other ways to run it."
+)
+_HEIGHT = flags.DEFINE_integer("height", 704, "Decoding: rows.", lower_bound=1)
+_WIDTH = flags.DEFINE_integer(
+  "width", 1280, "Decoding: columns.", lower_bound=1
+)
 _BUDGETS = flags.DEFINE_list(
   "budget_gib", ["8", "16", "24"], "Decoding: memory beyond the weights."
 )
 _WHOLE = flags.DEFINE_bool(
   "whole", True, "Decoding: compile the whole frame too, for comparison."
 )
-_FRAMES = flags.DEFINE_integer(
-  "frames", 80, "Sampling: of the video.", lower_bound=1
-)
-_STEPS = flags.DEFINE_integer(
-  "steps", 50, "Sampling: of the solver.", lower_bound=1
-)
-_GUIDED = flags.DEFINE_bool(
-  "guided", True, "Sampling: with classifier-free guidance."
-)
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "bfloat16", ["bfloat16", "float32"], "Of weights and computation."
+  "dtype",
+  "bfloat16",
+  ["bfloat16", "float32"],
+  "Decoding: of weights and computation.",
+)
+_SPEEDUP = flags.DEFINE_string(
+  "speedup", None, "Draw a PNG of how much faster DC-VideoGen is than Wan."
 )
 _JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
 _GIB = 2**30
-_PASSES = {1: "one pass", 2: "two passes"}
-
-
-# Flags that say nothing about what the other kind of model does.
-_DECODING = ("budget_gib", "whole")
-_SAMPLING = ("frames", "steps", "guided")
+# Of the ways that --suggest ranks, how many are printed and how many compiled.
+_RANKED, _COMPILED = 10, 3
+_DECODING = ("model", "height", "width", "budget_gib", "whole", "dtype")
+# Flags that say nothing about what another one asks for.
+_IGNORED = {
+  "speedup": ("config", "suggest", *_DECODING),
+  "config": _DECODING,
+  "model": ("suggest",),
+}
 
 
 def main(argv: Sequence[str]) -> None:
   """Plans, compiles and prints."""
   del argv
-  decoding = _MODEL.value in dc_ae_v.VARIANTS
-  for name in _SAMPLING if decoding else _DECODING:
+  config = _CONFIG.value
+  what = "model" if config is None else "config"
+  what = "speedup" if _SPEEDUP.value else what
+  for name in _IGNORED[what]:
     if flags.FLAGS[name].present:
-      raise errors.UserError(
-        f"--{name} is not for {_MODEL.value}, an autoencoder"
-        if decoding
-        else f"--{name} is for autoencoders, and {_MODEL.value} is none"
-      )
-  device = hardware.gpu(_TARGET.value)
-  figures, fits = _decode(device) if decoding else _sample(device)
+      raise errors.UserError(f"--{name} says nothing about --{what}")
+  target = hardware.find(_TARGET.value)
+  if what == "speedup":
+    figures, fits = _compare(target), True
+  elif what == "model":
+    figures, fits = _decode(target)
+  elif "optim" not in config:
+    figures, fits = _sample(config, target)
+  elif _SUGGEST.value:
+    figures, fits = _suggest(config.to_dict(), target)
+  else:
+    figures, fits = _train(config.to_dict(), target)
   if _JSON.value:
     with files.atomic(_JSON.value) as path:
       path.write_text(json.dumps(figures, indent=2) + "\n")
   sys.exit(0 if fits else 1)
 
 
-def _decode(device: jax.Device) -> tuple[list[dict[str, Any]], bool]:
+def _train(
+  config: dict[str, Any], target: hardware.Target
+) -> tuple[dict[str, Any], bool]:
+  """Prints what a step takes; returns it and whether it fits."""
+  print(
+    f"{config['task']} on {target.name}; compiling, which can take minutes",
+    flush=True,
+  )
+  try:
+    found = training.measure(config, target)
+  except compiled.TooLarge as e:
+    print(f"does not fit: {e}", flush=True)
+    return {"target": target.name, "too_large": str(e)}, False
+  print(_plan_tables.training(found), flush=True)
+  return found, _plan_tables.fits(found)
+
+
+def _suggest(
+  config: dict[str, Any], target: hardware.Target
+) -> tuple[dict[str, Any], bool]:
+  """Prints the best ways to run a step; returns them and whether one fits."""
+  ways = suggest.rank(config, target)
+  print(
+    "by arithmetic                                             GiB  ms a step"
+  )
+  for way in ways[:_RANKED]:
+    print(
+      f"{_named(way):52} {way.bytes / _GIB:8.1f} {1e3 * way.seconds:10.1f}",
+      flush=True,
+    )
+  plans = []
+  for i, way in enumerate(ways[:_COMPILED]):
+    print(f"\n{i + 1} of {_COMPILED}: {_named(way)}", flush=True)
+    found, fits = _train(way.change(config), target)
+    plans.append({"way": way._asdict(), **found, "fits": fits})
+  fitting = [plan for plan in plans if plan["fits"]]
+  if not fitting:
+    print("\nnone of these fits")
+    return {"plans": plans, "best": None}, False
+  best = min(fitting, key=lambda plan: plan["seconds"]["total"])
+  print(f"\nbest: {_named(suggest.Way(**best['way']))}")
+  return {"plans": plans, "best": best["way"]}, True
+
+
+def _named(way: suggest.Way) -> str:
+  again = f"remat {way.remat}" if way.remat else "no remat"
+  return f"{_plan_tables.mesh(way.mesh)}; {again}; accumulate {way.accumulate}"
+
+
+def _compare(target: hardware.Target) -> list[dict[str, Any]]:
+  """Prints and draws how much faster DC-VideoGen is."""
+  rows = speedup.rows(target)
+  print(_speedup.table(rows))
+  _speedup.draw(rows, _SPEEDUP.value)
+  return [
+    {
+      "case": row.case.name,
+      "base_minutes": row.base,
+      "deep_minutes": row.deep,
+      "predicted": row.predicted,
+      "measured": row.measured,
+    }
+    for row in rows
+  ]
+
+
+def _decode(
+  target: hardware.Target,
+) -> tuple[list[dict[str, Any]], bool]:
   """Prints a row per budget; returns figures and whether all are kept."""
   dtype = jnp.dtype(_DTYPE.value)
   module, variables = compiled.part(
     "dc_ae_v", _MODEL.value, dtype=dtype, param_dtype=dtype
   )
   size = (_HEIGHT.value, _WIDTH.value)
+  mesh = sharding.make_mesh({"spatial": -1}, target.devices)
+  devices = sharding.devices(mesh, "columns")
   plans = {
     f"{budget} GiB": bands.plan(
-      module, *size, float(budget) * _GIB, decode=True
+      module, *size, float(budget) * _GIB, decode=True, devices=devices
     )
     for budget in _BUDGETS.value
   }
@@ -109,13 +218,13 @@ def _decode(device: jax.Device) -> tuple[list[dict[str, Any]], bool]:
   plain = bands.work(module, *size, decode=True)
   print(
     f"{_MODEL.value} decoding 40 frames of {size[0]}x{size[1]} on "
-    f"{_TARGET.value}, {_DTYPE.value}\n"
+    f"{target.name}, {_DTYPE.value}\n"
     "budget    cut rows state   runs  peak GiB  planned  temporaries  "
     "work  TFLOP"
   )
   rows, over = [], False
   for name, plan in plans.items():
-    found = decode.measure(module, variables, *size, plan, device)
+    found = decode.measure(module, variables, *size, plan, mesh)
     main_program = [*found["programs"].values()][-1]
     state = "host" if plan.offload else "device"
     over |= name != "whole" and found["bytes"] > float(name.split()[0]) * _GIB
@@ -131,71 +240,28 @@ def _decode(device: jax.Device) -> tuple[list[dict[str, Any]], bool]:
   return rows, not over
 
 
-def _sample(device: jax.Device) -> tuple[dict[str, Any], bool]:
+def _sample(
+  config: Any, target: hardware.Target
+) -> tuple[dict[str, Any], bool]:
   """Prints weights, programs and their sum; returns them and if it fits."""
-  gpu = hardware.GPUS[_TARGET.value]
-  size = sizes.Size(_FRAMES.value, _HEIGHT.value, _WIDTH.value)
-  parts = sampling.parts(_MODEL.value, _DTYPE.value)
+  if _SUGGEST.value:
+    raise errors.UserError("--suggest is for configs of launch.train")
+  size = sampling.size(config)
   print(
-    f"{_MODEL.value} sampling {size.frames} frames of "
-    f"{size.height}x{size.width} on {_TARGET.value}, {_DTYPE.value}"
+    f"{config.variant} sampling {size.frames} frames of "
+    f"{size.height}x{size.width} on {target.name}, "
+    f"{config.dtype or 'bfloat16'}",
+    flush=True,
   )
   try:
-    found = sampling.measure(
-      parts,
-      size,
-      gpu.usable,
-      device,
-      guided=_GUIDED.value,
-      steps=_STEPS.value,
+    found = sampling.measure_config(
+      config, target, lambda phase: print(f"compiling {phase}", flush=True)
     )
-  except sampling.TooLarge as e:
+  except compiled.TooLarge as e:
     print(f"does not fit: {e}")
     return {"too_large": str(e)}, False
-  print("weights             GiB")
-  for name, n in found["weights"].items():
-    print(f"{name:15} {n / _GIB:7.2f}")
-  print(
-    "program           runs  arguments  outputs  temporaries  others  "
-    "all GiB   TFLOP"
-  )
-  for phase, report in found["phases"].items():
-    for name, row in report["programs"].items():
-      _print_program(f"{phase} {name}", report, row)
-  fits = found["peak"] <= found["limit"]
-  step = found["step"]
-  seconds = gpu.roofline(step["flops"], step["bytes"], _DTYPE.value)
-  print(
-    f"all weights and the largest program: {found['peak'] / _GIB:.1f} of "
-    f"{found['limit'] / _GIB:.1f} GiB, which "
-    f"{'fits' if fits else 'does not fit'}\n"
-    f"estimate, from the data sheet's peak rate: a step, "
-    f"{step['flops'] / 1e12:.0f} TFLOP in {_PASSES[step['passes']]} of the "
-    f"transformer, takes {seconds:.2f} s at the least, {_STEPS.value} steps "
-    f"{_STEPS.value * seconds:.0f} s"
-  )
-  return {**found, "step_seconds_at_least": seconds}, fits
-
-
-def _print_program(
-  name: str, report: dict[str, Any], row: dict[str, int]
-) -> None:
-  others = row["waiting"] + report["held"]
-  gib = [
-    n / _GIB
-    for n in (
-      row["arguments"],
-      row["outputs"],
-      row["temporaries"],
-      others,
-      row["bytes"] + report["held"],
-    )
-  ]
-  runs = report["runs"] * row["runs"]
-  print(
-    f"{name:17}{runs:5}  {gib[0]:9.2f}{gib[1]:9.2f}{gib[2]:13.2f}"
-    f"{gib[3]:8.2f}{gib[4]:9.2f}{row['flops'] / 1e12:8.1f}"
-  )
+  print(_plan_tables.sampling(found, config.steps))
+  return found, found["peak"] <= found["limit"]
 
 
 if __name__ == "__main__":

@@ -1,19 +1,41 @@
 """Programs compiled for a device that is not there, and what they take."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
-from dcvideogen_jax import convert
+from dcvideogen_jax import convert, sharding
 from dcvideogen_jax.models import streaming
-from dcvideogen_jax.plan import flops
+from dcvideogen_jax.plan import flops, hlo
 from dcvideogen_jax.sample import loading
 
 # Figures of one program, by name; bytes but for "flops".
 Figures = dict[str, int]
+
+
+class TooLarge(Exception):
+  """Something cannot fit, whatever the plan; the message says what."""
+
+
+def compile_traced(traced: jax.stages.Traced) -> jax.stages.Compiled:
+  """Compiles what was traced for devices that need not exist.
+
+  Raises:
+    TooLarge: if the compiler finds no room for it.
+  """
+  try:
+    return traced.lower().compile()
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    # Further lines list the largest allocations.
+    reason = str(e).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
+    raise TooLarge(reason) from e
 
 
 def part(kind: str, variant: str, **overrides: Any) -> loading.Part:
@@ -32,22 +54,37 @@ def part(kind: str, variant: str, **overrides: Any) -> loading.Part:
   )
 
 
-def place(device: jax.Device, tree: Any) -> Any:
-  """The shapes of a tree of arrays or shapes, as if they lay on a device."""
-  sharding = jax.sharding.SingleDeviceSharding(device)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-  )
+def place(mesh: Mesh, tree: Any, columns: int | None = None) -> Any:
+  """The shapes of a tree of arrays or shapes, as if they lay on a mesh.
+
+  Args:
+    mesh: its devices need not exist.
+    tree: arrays or shapes.
+    columns: an axis of pictures' columns, which devices share where they divide
+      it; None has all of it on every device.
+  """
+  devices = sharding.devices(mesh, "columns")
+
+  def one(x):
+    names: list[str | None] = [None] * x.ndim
+    if columns is not None and x.shape[columns] % devices == 0:
+      names[columns] = "columns"
+    where = NamedSharding(mesh, sharding.activation(mesh, *names))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  return jax.tree.map(one, tree)
 
 
 def size(tree: Any) -> int:
-  """Bytes of a tree of arrays or shapes."""
+  """Bytes of a tree of arrays or shapes, on one device of those it lies on."""
   return sum(
-    x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree)
+    math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
+    * jnp.dtype(x.dtype).itemsize
+    for x in jax.tree.leaves(tree)
   )
 
 
-def figures(traced: Any, arguments: Any) -> Figures:
+def figures(traced: jax.stages.Traced, arguments: Any) -> Figures:
   """Compiles a program and says what it takes.
 
   Args:
@@ -56,10 +93,17 @@ def figures(traced: Any, arguments: Any) -> Figures:
       uses, and all of them stay.
 
   Returns:
-    "flops" and, in bytes, "arguments", "outputs", "temporaries" and "aliased",
-    outputs that take the place of arguments.
+    "flops" of all devices and, in bytes of one device, "arguments", "outputs",
+    "temporaries" and "aliased", outputs that take the place of arguments.
   """
-  memory = traced.lower().compile().memory_analysis()
+  return of(traced, compile_traced(traced), arguments)
+
+
+def of(
+  traced: jax.stages.Traced, program: jax.stages.Compiled, arguments: Any
+) -> Figures:
+  """`figures` of a program that was compiled."""
+  memory = program.memory_analysis()
   return {
     "flops": flops.count(traced.jaxpr.jaxpr),
     "arguments": size(arguments),
@@ -69,10 +113,23 @@ def figures(traced: Any, arguments: Any) -> Figures:
   }
 
 
+def flops_of_a_device(
+  traced: jax.stages.Traced, text: hlo.Program, devices: int
+) -> float:
+  """FLOPs that each of some devices computes.
+
+  XLA may compute the same on several of them, which only the compiled program
+  knows; what libraries compute only the traced one does.
+  """
+  jaxpr = traced.jaxpr.jaxpr
+  kernels = flops.count(jaxpr, kernels_only=True) / devices
+  return max(flops.count(jaxpr) / devices, text.flops() + kernels)
+
+
 def streamed(
   module: Any,
   variables: Any,
-  device: jax.Device,
+  mesh: Mesh,
   method: str,
   x: Any,
   *args: Any,
@@ -84,7 +141,7 @@ def streamed(
 
   Args:
     module, variables, method: what is called; the variables are shapes.
-    device: to compile for.
+    mesh: to compile for.
     x, *args: shapes of its arguments.
     collections: of the state that it takes and returns.
     dtype, **static: as `streaming.apply` takes them.
@@ -93,19 +150,24 @@ def streamed(
     Figures, with the bytes of the state's collections as further ones, and the
     shapes of the output.
   """
-  variables, x, args = place(device, (variables, x, args))
-  shapes = jax.eval_shape(
-    functools.partial(
-      streaming.empty_state, module, method, collections=collections, **static
-    ),
-    variables,
-    x,
-    *args,
-  )
-  state = place(device, shapes)
-  traced = streaming.apply.trace(
-    module, method, variables, x, *args, state=state, dtype=dtype, **static
-  )
+  variables, args = place(mesh, (variables, args))
+  x = place(mesh, x, columns=3)
+  with jax.set_mesh(mesh):
+    shapes = jax.eval_shape(
+      functools.partial(
+        streaming.empty_state, module, method, collections=collections, **static
+      ),
+      variables,
+      x,
+      *args,
+    )
+    state = {
+      name: place(mesh, shapes[name], streaming.COLUMNS[name])
+      for name in collections
+    }
+    traced = streaming.apply.trace(
+      module, method, variables, x, *args, state=state, dtype=dtype, **static
+    )
   found = figures(traced, (x, args, state))
   found |= {name: size(state[name]) for name in collections}
   return found, traced.out_info[0]

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dcvideogen_jax.models import bands, dc_ae_v, wan_vae
 from dcvideogen_jax.plan import compiled
@@ -15,7 +16,7 @@ def measure(
   height: int,
   width: int,
   plan: bands.Plan,
-  device: jax.Device,
+  mesh: Mesh,
   *,
   streamed: bool = True,
 ) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def measure(
     variables: its shapes.
     height, width: of the video in pixels.
     plan: how the chunk is computed.
-    device: from `hardware.gpu`.
+    mesh: whose devices share the columns.
     streamed: whether another chunk follows.
 
   Returns:
@@ -43,7 +44,7 @@ def measure(
     -(-width // scale),
     module.latent_channels,
   )
-  model = (module, variables, device)
+  model = (module, variables, mesh)
   latents = jax.ShapeDtypeStruct(shape, jnp.float32)
   if plan.cut is None:
     one, _ = compiled.streamed(*model, "decode", latents, dtype=jnp.uint8)
@@ -76,7 +77,7 @@ def measure(
     "fine": coarse["cache"]
     + (n - 1) * kept
     + fine["cache"]
-    + compiled.size(video),
+    + compiled.size(compiled.place(mesh, video, 3)),
   }
   return compiled.report({"coarse": (1, coarse), "fine": (n, fine)}, waiting)
 
@@ -87,7 +88,7 @@ def measure_wan(
   height: int,
   width: int,
   latent_frames: int,
-  device: jax.Device,
+  mesh: Mesh,
 ) -> dict[str, Any]:
   """`measure` of a whole video for Wan's autoencoder, frame by frame."""
   module = module.clone(conv3d="xla")
@@ -98,7 +99,7 @@ def measure_wan(
     name: (
       runs,
       compiled.streamed(
-        module, variables, device, method, latents, dtype=jnp.dtype("uint8")
+        module, variables, mesh, method, latents, dtype=jnp.dtype("uint8")
       )[0],
     )
     for name, method, runs in (

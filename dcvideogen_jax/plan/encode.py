@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dcvideogen_jax.models import bands, dc_ae_v, wan_vae
 from dcvideogen_jax.plan import compiled
@@ -15,7 +16,7 @@ def measure(
   height: int,
   width: int,
   plan: bands.Plan,
-  device: jax.Device,
+  mesh: Mesh,
   *,
   streamed: bool = True,
 ) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def measure(
   module = module.clone(conv3d="xla")
   scale = module.spatial_factor
   height, width = (-(-n // scale) * scale for n in (height, width))
-  model = (module, variables, device)
+  model = (module, variables, mesh)
   frames = module.chunk_frames
   if plan.cut is None:
     video = jax.ShapeDtypeStruct((1, frames, height, width, 3), jnp.float32)
@@ -57,7 +58,7 @@ def measure(
   # the state that every band starts from.
   kept = fine["cache"] if streamed and not plan.offload else 0
   waiting = {
-    "fine": n * compiled.size(features)
+    "fine": n * compiled.size(compiled.place(mesh, features, 3))
     + coarse["cache"]
     + (n - 1) * kept
     + fine["cache"],
@@ -72,7 +73,7 @@ def measure_wan(
   height: int,
   width: int,
   latent_frames: int,
-  device: jax.Device,
+  mesh: Mesh,
 ) -> dict[str, Any]:
   """`measure` of a whole video for Wan's autoencoder, frame by frame."""
   module = module.clone(conv3d="xla")
@@ -83,6 +84,6 @@ def measure_wan(
   ):
     if runs:
       video = jax.ShapeDtypeStruct((1, frames, height, width, 3), jnp.float32)
-      found, _ = compiled.streamed(module, variables, device, method, video)
+      found, _ = compiled.streamed(module, variables, mesh, method, video)
       programs[name] = runs, found
   return compiled.report(programs)

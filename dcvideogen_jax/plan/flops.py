@@ -1,47 +1,85 @@
 """Counts the floating-point work of a traced function."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-_CUDNN_ATTENTION = "dot_product_attention_fwd_wrapper"
+_CUDNN_ATTENTION = {
+  # Products of two matrices: logits and values, and what their gradients take.
+  "dot_product_attention_fwd_wrapper": 2,
+  "dot_product_attention_bwd_wrapper": 5,
+}
 
 
-def count(jaxpr: Any) -> int:
+def count(jaxpr: Any, kernels_only: bool = False) -> int:
   """FLOPs of the convolutions and matrix products in a jaxpr.
 
-  A multiply-add is two. Bodies of scans count once per step; of the branches
-  of a conditional the most expensive counts. cuDNN's attention is a call that
-  nothing can be seen of: its two products of matrices count.
+  A multiply-add is two. Bodies of scans count once per step and kernels of
+  Pallas once per block of their grid; what is split over devices counts for all
+  of them; of the branches of a conditional the most expensive counts. cuDNN's
+  attention is a call that nothing can be seen of: its products of matrices
+  count.
+
+  Args:
+    jaxpr: as `jax.jit(f).trace(...).jaxpr.jaxpr`.
+    kernels_only: count Pallas' kernels and cuDNN's attention, and nothing else.
   """
+  return _count(jaxpr, not kernels_only, False)
+
+
+def _count(jaxpr, everything: bool, in_kernel: bool) -> int:
   total = 0
   for eqn in jaxpr.eqns:
     name, params = eqn.primitive.name, eqn.params
-    if name == "conv_general_dilated":
-      kernel = eqn.invars[1].aval.shape
-      features = kernel[params["dimension_numbers"].rhs_spec[0]]
-      per_output = math.prod(kernel) // features
-      total += 2 * math.prod(eqn.outvars[0].aval.shape) * per_output
-    elif name == "dot_general":
-      (contracting, _), _ = params["dimension_numbers"]
-      lhs = eqn.invars[0].aval.shape
-      reduced = math.prod(lhs[axis] for axis in contracting)
-      total += 2 * math.prod(eqn.outvars[0].aval.shape) * reduced
-    elif name == _CUDNN_ATTENTION:
+    if name in _PRODUCTS:
+      total += _PRODUCTS[name](eqn) if everything or in_kernel else 0
+    elif name in _CUDNN_ATTENTION:
       # Batch, tokens, heads, width: the layout of `ops.attention`.
       q, k = (x.aval.shape for x in eqn.invars[:2])
-      total += 2 * 2 * math.prod(q) * k[1]
-    elif name == "cond":
-      total += max(count(branch.jaxpr) for branch in params["branches"])
+      total += _CUDNN_ATTENTION[name] * 2 * math.prod(q) * k[1]
     else:
-      times = params.get("length", 1) if name == "scan" else 1
-      total += times * sum(count(inner) for inner in _inner(params))
+      kernel = in_kernel or name == "pallas_call"
+      found = [_count(one, everything, kernel) for one in inner(params)]
+      once = max(found) if name == "cond" else sum(found)
+      total += once and once * _times(name, params)
   return total
 
 
-def _inner(params):
+def _convolution(eqn) -> int:
+  kernel = eqn.invars[1].aval.shape
+  features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+  per_output = math.prod(kernel) // features
+  return 2 * math.prod(eqn.outvars[0].aval.shape) * per_output
+
+
+def _dot(eqn) -> int:
+  (contracting, _), _ = eqn.params["dimension_numbers"]
+  left = eqn.invars[0].aval.shape
+  reduced = math.prod(left[axis] for axis in contracting)
+  return 2 * math.prod(eqn.outvars[0].aval.shape) * reduced
+
+
+_PRODUCTS = {"conv_general_dilated": _convolution, "dot_general": _dot}
+
+
+def _times(name: str, params) -> int:
+  """How often what an equation calls is done."""
+  if name == "scan":
+    return params["length"]
+  if name == "pallas_call":
+    return math.prod(params["grid_mapping"].grid)
+  if name == "shard_map":
+    # "newly_manual_axes" in newer versions of jax.
+    (axes,) = (v for k, v in params.items() if k.endswith("manual_axes"))
+    return math.prod(params["mesh"].shape[axis] for axis in axes)
+  return 1
+
+
+def inner(params: Mapping[str, Any]) -> Iterator[Any]:
   """The jaxprs among an equation's parameters."""
   for value in params.values():
-    if hasattr(value, "jaxpr"):
-      value = value.jaxpr
-    if hasattr(value, "eqns"):
-      yield value
+    for item in value if isinstance(value, tuple) else (value,):
+      if hasattr(item, "jaxpr"):
+        item = item.jaxpr
+      if hasattr(item, "eqns"):
+        yield item

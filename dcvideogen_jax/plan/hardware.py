@@ -2,12 +2,15 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.plan import tpus
 
 # Of a device's memory, what programs of `launch` let jax take; CUDA's context
 # and the kernels of its libraries need the rest.
@@ -42,10 +45,6 @@ class Gpu:
   def usable(self) -> int:
     """Bytes that programs of `launch` have on it."""
     return int(self.memory * FRACTION)
-
-  def roofline(self, flops: int, bytes_moved: int, dtype: str) -> float:
-    """Seconds that no program with this work and traffic can stay below."""
-    return max(flops / self.flops[dtype], bytes_moved / self.bandwidth)
 
   def text(self) -> str:
     """A GpuTargetConfigProto in text form."""
@@ -105,16 +104,49 @@ GPUS = {
 }
 
 
+class Target(NamedTuple):
+  """What to compile for.
+
+  Attributes:
+    name: such as "h100" or "v5p:4x4x4".
+    chip: one of its devices.
+    devices: all of them.
+    topology: how they are linked; () for one alone.
+  """
+
+  name: str
+  chip: Gpu | tpus.Tpu
+  devices: tuple[jax.Device, ...]
+  topology: tuple[int, ...] = ()
+
+
+def find(name: str) -> Target:
+  """A target by its name, such as "h100" or "v5p:4x4x4".
+
+  Raises:
+    errors.UserError: if the name is unknown, or jax has no compiler for it.
+  """
+  kind, colon, sizes = name.partition(":")
+  if kind in tpus.TPUS and re.fullmatch(r"\d+(x\d+)+", sizes):
+    topology = tuple(map(int, sizes.split("x")))
+    return Target(name, tpus.TPUS[kind], tpus.devices(kind, topology), topology)
+  if name not in GPUS:
+    raise errors.UserError(
+      f"unknown target {name!r}: expected one of {', '.join(GPUS)}, or one of "
+      f"{', '.join(tpus.TPUS)} with its chips, such as v5p:4x4x4"
+    )
+  return Target(name, GPUS[name], (gpu(name),))
+
+
 def gpu(name: str) -> jax.Device:
   """A device to compile for; nothing can be run on it.
 
+  Args:
+    name: a key of `GPUS`.
+
   Raises:
-    errors.UserError: if the name is unknown or jax has no CUDA compiler.
+    errors.UserError: if jax has no CUDA compiler.
   """
-  if name not in GPUS:
-    raise errors.UserError(
-      f"unknown target {name!r}: expected one of {[*GPUS]}"
-    )
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
   try:
     topology = topologies.get_topology_desc(

@@ -5,30 +5,36 @@ encoder, encoder of the condition, one step of the solver, decoder.
 """
 
 import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.diffusion import sampler
-from dcvideogen_jax.models import bands
-from dcvideogen_jax.plan import compiled, decode, encode
+from dcvideogen_jax.models import bands, wan_dit
+from dcvideogen_jax.plan import (
+  compiled,
+  decode,
+  encode,
+  hardware,
+  hlo,
+  roofline,
+)
 from dcvideogen_jax.sample import (
   conditions,
   denoise,
   latents,
   loading,
   pipeline,
+  placement,
   sizes,
 )
 
 _GIB = 2**30
-
-
-class TooLarge(Exception):
-  """Something cannot fit, whatever the plan; the message says what."""
 
 
 def parts(variant: str, dtype: jnp.dtype) -> loading.Parts:
@@ -41,10 +47,6 @@ def parts(variant: str, dtype: jnp.dtype) -> loading.Parts:
   dtype = jnp.dtype(dtype)
   both = {"dtype": dtype, "param_dtype": dtype}
   transformer = compiled.part("wan_dit", variant, **both)
-  if dtype == jnp.bfloat16:
-    # What attention chooses on a GPU; here it would choose for this machine.
-    module = transformer.module.clone(attention="cudnn")
-    transformer = transformer._replace(module=module)
   if variant.startswith("dc-"):
     space = latents.Deep(*compiled.part("dc_ae_v", "f32t4c32", **both))
   else:
@@ -60,8 +62,47 @@ def parts(variant: str, dtype: jnp.dtype) -> loading.Parts:
   )
 
 
+def size(config: Any) -> sizes.Size:
+  """The size of the video that a sampling config makes.
+
+  One whose shape is an image's is planned for an image of 16 to 9.
+  """
+  height, width = config.height, config.width
+  if height is None or width is None:
+    height, width = sizes.of_image(9, 16, config.area, 2)
+  return sizes.checked(config.frames, height, width)
+
+
+def measure_config(
+  config: Any,
+  target: hardware.Target,
+  tell: Callable[[str], None] = lambda phase: None,
+) -> dict[str, Any]:
+  """`measure` of what a config of `launch.sample` describes.
+
+  Raises:
+    compiled.TooLarge, errors.UserError: as `measure`, or if the config does not
+      say which transformer it means.
+  """
+  if config.variant is None:
+    raise errors.UserError(
+      "a plan needs config.variant, one of "
+      f"{', '.join(wan_dit.VARIANTS)}; found none"
+    )
+  return measure(
+    parts(config.variant, config.dtype or "bfloat16"),
+    size(config),
+    target,
+    config.mesh,
+    config.sharding,
+    guided=config.guidance_scale > 1,
+    steps=config.steps,
+    tell=tell,
+  )
+
+
 def weights(parts: loading.Parts) -> dict[str, int]:
-  """Bytes of each part's weights."""
+  """Bytes of each part's weights on one device."""
   assert parts.texts is not None
   found = {
     "transformer": parts.transformer,
@@ -75,90 +116,130 @@ def weights(parts: loading.Parts) -> dict[str, int]:
 def measure(
   parts: loading.Parts,
   size: sizes.Size,
-  limit: int,
-  device: jax.Device,
+  target: hardware.Target,
+  mesh: Mapping[str, int] | None = None,
+  rules: Sequence[sharding.Rule] = ((".*", "replicate"),),
   *,
   guided: bool = True,
   steps: int = 50,
+  tell: Callable[[str], None] = lambda phase: None,
 ) -> dict[str, Any]:
   """Memory and work of one video.
 
   Args:
     parts: as of `parts`.
     size: of the video.
-    limit: bytes that jax has on the device. Encoding and decoding are planned
-      with the share of what is left of it that the pipeline takes.
-    device: from `hardware.gpu`.
+    target: what it runs on. Encoding and decoding are planned with the share of
+      what the weights leave that the pipeline takes.
+    mesh: sizes of the axes, as `sharding.make_mesh` takes them.
+    rules: for weights, as of `placement.Layout`.
     guided: whether there is classifier-free guidance.
     steps: of the solver.
+    tell: gets the name of each phase before it is compiled.
 
   Returns:
     "latents": their frames, rows, columns and channels. "weights": as of
     `weights`. "phases": by name, in order, "runs" and a `compiled.report` of
     one run, with "held", what earlier phases made, as if all of it stayed, and
     "plan" where there is one. "peak": all weights and the largest phase.
-    "limit": as given. "step": "flops" of one step, the "bytes" that it moves at
-    the least, and "passes" through the transformer.
+    "limit": bytes that jax has on a device. "step": of one step and device
+    "flops", "traffic" and "collectives", as `roofline.Work` has them, and
+    "passes" through the transformer. "seconds": as of `roofline.Estimate`.
 
   Raises:
-    TooLarge: if the weights do not fit, or what they leave is too little for
-      any plan.
+    compiled.TooLarge: if the weights do not fit, or what they leave is too
+      little for any plan.
   """
-  resident = weights(parts)
+  layout = _layout(target, mesh or {}, rules)
+  parts = loading.placed(parts, layout)
+  resident, limit = weights(parts), target.chip.usable
   left = limit - sum(resident.values())
   if left <= 0:
-    raise TooLarge(
+    raise compiled.TooLarge(
       f"the weights alone take {sum(resident.values()) / _GIB:.1f} of "
       f"{limit / _GIB:.1f} GiB"
     )
-  shape = (1, *pipeline.DCVideoGen(parts).latent_shape(size))
-  texts = 2 if guided else 1
-  found, text = _text(parts, device)
-  phases = {"text": {"runs": texts, **found, "held": 0}}
-  given, held = {"text": text}, texts * compiled.size(text)
-  if parts.task == "i2v":
-    found, given["image"] = _image(parts, device)
-    phases["image"] = {"runs": 1, **found, "held": held}
-    held += compiled.size(given["image"])
-    found = _autoencoder(parts, shape, left - held, device, encode)
-    phases["condition"] = {**found, "held": held}
-    extra = (*shape[:-1], parts.space.temporal + parts.space.channels)
-    given["extra"] = jax.ShapeDtypeStruct(extra, jnp.float32)
-    held += compiled.size(given["extra"])
-  found, step = _denoise(parts, shape, given, guided, device)
+  phases, given, held = _conditions(parts, size, left, guided, layout, tell)
+  tell("denoise")
+  found, work, passes = _denoise(parts, size, given, guided, layout)
   phases["denoise"] = {"runs": steps, **found, "held": held}
+  shape = latent_shape(parts, size)
   held += compiled.size(jax.ShapeDtypeStruct(shape, jnp.float32))
-  found = _autoencoder(parts, shape, left - held, device, decode)
+  tell("decode")
+  found = _autoencoder(parts, shape, left - held, layout, decode)
   phases["decode"] = {**found, "held": held}
   largest = max(phase["bytes"] + phase["held"] for phase in phases.values())
+  seconds = roofline.estimate(target, work, [*layout.mesh.devices.flat])
   return {
     "latents": shape[1:],
     "weights": resident,
     "phases": phases,
     "peak": sum(resident.values()) + largest,
     "limit": limit,
-    "step": step,
+    "step": {
+      "flops": work.flops,
+      "traffic": work.traffic,
+      "collectives": [row._asdict() for row in work.collectives],
+      "passes": passes,
+    },
+    "seconds": vars(seconds) | {"total": seconds.total},
   }
 
 
-def _text(parts, device):
+def _layout(target, mesh, rules) -> placement.Layout:
+  """On the first devices of a target, as `placement.layout`."""
+  used = len(target.devices)
+  if -1 not in mesh.values():
+    used = min(used, math.prod(mesh.values()))
+  made = sharding.make_mesh(mesh, target.devices[:used])
+  return placement.Layout(made, rules)
+
+
+def latent_shape(parts: loading.Parts, size: sizes.Size) -> tuple[int, ...]:
+  """The shape of a video's latents, `b t h w c`."""
+  return (1, *pipeline.DCVideoGen(parts).latent_shape(size))
+
+
+def _conditions(parts, size, left, guided, layout, tell):
+  """Phases before the first step, what they give, and bytes that it takes."""
+  tell("text")
+  found, text = _text(parts, layout)
+  texts = 2 if guided else 1
+  phases = {"text": {"runs": texts, **found, "held": 0}}
+  given, held = {"text": text}, texts * compiled.size(text)
+  if parts.task == "i2v":
+    shape = latent_shape(parts, size)
+    tell("image")
+    found, given["image"] = _image(parts, layout)
+    phases["image"] = {"runs": 1, **found, "held": held}
+    held += compiled.size(given["image"])
+    tell("condition")
+    found = _autoencoder(parts, shape, left - held, layout, encode)
+    phases["condition"] = {**found, "held": held}
+    extra = (*shape[:-1], parts.space.temporal + parts.space.channels)
+    given["extra"] = jax.ShapeDtypeStruct(extra, jnp.float32)
+    held += compiled.size(given["extra"])
+  return phases, given, held
+
+
+def _text(parts, layout):
   module, variables = parts.texts.encoder
   tokens = jax.ShapeDtypeStruct((1, tokenize.LENGTH), jnp.int32)
-  tokens = compiled.place(device, (tokens, tokens))
-  variables = compiled.place(device, variables)
-  traced = conditions.encode_text.trace(module, variables, *tokens)
+  tokens = compiled.place(layout.mesh, (tokens, tokens))
+  with placement.in_force(layout):
+    traced = conditions.encode_text.trace(module, variables, *tokens)
   figures = compiled.figures(traced, tokens)
   return compiled.report({"encode": (1, figures)}), traced.out_info
 
 
-def _image(parts, device):
+def _image(parts, layout):
   module, variables = parts.image_encoder
-  variables = compiled.place(device, variables)
   images = 1 if parts.transformer.module.image_positions is None else 2
   side = module.image_size
   pixels = jax.ShapeDtypeStruct((images, side, side, 3), jnp.float32)
-  pixels = compiled.place(device, pixels)
-  traced = conditions.encode_images.trace(module, variables, pixels)
+  pixels = compiled.place(layout.mesh, pixels)
+  with placement.in_force(layout):
+    traced = conditions.encode_images.trace(module, variables, pixels)
   figures = compiled.figures(traced, pixels)
   features = traced.out_info
   joined = (1, features.shape[0] * features.shape[1], features.shape[2])
@@ -168,9 +249,32 @@ def _image(parts, device):
   )
 
 
-def _denoise(parts, shape, given, guided, device):
+def trace_step(
+  parts: loading.Parts,
+  shape: tuple[int, ...],
+  given: Mapping[str, jax.ShapeDtypeStruct],
+  guided: bool,
+  layout: placement.Layout,
+) -> tuple[jax.stages.Traced, Any, int]:
+  """One step of the solver, as the pipeline compiles it.
+
+  Args:
+    parts: their variables are shapes that were placed.
+    shape: of the latents.
+    given: "text", for image to video also "image" and "extra".
+    guided: whether there is classifier-free guidance.
+    layout: of the devices to compile for.
+
+  Raises:
+    errors.UserError: if the layout's devices cannot share the samples.
+
+  Returns:
+    The traced step, shapes of its arguments but for weights, and how often it
+    passes through the transformer.
+  """
   module, variables = parts.transformer
-  batched = guided and pipeline.batched_by_default(module, shape)
+  batched = guided and denoise.batched_by_default(module, shape, layout)
+  layout.check_batch(2 if batched else 1)
   model = functools.partial(denoise.velocity, module, guided, batched)
   schedule = parts.options.schedule(2)
   plan = sampler.plan(
@@ -180,23 +284,32 @@ def _denoise(parts, shape, given, guided, device):
   carry = jax.eval_shape(functools.partial(sampler.start, plan=plan), noise)
   scale = jax.ShapeDtypeStruct((), jnp.float32)
   row = jax.tree.map(jnp.asarray, sampler.row(plan, 0))
-  moving = compiled.place(device, (carry, row))
-  fixed = compiled.place(device, (scale, given, given if guided else None))
-  params = compiled.place(device, variables["params"])
-  traced = sampler.jit_step(model).trace(*moving, params, *fixed)
-  figures = compiled.figures(traced, (moving, fixed))
-  passes = 2 if guided and not batched else 1
-  step = {
-    "flops": figures["flops"],
-    "bytes": passes * compiled.size(params)
-    + figures["arguments"]
-    + figures["outputs"],
-    "passes": passes,
-  }
-  return compiled.report({"step": (1, figures)}), step
+  moving = compiled.place(layout.mesh, (carry, row))
+  fixed = compiled.place(layout.mesh, (scale, given, given if guided else None))
+  step = sampler.jit_step(model, layout.everywhere)
+  with placement.in_force(layout):
+    traced = step.trace(*moving, variables["params"], *fixed)
+  return traced, (moving, fixed), 2 if guided and not batched else 1
 
 
-def _autoencoder(parts, shape, left, device, task):
+def _denoise(parts, size, given, guided, layout):
+  shape = latent_shape(parts, size)
+  traced, arguments, passes = trace_step(parts, shape, given, guided, layout)
+  program = compiled.compile_traced(traced)
+  figures = compiled.of(traced, program, arguments)
+  text = hlo.Program(program.as_text())
+  flops = compiled.flops_of_a_device(traced, text, layout.mesh.size)
+  work = roofline.Work(
+    flops,
+    flops,
+    text.traffic(),
+    text.collectives(),
+    jnp.dtype(parts.dtype).name,
+  )
+  return compiled.report({"step": (1, figures)}), work, passes
+
+
+def _autoencoder(parts, shape, left, layout, task):
   """Encodes the condition or decodes, as `task` is `encode` or `decode`."""
   space = parts.space
   decoding = task is decode
@@ -205,7 +318,9 @@ def _autoencoder(parts, shape, left, device, task):
     module = space.decoder(parts.dtype)
   pixels = [n * space.spatial for n in shape[2:4]]
   if isinstance(space, latents.Wan):
-    found = task.measure_wan(module, space.variables, *pixels, shape[1], device)
+    found = task.measure_wan(
+      module, space.variables, *pixels, shape[1], layout.mesh
+    )
     return {"runs": 1, **found}
   frames = shape[1] * space.temporal
   streamed = frames > module.chunk_frames
@@ -216,11 +331,14 @@ def _autoencoder(parts, shape, left, device, task):
       max(0, pipeline.SHARE * left),
       decode=decoding,
       streamed=streamed,
+      devices=sharding.devices(layout.mesh, "columns"),
     )
   except errors.UserError as e:
-    raise TooLarge(f"{'decoding' if decoding else 'the condition'}: {e}") from e
+    raise compiled.TooLarge(
+      f"{'decoding' if decoding else 'the condition'}: {e}"
+    ) from e
   found = task.measure(
-    module, space.variables, *pixels, plan, device, streamed=streamed
+    module, space.variables, *pixels, plan, layout.mesh, streamed=streamed
   )
   runs = -(-frames // module.chunk_frames)
   return {"runs": runs, "plan": vars(plan), **found}

@@ -33,9 +33,10 @@ ON_CPU = """
     "vocab": 32, "layers": 1, "width": 8, "heads": 2, "head_width": 4,
     "ffn_width": 16,
   }
-  hardware.gpu = lambda name: jax.devices()[0]
-  hardware.GPUS["a100"] = dataclasses.replace(
-    hardware.GPUS["a100"], memory=1000
+  gpus = dict(hardware.GPUS)
+  gpus["a100"] = dataclasses.replace(gpus["a100"], memory=1000)
+  hardware.find = lambda name: hardware.Target(
+    name, gpus[name], tuple(jax.devices())
   )
 
   from launch import _program, plan
@@ -52,7 +53,7 @@ def on_cpu(tmp_path_factory):
 
   def run(*flags):
     finished = subprocess.run(
-      [sys.executable, path, "--dtype=float32", *flags],
+      [sys.executable, path, *flags],
       env={
         **os.environ,
         "PYTHONPATH": str(launching.ROOT),
@@ -70,12 +71,19 @@ def on_cpu(tmp_path_factory):
   return run
 
 
-SAMPLING = ("--model=dc-wan2.1-t2v-1.3b", "--height=64", "--width=96")
+SAMPLING = (
+  f"--config={launching.ROOT}/configs/sample.py:dc-t2v-1.3b",
+  "--config.height=64",
+  "--config.width=96",
+  "--config.dtype=float32",
+)
+TRAINING = f"--config={launching.ROOT}/configs/adapt.py:tiny_t2v,runlocal"
 
 
 def test_sampling_that_fits(on_cpu, tmp_path):
   path = tmp_path / "plan.json"
-  finished = on_cpu(*SAMPLING, "--frames=16", "--steps=3", f"--json={path}")
+  changes = ("--config.frames=16", "--config.steps=3", f"--json={path}")
+  finished = on_cpu(*SAMPLING, *changes)
   assert finished.code == 0, finished.stderr
   figures = json.loads(path.read_text())
   assert figures["latents"] == [4, 2, 3, 32]
@@ -92,16 +100,52 @@ def test_sampling_that_fits(on_cpu, tmp_path):
 
 
 def test_sampling_that_does_not_fit(on_cpu):
-  finished = on_cpu(*SAMPLING, "--target=a100", "--frames=8")
+  finished = on_cpu(*SAMPLING, "--target=a100", "--config.frames=8")
   assert finished.code == 1
   assert finished.stdout.splitlines()[-1].startswith(
     "does not fit: the weights"
   )
 
 
+@pytest.mark.parametrize(
+  ("target", "code", "verdict"),
+  [("h100", 0, "which fits"), ("a100", 1, "which does not fit")],
+)
+def test_training(on_cpu, tmp_path, target, code, verdict):
+  path = tmp_path / "plan.json"
+  finished = on_cpu(
+    f"{TRAINING},phase=lora", f"--target={target}", f"--json={path}"
+  )
+  assert finished.code == code, finished.stderr
+  figures = json.loads(path.read_text())
+  assert figures["parameters"]["trainable"] > 0
+  assert figures["batch"]["deep"] == [8, 3, 2, 2, 64]
+  lines = finished.stdout.splitlines()
+  assert lines[0].startswith(f"denoise on {target}; compiling")
+  peak = figures["bytes"]["peak"] / 2**30
+  (row,) = [line for line in lines if line.split()[:1] == ["peak"]]
+  assert row.split()[1] == f"{peak:.2f}" and row.endswith(verdict)
+  assert lines[-1].startswith("estimated MFU")
+
+
+def test_suggestions(on_cpu, tmp_path):
+  path = tmp_path / "plan.json"
+  finished = on_cpu(f"{TRAINING},phase=lora", "--suggest", f"--json={path}")
+  assert finished.code == 0, finished.stderr
+  figures = json.loads(path.read_text())
+  assert len(figures["plans"]) == 3
+  seconds = [plan["seconds"]["total"] for plan in figures["plans"]]
+  best = figures["plans"][seconds.index(min(seconds))]
+  assert figures["best"] == best["way"]
+  lines = finished.stdout.splitlines()
+  starts = [line[:7] for line in lines if " of 3: " in line]
+  assert starts == ["1 of 3:", "2 of 3:", "3 of 3:"]
+  assert lines[-1].startswith("best: of one device; ")
+
+
 def test_decoding_says_what_is_over_its_budget(on_cpu, tmp_path):
   path = tmp_path / "plan.json"
-  size = ("--height=64", "--width=96", f"--json={path}")
+  size = ("--height=64", "--width=96", "--dtype=float32", f"--json={path}")
   finished = on_cpu(*size, "--budget_gib=1,2")
   assert finished.code == 0, finished.stderr
   names = [row["budget"] for row in json.loads(path.read_text())]
@@ -111,19 +155,20 @@ def test_decoding_says_what_is_over_its_budget(on_cpu, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "sentence"),
   [
-    (["--model=dc-wan2.1-t2v-14b"], "requirements-cuda.txt"),
-    (["--frames=40"], "--frames is not for f32t4c32, an autoencoder"),
-    (
-      ["--model=wan2.1-t2v-1.3b", "--budget_gib=8"],
-      "--budget_gib is for autoencoders, and wan2.1-t2v-1.3b is none",
-    ),
+    (["--model=f32t4c64"], "requirements-cuda.txt"),
+    (["--target=v5p:4x4x4", TRAINING], "requirements-tpu.txt"),
+    (["--target=v5p:4x4"], "v5p has 3 axes, such as v5p:4x4x4, found v5p:4x4"),
+    (["--target=tpu"], "unknown target 'tpu': expected one of h100, h200"),
+    ([TRAINING, "--height=64"], "--height says nothing about --config"),
+    (["--suggest"], "--suggest says nothing about --model"),
+    ([*SAMPLING, "--speedup=a.png"], "--config says nothing about --speedup"),
   ],
 )
 def test_one_sentence(programs, flags, sentence):
   finished = programs.run(
     "launch.plan",
     *flags,
-    without=("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"),
+    without=("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13", "libtpu"),
   )
   assert finished.code == 2
   assert finished.stdout == ""

@@ -1,0 +1,328 @@
+"""What a compiled program moves: read from its text, as XLA prints it.
+
+The compiler's own figures count the body of a loop once and know nothing of
+what goes on inside a kernel. Here bodies count as often as they run.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dcvideogen_jax.plan import groups, products
+
+_KINDS = (
+  "all-gather",
+  "all-reduce",
+  "all-to-all",
+  "collective-permute",
+  "ragged-all-to-all",
+  "reduce-scatter",
+)
+# They move nothing: names for buffers, and calls of what is counted itself.
+_FREE = (
+  "add-dependency after-all async-start async-update async-done bitcast call"
+  " conditional constant get-tuple-element opt-barrier parameter partition-id"
+  " replica-id tuple while"
+).split()
+_SLICES = ("dynamic-slice", "gather", "slice")
+
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,<=]*)\](?:\{([^{}]*)\})?")
+_CALLED = re.compile(r"(?:calls|to_apply|\w+_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+class Collective(NamedTuple):
+  """Transfers of one kind among devices that lie alike.
+
+  Attributes:
+    kind: such as "all-gather".
+    group: numbers of some devices that exchange with each other.
+    overlaps: whether the device may compute meanwhile.
+    count: how often it is done.
+    bytes: that a device receives in all of them.
+  """
+
+  kind: str
+  group: tuple[int, ...]
+  overlaps: bool
+  count: int
+  bytes: int
+
+
+class _Instruction(NamedTuple):
+  name: str
+  shape: str
+  opcode: str
+  operands: tuple[str, ...]
+  rest: str
+
+
+class Program:
+  """The computations of a compiled program."""
+
+  def __init__(self, text: str):
+    """Reads what `compiled.as_text()` gives."""
+    self._computations: dict[str, dict[str, _Instruction]] = {}
+    self._roots: dict[str, _Instruction] = {}
+    for line in text.splitlines():
+      if head := _HEAD.match(line):
+        name = head[2]
+        self._computations[name] = {}
+        if head[1]:
+          self._entry = name
+      elif found := _LINE.match(line):
+        instruction = _parse(found[2], found[3])
+        self._computations[name][instruction.name] = instruction
+        if found[1]:
+          self._roots[name] = instruction
+
+  def collectives(self) -> list[Collective]:
+    """What devices send each other, most bytes first."""
+    total = collections.Counter[tuple[str, tuple[int, ...], bool]]()
+    counts = collections.Counter[tuple[str, tuple[int, ...], bool]]()
+    for computation, times in self._runs():
+      channels = {}
+      for found, fused in self._transfers(computation):
+        # The pieces of one that overlaps may stand in several fusions.
+        channel = re.search(r"channel_id=\d+", found.rest)
+        channels.setdefault(
+          channel and channel[0] or found.name, (found, fused)
+        )
+      for found, fused in channels.values():
+        kind = found.opcode.removesuffix("-start")
+        group = groups.first(found.rest)
+        key = kind, group, fused or kind != found.opcode
+        counts[key] += times
+        total[key] += times * _received(found, len(group))
+    return [
+      Collective(*key, counts[key], size) for key, size in total.most_common()
+    ]
+
+  def traffic(self) -> int:
+    """Bytes that a device's memory is read and written, at the least.
+
+    Operands and results of everything that is not fused, but for what stays in
+    a faster memory. What a kernel reads twice counts once.
+    """
+    return sum(
+      times * self._moved(computation, instruction)
+      for computation, times in self._runs()
+      for instruction in self._computations[computation].values()
+    )
+
+  def flops(self) -> int:
+    """FLOPs of the matrix products and convolutions that one device computes.
+
+    A multiply-add is two. Kernels and calls of libraries do not count.
+    """
+    return sum(
+      times * self._worked(computation) for computation, times in self._runs()
+    )
+
+  def _worked(self, computation: str) -> int:
+    inside = self._computations[computation]
+    total = 0
+    for _, shape, opcode, operands, rest in inside.values():
+      if opcode in ("convolution", "dot"):
+        sizes = [
+          _sizes(s)[0] for s in (shape, *(inside[o].shape for o in operands))
+        ]
+        if opcode == "dot":
+          total += products.dot(*sizes[:2], rest)
+        else:
+          total += products.convolution(*sizes, rest)
+      elif opcode == "fusion":
+        total += sum(map(self._worked, _called(rest)))
+    return total
+
+  def _runs(self) -> list[tuple[str, int]]:
+    """Computations that are no fusions, and how often each runs."""
+    found = collections.Counter[str]()
+
+    def walk(name, times):
+      found[name] += times
+      for instruction in self._computations[name].values():
+        rest = instruction.rest
+        if instruction.opcode == "while":
+          walk(_named(rest, "body"), times * self._length(rest))
+        elif instruction.opcode in ("call", "conditional", "async-start"):
+          for called in _called(rest):
+            walk(called, times)
+
+    walk(self._entry, 1)
+    return [*found.items()]
+
+  def _length(self, rest: str) -> int:
+    """How often a loop runs; one that is not known runs once.
+
+    Those of `jax.lax.scan`, and those that XLA makes, count from zero up to a
+    constant.
+    """
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', rest):
+      return int(known[1])
+    condition = _named(rest, "condition")
+    inside = self._computations[condition]
+    for name in self._roots[condition].operands:
+      if inside[name].opcode == "constant":
+        return int(inside[name].operands[0])
+    return 1
+
+  def _transfers(
+    self, computation: str, fused: bool = False
+  ) -> Iterator[tuple[_Instruction, bool]]:
+    fused |= "async" in computation
+    for instruction in self._computations[computation].values():
+      if instruction.opcode.removesuffix("-start") in _KINDS:
+        yield instruction, fused
+      elif instruction.opcode == "fusion":
+        for called in _called(instruction.rest):
+          yield from self._transfers(called, fused=True)
+
+  def _moved(self, computation: str, instruction: _Instruction) -> int:
+    """Bytes that one instruction reads and writes."""
+    name, shape, opcode, operands, rest = instruction
+    if opcode in _FREE or "AllocateBuffer" in rest:
+      return 0
+    inside = self._computations[computation]
+    total = 0
+    if not opcode.endswith("-done"):
+      for i, operand in enumerate(operands):
+        if operand in inside and _bytes(inside[operand].shape):
+          total += self._read(inside, instruction, i)
+    if not opcode.endswith("-start"):
+      total += self._written(inside, instruction)
+    return total
+
+  def _read(self, inside, instruction, i: int) -> int:
+    """Bytes that an instruction reads of its operand `i`."""
+    name, shape, opcode, operands, rest = instruction
+    if opcode == "fusion":
+      (called,) = _called(rest)
+      inside = self._computations[called]
+      return self._used(inside, _parameter(inside, i).name)
+    if i == 0 and opcode in _SLICES:
+      return _bytes(shape, everywhere=True)
+    if opcode == "slice-start":  # Makes its operand, the slice and a context.
+      return _bytes(_arrays(shape)[1], everywhere=True)
+    if i == 0 and opcode == "dynamic-update-slice":
+      return 0
+    return _bytes(inside[operands[i]].shape, everywhere=True)
+
+  def _used(self, inside, name: str) -> int:
+    """Bytes that a fusion reads of a buffer."""
+    total = 0
+    for user in inside.values():
+      for i, operand in enumerate(user.operands):
+        if operand == name:
+          total += (
+            self._used(inside, user.name)
+            if user.opcode == "bitcast"
+            else self._read(inside, user, i)
+          )
+    return min(total, _bytes(inside[name].shape, everywhere=True))
+
+  def _written(self, inside, instruction) -> int:
+    """Bytes that an instruction writes."""
+    name, shape, opcode, operands, rest = instruction
+    if opcode == "dynamic-update-slice":
+      return _bytes(inside[operands[1]].shape) if _bytes(shape) else 0
+    if opcode != "fusion":
+      return _bytes(shape)
+    (called,) = _called(rest)
+    inside, root = self._computations[called], self._roots[called]
+    parts = [root]
+    if root.opcode == "tuple":
+      parts = [inside[part] for part in root.operands]
+    arrays = _arrays(shape)
+    if len(arrays) != len(parts):  # A part is a tuple itself.
+      return _bytes(shape)
+    total = 0
+    for array, part in zip(arrays, parts, strict=True):
+      while part.opcode == "bitcast":
+        part = inside[part.operands[0]]
+      updates = part.opcode == "dynamic-update-slice" and _bytes(array)
+      total += self._written(inside, part) if updates else _bytes(array)
+    return total
+
+
+def _parse(name: str, text: str) -> _Instruction:
+  end = _closing(text, 0) if text[0] == "(" else text.index(" ")
+  shape, rest = text[:end], text[end:].lstrip()
+  start = rest.index("(")
+  end = _closing(rest, start)
+  inside = rest[start + 1 : end - 1]
+  operands = re.findall(r"%([\w.\-]+)", inside) or [inside]
+  return _Instruction(name, shape, rest[:start], tuple(operands), rest[end:])
+
+
+def _closing(text: str, start: int) -> int:
+  """The position after the parenthesis that closes the one at `start`."""
+  depth = 0
+  for match in re.finditer(r"[()]", text[start:]):
+    depth += 1 if match[0] == "(" else -1
+    if not depth:
+      return start + match.end()
+  raise ValueError(f"unbalanced parentheses in {text!r}")
+
+
+def _named(rest: str, key: str) -> str:
+  found = re.search(rf"{key}=%?([\w.\-]+)", rest)
+  assert found is not None, rest
+  return found[1]
+
+
+def _called(rest: str) -> list[str]:
+  branches = _BRANCHES.search(rest)
+  named = re.findall(r"%?([\w.\-]+)", branches[1]) if branches else []
+  return _CALLED.findall(rest) + named
+
+
+def _parameter(inside, i: int) -> _Instruction:
+  return next(
+    x
+    for x in inside.values()
+    if x.opcode == "parameter" and x.operands == (str(i),)
+  )
+
+
+def _arrays(shape: str) -> list[str]:
+  return [found[0] for found in _ARRAY.finditer(shape)]
+
+
+def _sizes(shape: str) -> list[list[int]]:
+  """The dimensions of each array of a shape."""
+  return [
+    [int(n.lstrip("<=")) for n in found[3].split(",") if n]
+    for found in _ARRAY.finditer(shape)
+  ]
+
+
+def _bytes(shape: str, everywhere: bool = False) -> int:
+  """Bytes of a shape's arrays, those in a faster memory only if asked."""
+  total = 0
+  for found, sizes in zip(_ARRAY.finditer(shape), _sizes(shape), strict=True):
+    name, bits, _, layout = found.groups()
+    if everywhere or "S(" not in (layout or ""):
+      # Predicates take a byte; tokens have no bits.
+      width = 8 if name == "pred" else int(bits or 0)
+      total += math.prod(sizes) * width // 8
+  return total
+
+
+def _received(found: _Instruction, devices: int) -> int:
+  """Bytes that a device gets from the others in a collective."""
+  arrays = _arrays(found.shape)
+  kind = found.opcode.removesuffix("-start")
+  if kind == "collective-permute":
+    return _bytes(arrays[0], everywhere=True)
+  if found.opcode == "all-gather-start":
+    arrays = arrays[len(arrays) // 2 :]
+  size = sum(_bytes(array, everywhere=True) for array in arrays)
+  if kind == "reduce-scatter":
+    return size * (devices - 1)
+  rounds = 2 if kind == "all-reduce" else 1
+  return rounds * size * (devices - 1) // devices

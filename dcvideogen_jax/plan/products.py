@@ -1,0 +1,61 @@
+"""The work of a matrix product or a convolution as XLA prints it."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+Sizes = Sequence[int]
+
+
+def dot(result: Sizes, left: Sizes, text: str) -> int:
+  """FLOPs of a dot.
+
+  Args:
+    result, left: sizes of what it makes and of its first operand.
+    text: what follows its operands.
+  """
+  axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text)
+  reduced = [left[int(i)] for i in axes[1].split(",") if i] if axes else []
+  return 2 * math.prod(result) * math.prod(reduced)
+
+
+def convolution(result: Sizes, left: Sizes, kernel: Sizes, text: str) -> int:
+  """FLOPs of a convolution, without those on padding and between dilated rows.
+
+  The latter are how a TPU writes a batch of products as one convolution.
+
+  Args:
+    result, left, kernel: sizes of what it makes and of its operands.
+    text: what follows its operands.
+  """
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
+  assert labels is not None, text
+  inputs, kernels, outputs = (
+    dict(zip(names, sizes, strict=True))
+    for names, sizes in zip(
+      labels.groups(), (left, kernel, result), strict=True
+    )
+  )
+  window = re.search(r"window=\{([^}]*)\}", text)
+  fields = dict(
+    item.split("=") for item in (window[1].split() if window else ())
+  )
+  total = 2 * outputs["b"] * outputs["f"] * kernels["i"]
+  for i in range(len(result) - 2):
+    axis = str(i)
+    numbers = {k: v.split("x")[i] for k, v in fields.items()}
+    total *= _taps(inputs[axis], kernels[axis], outputs[axis], numbers)
+  return total
+
+
+def _taps(rows: int, kernel: int, results: int, window: dict[str, str]) -> int:
+  """Pairs of a result and a tap of the kernel that meets a row."""
+  stride, apart, step = (
+    int(window.get(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate")
+  )
+  before = int(window.get("pad", "0_0").split("_")[0])
+  at = np.arange(results)[:, None] * stride - before
+  at = at + np.arange(kernel) * step
+  return int(((at >= 0) & (at % apart == 0) & (at // apart < rows)).sum())

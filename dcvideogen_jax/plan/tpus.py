@@ -1,0 +1,131 @@
+"""Cloud TPUs that XLA compiles for although they are not there."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.experimental import topologies
+
+from dcvideogen_jax import errors
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+  """One chip, and its links to others.
+
+  Figures are those of docs.cloud.google.com/tpu, but for `usable`.
+
+  Attributes:
+    bandwidth: of its memory, bytes per second.
+    usable: bytes that XLA's compiler lets a program have; what libtpu 0.0.42
+      says to one that asks for more.
+    flops: FLOPs per second by dtype. Products of float32 matrices are rounded
+      to bfloat16 first, unless a program asks for more.
+    link: bytes per second to one neighbour; as many come back meanwhile.
+    axes: of the grid that chips are linked in.
+    ring: chips on an axis, or a multiple of it, whose ends are linked too. Here
+      they count as linked if that holds for all axes.
+    cores: how jax sees the cores of a chip.
+  """
+
+  bandwidth: float
+  usable: int
+  flops: Mapping[str, float]
+  link: float
+  axes: int
+  ring: int
+  cores: str = "default"
+
+  def rate(
+    self, topology: Sequence[int], chips: Sequence[Sequence[int]]
+  ) -> float:
+    """Bytes per second that each of some chips can receive from the others.
+
+    Args:
+      topology: sizes of the axes.
+      chips: their coordinates.
+    """
+    ends = 2 if all(n % self.ring == 0 for n in topology) else 1
+    links = 0
+    for size, found in zip(topology, zip(*chips, strict=True), strict=False):
+      spanned = len(set(found))
+      if spanned > 1:
+        links += ends if spanned == size else 1
+    return self.link * links
+
+
+def _tpu(tera: float, **fields) -> Tpu:
+  return Tpu(
+    flops=dict.fromkeys(("bfloat16", "float32"), tera * 1e12), **fields
+  )
+
+
+TPUS = {
+  "v4": _tpu(
+    275,
+    bandwidth=1228e9,
+    usable=int(30.75 * _GIB),
+    link=50e9,
+    axes=3,
+    ring=4,
+    cores="megacore",
+  ),
+  "v5e": _tpu(
+    197, bandwidth=819e9, usable=int(15.75 * _GIB), link=50e9, axes=2, ring=16
+  ),
+  "v5p": _tpu(
+    459, bandwidth=2765e9, usable=int(95.74 * _GIB), link=100e9, axes=3, ring=4
+  ),
+  "v6e": _tpu(
+    918, bandwidth=1638e9, usable=int(31.25 * _GIB), link=100e9, axes=2, ring=16
+  ),
+}
+
+
+# libtpu would ask, for minutes, which machine it is on, complain about the
+# answer, and let one process at a time have chips, of which none is needed.
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def devices(name: str, topology: Sequence[int]) -> tuple[jax.Device, ...]:
+  """Chips to compile for; nothing can be run on them.
+
+  Args:
+    name: a key of `TPUS`.
+    topology: sizes of the axes, such as (4, 4, 4).
+
+  Raises:
+    errors.UserError: if there are no such chips, or no compiler for them.
+  """
+  chip = TPUS[name]
+  layout = f"{name}:{'x'.join(map(str, topology))}"
+  if len(topology) != chip.axes:
+    raise errors.UserError(
+      f"{name} has {chip.axes} axes, such as {name}:"
+      f"{'x'.join(['4'] * chip.axes)}, found {layout}"
+    )
+  for variable, value in _ENVIRONMENT.items():
+    os.environ.setdefault(variable, value)
+  try:
+    found = topologies.get_topology_desc(
+      platform="tpu", topology_name=layout, chip_config_name=chip.cores
+    ).devices
+  except Exception as e:  # jax raises several types here.
+    reason = str(e).splitlines()[0]
+    if "INVALID_ARGUMENT" in reason:
+      raise errors.UserError(f"there is no {layout}: {reason}") from e
+    raise errors.UserError(
+      f"cannot compile for {layout}: install requirements-tpu.txt in an "
+      f"environment of its own ({reason})"
+    ) from e
+  assert len(found) == math.prod(topology)
+  return tuple(found)

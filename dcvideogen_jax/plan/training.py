@@ -1,0 +1,186 @@
+"""Compiles a step of training for devices that are not there."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.plan import compiled, flops, hardware, hlo, roofline
+from dcvideogen_jax.train import step
+
+# Pixels of a token of CLIP's, and of Wan's latents.
+_CLIP_PATCH, _BASE_FACTOR, _BASE_CHANNELS = 14, 8, 16
+_TEMPORAL_FACTOR = 4
+
+Config = Mapping[str, Any]
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def planned(config: Config) -> dict[str, Any]:
+  """A config that needs no files; the one given stays as it is.
+
+  Raises:
+    errors.UserError: if the shapes of its batches are up to files.
+  """
+  found = copy.deepcopy(dict(config))
+  if found.get("encoders"):
+    raise errors.UserError(
+      "a plan is of encoded clips: leave out `raw` and config.encoders"
+    )
+  found["negative"] = None
+  model = found["model"] = dict(found["model"])
+  if "heads" in model:
+    found["start"] = {**found["start"], "random": True}
+  else:
+    # What `ops.conv3d` chooses but on a CPU, which is what traces.
+    model["conv3d"] = "xla"
+  return found
+
+
+def batch(config: Config) -> Shapes:
+  """The arrays of a batch.
+
+  Args:
+    config: of a training. Shapes are those of config.data, or of latents of
+      config.clips.
+
+  Raises:
+    errors.UserError: if it does not say them.
+  """
+  data, b = config["data"], config["batch_size"]
+  if data["source"] == "noise":
+    sizes = data["shapes"]
+  elif "clips" in config:
+    sizes = _encoded(config, data["keys"])
+  else:
+    size = (data["frames"], data["height"], data["width"], 3)
+    return {"video": jax.ShapeDtypeStruct((b, *size), jnp.uint8)}
+  return {
+    name: jax.ShapeDtypeStruct((b, *size), jnp.float32)
+    for name, size in sizes.items()
+  }
+
+
+def _encoded(config: Config, keys: Any) -> dict[str, tuple[int, ...]]:
+  clips, model = config["clips"], config["model"]
+  factor = clips["factor"]
+  frames, rest = divmod(clips["frames"], _TEMPORAL_FACTOR)
+  sides = clips["height"], clips["width"]
+  if rest or any(n % factor for n in sides):
+    raise errors.UserError(
+      f"config.clips needs multiples of {_TEMPORAL_FACTOR} frames and {factor} "
+      f"pixels, found {clips['frames']} frames of {sides[0]}x{sides[1]}"
+    )
+  deep = (frames, *(n // factor for n in sides), model["out_channels"])
+  base = (frames, *(n // _BASE_FACTOR for n in sides), _BASE_CHANNELS)
+  image = (
+    (clips["image_size"] // _CLIP_PATCH) ** 2 + 1,
+    model.get("image_width"),
+  )
+  text = (config["data"]["text_tokens"], model.get("text_width", 4096))
+  sizes = {"deep": deep, "base": base, "text": text, "image": image}
+  return {key: sizes[key.removesuffix("_condition")] for key in keys}
+
+
+def measure(config: Config, target: hardware.Target) -> dict[str, Any]:
+  """Memory, work and time of a step.
+
+  Args:
+    config: of a training.
+    target: what to compile for.
+
+  Returns:
+    "mesh", "batch", "model": what was compiled; "parameters": numbers of
+    "trainable" and "frozen" ones; "bytes": of one device, by what takes them,
+    with their sum "peak" and "capacity"; "collectives": rows as of
+    `hlo.Collective` with their seconds; of one device "flops", "useful_flops"
+    and "traffic"; "seconds", as `roofline.Estimate`; "utilisation".
+
+  Raises:
+    compiled.TooLarge: if the compiler finds no room for it.
+    errors.UserError: for a config that does not fit.
+  """
+  config = planned(config)
+  run = step.plan(config, target.devices)
+  shapes = batch(config)
+  traced = step.trace(run, config, shapes)
+  program = compiled.compile_traced(traced)
+  text = hlo.Program(program.as_text())
+  devices = [*run.mesh.devices.flat]
+  work = roofline.Work(
+    compiled.flops_of_a_device(traced, text, len(devices)),
+    useful_flops(config, target) / len(devices),
+    text.traffic(),
+    text.collectives(),
+    config.get("dtype", "float32"),
+  )
+  seconds = roofline.estimate(target, work, devices)
+  return {
+    "target": target.name,
+    "mesh": dict(run.mesh.shape),
+    "batch": {name: x.shape for name, x in shapes.items()},
+    "model": config["model"],
+    "accumulate": config["accumulate"],
+    "parameters": {
+      "trainable": _numbers(run.state.params),
+      "frozen": _numbers(run.frozen),
+    },
+    "bytes": {
+      **_bytes(run, program.memory_analysis()),
+      "capacity": target.chip.usable,
+    },
+    "collectives": [
+      row._asdict()
+      | {"seconds": row.bytes / roofline.rate(target, row.group, devices)}
+      for row in work.collectives
+    ],
+    "flops": work.flops,
+    "useful_flops": work.useful,
+    "traffic": work.traffic,
+    "seconds": vars(seconds) | {"total": seconds.total},
+    "utilisation": roofline.utilisation(target, work, seconds.total),
+  }
+
+
+def useful_flops(config: Config, target: hardware.Target) -> int:
+  """FLOPs of a step of all devices that saves no memory by computing again.
+
+  Args:
+    config: as of `planned`.
+    target: as for `measure`.
+  """
+  model = {k: v for k, v in config["model"].items() if k != "remat"}
+  if "heads" in model:
+    model["attention"] = "reference"
+  plain = {**config, "model": model, "mesh": {"data": 1}, "accumulate": 1}
+  run = step.plan(plain, target.devices[:1])
+  return flops.count(step.trace(run, plain, batch(plain)).jaxpr.jaxpr)
+
+
+def _bytes(run: step.Plan, memory: Any) -> dict[str, int]:
+  """Of one device, by what takes them."""
+  state = run.state
+  known = {
+    "parameters": compiled.size(state.params),
+    "optimiser": compiled.size(state.opt),
+    "average": compiled.size(state.ema),
+    "frozen": compiled.size(run.frozen),
+  }
+  arguments = memory.argument_size_in_bytes
+  outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  found = {
+    **known,
+    # The batch, and what fills rows of arrays up where a device wants that.
+    "batch": arguments - sum(known.values()),
+    "outputs": outputs,
+    "temporaries": memory.temp_size_in_bytes,
+    "program": memory.generated_code_size_in_bytes,
+  }
+  return found | {"peak": sum(found.values())}
+
+
+def _numbers(tree: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(tree))

@@ -1,0 +1,133 @@
+"""How plans are printed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_GIB = 2**30
+_PASSES = {1: "one pass", 2: "two passes"}
+# What takes memory, in the order of `plan.training.measure`.
+_TAKERS = (
+  "parameters",
+  "optimiser",
+  "average",
+  "frozen",
+  "batch",
+  "outputs",
+  "temporaries",
+  "program",
+)
+
+
+def training(found: Mapping[str, Any]) -> str:
+  """A table of what `plan.training.measure` gives."""
+  numbers, seconds = found["parameters"], found["seconds"]
+  peak, capacity = found["bytes"]["peak"], found["bytes"]["capacity"]
+  lines = [
+    f"mesh {mesh(found['mesh'])}; batch {batch(found['batch'])}",
+    f"parameters: {numbers['trainable'] / 1e6:.1f} M trained, "
+    f"{numbers['frozen'] / 1e6:.1f} M frozen",
+    "",
+    "of one device      GiB",
+    *(
+      f"  {name:13} {found['bytes'][name] / _GIB:7.2f}"
+      for name in _TAKERS
+      if found["bytes"][name]
+    ),
+    f"  peak          {peak / _GIB:7.2f} of {capacity / _GIB:.2f}, which "
+    f"{'fits' if fits(found) else 'does not fit'}",
+    "",
+    *_collectives(found["collectives"]),
+    f"computes   {found['flops'] / 1e12:9.2f} TFLOP  "
+    f"{1e3 * seconds['compute']:9.1f} ms",
+    f"moves      {found['traffic'] / 1e9:9.2f} GB     "
+    f"{1e3 * seconds['memory']:9.1f} ms",
+    f"a step takes {1e3 * seconds['total']:.1f} ms at the least: the largest "
+    "of both and of what overlaps, and what waits",
+    f"estimated MFU {100 * found['utilisation']:.1f} %: "
+    f"{found['useful_flops'] / 1e12:.2f} TFLOP without what is computed again",
+  ]
+  return "\n".join(lines)
+
+
+def _collectives(rows: Any) -> list[str]:
+  """A line for each kind, and whether a device computes meanwhile."""
+  if not rows:
+    return []
+  total: dict[tuple[str, bool, int], list[float]] = {}
+  for row in rows:
+    key = row["kind"], row["overlaps"], len(row["group"])
+    entry = total.setdefault(key, [0, 0, 0])
+    for i, name in enumerate(("count", "bytes", "seconds")):
+      entry[i] += row[name]
+  lines = ["collectives                 of  times         GB         ms"]
+  for (kind, overlaps, devices), (count, size, seconds) in sorted(
+    total.items(), key=lambda item: -item[1][1]
+  ):
+    how = "overlaps" if overlaps else "waits"
+    lines.append(
+      f"  {kind:18} {how:8}{devices:4}{count:7} {size / 1e9:10.3f} "
+      f"{1e3 * seconds:10.2f}"
+    )
+  return [*lines, ""]
+
+
+def fits(found: Mapping[str, Any]) -> bool:
+  """Whether a step's peak is within the device's capacity."""
+  return found["bytes"]["peak"] <= found["bytes"]["capacity"]
+
+
+def mesh(sizes: Mapping[str, int]) -> str:
+  """The axes that split anything."""
+  named = [f"{axis} {n}" for axis, n in sizes.items() if n > 1]
+  return ", ".join(named) or "of one device"
+
+
+def batch(shapes: Mapping[str, Any]) -> str:
+  return ", ".join(
+    f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items()
+  )
+
+
+def sampling(found: Mapping[str, Any], steps: int) -> str:
+  """A table of what `plan.sampling.measure` gives."""
+  lines = ["weights             GiB"]
+  for name, n in found["weights"].items():
+    lines.append(f"{name:15} {n / _GIB:7.2f}")
+  lines.append(
+    "program           runs  arguments  outputs  temporaries  others  "
+    "all GiB   TFLOP"
+  )
+  for phase, report in found["phases"].items():
+    for name, row in report["programs"].items():
+      lines.append(_program(f"{phase} {name}", report, row))
+  step, seconds = found["step"], found["seconds"]["total"]
+  within = found["peak"] <= found["limit"]
+  lines += [
+    f"all weights and the largest program: {found['peak'] / _GIB:.1f} of "
+    f"{found['limit'] / _GIB:.1f} GiB, which "
+    f"{'fits' if within else 'does not fit'}",
+    f"estimate, from the data sheet's peak rates: a step, "
+    f"{step['flops'] / 1e12:.0f} TFLOP in {_PASSES[step['passes']]} of the "
+    f"transformer, takes {seconds:.2f} s at the least, {steps} steps "
+    f"{steps * seconds:.0f} s",
+  ]
+  return "\n".join(lines)
+
+
+def _program(name: str, report: Any, row: Mapping[str, int]) -> str:
+  others = row["waiting"] + report["held"]
+  gib = [
+    n / _GIB
+    for n in (
+      row["arguments"],
+      row["outputs"],
+      row["temporaries"],
+      others,
+      row["bytes"] + report["held"],
+    )
+  ]
+  runs = report["runs"] * row["runs"]
+  return (
+    f"{name:17}{runs:5}  {gib[0]:9.2f}{gib[1]:9.2f}{gib[2]:13.2f}"
+    f"{gib[3]:8.2f}{gib[4]:9.2f}{row['flops'] / 1e12:8.1f}"
+  )
