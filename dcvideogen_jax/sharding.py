@@ -300,6 +300,22 @@ def activation(mesh: Mesh | AbstractMesh, *logical_axes: str | None) -> P:
   return P(*(axes or None for axes in spec))
 
 
+def fitting(
+  mesh: Mesh | AbstractMesh, shape: Sequence[int], *logical_axes: str | None
+) -> P:
+  """`activation`, without the names whose devices do not divide the shape.
+
+  What enters or leaves a program cannot be split unevenly.
+  """
+  return activation(
+    mesh,
+    *(
+      None if n % devices(mesh, logical) else logical
+      for n, logical in zip(shape, logical_axes, strict=False)
+    ),
+  )
+
+
 def to_host(x: Any) -> np.ndarray:
   """The whole of an array in this process's memory.
 

@@ -189,7 +189,7 @@ class Encoder(Half):
       x, _ = Conv(
         self.latent_channels, **self.conv(coarsest), name="project_out"
       )(x)
-    return x, band
+    return layers.result(x), band
 
 
 class Decoder(Half):
@@ -223,7 +223,7 @@ class Decoder(Half):
       x, band = Up(
         3, (1, 2, 2), self.conv(0), shortcut=False, name="project_out"
       )(nn.silu(x), band)
-    return x, band
+    return layers.result(x), band
 
 
 class DCAEV(nn.Module):

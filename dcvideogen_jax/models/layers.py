@@ -159,6 +159,19 @@ def even(
   return split(x)
 
 
+def result(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+  """Splits what a model returns; what cannot be split evenly is whole.
+
+  A program cannot return uneven parts: without this, XLA chooses others, which
+  newer versions of jax (0.12) may not be able to name.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  where = sharding.fitting(mesh, x.shape, *SPLIT)
+  return jax.lax.with_sharding_constraint(x, where)
+
+
 def shuffle(
   x: Float[Array, "b t h w c"], factor: tuple[int, int, int]
 ) -> Float[Array, "b t2 h2 w2 c2"]:

@@ -295,12 +295,8 @@ def put(x: np.ndarray) -> Any:
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
     return x
-  names = (
-    None if n % sharding.devices(mesh, name) else name
-    for n, name in zip(x.shape, layers.SPLIT, strict=False)
-  )
-  where = NamedSharding(mesh, sharding.activation(mesh, *names))
-  return jax.device_put(x, where)
+  where = sharding.fitting(mesh, x.shape, *layers.SPLIT)
+  return jax.device_put(x, NamedSharding(mesh, where))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

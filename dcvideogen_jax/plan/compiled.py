@@ -22,14 +22,23 @@ class TooLarge(Exception):
   """Something cannot fit, whatever the plan; the message says what."""
 
 
-def compile_traced(traced: jax.stages.Traced) -> jax.stages.Compiled:
+def compile_traced(
+  traced: jax.stages.Traced, quickly: bool = False
+) -> jax.stages.Compiled:
   """Compiles what was traced for devices that need not exist.
+
+  Args:
+    traced: for any devices.
+    quickly: with the least effort that the compiler can make. For TPUs it tries
+      many tilings of each 3-D convolution otherwise, which takes a core 20 to
+      60 seconds for each; temporaries are the same to a thousandth.
 
   Raises:
     TooLarge: if the compiler finds no room for it.
   """
+  options = {"exec_time_optimization_effort": -1.0} if quickly else None
   try:
-    return traced.lower().compile()
+    return traced.lower().compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
@@ -63,13 +72,10 @@ def place(mesh: Mesh, tree: Any, columns: int | None = None) -> Any:
     columns: an axis of pictures' columns, which devices share where they divide
       it; None has all of it on every device.
   """
-  devices = sharding.devices(mesh, "columns")
 
   def one(x):
-    names: list[str | None] = [None] * x.ndim
-    if columns is not None and x.shape[columns] % devices == 0:
-      names[columns] = "columns"
-    where = NamedSharding(mesh, sharding.activation(mesh, *names))
+    names = ["columns" if i == columns else None for i in range(x.ndim)]
+    where = NamedSharding(mesh, sharding.fitting(mesh, x.shape, *names))
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
   return jax.tree.map(one, tree)
@@ -84,19 +90,22 @@ def size(tree: Any) -> int:
   )
 
 
-def figures(traced: jax.stages.Traced, arguments: Any) -> Figures:
+def figures(
+  traced: jax.stages.Traced, arguments: Any, quickly: bool = False
+) -> Figures:
   """Compiles a program and says what it takes.
 
   Args:
     traced: what `jax.jit(f).trace(...)` gives for shapes that were placed.
     arguments: those that count. Weights do not: a program takes those that it
       uses, and all of them stay.
+    quickly: as for `compile_traced`.
 
   Returns:
     "flops" of all devices and, in bytes of one device, "arguments", "outputs",
     "temporaries" and "aliased", outputs that take the place of arguments.
   """
-  return of(traced, compile_traced(traced), arguments)
+  return of(traced, compile_traced(traced, quickly), arguments)
 
 
 def of(
@@ -168,7 +177,8 @@ def streamed(
     traced = streaming.apply.trace(
       module, method, variables, x, *args, state=state, dtype=dtype, **static
     )
-  found = figures(traced, (x, args, state))
+  on_tpus = mesh.devices.flat[0].platform == "tpu"
+  found = figures(traced, (x, args, state), quickly=on_tpus)
   found |= {name: size(state[name]) for name in collections}
   return found, traced.out_info[0]
 

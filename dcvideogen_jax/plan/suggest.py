@@ -119,8 +119,11 @@ def _kept(jaxpr: Any) -> int:
   most = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "scan":
-      made = eqn.outvars[eqn.params["num_carry"] :]
-      most = max(most, sum(x.aval.size * x.aval.dtype.itemsize for x in made))
+      # What is handed on has an axis of steps that it has not inside.
+      (body,) = flops.inner(eqn.params)
+      pairs = zip(eqn.outvars, body.outvars, strict=True)
+      made = [x.aval for x, y in pairs if x.aval.ndim > y.aval.ndim]
+      most = max(most, sum(x.size * x.dtype.itemsize for x in made))
     most = max([most, *map(_kept, flops.inner(eqn.params))])
   return most
 

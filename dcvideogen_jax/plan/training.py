@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.plan import compiled, flops, hardware, hlo, roofline
+from dcvideogen_jax.plan import (
+  compiled,
+  flops,
+  hardware,
+  hlo,
+  roofline,
+  tpus,
+)
 from dcvideogen_jax.train import step
 
 # Pixels of a token of CLIP's, and of Wan's latents.
@@ -107,7 +114,9 @@ def measure(config: Config, target: hardware.Target) -> dict[str, Any]:
   run = step.plan(config, target.devices)
   shapes = batch(config)
   traced = step.trace(run, config, shapes)
-  program = compiled.compile_traced(traced)
+  convolves = "heads" not in config["model"]
+  on_tpus = isinstance(target.chip, tpus.Tpu)
+  program = compiled.compile_traced(traced, quickly=convolves and on_tpus)
   text = hlo.Program(program.as_text())
   devices = [*run.mesh.devices.flat]
   work = roofline.Work(

@@ -149,7 +149,8 @@ def test_gradients():
   np.testing.assert_allclose(found[0], expected[0], rtol=EXACT)
   for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=EXACT * np.abs(b).max())
-  assert not gathered(program)
+  # Latents that cannot be split evenly, nothing else.
+  assert {s[-1] for s in gathered(program)} == {4}
 
 
 @pytest.mark.parametrize(
