@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -71,18 +71,18 @@ def make_mesh(
       f"mesh sizes must be positive, at most one of them -1, found {sizes}"
     )
   known = math.prod(n for n in sizes.values() if n != -1)
-  sizes = {a: len(devices) // known if n == -1 else n for a, n in sizes.items()}
+  rest = max(1, len(devices) // known)
+  sizes = {a: rest if n == -1 else n for a, n in sizes.items()}
   if math.prod(sizes.values()) != len(devices):
     raise errors.UserError(
       f"the mesh {sizes} needs {math.prod(sizes.values())} devices, "
       f"found {len(devices)}"
     )
-  return jax.make_mesh(
-    tuple(sizes.values()),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
-    devices=devices,
+  # jax.make_mesh splits an axis of a torus between two of the mesh on v5e only.
+  grid = mesh_utils.create_device_mesh(
+    tuple(sizes.values()), devices, allow_split_physical_axes=True
   )
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_devices(mesh: Mesh) -> int:

@@ -106,7 +106,7 @@ def sampling(found: Mapping[str, Any], steps: int) -> str:
     f"all weights and the largest program: {found['peak'] / _GIB:.1f} of "
     f"{found['limit'] / _GIB:.1f} GiB, which "
     f"{'fits' if within else 'does not fit'}",
-    f"estimate, from the data sheet's peak rates: a step, "
+    f"estimate, from the data sheet's peak rates: a step, on one device "
     f"{step['flops'] / 1e12:.0f} TFLOP in {_PASSES[step['passes']]} of the "
     f"transformer, takes {seconds:.2f} s at the least, {steps} steps "
     f"{steps * seconds:.0f} s",

@@ -26,28 +26,39 @@ def table(rows: Sequence[speedup.Row]) -> str:
   return "\n".join(lines)
 
 
-def draw(rows: Sequence[speedup.Row], path: str | os.PathLike[str]) -> None:
-  """Writes two panels as PNG: over the size, and over the number of frames."""
+def draw(
+  rows: Sequence[speedup.Row], device: str, path: str | os.PathLike[str]
+) -> None:
+  """Writes two panels as PNG: over the size, and over the number of frames.
+
+  Args:
+    rows: of `speedup.rows`.
+    device: that they are of.
+    path: of the file.
+  """
   sizes = [row for row in rows if row.case.size.frames == 80]
   frames = [row for row in rows if row.case.name == "720p"]
   frames += [row for row in rows if row.case.size.frames > 80]
   picture = figure.Figure(figsize=(8, 3.2), layout="constrained")
   left, right = picture.subplots(1, 2, sharey=True)
-  _panel(left, [row.case.name for row in sizes], sizes)
+  _panel(left, [row.case.name for row in sizes], sizes, device)
   left.set_title("80 frames")
   left.set_ylabel("times faster than Wan 2.1")
-  _panel(right, [str(row.case.size.frames) for row in frames], frames)
+  names = [str(row.case.size.frames) for row in frames]
+  _panel(right, names, frames, device)
   right.set_title("frames of 704x1280")
   left.legend(frameon=False, loc="upper left")
   with files.atomic(path) as file:
     picture.savefig(file, format="png", dpi=160)
 
 
-def _panel(axes, names: Sequence[str], rows: Sequence[speedup.Row]) -> None:
+def _panel(
+  axes, names: Sequence[str], rows: Sequence[speedup.Row], device: str
+) -> None:
   at = range(len(rows))
   for shift, label, colour, values in (
-    (-0.2, "roofline of one H100", _BLUE, [row.predicted for row in rows]),
-    (0.2, "arXiv 2509.25182", _ORANGE, [row.measured for row in rows]),
+    (-0.2, f"roofline of one {device}", _BLUE, [row.predicted for row in rows]),
+    (0.2, "arXiv 2509.25182, H100", _ORANGE, [row.measured for row in rows]),
   ):
     bars = axes.bar(
       [x + shift for x in at], values, 0.38, label=label, color=colour

@@ -2,8 +2,9 @@
 
 Compiles the very program that would run, as jax does on the device; memory and
 what devices send each other is the compiler's, FLOPs are counted in the traced
-program, and times are those of data sheets: nothing can be faster. Exits with 1
-if something does not fit.
+and in the compiled program, and times are those of data sheets: nothing can be
+faster. Only autoencoders for TPUs are compiled with less effort than on the
+device, where that takes long. Exits with 1 if something does not fit.
 
   python -m launch.plan --config=configs/adapt.py:wan_t2v_14b,phase=lora \\
     --target=v5p:4x4x4 --config.mesh.fsdp=32 --config.mesh.context=2
@@ -162,7 +163,8 @@ def _suggest(
     )
   plans = []
   for i, way in enumerate(ways[:_COMPILED]):
-    print(f"\n{i + 1} of {_COMPILED}: {_named(way)}", flush=True)
+    count = min(_COMPILED, len(ways))
+    print(f"\n{i + 1} of {count}: {_named(way)}", flush=True)
     found, fits = _train(way.change(config), target)
     plans.append({"way": way._asdict(), **found, "fits": fits})
   fitting = [plan for plan in plans if plan["fits"]]
@@ -183,7 +185,7 @@ def _compare(target: hardware.Target) -> list[dict[str, Any]]:
   """Prints and draws how much faster DC-VideoGen is."""
   rows = speedup.rows(target)
   print(_speedup.table(rows))
-  _speedup.draw(rows, _SPEEDUP.value)
+  _speedup.draw(rows, target.name, _SPEEDUP.value)
   return [
     {
       "case": row.case.name,

@@ -20,7 +20,8 @@
 #   --queued                asks for a queued resource of the same name
 #   --retries=3             failures in a row, but for preemption
 #   --poll=30               seconds between looks at the workers
-#   --stop                  only ends the program with SIGTERM, which saves
+#   --stop                  only ends the program with SIGTERM, which saves;
+#                           end a script that follows it first
 #   --delete                deletes the slice once the program is done
 #   --dry_run               only prints the commands, for a new slice
 #
@@ -115,7 +116,7 @@ state() {
   [[ -z "$queued" ]] || found="$(describe queued-resources state.state)"
   [[ "$found" != ACTIVE ]] || found="$(describe tpu-vm state)"
   case "$found" in
-    TERMINATED | SUSPENDED | FAILED) echo PREEMPTED ;;
+    TERMINATED | SUSPENDED) echo PREEMPTED ;;
     *) echo "$found" ;;
   esac
 }
@@ -164,6 +165,7 @@ make_ready() {
       MISSING) create_when_there_is_room ;;
       PREEMPTED) remove ;;
       STOPPED | STOPPING | HIDDEN) die "$name is $found: start or delete it" ;;
+      FAILED) die "$name has failed: look why, and delete it" ;;
       *) sleep "$poll" ;;
     esac
   done
@@ -183,6 +185,7 @@ install() {
   git -C "$checkout" archive --format=tar.gz -o "$archive/$home.tar.gz" HEAD
   tpus tpu-vm scp "$archive/$home.tar.gz" "$name:" --worker=all &&
     on all "set -eu
+      ! test -e $place/.installed || exit 0
       rm -rf $place
       mkdir -p $place
       tar -xzf $home.tar.gz -C $place

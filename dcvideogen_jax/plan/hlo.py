@@ -149,6 +149,7 @@ class Program:
         rest = instruction.rest
         if instruction.opcode == "while":
           walk(_named(rest, "body"), times * self._length(rest))
+        # Of a conditional, which the models do not have, all branches count.
         elif instruction.opcode in ("call", "conditional", "async-start"):
           for called in _called(rest):
             walk(called, times)
@@ -180,7 +181,14 @@ class Program:
         yield instruction, fused
       elif instruction.opcode == "fusion":
         for called in _called(instruction.rest):
-          yield from self._transfers(called, fused=True)
+          for found, _ in self._transfers(called, fused=True):
+            # How a TPU writes a reduce-scatter, for which it waits.
+            scatters = called.startswith("all-reduce-scatter")
+            if scatters:
+              found = found._replace(
+                opcode="reduce-scatter", shape=instruction.shape
+              )
+            yield found, not scatters
 
   def _moved(self, computation: str, instruction: _Instruction) -> int:
     """Bytes that one instruction reads and writes."""

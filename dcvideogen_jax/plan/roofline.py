@@ -1,6 +1,7 @@
 """How long a program takes at the least, by data sheets."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -80,6 +81,8 @@ def rate(
   """Bytes per second that a device can receive from its group."""
   devices = target.devices if devices is None else devices
   chips = [devices[i].coords for i in group]
+  if len(chips) == 1:  # It gets nothing.
+    return math.inf
   return target.chip.rate(target.topology, chips)
 
 

@@ -1,7 +1,7 @@
 """How much faster DC-VideoGen is than Wan: what a roofline says, and the paper.
 
-Of the transformers with 1.3B parameters alone, in bfloat16 on one H100, 50
-guided steps, as arXiv 2509.25182 measures them.
+Of the transformers with 1.3B parameters alone, in bfloat16 on one device, 50
+guided steps; arXiv 2509.25182 measures them on an H100.
 """
 
 from typing import NamedTuple

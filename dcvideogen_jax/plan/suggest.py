@@ -74,17 +74,19 @@ def rank(config: Mapping[str, Any], target: hardware.Target) -> list[Way]:
       f"suggestions are for the task denoise, found {config['task']!r}"
     )
   run = step.plan({**config, "mesh": {}}, target.devices[:1])
+  rules = config["sharding"]
   traced = {remat: _trace(config, remat, target) for remat in REMATS}
   ways = []
   for sizes in _meshes(config, len(target.devices)):
-    mesh = sharding.make_mesh(sizes, target.devices)
     try:
-      state = _state(run, mesh, config["sharding"])
+      mesh = sharding.make_mesh(sizes, target.devices)
+      state = _state((run.state, {"frozen": run.frozen}), mesh, rules)
+      trained = _state({"params": run.state.params}, mesh, rules)
     except errors.UserError:  # Some leaf cannot be split like this.
       continue
     for remat, parts in itertools.product(REMATS, _PARTS):
       if config["batch_size"] % (sizes["fsdp"] * parts) == 0:
-        kept = state + _held(config, mesh, parts, traced[remat])
+        kept = state + _held(config, mesh, parts, traced[remat], trained)
         seconds = _seconds(config, target, mesh, remat, parts, run, traced)
         ways.append(Way(sizes, remat, parts, kept, seconds))
   if not ways:
@@ -128,12 +130,10 @@ def _kept(jaxpr: Any) -> int:
   return most
 
 
-def _state(run: step.Plan, mesh: Mesh, rules: Any) -> int:
-  """Bytes of the train state and of what is frozen, on one device."""
-  trees = run.state, {"frozen": run.frozen}
+def _state(tree: Any, mesh: Mesh, rules: Any) -> int:
+  """Bytes of a tree of shapes on one device."""
   return sum(
     math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for tree in trees
     for leaf, where in zip(
       jax.tree.leaves(tree),
       jax.tree.leaves(sharding.shardings(tree, mesh, rules)),
@@ -150,13 +150,19 @@ def _tokens(config: Mapping[str, Any], mesh: Mesh, parts: int) -> float:
   return b * tokens / (split * parts)
 
 
-def _held(config, mesh: Mesh, parts: int, traced: _Traced) -> float:
-  """Bytes of activations, and of gathered and summed up parameters."""
+def _held(
+  config, mesh: Mesh, parts: int, traced: _Traced, gradients: float
+) -> float:
+  """Bytes of activations, and of gradients that micro-batches add up.
+
+  Of what the backward pass keeps, "tensor" splits a part only; none counts.
+  """
   model = config["model"]
   wide = _WIDE * model["width"]
   hidden = _HIDDEN * model["ffn_width"] / mesh.shape["tensor"]
   block = 4 * _tokens(config, mesh, parts) * (wide + hidden)
-  return traced.kept / (mesh.size * parts) + block
+  split = sharding.devices(mesh, "batch") * sharding.devices(mesh, "tokens")
+  return traced.kept / (split * parts) + block + gradients
 
 
 def _seconds(config, target, mesh, remat, parts, run, traced) -> float:
@@ -167,8 +173,9 @@ def _seconds(config, target, mesh, remat, parts, run, traced) -> float:
     x.size * x.dtype.itemsize
     for x in jax.tree.leaves((run.state.params, run.frozen))
   )
-  # Forward and backward.
-  gathered = 2 * parts * weights / mesh.shape["tensor"]
+  # Forward and backward, and gradients scattered.
+  trained = sum(x.size * 4 for x in jax.tree.leaves(run.state.params))
+  gathered = parts * (2 * weights + trained) / mesh.shape["tensor"]
   gathering = gathered / _rate(target, mesh, "fsdp", "context")
   model = config["model"]
   passes = 3 if remat else 2

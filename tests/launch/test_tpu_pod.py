@@ -128,6 +128,13 @@ def test_a_preempted_slice_is_made_again(pod, kind):
   assert len(pod.calls(" scp ")) == 2 and pod.starts() == [2, 2]
 
 
+def test_a_slice_that_failed_is_not_made_again(pod):
+  (pod.directory / "state").write_text("FAILED")
+  finished = pod.run(*SLICE, "--queued", "--", "train")
+  assert finished.code == 2 and "pod has failed" in finished.stderr
+  assert not pod.calls(" delete ") and not pod.calls(" create ")
+
+
 def test_what_was_told_to_stop_is_started_again(pod):
   """As by maintenance: one gets the signal, the other one loses its partner."""
   pod.acts(["exit 143", "true"], ["exit 134", "true"])

@@ -179,3 +179,24 @@ def test_slices_and_faster_memory_are_no_traffic():
   assert program.traffic() == whole + 2 * whole + row + 4 + row
   (found,) = program.collectives()
   assert found == ("collective-permute", (0, 1), True, 1, whole)
+
+
+SCATTERED = """
+%all-reduce-scatter (p: f32[64,128]) -> f32[8,128] {
+  %p = f32[64,128]{1,0} parameter(0)
+  %sum = f32[64,128]{1,0} all-reduce(%p), channel_id=7, GROUPS, to_apply=%add
+  %i = u32[] partition-id()
+  ROOT %part = f32[8,128]{1,0} dynamic-slice(%sum, %i, %i)
+}
+
+ENTRY %main (p: f32[64,128]) -> f32[8,128] {
+  %p = f32[64,128]{1,0} parameter(0)
+  ROOT %f = f32[8,128]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter
+}
+""".replace("GROUPS", "replica_groups={{0,1,2,3,4,5,6,7}}")
+
+
+def test_a_tpus_reduce_scatter():
+  (found,) = hlo.Program(SCATTERED).collectives()
+  group = (0, 1, 2, 3, 4, 5, 6, 7)
+  assert found == ("reduce-scatter", group, False, 1, 7 * 8 * 128 * 4)

@@ -1,11 +1,14 @@
 """Devices that are not there: their names, their links, times on them."""
 
+import dataclasses
+import itertools
+import math
 import types
 
 import pytest
 from jax.experimental import topologies
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.plan import hardware, hlo, roofline, tpus
 
 V5P, V6E = tpus.TPUS["v5p"], tpus.TPUS["v6e"]
@@ -78,6 +81,38 @@ def test_rates(chip, topology, chips, links):
   assert chip.rate(topology, chips) == links * chip.link
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What jax asks of a device before it becomes one of a mesh."""
+
+  id: int
+  coords: tuple[int, int, int]
+  device_kind: str
+  platform: str = "tpu"
+  core_on_chip: int = 0
+  process_index: int = 0
+
+
+@pytest.mark.parametrize(
+  ("kind", "topology", "sizes"),
+  [
+    ("TPU v5", (4, 4, 4), {"fsdp": 32, "context": 2}),
+    ("TPU v5", (4, 4, 4), {"fsdp": 16, "tensor": 2, "context": 2}),
+    ("TPU v6 lite", (8, 8, 1), {"fsdp": 16, "context": 4}),
+  ],
+)
+def test_a_mesh_that_splits_an_axis_of_the_torus(kind, topology, sizes):
+  places = itertools.product(*map(range, topology))
+  devices = [Chip(i, xyz[::-1], kind) for i, xyz in enumerate(places)]
+  mesh = sharding.make_mesh(sizes, devices)
+  assert {k: n for k, n in mesh.shape.items() if n > 1} == sizes
+  # Those along context are linked.
+  grid = mesh.devices.reshape(-1, mesh.shape["context"])
+  for a, b in zip(grid[0], grid[0][1:], strict=False):
+    apart = [abs(x - y) for x, y in zip(a.coords, b.coords, strict=True)]
+    assert sum(min(n, 4 - n) if n == 3 else n for n in apart) == 1
+
+
 def target():
   devices = tuple(
     types.SimpleNamespace(coords=(x, y)) for y in range(4) for x in range(2)
@@ -105,6 +140,10 @@ def test_devices_in_the_order_of_a_mesh():
   order = target().devices[::-1]
   assert roofline.rate(target(), (0, 1), order) == V6E.link
   assert roofline.rate(target(), (0, 3), order) == 2 * V6E.link
+
+
+def test_one_device_waits_for_nobody():
+  assert roofline.rate(target(), (3,)) == math.inf
 
 
 def test_utilisation():

@@ -49,7 +49,7 @@ def conv3d_sharded(
   """
   local = functools.partial(api.conv3d, implementation=implementation)
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size <= 1:  # 0 without a mesh.
+  if mesh.empty or mesh.size == 1:
     return local(x, kernel, bias, padding=padding)
   clips = None if x.shape[0] % sharding.devices(mesh, "batch") else "batch"
   where = sharding.activation(mesh, clips, None, None, "columns")
