@@ -9,6 +9,10 @@ The authors never published their recipe. The optimiser is that of Open-Sora
 reconstruction loss is here. The official f32t4c32 reaches PSNR 31.08 and SSIM
 0.901 on ActivityNet at 256x256x80. `runlocal` is the same network thirty-two
 times narrower, on generated motion.
+
+Compiled for a v5p:4x4x4 that was not there (`launch.plan`, jax 0.10.2, libtpu
+0.0.42), f32t4c32 takes 26.1 of 95.7 GiB of a chip and a step at least 1637 ms,
+at which its MFU is 71.0 %.
 """
 
 import ml_collections

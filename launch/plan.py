@@ -211,7 +211,12 @@ def _decode(
   devices = sharding.devices(mesh, "columns")
   plans = {
     f"{budget} GiB": bands.plan(
-      module, *size, float(budget) * _GIB, decode=True, devices=devices
+      module,
+      *size,
+      float(budget) * _GIB,
+      decode=True,
+      devices=devices,
+      platform=target.devices[0].platform,
     )
     for budget in _BUDGETS.value
   }

@@ -332,6 +332,7 @@ def _autoencoder(parts, shape, left, layout, task):
       decode=decoding,
       streamed=streamed,
       devices=sharding.devices(layout.mesh, "columns"),
+      platform=layout.mesh.devices.flat[0].platform,
     )
   except errors.UserError as e:
     raise compiled.TooLarge(

@@ -274,6 +274,16 @@ def test_plan_keeps_state_on_the_device_when_it_fits():
   assert not one.offload
 
 
+def test_plan_for_a_tpu_leaves_room_for_layouts():
+  module = dc_ae_v.build(dc_ae_v.VARIANTS["f32t4c32"], dtype=BF16)
+  size, options = (704, 1280), {"decode": True, "devices": 4}
+  gpu = bands.plan(module, *size, 2**34, **options, platform="gpu")
+  tpu = bands.plan(module, *size, 2**34, **options, platform="tpu")
+  assert gpu.cut is tpu.cut is None
+  assert tpu.bytes == int(1.9 * gpu.bytes)
+  assert bands.plan(module, *size, 2**33, **options, platform="tpu").cut
+
+
 def test_plan_that_cannot_be_says_what_would_do():
   module = dc_ae_v.build(dc_ae_v.VARIANTS["f32t4c32"], dtype=BF16)
   with pytest.raises(errors.UserError, match="at least"):
