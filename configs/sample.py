@@ -10,9 +10,10 @@ TPUs whose chips share each video; anything can be overridden with
 scheduler unless it is set here. An image keeps its shape: for image to video a
 size is an area.
 
-T2V compiled for devices that were not there (`launch.plan`, jax 0.10.2): weights
-and peak of one device in GiB, seconds that no guided step can stay below. I2V
-with 14B takes up to 67.8 on an H100; on v6e_2x4 it has not been compiled.
+T2V compiled for devices that were not there (`launch.plan`, jax 0.10.2):
+weights and peak of one device in GiB, seconds that no guided step can stay
+below. I2V with 14B takes up to 67.8 GiB on an H100; on v6e_2x4 it has not been
+compiled.
 
   model device   size   weights  peak        step
   1.3B  h100     480p    17.2   28.2 of 72.8   0.06
