@@ -189,7 +189,7 @@ class Encoder(Half):
       x, _ = Conv(
         self.latent_channels, **self.conv(coarsest), name="project_out"
       )(x)
-    return layers.result(x), band
+    return x, band
 
 
 class Decoder(Half):
@@ -223,7 +223,7 @@ class Decoder(Half):
       x, band = Up(
         3, (1, 2, 2), self.conv(0), shortcut=False, name="project_out"
       )(nn.silu(x), band)
-    return layers.result(x), band
+    return x, band
 
 
 class DCAEV(nn.Module):
@@ -281,7 +281,7 @@ class DCAEV(nn.Module):
     return min(2**stage, self.spatial_factor)
 
   def __call__(self, video: Video) -> Video:
-    return self.decode(self.encode(video))
+    return self._decode(self._encode(video))
 
   def encode(self, video: Video) -> Float[Array, "b tz hz wz c"]:
     """Encodes clips.
@@ -295,8 +295,7 @@ class DCAEV(nn.Module):
       Latents, unscaled: frames / `temporal_factor` of the padded video, height
       and width / `spatial_factor`.
     """
-    video = pad_edge(video, self.frames_multiple, self.spatial_factor)
-    return self.encoder(video)[0]
+    return layers.result(self._encode(video))
 
   def decode(self, latents: Float[Array, "b tz hz wz c"]) -> Video:
     """Decodes latents into clips; nothing is clamped.
@@ -309,6 +308,13 @@ class DCAEV(nn.Module):
       Video with `temporal_factor` frames per latent frame; cut off what
       `encode` padded.
     """
+    return layers.result(self._decode(latents))
+
+  def _encode(self, video):
+    video = pad_edge(video, self.frames_multiple, self.spatial_factor)
+    return self.encoder(video)[0]
+
+  def _decode(self, latents):
     frames = latents.shape[1] * self.temporal_factor
     latents = pad_edge(latents, self.frames_multiple // self.temporal_factor)
     return self.decoder(latents)[0][:, :frames]

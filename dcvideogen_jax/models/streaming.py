@@ -257,6 +257,7 @@ def apply(module, method, variables, x, *args, state, dtype=None, **static):
     method=method,
     mutable=[*state],
   )
+  y = jax.tree.map(layers.result, y)
   return (y if dtype is None else _from_float(y, dtype)), state
 
 

@@ -26,12 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dcvideogen_jax import errors, sharding
-from dcvideogen_jax.models import (
-  dc_ae_v,
-  layers,
-  streaming,
-  wan_vae_layers,
-)
+from dcvideogen_jax.models import dc_ae_v, streaming, wan_vae_layers
 
 Video = Float[Array, "b t h w 3"]
 Latents = Float[Array, "b tz hz wz c"]
@@ -195,13 +190,12 @@ class WanVAE(nn.Module):
 
   def _encode(self, video, first):
     video = dc_ae_v.pad_edge(video, 1, self.spatial_factor)
-    moments = layers.result(self.quant_conv(self.encoder(video, first)))
+    moments = self.quant_conv(self.encoder(video, first))
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return Posterior(mean, jnp.clip(logvar, -30, 20))
 
   def _decode(self, latents, clamp, first):
     video = self.decoder(self.post_quant_conv(latents), first)
-    video = layers.result(video)
     return jnp.clip(video, -1, 1) if clamp else video
 
   def _row(self, values):

@@ -37,7 +37,7 @@ def step(task, **axes):
   """(loss, metrics) and gradients by name, on the host, and the program."""
   count = int(np.prod(list(axes.values())))
   mesh = sharding.make_mesh(axes, jax.devices()[:count])
-  loss = {"mse": 1.0}
+  loss = {"l1": 1.0}
   if task == "autoencoder":
     loss |= {"gradient": 0.5, "dssim": 0.5}
   task = tasks.build(
