@@ -10,10 +10,14 @@ from dcvideogen_jax.data import video
 from launch import _comparison, _sheet
 from tests.launch import launching
 
+# What x264 loses of frames this small is not the same in every run: of one video
+# it wrote 12 bytes more, in about one run of a hundred.
+LOSSLESS = 0
+
 
 def compare(directory, originals, reconstructions, step, fps=10.0):
   comparison = _comparison.Comparison(
-    directory, "title", frames=len(originals), fps=fps
+    directory, "title", frames=len(originals), fps=fps, crf=LOSSLESS
   )
   with comparison:
     for i in range(0, len(originals), step):
@@ -57,7 +61,7 @@ def test_frames_do_not_depend_on_how_they_come(tmp_path):
   for metrics, files in found[1:]:
     assert files.keys() == found[0][1].keys()
     for name, pixels in files.items():
-      assert np.abs(pixels - found[0][1][name]).max() <= 2, name
+      np.testing.assert_array_equal(pixels, found[0][1][name], name)
     # Sums over other numbers of frames may round the last bit otherwise.
     for name in ("psnr", "ssim"):
       assert metrics[name]["per_frame"] == pytest.approx(
@@ -68,8 +72,8 @@ def test_frames_do_not_depend_on_how_they_come(tmp_path):
 def shown(path):
   """The pixels of a picture or a video."""
   if path.suffix == ".png":
-    return np.asarray(PIL.Image.open(path)).astype(int)
-  return np.stack(list(video.read_frames(path))).astype(int)
+    return np.asarray(PIL.Image.open(path))
+  return np.stack(list(video.read_frames(path)))
 
 
 def test_nothing_is_left_after_an_error(tmp_path):
