@@ -10,8 +10,8 @@ from dcvideogen_jax.data import video
 from launch import _comparison, _sheet
 from tests.launch import launching
 
-# What x264 loses of frames this small is not the same in every run: of one video
-# it wrote 12 bytes more, in about one run of a hundred.
+# What x264 loses of frames this small is not the same in every run: of one
+# video it wrote 12 bytes more, in about one run of a hundred.
 LOSSLESS = 0
 
 
