@@ -18,6 +18,33 @@ _TAKERS = (
 )
 
 
+ATTENTION = (
+  "tokens   block  pass      implementation    TFLOP  GB at least  MiB of"
+  " temporaries  kernels: registers, spilled, KiB shared"
+)
+
+
+def attention(case: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+  """A line under `ATTENTION` of what `plan.attention.measure` gives."""
+  mask = case["mask"]
+  start = (
+    f"{case['tokens']:<7} {mask.block if mask else '-':>6}  "
+    f"{'both' if case['backward'] else 'forward':8}  "
+    f"{case['implementation']:14}"
+  )
+  if "too_large" in found:
+    return f"{start}  does not fit: {found['too_large']}"
+  kernels = "; ".join(
+    f"{name.removeprefix('attention_')} {one.get('registers', '?')}, "
+    f"{one.get('spilled', '?')}, {one['shared'] / 2**10:.0f}"
+    for name, one in found["kernels"].items()
+  )
+  return (
+    f"{start} {found['flops'] / 1e12:8.2f} {found['traffic'] / 1e9:12.2f} "
+    f"{found['temporaries'] / 2**20:19.0f}  {kernels}"
+  ).rstrip()
+
+
 def training(found: Mapping[str, Any]) -> str:
   """A table of what `plan.training.measure` gives."""
   numbers, seconds = found["parameters"], found["seconds"]

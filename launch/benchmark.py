@@ -20,6 +20,12 @@ diffusers: seconds, and memory in sizes of the files.
 
 takes one step of the transformer of 1.3 billion parameters, 7800 tokens, here
 and in diffusers with the same random weights (7 GiB of memory, minutes).
+
+  python -m launch.benchmark --what=attention --output=out/attention.json
+
+times the implementations of attention on the default device, dense and with
+block-causal masks, forward and backward: milliseconds, and TFLOP/s of what is
+visible.
 """
 
 import json
@@ -30,19 +36,19 @@ import jax
 from absl import flags
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.bench import conv3d, dit, load, reconstruct
+from dcvideogen_jax.bench import attention, conv3d, dit, load, reconstruct
 from dcvideogen_jax.models import dc_ae_v, wan_dit
 from launch import _model, _program
 
 _WHAT = flags.DEFINE_enum(
   "what",
   "reconstruct",
-  ["reconstruct", "conv3d", "load", "dit"],
+  ["reconstruct", "conv3d", "load", "dit", "attention"],
   "What is timed.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file.", required=True)
 _REPEATS = flags.DEFINE_integer(
-  "repeats", None, "Of each call. Unset: 5 for conv3d, else 1.", 1
+  "repeats", None, "Of each call. Unset: 5 for conv3d and attention, else 1.", 1
 )
 _CONFIG = flags.DEFINE_string(
   "config",
@@ -59,6 +65,9 @@ _LATENTS = flags.DEFINE_list(
   "Frames, rows and columns that dit takes; the default is 80 frames of"
   " 480x832 pixels, encoded by f32t4c32.",
 )
+_TOKENS = flags.DEFINE_integer(
+  "tokens", None, "Of attention. Unset: 2048 on a CPU, else 17600.", 1
+)
 _LAYERS = flags.DEFINE_integer(
   "layers", None, "Of dit. Unset: as the configuration has it.", 1
 )
@@ -73,6 +82,7 @@ def main(argv: Sequence[str]) -> None:
   output = pathlib.Path(_OUTPUT.value)
   with _program.output_directory(output.parent):
     measure = {
+      "attention": _attention,
       "conv3d": _conv3d,
       "dit": _dit,
       "load": _load,
@@ -90,6 +100,24 @@ def _check_sides(known):
       f"--sides: expected some of {', '.join(known)},"
       f" found {', '.join(unknown)}"
     )
+
+
+def _attention(output):
+  del output
+  platform = jax.default_backend()
+  tokens, *others = attention.SHAPES[platform]
+  shape = (_TOKENS.value or tokens, *others)
+  rows = []
+  for backward in (False, True):
+    for blocks in attention.BLOCKS:
+      row = attention.measure(
+        shape, blocks, backward, attention.NAMES[platform], _REPEATS.value or 5
+      )
+      print(attention.table([row]), flush=True)
+      rows.append(row)
+  print(f"\n{shape}\n{attention.table(rows)}")
+  device = jax.devices()[0].device_kind
+  return json.dumps({"device": device, "rows": rows}, indent=1) + "\n"
 
 
 def _load(output):

@@ -29,6 +29,12 @@ memory of each device beyond the weights. The devices share the columns.
 
 draws how much faster DC-VideoGen must be than Wan, beside the paper's figures.
 
+  python -m launch.plan --attention=17600,40800,163200 --blocks=2 --target=h100
+
+compiles attention of so many tokens, 40 heads of 128 in bfloat16, dense and
+block-causal, forward and backward, in every implementation for the target; of
+kernels of ours also the registers and the shared memory.
+
 TPUs need requirements-tpu.txt and GPUs requirements-cuda.txt, each best in an
 environment of its own, and JAX_PLATFORMS=cpu. Workspaces of cuDNN's
 convolutions and attention, and what autotuning holds at the first run, are not
@@ -47,6 +53,7 @@ from ml_collections import config_flags
 from dcvideogen_jax import errors, files, sharding
 from dcvideogen_jax.models import bands, dc_ae_v
 from dcvideogen_jax.plan import (
+  attention,
   compiled,
   decode,
   hardware,
@@ -91,6 +98,12 @@ _DTYPE = flags.DEFINE_enum(
 _SPEEDUP = flags.DEFINE_string(
   "speedup", None, "Draw a PNG of how much faster DC-VideoGen is than Wan."
 )
+_ATTENTION = flags.DEFINE_list(
+  "attention", None, "Compile attention alone: numbers of tokens."
+)
+_BLOCKS = flags.DEFINE_integer(
+  "blocks", 2, "Attention: of the block-causal mask.", lower_bound=1
+)
 _JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
 _GIB = 2**30
@@ -99,9 +112,10 @@ _RANKED, _COMPILED = 10, 3
 _DECODING = ("model", "height", "width", "budget_gib", "whole", "dtype")
 # Flags that say nothing about what another one asks for.
 _IGNORED = {
-  "speedup": ("config", "suggest", *_DECODING),
-  "config": _DECODING,
-  "model": ("suggest",),
+  "attention": ("speedup", "config", "suggest", *_DECODING),
+  "speedup": ("config", "suggest", "blocks", *_DECODING),
+  "config": ("blocks", *_DECODING),
+  "model": ("suggest", "blocks"),
 }
 
 
@@ -111,11 +125,14 @@ def main(argv: Sequence[str]) -> None:
   config = _CONFIG.value
   what = "model" if config is None else "config"
   what = "speedup" if _SPEEDUP.value else what
+  what = "attention" if _ATTENTION.value else what
   for name in _IGNORED[what]:
     if flags.FLAGS[name].present:
       raise errors.UserError(f"--{name} says nothing about --{what}")
   target = hardware.find(_TARGET.value)
-  if what == "speedup":
+  if what == "attention":
+    figures, fits = _attention(target)
+  elif what == "speedup":
     figures, fits = _compare(target), True
   elif what == "model":
     figures, fits = _decode(target)
@@ -179,6 +196,31 @@ def _suggest(
 def _named(way: suggest.Way) -> str:
   again = f"remat {way.remat}" if way.remat else "no remat"
   return f"{_plan_tables.mesh(way.mesh)}; {again}; accumulate {way.accumulate}"
+
+
+def _attention(
+  target: hardware.Target,
+) -> tuple[list[dict[str, Any]], bool]:
+  """Prints a row per program; returns all and whether they fit."""
+  try:
+    sizes = [int(tokens) for tokens in _ATTENTION.value]
+  except ValueError as e:
+    raise errors.UserError(
+      f"--attention: expected numbers of tokens, found {_ATTENTION.value}"
+    ) from e
+  rows = []
+  print(_plan_tables.ATTENTION)
+  for tokens in sizes:
+    for case in attention.cases(target, tokens, _BLOCKS.value):
+      try:
+        found = attention.measure(target, **case)
+      except compiled.TooLarge as e:
+        found = {"too_large": str(e)}
+      print(_plan_tables.attention(case, found), flush=True)
+      mask = case["mask"]
+      block = mask.block if mask else None
+      rows.append({**case, "mask": block, **found})
+  return rows, not any("too_large" in row for row in rows)
 
 
 def _compare(target: hardware.Target) -> list[dict[str, Any]]:

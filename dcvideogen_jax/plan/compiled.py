@@ -16,6 +16,12 @@ from dcvideogen_jax.sample import loading
 
 # Figures of one program, by name; bytes but for "flops".
 Figures = dict[str, int]
+Options = Mapping[str, Any]
+
+# With the least effort that the compiler can make. For TPUs it tries many
+# tilings of each 3-D convolution otherwise, which takes a core 20 to 60 seconds
+# for each; temporaries are the same to a thousandth.
+QUICKLY: Options = {"exec_time_optimization_effort": -1.0}
 
 
 class TooLarge(Exception):
@@ -23,22 +29,19 @@ class TooLarge(Exception):
 
 
 def compile_traced(
-  traced: jax.stages.Traced, quickly: bool = False
+  traced: jax.stages.Traced, options: Options | None = None
 ) -> jax.stages.Compiled:
   """Compiles what was traced for devices that need not exist.
 
   Args:
     traced: for any devices.
-    quickly: with the least effort that the compiler can make. For TPUs it tries
-      many tilings of each 3-D convolution otherwise, which takes a core 20 to
-      60 seconds for each; temporaries are the same to a thousandth.
+    options: of the compiler, such as `QUICKLY`.
 
   Raises:
     TooLarge: if the compiler finds no room for it.
   """
-  options = {"exec_time_optimization_effort": -1.0} if quickly else None
   try:
-    return traced.lower().compile(compiler_options=options)
+    return traced.lower().compile(compiler_options=dict(options or {}))
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
@@ -91,7 +94,7 @@ def size(tree: Any) -> int:
 
 
 def figures(
-  traced: jax.stages.Traced, arguments: Any, quickly: bool = False
+  traced: jax.stages.Traced, arguments: Any, options: Options | None = None
 ) -> Figures:
   """Compiles a program and says what it takes.
 
@@ -99,13 +102,13 @@ def figures(
     traced: what `jax.jit(f).trace(...)` gives for shapes that were placed.
     arguments: those that count. Weights do not: a program takes those that it
       uses, and all of them stay.
-    quickly: as for `compile_traced`.
+    options: as for `compile_traced`.
 
   Returns:
     "flops" of all devices and, in bytes of one device, "arguments", "outputs",
     "temporaries" and "aliased", outputs that take the place of arguments.
   """
-  return of(traced, compile_traced(traced, quickly), arguments)
+  return of(traced, compile_traced(traced, options), arguments)
 
 
 def of(
@@ -178,7 +181,7 @@ def streamed(
       module, method, variables, x, *args, state=state, dtype=dtype, **static
     )
   on_tpus = mesh.devices.flat[0].platform == "tpu"
-  found = figures(traced, (x, args, state), quickly=on_tpus)
+  found = figures(traced, (x, args, state), QUICKLY if on_tpus else None)
   found |= {name: size(state[name]) for name in collections}
   return found, traced.out_info[0]
 

@@ -1,9 +1,12 @@
 """Counts the floating-point work of a traced function."""
 
+import fractions
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+_PART = re.compile(r"visible_(\d+)_of_(\d+)")
 _CUDNN_ATTENTION = {
   # Products of two matrices: logits and values, and what their gradients take.
   "dot_product_attention_fwd_wrapper": 2,
@@ -14,11 +17,12 @@ _CUDNN_ATTENTION = {
 def count(jaxpr: Any, kernels_only: bool = False) -> int:
   """FLOPs of the convolutions and matrix products in a jaxpr.
 
-  A multiply-add is two. Bodies of scans count once per step and kernels of
-  Pallas once per block of their grid; what is split over devices counts for all
-  of them; of the branches of a conditional the most expensive counts. cuDNN's
-  attention is a call that nothing can be seen of: its products of matrices
-  count.
+  A multiply-add is two. Bodies of scans count once per step; kernels of Pallas
+  as much as they say they cost, or once per block of their grid; what is split
+  over devices counts for all of them; of the branches of a conditional the most
+  expensive counts. cuDNN's attention is a call that nothing can be seen of: its
+  products of matrices count. Of a function that says by its name that it skips
+  blocks, as `ops.attention.splash` does, what is visible counts.
 
   Args:
     jaxpr: as `jax.jit(f).trace(...).jaxpr.jaxpr`.
@@ -37,11 +41,13 @@ def _count(jaxpr, everything: bool, in_kernel: bool) -> int:
       # Batch, tokens, heads, width: the layout of `ops.attention`.
       q, k = (x.aval.shape for x in eqn.invars[:2])
       total += _CUDNN_ATTENTION[name] * 2 * math.prod(q) * k[1]
+    elif name == "pallas_call" and params["cost_estimate"] is not None:
+      total += params["cost_estimate"].flops
     else:
       kernel = in_kernel or name == "pallas_call"
       found = [_count(one, everything, kernel) for one in inner(params)]
       once = max(found) if name == "cond" else sum(found)
-      total += once and once * _times(name, params)
+      total += once and int(once * _times(name, params))
   return total
 
 
@@ -62,8 +68,10 @@ def _dot(eqn) -> int:
 _PRODUCTS = {"conv_general_dilated": _convolution, "dot_general": _dot}
 
 
-def _times(name: str, params) -> int:
+def _times(name: str, params) -> int | fractions.Fraction:
   """How often what an equation calls is done."""
+  if part := _PART.search(str(params.get("name", ""))):
+    return fractions.Fraction(int(part[1]), int(part[2]))
   if name == "scan":
     return params["length"]
   if name == "pallas_call":

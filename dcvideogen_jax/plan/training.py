@@ -116,7 +116,10 @@ def measure(config: Config, target: hardware.Target) -> dict[str, Any]:
   traced = step.trace(run, config, shapes)
   convolves = "heads" not in config["model"]
   on_tpus = isinstance(target.chip, tpus.Tpu)
-  program = compiled.compile_traced(traced, quickly=convolves and on_tpus)
+  quickly = convolves and on_tpus
+  program = compiled.compile_traced(
+    traced, compiled.QUICKLY if quickly else None
+  )
   text = hlo.Program(program.as_text())
   devices = [*run.mesh.devices.flat]
   work = roofline.Work(

@@ -161,6 +161,8 @@ def test_decoding_says_what_is_over_its_budget(on_cpu, tmp_path):
     (["--target=tpu"], "unknown target 'tpu': expected one of h100, h200"),
     ([TRAINING, "--height=64"], "--height says nothing about --config"),
     (["--suggest"], "--suggest says nothing about --model"),
+    (["--blocks=2"], "--blocks says nothing about --model"),
+    (["--attention=8", "--width=4"], "--width says nothing about --attention"),
     ([*SAMPLING, "--speedup=a.png"], "--config says nothing about --speedup"),
   ],
 )

@@ -2,4 +2,7 @@
 
 from dcvideogen_jax.ops.attention.api import IMPLEMENTATIONS as IMPLEMENTATIONS
 from dcvideogen_jax.ops.attention.api import attention as attention
+from dcvideogen_jax.ops.attention.masks import BlockCausal as BlockCausal
+from dcvideogen_jax.ops.attention.masks import Mask as Mask
+from dcvideogen_jax.ops.attention.masks import TeacherForcing as TeacherForcing
 from dcvideogen_jax.ops.attention.mesh import over_mesh as over_mesh

@@ -6,18 +6,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dcvideogen_jax.ops.attention import masks
+from dcvideogen_jax.ops.attention.by_chunks import MOST, by_chunks
 from dcvideogen_jax.ops.attention.chunked import chunked
 from dcvideogen_jax.ops.attention.reference import reference
 
 # Weights of all heads together (numbers) that `reference` may hold at once.
 _SMALL = 2**22
 
+# How jax calls a GPU, here and in a mesh.
+_GPU = ("gpu", "cuda")
 
 # The widest head of cuDNN's fused attention on every GPU it runs on.
 _CUDNN_WIDEST = 128
 
 
-def _cudnn(q, k, v):
+def _cudnn(q, k, v, mask=None):
+  if mask is not None:
+    raise NotImplementedError("cudnn computes attention without a mask")
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     raise NotImplementedError(
       f"cudnn computes bfloat16 and float16, found {q.dtype}"
@@ -25,17 +31,37 @@ def _cudnn(q, k, v):
   return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
-def _splash(q, k, v):
+def _splash(q, k, v, mask=None):
   # Pallas takes a second to import.
   from dcvideogen_jax.ops.attention import splash
 
-  return splash.splash(q, k, v, blocks=splash.blocks(device().device_kind))
+  blocks = splash.blocks(device().device_kind)
+  return splash.splash(q, k, v, mask, blocks=blocks)
+
+
+def _pallas(q, k, v, mask=None):
+  from dcvideogen_jax.ops.attention import flash
+
+  found = device()
+  if found.platform not in (*_GPU, "cpu"):
+    raise NotImplementedError(
+      f"pallas computes on GPUs, and slowly on CPUs, found {found.platform}"
+    )
+  tiles = flash.tiles(found.device_kind, q.shape[-1], q.dtype)
+  interpret = found.platform == "cpu"
+  return flash.flash(q, k, v, mask, tiles=tiles, interpret=interpret)
+
+
+def _by_chunks(q, k, v, mask=None):
+  return by_chunks(q, k, v, mask, dense=attention)
 
 
 IMPLEMENTATIONS = {
   "reference": reference,
   "chunked": chunked,
+  "by_chunks": _by_chunks,
   "cudnn": _cudnn,
+  "pallas": _pallas,
   "splash": _splash,
 }
 
@@ -52,15 +78,19 @@ def device() -> Any:
   return mesh.abstract_device or jax.devices()[0]
 
 
-def _default(q: Array, k: Array) -> str:
+def _default(q: Array, k: Array, mask: masks.Mask | None) -> str:
   """The implementation for inputs of these shapes and dtypes."""
   b, n, heads, e = q.shape
   small = b * heads * n * k.shape[1] <= _SMALL
   found = device()
-  if found.platform in ("gpu", "cuda") and _has_cudnn(found):
+  if found.platform in _GPU and _has_cudnn(found):
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     if half and e % 8 == 0 and e <= _CUDNN_WIDEST:
-      return "cudnn"
+      if mask is None:
+        return "cudnn"
+      # `pallas` is taken by name only, until it has been timed on a GPU.
+      if len(mask.segments(n, k.shape[1])) <= MOST:
+        return "by_chunks"
   if found.platform == "tpu" and q.dtype == jnp.bfloat16 and not small:
     return "splash"
   return "reference" if small else "chunked"
@@ -82,6 +112,7 @@ def attention(
   k: Float[Array, "b m k e"],
   v: Float[Array, "b m k e"],
   *,
+  mask: masks.Mask | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "b n k e"]:
   """softmax(q k' / sqrt(e)) v, each head on its own, softmax in float32.
@@ -90,19 +121,22 @@ def attention(
     q: queries of `n` tokens, `k` heads of width `e`.
     k: keys of `m` tokens.
     v: values of `m` tokens, of the dtype that is returned.
+    mask: which keys a query sees, such as `masks.BlockCausal`; None is all.
     implementation: a key of `IMPLEMENTATIONS`, which never falls back; None
       takes, for `device`, cuDNN for half precision and heads of up to 128 on a
-      GPU and splash for bfloat16 on a TPU, and otherwise `reference` where the
-      matrix of weights is small and `chunked` where it is not.
+      GPU, with a mask chunk by chunk if they are not too many; splash for
+      bfloat16 on a TPU; and otherwise `reference` where the matrix of weights
+      is small and `chunked` where it is not.
 
   Raises:
     NotImplementedError: if the named implementation cannot compute this.
-    ValueError: if there is no such implementation.
+    ValueError: if there is no such implementation, or the mask is none for so
+      many tokens.
   """
   if implementation is None:
-    implementation = _default(q, k)
+    implementation = _default(q, k, mask)
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"unknown attention {implementation!r}: expected {[*IMPLEMENTATIONS]}"
     )
-  return IMPLEMENTATIONS[implementation](q, k, v)
+  return IMPLEMENTATIONS[implementation](q, k, v, mask)

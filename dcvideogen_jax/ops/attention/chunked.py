@@ -1,36 +1,96 @@
 """Attention in pure XLA that never holds the whole matrix of weights."""
 
 import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from dcvideogen_jax.ops.attention import masks
+from dcvideogen_jax.ops.attention.by_chunks import in_turn
 
 # Numbers of weights that one step holds per head, measured on a CPU (two
 # cores, 12 heads of 128): fewer start too many small products, more leave the
 # caches.
 WEIGHTS = 2**20
 
+# Of queries, each with the keys that any of its queries sees; a mask of many
+# blocks computes at most about this fraction of all pairs in vain.
+BANDS = 32
+
 
 def chunked(
   q: Float[Array, "b n k e"],
   k: Float[Array, "b m k e"],
   v: Float[Array, "b m k e"],
+  mask: masks.Mask | None = None,
 ) -> Float[Array, "b n k e"]:
   """`reference`, some queries of one head at a time.
 
   The backward pass computes the weights again, so that it needs no more.
   """
+  if mask is None:
+    return _band(None, q, k, v)
+  parts = []
+  for (start, stop, keys), seen in _bands(mask, q.shape[1], k.shape[1]):
+    kv = (masks.take(x, keys) for x in (k, v))
+    out, k, v = in_turn(_band(seen, q[:, start:stop], *kv), k, v)
+    parts.append(out)
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+_Seen = Callable[[Array], Bool[Array, "rows m"]]
+
+
+def _bands(
+  mask: masks.Mask, n: int, m: int
+) -> Iterator[tuple[masks.Segment, _Seen | None]]:
+  """Neighbouring segments put together, until they are large.
+
+  Yields:
+    Queries and keys, and a function from numbers of queries within the band to
+    which of these keys they see; None if that is all.
+  """
+  group: list[masks.Segment] = []
+  for segment in masks.segments(mask, n, m):
+    group.append(segment)
+    start, stop = group[0].start, segment.stop
+    if (stop - start) * BANDS < n and stop < n:
+      continue
+    keys = masks.join(keys for one in group for keys in one.keys)
+    seen = None
+    if len(group) > 1:
+      columns = np.concatenate([np.arange(*one) for one in keys])
+      seen = functools.partial(_seen, mask, start, columns)
+    yield masks.Segment(start, stop, keys), seen
+    group = []
+
+
+def _seen(mask, start, columns, rows):
+  return mask.sees(start + rows[:, None], columns[None])
+
+
+def _band(
+  seen: _Seen | None,
+  q: Float[Array, "b n k e"],
+  k: Float[Array, "b m k e"],
+  v: Float[Array, "b m k e"],
+) -> Float[Array, "b n k e"]:
   b, n, heads, e = q.shape
   steps = -(-n // max(1, WEIGHTS // k.shape[1]))
   rows = -(-n // steps)
   q = jnp.pad(q, ((0, 0), (0, steps * rows - n), (0, 0), (0, 0)))
   q = q.reshape(b, steps, rows, heads, e).transpose(0, 3, 1, 2, 4)
   k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
+  # What fills up sees what the last query does.
+  numbers = np.minimum(np.arange(steps * rows), n - 1).reshape(steps, rows)
+  attend = jax.checkpoint(functools.partial(_rows, seen))
 
   def head(x):
     q, k, v = x
-    return jax.lax.map(functools.partial(_rows, k, v), q)
+    return jax.lax.map(lambda x: attend(k, v, *x), (q, jnp.asarray(numbers)))
 
   flat = [x.reshape(b * heads, *x.shape[2:]) for x in (q, k, v)]
   out = jax.lax.map(head, tuple(flat))
@@ -38,10 +98,11 @@ def chunked(
   return out.transpose(0, 2, 1, 3)
 
 
-@jax.checkpoint
-def _rows(k, v, q):
+def _rows(seen, k, v, q, numbers):
   logits = jnp.einsum("ne,me->nm", q, k, preferred_element_type=jnp.float32)
   logits /= q.shape[-1] ** 0.5
+  if seen is not None:
+    logits = jnp.where(seen(numbers), logits, -jnp.inf)
   weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
   total = weights.sum(axis=-1, keepdims=True)
   out = jnp.einsum(

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
 from dcvideogen_jax import errors, sharding
-from dcvideogen_jax.ops.attention import api
+from dcvideogen_jax.ops.attention import api, masks
 
 
 def over_mesh(
@@ -23,6 +23,7 @@ def over_mesh(
   v: Float[Array, "b m k e"],
   *,
   keys: str | None,
+  mask: masks.Mask | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "b n k e"]:
   """`attention` on the mesh that `jax.set_mesh` set, or without one.
@@ -34,8 +35,9 @@ def over_mesh(
     q: queries, split over "batch", "tokens" and "hidden".
     k: keys, split over "batch", `keys` and "hidden".
     v: values, split like the keys.
-    keys: "tokens" if queries and keys are of the same tokens; None if every
-      device has the keys of all tokens.
+    keys: "tokens" if the keys are split over devices as the queries are; None
+      if every device has all keys.
+    mask: as for `attention`, of all queries and keys.
     implementation: as for `attention`.
 
   Returns:
@@ -43,20 +45,29 @@ def over_mesh(
 
   Raises:
     errors.UserError: if the devices do not divide the heads.
-    NotImplementedError, ValueError: as `attention`.
+    NotImplementedError: as `attention`, or for a mask if a device has some of
+      the queries and all keys.
+    ValueError: as `attention`.
   """
-  local = functools.partial(api.attention, implementation=implementation)
+  local = functools.partial(
+    api.attention, mask=mask, implementation=implementation
+  )
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return local(q, k, v)
   exchanged = keys is not None and sharding.devices(mesh, keys) > 1
   _check_heads(mesh, q.shape[2], exchanged)
-  b, n = q.shape[:2]
+  if (
+    mask is not None and not exchanged and sharding.devices(mesh, "tokens") > 1
+  ):
+    raise NotImplementedError("a mask for queries that are split, not the keys")
+  b, n, m = *q.shape[:2], k.shape[1]
 
   def part(q, k, v):
     if not exchanged:
       return local(q, k, v)
-    y = local(*(_to_heads(x)[:, :n] for x in (q, k, v)))
+    sizes = zip((q, k, v), (n, m, m), strict=True)
+    y = local(*(_to_heads(x)[:, :size] for x, size in sizes))
     return _to_tokens(y, q.shape[1])
 
   names = ("tokens", keys, keys)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dcvideogen_jax.ops.attention import masks
+
 # Tokens whose values are added up before the next ones are. Wan ends every
 # prompt with hundreds of equal tokens, of which one running sum in float32
 # loses digits.
@@ -14,12 +16,16 @@ def reference(
   q: Float[Array, "b n k e"],
   k: Float[Array, "b m k e"],
   v: Float[Array, "b m k e"],
+  mask: masks.Mask | None = None,
 ) -> Float[Array, "b n k e"]:
   """softmax(q k' / sqrt(e)) v per head, with softmax and sums in float32."""
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
   logits = jnp.einsum(
     "bkne,bkme->bknm", q, k, preferred_element_type=jnp.float32
   )
+  if mask is not None:
+    seen = masks.visible(mask, *logits.shape[2:])
+    logits = jnp.where(seen, logits, -jnp.inf)
   weights = jax.nn.softmax(logits / q.shape[-1] ** 0.5, axis=-1)
   missing = -v.shape[2] % _BLOCK
   weights = jnp.pad(weights, ((0, 0), (0, 0), (0, 0), (0, missing)))

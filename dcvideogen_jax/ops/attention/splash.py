@@ -22,6 +22,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float
 
+from dcvideogen_jax.ops.attention import masks
+
 # Numbers of a row of a vector register: blocks and heads are multiples of it.
 LANES = 128
 
@@ -68,6 +70,7 @@ def splash(
   q: Float[Array, "b n k e"],
   k: Float[Array, "b m k e"],
   v: Float[Array, "b m k e"],
+  mask: masks.Mask | None = None,
   *,
   blocks: Blocks,
   interpret: bool = False,
@@ -78,6 +81,8 @@ def splash(
     q: queries of `n` tokens, `k` heads of width `e`.
     k: keys of `m` tokens.
     v: values of `m` tokens.
+    mask: which keys a query sees; None is all. Blocks of which nothing is seen
+      are neither read nor computed.
     blocks: such as a row of `BLOCKS`.
     interpret: compute what the kernel would on any device, slowly.
   """
@@ -86,18 +91,17 @@ def splash(
   keys, (block_k, back_k, products) = _fit(
     m, blocks.keys, blocks.keys_back, blocks.products
   )
-  # No information on blocks: all of them are computed.
-  info = mask_info.MaskInfo(
-    data_next=None,
-    mask_next=None,
-    block_mask=None,
-    partial_mask_blocks=None,
-    q_sequence=np.arange(rows, dtype=np.int32) if keys > m else None,
-  )
+  numbers, function = None, None
+  if mask is not None:
+    numbers, function = _numbers(mask, n, m, rows), _function(mask, m)
+  elif keys > m:
+    numbers, function = np.full(rows, m, np.int32), _function(None, m)
+  back = _seen(mask, (n, m), (rows, keys), (back_q, back_k))
+  forward = _seen(mask, (n, m), (rows, keys), (block_q, block_k))
   attend = kernel.SplashAttentionKernel(
-    info,
-    info,
-    info,
+    _info(mask, forward, numbers),
+    _info(mask, back, numbers),
+    _info(mask, back, numbers, across=True),
     block_sizes=kernel.BlockSizes(
       block_q=block_q,
       block_kv=block_k,
@@ -113,7 +117,7 @@ def splash(
     mask_value=kernel.DEFAULT_MASK_VALUE,
     attn_logits_soft_cap=None,
     residual_checkpoint_name=None,
-    mask_function=_before(m) if keys > m else None,
+    mask_function=function,
     interpret=interpret,
   )
   q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
@@ -121,9 +125,99 @@ def splash(
     jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, 0)))
     for x, size in ((q, rows), (k, keys), (v, keys))
   )
-  # Without residuals, the kernel gives one array.
-  out: Any = jax.vmap(attend)(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
+
+  def every(q, k, v) -> Any:  # Without residuals, one array.
+    return jax.vmap(attend)(q, k, v)
+
+  # How much is computed is in no parameter of the kernel: `plan.flops` reads
+  # the name.
+  every.__name__ = f"visible_{int(forward.sum())}_of_{forward.size}"
+  out = jax.jit(every)(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
   return out.transpose(0, 2, 1, 3)[:, :n].astype(v.dtype)
+
+
+def _seen(
+  mask: masks.Mask | None,
+  tokens: tuple[int, int],
+  filled: tuple[int, int],
+  blocks: tuple[int, int],
+) -> np.ndarray:
+  """Whether anything is seen of a block, for every one of the kernel's.
+
+  Args:
+    mask: None sees everything.
+    tokens: queries and keys.
+    filled: both with those that fill; blocks of these alone are not seen.
+    blocks: of both.
+  """
+  found = masks.tiles(mask, *tokens, *blocks) > 0
+  counts = np.array(filled) // blocks
+  return np.pad(found, [(0, more) for more in counts - found.shape])
+
+
+def _info(
+  mask: masks.Mask | None,
+  seen: np.ndarray,
+  numbers: np.ndarray | None,
+  across: bool = False,
+) -> mask_info.MaskInfo:
+  """Which blocks to compute, and which to read next.
+
+  Args:
+    mask: None leaves out all information: every block is computed.
+    seen: whether any of a block is.
+    numbers: of `_numbers`.
+    across: for every block of keys, along the queries.
+  """
+  if mask is None:
+    return mask_info.MaskInfo(None, None, None, None, numbers)
+  order = seen.T if across else seen
+  used = np.flatnonzero(order)
+  # The first that is used at or after each; after the last, the very first.
+  after = np.searchsorted(used, np.arange(order.size)) % len(used)
+  following = (used[after] % order.shape[1]).reshape(order.shape)
+  following = following.T if across else following
+  # Scalar memory is small.
+  size = np.min_scalar_type(-max(seen.shape))
+  return mask_info.MaskInfo(
+    data_next=following[None].astype(size),
+    mask_next=None,
+    block_mask=2 * seen[None].astype(np.int8),
+    partial_mask_blocks=None,
+    q_sequence=numbers,
+  )
+
+
+def _numbers(mask: masks.Mask, n: int, m: int, rows: int) -> np.ndarray:
+  """One number for each query, from which `_function` knows what it sees.
+
+  How many keys from the first, or one more than where its own block of noisy
+  keys begins. No query needs a division then. Those that fill up to `rows` see
+  what the last one does.
+  """
+  found = np.empty(rows, np.int32)
+  for start, stop, keys in mask.segments(n, m):
+    forced = isinstance(mask, masks.TeacherForcing) and start >= mask.clean
+    found[start:stop] = start + 1 if forced else keys[-1][1]
+  found[n:] = found[n - 1]
+  return found
+
+
+@functools.cache
+def _function(
+  mask: masks.Mask | None, m: int
+) -> Callable[[Array, Array], Array]:
+  """A mask as the kernel takes it; the same object each time."""
+  if not isinstance(mask, masks.TeacherForcing):
+    return lambda query, key: key < query
+
+  def function(query, key):
+    begin = query - 1
+    own = (key >= begin) & (key < begin + mask.block) & (key < m)
+    past = key < jnp.minimum(begin - mask.clean, mask.clean)
+    return jnp.where(query > mask.clean, own | past, key < query)
+
+  return function
 
 
 def _fit(tokens: int, *most: int) -> tuple[int, tuple[int, ...]]:
@@ -145,9 +239,3 @@ def _fit(tokens: int, *most: int) -> tuple[int, tuple[int, ...]]:
   unit = LANES * most[0] // most[-1]
   block = -(-tokens // unit) * unit
   return count * block, tuple(block * size // most[0] for size in most)
-
-
-@functools.cache
-def _before(m: int) -> Callable[[Array, Array], Array]:
-  """A mask that lets the first `m` keys through; the same object each time."""
-  return lambda query, key: key < m

@@ -1,0 +1,249 @@
+"""Flash attention (arXiv 2307.08691) in Pallas, for GPUs through Triton.
+
+A program of the grid has one tile of queries of one head and walks over the
+tiles of keys that any of them sees; the rest are never read. Going back, one
+kernel walks the same way for the gradient of the queries, and one walks over
+tiles of queries for those of keys and values. Nothing but the log of the sum of
+exponentials is kept for it. Which tiles are walked over is worked out from the
+mask before the program is compiled (`runs`).
+
+Softmax and sums are in float32, with exponentials of base two; factors of the
+products are of the inputs' dtype.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float
+
+from dcvideogen_jax.ops.attention import flash_kernels as kernels
+from dcvideogen_jax.ops.attention import masks
+from dcvideogen_jax.ops.attention import runs as runs_lib
+
+WIDTHS = (16, 32, 64, 128)
+DTYPES = ("bfloat16", "float16", "float32")
+# Inputs and outputs whose tokens are keys; all others' are queries.
+_OF_KEYS = ("k", "v")
+
+
+class Tile(NamedTuple):
+  """How a kernel is cut: powers of two, but for the stages.
+
+  Attributes:
+    queries, keys: tokens of a tile, at least 16.
+    warps: of 32 threads, for one program.
+    stages: tiles in flight, the one in use among them.
+  """
+
+  queries: int
+  keys: int
+  warps: int
+  stages: int
+
+
+class Tiles(NamedTuple):
+  """One `Tile` for each kernel."""
+
+  forward: Tile
+  of_queries: Tile
+  of_keys: Tile
+
+
+# By how the kind of a device begins, and heads up to this width. Of Hopper, the
+# largest with which kernels spill no registers, but 8 bytes in float16, as
+# compiled for an H100. None is timed on hardware.
+TILES: Mapping[tuple[str, int], Tiles] = {
+  ("NVIDIA H", 64): Tiles(
+    Tile(128, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)
+  ),
+  ("NVIDIA H", 128): Tiles(
+    Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)
+  ),
+}
+# Of float32, and on other devices.
+_OTHER = Tiles(Tile(64, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))
+
+
+def tiles(kind: str, e: int, dtype: Any) -> Tiles:
+  """Tiles for a kind of device; small ones for one that is not known.
+
+  A GPU that is not there has a kind of "", and gets the first that fit.
+  """
+  if jnp.dtype(dtype).itemsize == 2:
+    for (name, width), found in TILES.items():
+      if (kind.startswith(name) or not kind) and e <= width:
+        return found
+  return _OTHER
+
+
+def flash(
+  q: Float[Array, "b n k e"],
+  k: Float[Array, "b m k e"],
+  v: Float[Array, "b m k e"],
+  mask: masks.Mask | None = None,
+  *,
+  tiles: Tiles,
+  interpret: bool = False,
+) -> Float[Array, "b n k e"]:
+  """`reference` by the kernels, which compile for GPUs only.
+
+  Args:
+    q: queries of `n` tokens, `k` heads of width `e`.
+    k: keys of `m` tokens.
+    v: values of `m` tokens.
+    mask: which keys a query sees; None is all.
+    tiles: such as a row of `TILES`.
+    interpret: compute what the kernels would on any device, slowly.
+
+  Raises:
+    NotImplementedError: if the dtypes differ or are none of `DTYPES`, or the
+      width is none of `WIDTHS`.
+  """
+  dtypes = sorted({str(x.dtype) for x in (q, k, v)})
+  if len(dtypes) > 1 or dtypes[0] not in DTYPES:
+    raise NotImplementedError(
+      f"pallas computes one of {', '.join(DTYPES)}, found {', '.join(dtypes)}"
+    )
+  if q.shape[-1] not in WIDTHS or v.shape[-1] != q.shape[-1]:
+    raise NotImplementedError(
+      f"pallas computes heads of {', '.join(map(str, WIDTHS))}, found "
+      f"{q.shape[-1]}"
+    )
+  return _flash(q, k, v, _Plan(mask, tiles, interpret))
+
+
+class _Plan(NamedTuple):
+  mask: masks.Mask | None
+  tiles: Tiles
+  interpret: bool
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _flash(q, k, v, plan):
+  return _forward(q, k, v, plan)[0]
+
+
+def _forward(q, k, v, plan):
+  b, n, heads, _ = q.shape
+  numbers = jax.ShapeDtypeStruct((b, heads, n), jnp.float32)
+  out, sums = _call(
+    kernels.forward,
+    plan,
+    plan.tiles.forward,
+    inputs={"q": q, "k": k, "v": v},
+    outputs={"q": jax.ShapeDtypeStruct(q.shape, v.dtype), "sums": numbers},
+    products=2,
+  )
+  return out, (q, k, v, out, sums)
+
+
+def _backward(plan, saved, dout):
+  q, k, v, out, sums = saved
+  dots = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1)
+  dots = dots.transpose(0, 2, 1)
+  inputs = {"q": q, "k": k, "v": v, "dout": dout, "sums": sums, "dots": dots}
+  (dq,) = _call(
+    kernels.of_queries, plan, plan.tiles.of_queries, inputs, {"q": q}, 3
+  )
+  dk, dv = _call(
+    kernels.of_keys,
+    plan,
+    plan.tiles.of_keys,
+    inputs,
+    {"k": k, "v": v},
+    4,
+    across=True,
+  )
+  return dq, dk, dv
+
+
+_flash.defvjp(_forward, _backward)
+
+
+def _call(
+  kernel: Callable[..., None],
+  plan: _Plan,
+  tile: Tile,
+  inputs: Mapping[str, Any],
+  outputs: Mapping[str, Any],
+  products: int,
+  across: bool = False,
+) -> list[Array]:
+  """Runs a kernel for every tile of queries, or of keys, of every head.
+
+  Args:
+    kernel: of `flash_kernels`.
+    plan, tile: how.
+    inputs: by name; "k" and "v" are of keys, all others of queries.
+    outputs: shapes and dtypes, by such names.
+    products: of matrices, for a tile of queries and one of keys.
+    across: for every tile of keys.
+  """
+  (b, n, heads, _), m = inputs["q"].shape, inputs["k"].shape[1]
+  runs = runs_lib.runs(plan.mask, n, m, tile.queries, tile.keys, across)
+  shape = kernels.Shape(plan.mask, n, m, tile.queries, tile.keys, runs.partial)
+  sizes = (tile.queries, tile.keys)
+
+  def spec(name, x):
+    """A tile of those that walk; all tokens of those that are walked over."""
+    of_keys = name in _OF_KEYS
+    size = sizes[of_keys] if of_keys == across else None
+    return _tokens(x, size)
+
+  table = pl.BlockSpec(
+    (None, *runs.bounds.shape[1:]), lambda i, b, k: (i, 0, 0)
+  )
+  walked = [inputs[name] for name in inputs if (name in _OF_KEYS) != across]
+  once = [inputs[name] for name in inputs if (name in _OF_KEYS) == across]
+  read = runs.tiles * sizes[not across]
+  pairs = runs.tiles * tile.queries * tile.keys * b * heads
+  return pl.pallas_call(
+    functools.partial(kernel, shape=shape),
+    grid=(len(runs.bounds), b, heads),
+    in_specs=[table, *(spec(name, x) for name, x in inputs.items())],
+    out_specs=[spec(name, x) for name, x in outputs.items()],
+    out_shape=[
+      jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs.values()
+    ],
+    compiler_params=triton.CompilerParams(
+      num_warps=tile.warps, num_stages=tile.stages
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=2 * products * inputs["q"].shape[-1] * pairs,
+      transcendentals=pairs,
+      # What is walked over is read once by every tile that walks.
+      bytes_accessed=_bytes(*once, *outputs.values())
+      + _bytes(*walked) * read // (m if not across else n),
+    ),
+    interpret=plan.interpret,
+    name=f"attention_{kernel.__name__}",
+  )(jnp.asarray(runs.bounds), *inputs.values())
+
+
+def _tokens(x: Any, size: int | None) -> pl.BlockSpec:
+  """How programs of a grid of tiles, samples and heads see an array.
+
+  Args:
+    x: "b n k e", or numbers "b k n".
+    size: of the program's own tile; None gives it all tokens.
+  """
+  axis = 1 if x.ndim == 4 else 2
+  shape = (None, size or x.shape[axis])
+
+  def at(i):
+    return 0 if size is None else i
+
+  if axis == 2:
+    return pl.BlockSpec((None, *shape), lambda i, b, k: (b, k, at(i)))
+  return pl.BlockSpec(
+    (*shape, None, x.shape[3]), lambda i, b, k: (b, at(i), k, 0)
+  )
+
+
+def _bytes(*arrays: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in arrays)

@@ -1,0 +1,91 @@
+"""Which tiles of keys a tile of queries needs: short lists of neighbours."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from dcvideogen_jax.ops.attention import masks
+
+
+class Runs(NamedTuple):
+  """Tiles that are walked over, for each tile that walks; all in order.
+
+  Attributes:
+    bounds: first tile of every run, and the one after its last; equal if there
+      is nothing to do.
+    partial: for every run, whether a mask is needed in its tiles.
+    tiles: in all runs.
+  """
+
+  bounds: Int[np.ndarray, "tiles runs 2"]
+  partial: tuple[bool, ...]
+  tiles: int
+
+
+@functools.lru_cache(maxsize=64)
+def runs(
+  mask: masks.Mask | None,
+  n: int,
+  m: int,
+  queries: int,
+  keys: int,
+  across: bool = False,
+) -> Runs:
+  """The runs of every tile of queries along the keys, or the other way.
+
+  Args:
+    mask: None sees everything.
+    n, m: numbers of queries and keys.
+    queries, keys: of a tile.
+    across: for every tile of keys, along the queries.
+  """
+  seen = masks.tiles(mask, n, m, queries, keys)
+  sizes = (n, queries), (m, keys)
+  if across:
+    seen, sizes = seen.T, sizes[::-1]
+  (tokens, size), (_, walked) = sizes
+  found = []
+  for i, row in enumerate(seen):
+    whole = row == min(size, tokens - i * size) * walked
+    found.append(_split(_ranges(row > 0), whole))
+  before, after = (max(len(row[i]) for row in found) for i in (0, 2))
+  table = np.array(
+    [
+      first
+      + [(0, 0)] * (before - len(first))
+      + [full]
+      + last
+      + [(0, 0)] * (after - len(last))
+      for first, full, last in found
+    ],
+    np.int32,
+  )
+  partial = np.array([True] * before + [False] + [True] * after)
+  used = (table[..., 0] < table[..., 1]).any(axis=0)
+  return Runs(
+    table[:, used],
+    tuple(partial[used].tolist()),
+    int((table[..., 1] - table[..., 0]).sum()),
+  )
+
+
+def _ranges(flags: np.ndarray) -> list[tuple[int, int]]:
+  """Where flags are set, as ranges."""
+  edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
+  return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def _split(ranges, whole):
+  """Ranges before, the longest of whole tiles within the first, and after."""
+  if not ranges:
+    return [], (0, 0), []
+  (start, stop), *others = ranges
+  low, high = max(
+    _ranges(whole[start:stop]), key=lambda r: r[1] - r[0], default=(0, 0)
+  )
+  low, high = start + low, start + high
+  edges = [(start, low)] if start < low else []
+  rest = [(high, stop)] if high < stop else []
+  return edges, (low, high), [*rest, *others]

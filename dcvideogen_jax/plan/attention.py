@@ -1,0 +1,168 @@
+"""What attention takes on devices that are not there, dense and masked."""
+
+import functools
+import pathlib
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dcvideogen_jax import sharding
+from dcvideogen_jax.ops import attention
+from dcvideogen_jax.plan import compiled, flops, hardware, hlo
+
+# Of Wan 14B.
+HEADS, WIDTH = 40, 128
+
+# For what is there, in the order of a table; "cudnn" has no masks, and without
+# one "by_chunks" is what it calls.
+_DENSE = {"gpu": ("cudnn", "pallas", "chunked"), "tpu": ("splash", "chunked")}
+_MASKED = {
+  "gpu": ("by_chunks", "pallas", "chunked"),
+  "tpu": ("splash", "chunked"),
+}
+
+
+def cases(
+  target: hardware.Target, tokens: int, blocks: int
+) -> Iterator[dict[str, Any]]:
+  """Arguments of `measure`: each implementation, dense and masked, both ways.
+
+  Args:
+    target: a GPU or TPUs.
+    tokens: of a sample.
+    blocks: of a block-causal mask, all of one size but for the last.
+  """
+  platform = "gpu" if isinstance(target.chip, hardware.Gpu) else "tpu"
+  mask = attention.BlockCausal(-(-tokens // blocks))
+  for backward in (False, True):
+    for found, names in ((None, _DENSE), (mask, _MASKED)):
+      for name in names[platform]:
+        yield {
+          "tokens": tokens,
+          "mask": found,
+          "implementation": name,
+          "backward": backward,
+        }
+
+
+def measure(
+  target: hardware.Target,
+  tokens: int,
+  mask: attention.Mask | None,
+  implementation: str,
+  backward: bool,
+  dtype: str = "bfloat16",
+  heads: int = HEADS,
+  width: int = WIDTH,
+) -> dict[str, Any]:
+  """Compiles attention of one sample on one device.
+
+  Args:
+    target: to compile for.
+    tokens: queries, and as many keys.
+    mask: None is dense.
+    implementation: of `ops.attention`.
+    backward: gradients of queries, keys and values, with the forward pass.
+    dtype: of all inputs.
+    heads, width: of them.
+
+  Returns:
+    "flops"; "traffic", bytes of memory that are moved at the least, what a
+    kernel reads again not counted; "temporaries", bytes; "kernels", by name,
+    those of Pallas on a GPU: `resources`.
+
+  Raises:
+    compiled.TooLarge: if the compiler finds no room for it.
+    NotImplementedError: if the implementation cannot compute this.
+  """
+  mesh = sharding.make_mesh({"data": 1}, target.devices[:1])
+  shape = jax.ShapeDtypeStruct((1, tokens, heads, width), jnp.dtype(dtype))
+  shapes = compiled.place(mesh, (shape,) * 3)
+  attend = functools.partial(
+    attention.attention, mask=mask, implementation=implementation
+  )
+
+  def gradients(q, k, v, dout):
+    return jax.vjp(attend, q, k, v)[1](dout)
+
+  if backward:
+    shapes = *shapes, shapes[0]
+  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+    traced = jax.jit(gradients if backward else attend).trace(*shapes)
+    program = compiled.compile_traced(traced, _dump(target, folder))
+    kernels = resources(pathlib.Path(folder), target)
+  return {
+    "flops": flops.count(traced.jaxpr.jaxpr),
+    "traffic": hlo.Program(program.as_text()).traffic(),
+    "temporaries": program.memory_analysis().temp_size_in_bytes,
+    "kernels": kernels,
+  }
+
+
+def _dump(target: hardware.Target, folder: str) -> dict[str, Any]:
+  if not isinstance(target.chip, hardware.Gpu):
+    return {}
+  return {"xla_dump_to": folder}
+
+
+def resources(
+  folder: pathlib.Path, target: hardware.Target
+) -> dict[str, Mapping[str, int]]:
+  """What the kernels of attention that XLA wrote to a folder need of a GPU.
+
+  Args:
+    folder: of --xla_dump_to; one without kernels gives none.
+    target: the GPU.
+
+  Returns:
+    By name: "shared", bytes of shared memory of a block of threads, "threads"
+    in one, and if there is an assembler, "registers" of a thread and "spilled"
+    bytes of them.
+  """
+  found: dict[str, dict[str, int]] = {}
+  for path in folder.glob("*.thunk_sequence.txt"):
+    for name, threads, shared in _LAUNCH.findall(path.read_text()):
+      found[name] = {"shared": int(shared), "threads": int(threads)}
+  assembler = _assembler()
+  if not found or assembler is None:
+    return found
+  major = re.search(r"major: (\d+)", target.chip.capability)
+  assert major is not None
+  architecture = f"sm_{major[1]}0" + "a" * (
+    "ACCELERATED" in target.chip.capability
+  )
+  for path in folder.glob("*.ptx"):
+    text = subprocess.run(
+      [assembler, "-v", f"-arch={architecture}", path, "-o", "/dev/null"],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stderr
+    for name, stores, registers in _ASSEMBLED.findall(text):
+      if name in found:
+        found[name] |= {"registers": int(registers), "spilled": int(stores)}
+  return found
+
+
+_LAUNCH = re.compile(
+  r"(attention_\w+) grid: .*?threads: \[(\d+),.*?shared_memory: (\d+) bytes"
+)
+_ASSEMBLED = re.compile(
+  r"Function properties for (\w+)\n.*?(\d+) bytes spill stores.*\n"
+  r".*?Used (\d+) registers"
+)
+
+
+def _assembler() -> str | None:
+  """ptxas, as CUDA or jax's packages bring it."""
+  packages = pathlib.Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+  for path in sorted(packages.glob("*/bin/ptxas")):
+    return str(path)
+  return shutil.which("ptxas")
