@@ -1,11 +1,20 @@
 """Names of DC-AE-V's weights, from DC-Gen `dc_videogen`, commit cae2205."""
 
-from dcvideogen_jax.convert.engine import CONV3D, Rule
+from dcvideogen_jax.convert.engine import CONV3D, DENSE, Rule
+
+_ATTENTION = ("q", "k", "v", "out")
 
 
 def _conv(torch: str, jax: str) -> list[Rule]:
   return [
     Rule(f"{torch}.weight", f"{jax}/kernel", CONV3D),
+    Rule(f"{torch}.bias", f"{jax}/bias"),
+  ]
+
+
+def _dense(torch: str, jax: str) -> list[Rule]:
+  return [
+    Rule(f"{torch}.weight", f"{jax}/kernel", DENSE),
     Rule(f"{torch}.bias", f"{jax}/bias"),
   ]
 
@@ -25,6 +34,11 @@ def _stages(half: str) -> list[Rule]:
     *_conv(f"{torch}.conv2.conv", f"{jax}/conv2")[:1],
     *_norm(f"{torch}.conv2.norm", f"{jax}/conv2/norm"),
     *_conv(f"{torch}.conv.conv", f"{jax}/conv"),
+    # Attention is ours: no official weights have it.
+    *_norm(f"{torch}.norm", f"{jax}/norm"),
+    *[
+      rule for x in _ATTENTION for rule in _dense(f"{torch}.{x}", f"{jax}/{x}")
+    ],
   ]
 
 

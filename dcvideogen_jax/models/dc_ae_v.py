@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import layers
+from dcvideogen_jax.models import chunk_attention, layers
 from dcvideogen_jax.models.chunk_causal import FRAMES_KEPT, Band, Conv
 
 Video = Float[Array, "b t h w 3"]
@@ -92,12 +92,16 @@ class Up(nn.Module):
 
 
 class Stage(nn.Module):
-  """Residual blocks with an up block before or a down block after them."""
+  """Residual blocks, with an up block before or a down block after them.
+
+  Attention, where there is some, comes last.
+  """
 
   blocks: int
   conv: dict[str, Any]
   up: dict[str, Any] | None = None
   down: dict[str, Any] | None = None
+  attention: dict[str, Any] | None = None
   remat: bool = False
 
   @nn.compact
@@ -107,6 +111,8 @@ class Stage(nn.Module):
       ops = [(Up, self.up), *ops]
     if self.down:
       ops = [*ops, (Down, self.down)]
+    if self.attention:
+      ops = [*ops, (chunk_attention.ChunkAttention, self.attention)]
     for j, (op, fields) in enumerate(ops):
       if self.remat and band is None:
         op = nn.remat(op)
@@ -124,6 +130,7 @@ class Half(nn.Module):
   spatial_factor: int
   temporal_factor: int
   time: str
+  attention_heads: int
   remat: bool
   conv3d: str | None
   dtype: jnp.dtype
@@ -147,9 +154,15 @@ class Half(nn.Module):
     return (1, 2, 2)
 
   def stage(self, stage: int, **fields: Any) -> Stage:
+    conv = self.conv(stage)
+    attention = None
+    if self.attention_heads and stage == len(self.widths) - 1:
+      attention = {"heads": self.attention_heads, **conv}
+      del attention["conv3d"]
     return Stage(
       self.depths[stage],
-      self.conv(stage),
+      conv,
+      attention=attention,
       remat=self.remat,
       name=f"stages_{stage}",
       **fields,
@@ -243,6 +256,8 @@ class DCAEV(nn.Module):
     spatial_factor: pixels per latent in height and in width.
     temporal_factor: frames per latent frame.
     time: "chunk_causal", "causal" or "non_causal"; see `chunk_causal`.
+    attention_heads: of a `chunk_attention` at the end of the coarsest stage of
+      both halves; 0, as in all released variants, is none.
     latent_scale: what a diffusion model multiplies latents by; not applied
       here.
     remat: recompute the activations of every block in the backward pass.
@@ -258,6 +273,7 @@ class DCAEV(nn.Module):
   spatial_factor: int = 32
   temporal_factor: int = 4
   time: str = "chunk_causal"
+  attention_heads: int = 0
   latent_scale: float = 1.0
   remat: bool = False
   conv3d: str | None = None
@@ -479,6 +495,15 @@ def _check(m: DCAEV) -> None:
       f"chunk_frames is {m.chunk_frames}, "
       f"expected a multiple of temporal_factor {m.temporal_factor}"
     )
+  heads = m.attention_heads
+  if not isinstance(heads, int) or heads < 0:
+    raise ValueError(f"attention_heads is {heads!r}, expected 0 or more")
+  if heads and m.widths[-1] % (2 * heads):
+    raise ValueError(
+      f"{m.widths[-1]} channels are no even multiple of {heads} heads"
+    )
+  if heads and m.time == "causal":
+    raise ValueError("attention needs chunks, which a causal model has none of")
   if m.widths[1] % 4:
     raise ValueError(f"widths[1] is {m.widths[1]}, expected a multiple of 4")
   for s in range(1, stages - 1):

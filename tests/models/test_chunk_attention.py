@@ -1,0 +1,185 @@
+"""Attention in DC-AE-V: by hand, streamed, off in the released models."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcvideogen_jax import convert, tree
+from dcvideogen_jax.models import (
+  bands,
+  chunk_attention,
+  dc_ae_v,
+  rope,
+  streaming,
+)
+from tests import golden_data
+
+CHUNK, HEADS, WIDTH = 2, 2, 12
+
+
+@functools.cache
+def block():
+  """Three chunks of 2x3 positions, and a random block."""
+  module = chunk_attention.ChunkAttention(HEADS, CHUNK)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3 * CHUNK, 2, 3, WIDTH)).astype(np.float32)
+  variables = jax.tree.map(
+    lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32),
+    module.init(jax.random.key(0), x),
+  )
+  return module, variables, x
+
+
+def apply(x):
+  module, variables, _ = block()
+  return np.asarray(jax.jit(module.apply)(variables, x)[0])
+
+
+def test_by_hand():
+  """Softmax over the chunk before, zeros at first, and the own chunk."""
+  _, variables, x = block()
+  p = jax.tree.map(np.asarray, variables["params"])
+
+  def dense(name, x):
+    return x @ p[name]["kernel"] + p[name]["bias"]
+
+  y = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+  y = y * p["norm"]["scale"] + p["norm"]["bias"]
+  n, e = CHUNK * 6, WIDTH // HEADS
+  angles = rope.angles((np.arange(2 * CHUNK), np.arange(2), np.arange(3)), e)
+  parts = {
+    name: dense(name, y).reshape(2, 3, n, HEADS, e) for name in ("q", "k", "v")
+  }
+  found = []
+  for i in range(3):
+    q = rope.rotate(parts["q"][:, i], angles[n:])
+    k, v = (
+      np.concatenate(
+        [parts[s][:, i - 1] if i else 0 * parts[s][:, 0], parts[s][:, i]], 1
+      )
+      for s in "kv"
+    )
+    logits = np.einsum("bnke,bmke->bknm", q, rope.rotate(k, angles)) / e**0.5
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    found.append(np.einsum("bknm,bmke->bnke", weights, v))
+  expected = x + dense("out", np.stack(found, 1).reshape(x.shape))
+  np.testing.assert_allclose(apply(x), expected, rtol=0, atol=2e-5)
+
+
+def test_a_chunk_sees_itself_and_the_one_before():
+  x = block()[2]
+  before = apply(x)
+  for i in range(3):
+    other = x.copy()
+    other[:, (i + 1) * CHUNK - 1] += 1
+    changed = (apply(other) != before).any(axis=(0, 2, 3, 4))
+    seen = [i <= j <= i + 1 for j in range(3)]
+    assert [*changed] == [*np.repeat(seen, CHUNK)]
+
+
+def test_it_begins_as_nothing():
+  module, _, x = block()
+  variables = module.init(jax.random.key(1), x)
+  assert set(variables) == {"params"}
+  np.testing.assert_array_equal(module.apply(variables, x)[0], x)
+
+
+@functools.cache
+def model(**changes):
+  module = dc_ae_v.build(golden_data.SMALL, **{"attention_heads": 2, **changes})
+  zeros = jax.ShapeDtypeStruct((1, 8, 8, 8, 3), np.float32)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), zeros)
+  rng = np.random.default_rng(1)
+
+  def fill(leaf):
+    fan_in = max(1, np.prod(leaf.shape[:-1]))
+    scale = 1 / np.sqrt(fan_in) if len(leaf.shape) > 1 else 0.3
+    return (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+
+  return module, jax.tree.map(fill, shapes)
+
+
+def joined(parts):
+  return np.concatenate([*map(np.asarray, parts)], axis=1)
+
+
+@pytest.mark.parametrize(
+  "plan", [bands.Plan(), bands.Plan(cut=2, rows=3, offload=True)], ids=str
+)
+def test_streamed_equals_whole(plan):
+  module, variables = model()
+  rng = np.random.default_rng(2)
+  x = rng.uniform(-1, 1, (1, 24, 16, 24, 3)).astype(np.float32)
+  run = jax.jit(module.apply, static_argnames="method")
+  z = np.asarray(run(variables, x, method="encode"))
+  y = np.asarray(run(variables, z, method="decode"))
+  # It counts.
+  plain = module.clone(attention_heads=0)
+  other = jax.jit(functools.partial(plain.apply, method="decode"))(variables, z)
+  assert np.abs(other - y).max() > 0.05 * np.abs(y).max()
+  pieces = [x[:, i : i + 5] for i in range(0, 24, 5)]
+  found = joined(streaming.encode(module, variables, pieces, plan=plan))
+  np.testing.assert_allclose(found, z, rtol=0, atol=1e-5 * np.abs(z).max())
+  for eager in (False, True):
+    found = joined(
+      streaming.decode(module, variables, [z], plan=plan, eager=eager)
+    )
+    np.testing.assert_allclose(found, y, rtol=0, atol=1e-5 * np.abs(y).max())
+
+
+def test_images_are_one_clip():
+  module, variables = model()
+  image = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3))
+  z = module.apply(variables, image.astype(np.float32), method="encode_image")
+  again = module.apply(variables, z, method="decode_image")
+  assert again.shape == image.shape and np.isfinite(again).all()
+
+
+def test_released_models_have_none():
+  for fields in dc_ae_v.VARIANTS.values():
+    assert dc_ae_v.build(fields).attention_heads == 0
+  module, variables = model(attention_heads=0)
+  names = tree.names(variables)
+  assert not any(name.split("/")[-2] in "qkv" for name in names)
+  more = set(tree.names(model()[1])) - set(names)
+  assert {name.rsplit("/", 2)[0] for name in more} == {
+    f"params/{half}/stages_{len(module.widths) - 1}/op_list_{module.depths[-1]}"
+    for half in ("encoder", "decoder")
+  }
+
+
+def test_weights_go_there_and_back():
+  module, variables = model()
+  tensors = convert.to_torch("dc_ae_v", module, variables)
+  assert any(name.endswith("main.out.weight") for name in tensors)
+  config = convert.config_of(module)
+  found, again = convert.load("dc_ae_v", tensors, config)
+  assert found == module
+  jax.tree.map(np.testing.assert_array_equal, again, dict(variables))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"attention_heads": -1}, "is -1, expected 0 or more"),
+    ({"attention_heads": 7}, "no even multiple of 7 heads"),
+    ({"time": "causal"}, "needs chunks"),
+  ],
+)
+def test_fields_that_do_not_fit(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dc_ae_v.build(golden_data.SMALL, **{"attention_heads": 2, **changes})
+
+
+def test_gradients():
+  module, variables, x = block()
+  found = jax.grad(lambda v: jnp.square(module.apply(v, x)[0]).mean())(
+    variables
+  )
+  for name, leaf in tree.flatten(found["params"]).items():
+    # A bias of all keys alike changes no weight but those of the zeros.
+    assert np.abs(leaf).max() > 0, name
