@@ -26,8 +26,9 @@ _COUNTS = (
 _IMAGE_WIDTH, _IMAGE_POSITIONS = 1280, 514
 # Of one head, in every released Wan 2.1 model; what weights do not tell.
 _HEAD_WIDTH = 128
-# What neither library knows. Where it is not this, both say that they ignore
-# the key, and they are right to warn: they compute something else.
+# What neither library knows: "rope_scale" where it is not this, and "chunk".
+# Both say that they ignore the key, and they are right to warn: they compute
+# something else.
 _ROPE_SCALE = (1, 1, 1)
 
 
@@ -181,6 +182,11 @@ def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
       "config.json: expected three positive numbers for rope_scale, of frames, "
       f"rows and columns, found {[*scale]}"
     )
+  chunk = fields["chunk"]
+  if chunk is not None and not (isinstance(chunk, int) and chunk > 0):
+    raise errors.UserError(
+      f"config.json: expected frames of tokens for chunk, found {chunk!r}"
+    )
   return fields
 
 
@@ -215,6 +221,7 @@ def _from_diffusers(json: Mapping[str, Any]) -> dict[str, Any]:
     "frequencies": json["freq_dim"],
     "eps": json.get("eps", 1e-6),
     "rope_scale": tuple(json.get("rope_scale", _ROPE_SCALE)),
+    "chunk": json.get("chunk"),
   }
 
 
@@ -241,6 +248,7 @@ def _from_original(json: Mapping[str, Any]) -> dict[str, Any]:
     "frequencies": json["freq_dim"],
     "eps": json.get("eps", 1e-6),
     "rope_scale": tuple(json.get("rope_scale", _ROPE_SCALE)),
+    "chunk": json.get("chunk"),
   }
 
 
@@ -265,7 +273,7 @@ def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
     "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 1024,
     "text_dim": fields["text_width"],
-    **_rope_of(fields),
+    **_ours(fields),
   }
 
 
@@ -300,13 +308,18 @@ def _to_original(fields: Mapping[str, Any]) -> dict[str, Any]:
     "patch_size": [*fields["patch"]],
     "text_dim": fields["text_width"],
     "text_len": 512,
-    **_rope_of(fields),
+    **_ours(fields),
   }
 
 
-def _rope_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _ours(fields: Mapping[str, Any]) -> dict[str, Any]:
   scale = tuple(fields.get("rope_scale", _ROPE_SCALE))
-  return {} if scale == _ROPE_SCALE else {"rope_scale": [*scale]}
+  found: dict[str, Any] = {}
+  if scale != _ROPE_SCALE:
+    found["rope_scale"] = [*scale]
+  if fields.get("chunk") is not None:
+    found["chunk"] = fields["chunk"]
+  return found
 
 
 # What is written beside the weights, by layout.

@@ -5,7 +5,8 @@ Follows Wan 2.1 `wan/modules/model.py` (commit 9737cba) and diffusers'
 """
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import einops
 import flax.linen as nn
@@ -78,19 +79,40 @@ def _features(x: Float[Array, "b n k e"]) -> Float[Array, "b n d"]:
   return sharding.constrain(x, "batch", "tokens", "hidden")
 
 
+class Past(NamedTuple):
+  """What later tokens need of earlier ones, by layer.
+
+  Attributes:
+    keys: before their rotation, so that positions can still be chosen.
+    values: of the same tokens.
+  """
+
+  keys: Float[Array, "*layers b m k e"]
+  values: Float[Array, "*layers b m k e"]
+
+
 class SelfAttention(nn.Module):
-  """Attention among the video's tokens, with rotary positions."""
+  """Attention among the video's tokens, with rotary positions.
+
+  With the collection "cache" mutable, the tokens' own keys and values are left
+  in it as "keys" and "values".
+  """
 
   heads: int
   eps: float
   attention: str | None
+  mask: Any
   dense: dict[str, Any]
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b n d"], angles: rope.Angles
+    self,
+    x: Float[Array, "b n d"],
+    angles: rope.Angles,
+    past: Sequence[Past] = (),
   ) -> Float[Array, "b n d"]:
-    d = x.shape[-1]
+    """Angles are of the past's tokens, in order, and then of the own ones."""
+    n, d = x.shape[1:]
     dense = functools.partial(layers.Dense, d, **self.dense)
     norm = functools.partial(
       layers.RMSNorm, self.eps, use_bias=False, dtype=self.dense["dtype"]
@@ -99,11 +121,18 @@ class SelfAttention(nn.Module):
     k = norm(name="norm_k")(dense(name="k")(x))
     v = dense(name="v")(x)
     q, k, v = (_heads(y, self.heads, "tokens") for y in (q, k, v))
+    if not self.is_initializing():
+      self.sow("cache", "keys", k)
+      self.sow("cache", "values", v)
+    if past:
+      k = jnp.concatenate([*(p.keys for p in past), k], axis=1)
+      v = jnp.concatenate([*(p.values for p in past), v], axis=1)
     y = attention.over_mesh(
-      rope.rotate(q, angles),
+      rope.rotate(q, angles[-n:]),
       rope.rotate(k, angles),
       v,
       keys="tokens",
+      mask=self.mask,
       implementation=self.attention,
     )
     return dense(name="o")(_features(y))
@@ -155,6 +184,7 @@ class Block(nn.Module):
   ffn_width: int
   eps: float
   attention: str | None
+  mask: Any
   dense: dict[str, Any]
   lora: dict[str, Any]
 
@@ -166,6 +196,7 @@ class Block(nn.Module):
     text: Float[Array, "b s d"],
     image: Float[Array, "b m d"] | None,
     angles: rope.Angles,
+    past: Sequence[Past] = (),
   ):
     d, dtype = x.shape[-1], x.dtype
     x = sharding.constrain(x, "batch", "tokens")
@@ -180,8 +211,11 @@ class Block(nn.Module):
     with jax.named_scope("self_attn"):
       y = modulate(norm(use_affine=False)(x), shift1, scale1).astype(dtype)
       y = SelfAttention(
-        **attend, dense={**self.dense, **self.lora}, name="self_attn"
-      )(y, angles)
+        **attend,
+        mask=self.mask,
+        dense={**self.dense, **self.lora},
+        name="self_attn",
+      )(y, angles, past)
       self.sow("intermediates", "self_attn_out", y)
       x = sharding.constrain(gated(x, y, gate1), "batch", "tokens")
 

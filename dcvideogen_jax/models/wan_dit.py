@@ -9,10 +9,16 @@ and the softmax stay in float32, as in the reference; the residual stream has
 the compute dtype, as in diffusers. Deviations: the timestep may differ from
 latent frame to latent frame; the projection of the time embedding is computed
 in float32, as in Wan's own code.
+
+With a `chunk` the attention among the video's tokens is block-causal: inside a
+chunk of frames every token sees every token, across chunks only the past. A
+video can then be made chunk by chunk: what clean chunks leave behind (`kept`)
+is the `past` of the chunks after them.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import einops
 import flax.linen as nn
@@ -23,6 +29,7 @@ from jaxtyping import Array, Float
 
 from dcvideogen_jax import sharding
 from dcvideogen_jax.models import layers, rope, wan_blocks
+from dcvideogen_jax.ops import attention as attention_ops
 
 # What the backward pass finds of a block, and does not compute again.
 REMAT = {
@@ -37,6 +44,18 @@ def _block(remat: bool | str | None) -> type[nn.Module]:
     return wan_blocks.Block
   policy = REMAT["full" if remat is True else remat]
   return nn.remat(wan_blocks.Block, prevent_cse=False, policy=policy)
+
+
+class Clean(NamedTuple):
+  """Copies of latents, with little or no noise.
+
+  Attributes:
+    latents: like the noisy ones, with the same mask and condition.
+    timesteps: of the copies.
+  """
+
+  latents: Float[Array, "b t h w c"]
+  timesteps: Float[Array, " b"] | Float[Array, "b t"]
 
 
 class WanDiT(nn.Module):
@@ -61,6 +80,8 @@ class WanDiT(nn.Module):
       None, True, or a key of `REMAT`, which says what is kept of a block.
     rope_scale: multiplies the positions of frames, rows and columns; (1, 2, 2)
       lets a grid half as fine span the same range.
+    chunk: frames of tokens that see each other, and all before them; None, as
+      published: every token sees every token. The last chunk may have fewer.
     lora_rank, lora_alpha: of low-rank updates on the time embedding, the
       self-attention and the feed-forward (arXiv 2509.25182); 0 is none.
     dtype: of the computation; see the module's docstring for what is float32.
@@ -83,6 +104,7 @@ class WanDiT(nn.Module):
   attention: str | None = None
   remat: bool | str | None = False
   rope_scale: tuple[float, float, float] = (1, 1, 1)
+  chunk: int | None = None
   lora_rank: int = 0
   lora_alpha: float = 0.0
   dtype: jnp.dtype = jnp.float32
@@ -95,6 +117,8 @@ class WanDiT(nn.Module):
     timesteps: Float[Array, " b"] | Float[Array, "b t"],
     text: Float[Array, "b s e"],
     image: Float[Array, "b m f"] | None = None,
+    clean: Clean | None = None,
+    past: Sequence[wan_blocks.Past] = (),
   ) -> Float[Array, "b t h w c"]:
     """Predicts the velocity, noise minus clean latents.
 
@@ -104,6 +128,13 @@ class WanDiT(nn.Module):
       timesteps: 0 to 1000, one per sample or one per row of patches in time.
       text: output of the text encoder; all tokens are attended to.
       image: CLIP features, only where the model has `image_width`.
+      clean: copies of the latents that go through the model beside them, for
+        teacher forcing: a chunk of `latents` sees itself and the clean copies
+        of the chunks before it, a clean copy sees clean copies only. Both have
+        the same positions. Needs a `chunk`.
+      past: what the frames before `latents` left, as of `kept`, in order. Its
+        frames have the first positions, so that with a part of the past left
+        out the rest closes up (arXiv 2309.17453).
 
     Returns:
       `out_channels`, in the compute dtype.
@@ -112,6 +143,9 @@ class WanDiT(nn.Module):
       ValueError: if shapes do not fit the model.
     """
     self._check(latents, timesteps, image)
+    if clean is not None:
+      self._check(clean.latents, clean.timesteps, image)
+      latents, timesteps = _beside(clean, latents, timesteps, self.patch[0])
     dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     lora = {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
     grid = [n // p for n, p in zip(latents.shape[1:4], self.patch, strict=True)]
@@ -125,28 +159,57 @@ class WanDiT(nn.Module):
       image = wan_blocks.ImageEmbedding(
         self.width, self.image_positions, dense, name="image_embed"
       )(image.astype(self.dtype))
-    positions = zip(grid, self.rope_scale, strict=True)
-    angles = rope.angles(
-      tuple(np.arange(n) * scale for n, scale in positions),
-      self.width // self.heads,
-    )
+    angles = self._angles(grid, clean, past)
 
     x, _ = nn.scan(
       _block(self.remat),
-      variable_axes={"params": 0, "lora": 0, "intermediates": 0},
+      variable_axes={"params": 0, "lora": 0, "intermediates": 0, "cache": 0},
       split_rngs={"params": True},
-      in_axes=nn.broadcast,
+      in_axes=(*[nn.broadcast] * 4, 0),
       length=self.layers,
     )(
       self.heads,
       self.ffn_width,
       self.eps,
       self.attention,
+      self._mask(grid, clean, past),
       dense,
       lora,
       name="blocks",
-    )(x, time, text, image, angles)
+    )(x, time, text, image, angles, tuple(past))
+    if clean is not None:
+      x, embedding = (y[:, y.shape[1] // 2 :] for y in (x, embedding))
+      grid = [grid[0] // 2, *grid[1:]]
     return self._head(x, embedding, grid)
+
+  def _angles(self, grid, clean, past):
+    """Of all tokens that are seen; clean copies have those of the originals."""
+    t, *picture = grid
+    seen, rest = divmod(sum(p.keys.shape[-3] for p in past), math.prod(picture))
+    if rest:
+      raise ValueError(
+        f"the past has {rest} tokens beyond whole frames of {picture}"
+      )
+    frames = np.arange(t // 2) if clean is not None else np.arange(seen + t)
+    places = (frames, *map(np.arange, picture))
+    angles = rope.angles(
+      tuple(n * s for n, s in zip(places, self.rope_scale, strict=True)),
+      self.width // self.heads,
+    )
+    return angles if clean is None else jnp.concatenate([angles, angles])
+
+  def _mask(self, grid, clean, past):
+    if self.chunk is None:
+      if clean is not None:
+        raise ValueError("clean copies need a model with a chunk")
+      return None
+    tokens, block = math.prod(grid), self.chunk * math.prod(grid[1:])
+    if clean is not None:
+      return attention_ops.TeacherForcing(block, tokens // 2)
+    seen = sum(p.keys.shape[-3] for p in past)
+    if tokens <= block and seen % block == 0:
+      return None  # A chunk sees itself and all that is there.
+    return attention_ops.BlockCausal(block, seen)
 
   def _check(self, latents, timesteps, image):
     b, *sizes, c = latents.shape
@@ -238,6 +301,33 @@ class WanDiT(nn.Module):
     )
 
 
+def _beside(
+  clean: Clean, latents: Array, timesteps: Array, patch: int
+) -> tuple[Array, Array]:
+  """Clean copies, then the latents, each frame of tokens with its timestep."""
+  if clean.latents.shape != latents.shape:
+    raise ValueError(
+      f"expected clean copies {latents.shape}, found {clean.latents.shape}"
+    )
+  frames = (latents.shape[0], latents.shape[1] // patch)
+  times = [
+    jnp.broadcast_to(t[:, None] if t.ndim == 1 else t, frames)
+    for t in (clean.timesteps, timesteps)
+  ]
+  together = jnp.concatenate([clean.latents, latents], axis=1)
+  return together, jnp.concatenate(times, axis=1)
+
+
+def kept(variables: Mapping[str, Any]) -> wan_blocks.Past:
+  """What a call with the collection "cache" mutable leaves for later frames.
+
+  Args:
+    variables: that `WanDiT.apply` returned beside the prediction.
+  """
+  found = variables["cache"]["blocks"]["self_attn"]
+  return wan_blocks.Past(*(found[name][0] for name in wan_blocks.Past._fields))
+
+
 _SMALL = {"layers": 30, "width": 1536, "heads": 12, "ffn_width": 8960}
 _LARGE = {"layers": 40, "width": 5120, "heads": 40, "ffn_width": 13824}
 _WAN = {"in_channels": 16, "out_channels": 16, "patch": (1, 2, 2)}
@@ -264,8 +354,8 @@ def build(fields: Mapping[str, Any], **overrides: Any) -> WanDiT:
 
   Raises:
     TypeError: for an unknown or a missing field.
-    ValueError: if the heads do not divide the width, a head is odd, or `remat`
-      is unknown.
+    ValueError: if the heads do not divide the width, a head is odd, `remat` is
+      unknown, or the chunk is not positive.
   """
   fields = {**fields, **overrides}
   fields["patch"] = tuple(fields.get("patch", (1, 2, 2)))
@@ -276,6 +366,8 @@ def build(fields: Mapping[str, Any], **overrides: Any) -> WanDiT:
       f"remat is True, False or one of {', '.join(REMAT)}, "
       f"found {module.remat!r}"
     )
+  if module.chunk is not None and module.chunk < 1:
+    raise ValueError(f"a chunk has 1 frame or more, found {module.chunk}")
   if module.width % (2 * module.heads):
     raise ValueError(
       f"width {module.width} is no even multiple of {module.heads} heads"
