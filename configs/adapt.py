@@ -24,6 +24,11 @@ The numbers are those of DC-Gen `projects/DC-VideoGen/AE-Adapt-V.md` (commit
 second and third 16. `raw` encodes in the step, from videos and captions.
 `runlocal` is a small transformer at random on random numbers.
 
+`causal=teacher` trains a block-causal model, which can go on without an end
+(`launch.sample --stream`): every chunk has a noise level of its own and sees
+clean copies of those before it. With `causal=diffusion` it sees them as noisy
+as they happen to be, at half the tokens.
+
 `target` fixes the batch, the mesh and what is computed again for some TPU
 slices; clips have 80 frames of 480x832. Compiled for slices that were not there
 (`launch.plan`, jax 0.10.2, libtpu 0.0.42): peak of one chip, milliseconds that
@@ -105,6 +110,8 @@ _TARGETS = {
   "v5p_4x4x4": (64, {"fsdp": 64}, "dots"),
   "v6e_8x8": (64, {"fsdp": 64}, "full"),
 }
+# Latent frames of a chunk: the autoencoder's.
+_CHUNK, _TINY_CHUNK = 10, 2
 # Steps of the first two phases, and of the others, where 14B needs fewer.
 _STEPS = {"embed": 20_000, "head": 6000}
 _LONG, _LONG_14B = 40_000, 8000
@@ -128,6 +135,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     {
       "base": tuple(BASES),
       "phase": PHASES,
+      "causal": ("off", "diffusion", "teacher"),
       "target": tuple(_TARGETS),
       "official_sigma_grid": (),
       "raw": (),
@@ -142,6 +150,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.model.remat = config_dict.placeholder(str)
   # (1, 2, 2) lets the coarser grid span the positions of the base's.
   c.model.rope_scale = (1, 1, 1)
+  # None is attention over the whole clip, as published.
+  c.model.chunk = config_dict.placeholder(int)
+  if arg.causal != "off":
+    c.model.chunk = _TINY_CHUNK if tiny else _CHUNK
   c.dtype = c.frozen_dtype = "float32" if tiny else "bfloat16"
   c.sharding = common.DIT_SHARDING
   c.ema.decay = 0.0
@@ -153,6 +165,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     _embed(c, base)
   else:
     _denoise(c, arg.phase)
+    _force(c, arg.causal)
     draw = "official" if arg.official_sigma_grid else "uniform"
     c.levels = {"draw": draw, "shift": shift, "weighted": True}
   if not tiny:
@@ -197,6 +210,16 @@ def _denoise(c: ml_collections.ConfigDict, phase: str) -> None:
   if phase in ("lora", "direct", "full"):
     c.optim.update(lr=5e-5, warmup=1000)
     c.ema = {"decay": 0.9999, "ramp": "exponential", "steps": 2000}
+
+
+def _force(c: ml_collections.ConfigDict, causal: str) -> None:
+  """Which noise chunks get; see `dcvideogen_jax.adapt.forcing.read`."""
+  c.forcing = {
+    "per_chunk": causal != "off",
+    "clean": config_dict.placeholder(float),
+  }
+  if causal == "teacher":
+    c.forcing.clean = 0.0
 
 
 def _split(c: ml_collections.ConfigDict, target: str) -> None:

@@ -61,11 +61,14 @@ def _in_turn(
 def _together(
   model: Model, x: Array, t: Array, cond: Any, uncond: Any
 ) -> tuple[Array, Array]:
-  condition = jax.tree.map(_interleave, cond, uncond)
-  v = model(_interleave(x, x), _interleave(t, t), condition)
+  condition = jax.tree.map(interleave, cond, uncond)
+  v = model(interleave(x, x), interleave(t, t), condition)
   v = v.reshape(-1, 2, *v.shape[1:])
   return v[:, 0], v[:, 1]
 
 
-def _interleave(x: Array, y: Array) -> Array:
+def interleave(
+  x: Float[Array, "b ..."], y: Float[Array, "b ..."]
+) -> Float[Array, "2*b ..."]:
+  """The samples of both in turn, as a batched model gets its two branches."""
   return jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])

@@ -22,7 +22,7 @@ _STEPS = 50
 
 
 class Levels(NamedTuple):
-  """Noise levels of a batch, float32 (b,).
+  """Noise levels of a batch, float32 (b,) or, of parts of samples, (b, n).
 
   Attributes:
     sigma: level of the sample, in [0, 1].
@@ -122,7 +122,12 @@ DRAWS: Mapping[str, Callable[[Array, int, float], Levels]] = {
 }
 
 
-def levels(rng: Array, batch: int, config: Mapping[str, Any]) -> Levels:
+def levels(
+  rng: Array,
+  batch: int,
+  config: Mapping[str, Any],
+  parts: int | None = None,
+) -> Levels:
   """Draws the noise levels of a batch.
 
   The weight is `exp(-2 (sigma - 0.5)^2)`, less its lowest value. It is 0 where
@@ -135,13 +140,16 @@ def levels(rng: Array, batch: int, config: Mapping[str, Any]) -> Levels:
     batch: number of samples.
     config: "draw", a key of `DRAWS`; "shift", above 0, which "uniform" does
       not use; "weighted", whether the weight is other than 1.
+    parts: of each sample that get levels of their own; None is one level (b,).
 
   Raises:
     errors.UserError: for a config that lacks one of these, has others, or does
       not fit.
   """
   draw, shift, weighted = _checked(config)
-  found = DRAWS[draw](rng, batch, shift)
+  found = DRAWS[draw](rng, batch * (parts or 1), shift)
+  if parts is not None:
+    found = Levels(*(x.reshape(batch, parts) for x in found))
   if not weighted:
     return found._replace(weight=jnp.ones_like(found.weight))
   return found
@@ -167,7 +175,15 @@ def squared_error(
   velocity: Float[Array, "b ..."],
   x0: Float[Array, "b ..."],
   noise: Float[Array, "b ..."],
-) -> Float32[Array, " b"]:
-  """Mean squared error of each sample's predicted velocity, in float32."""
+  axes: int = 1,
+) -> Float32[Array, "*b"]:
+  """Mean squared error of each sample's predicted velocity, in float32.
+
+  Args:
+    velocity: as predicted.
+    x0: clean latents.
+    noise: of the same shape.
+    axes: leading ones that stay: 1 for samples, 2 for their frames.
+  """
   error = velocity.astype(jnp.float32) - flow.velocity(x0, noise)
-  return jnp.square(error).mean(axis=range(1, error.ndim))
+  return jnp.square(error).mean(axis=range(axes, error.ndim))

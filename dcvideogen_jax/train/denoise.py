@@ -11,9 +11,10 @@ import numpy as np
 
 from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.adapt import align as align_lib
-from dcvideogen_jax.adapt import phases
+from dcvideogen_jax.adapt import forcing, phases
 from dcvideogen_jax.data import latents as latents_lib
 from dcvideogen_jax.diffusion import flow, training
+from dcvideogen_jax.models import wan_dit
 from dcvideogen_jax.train import inputs, weights
 from dcvideogen_jax.train import task as task_lib
 
@@ -32,10 +33,11 @@ def denoise(config: Mapping[str, Any]) -> task_lib.Task:
     config: "phase", a key of `phases.PHASES`; "space", "deep" or "base": the
       latents of a batch that are trained on; "model", "dtype", "frozen_dtype"
       and "lora" as `weights.build` takes them; "start" as
-      `weights.check_start`; "levels" as `training.levels`; "text_dropout", the
-      share of texts that become the negative prompt; "negative", its embedding:
-      a .npy file (s, e), a folder of `data.latents`, or None for zeros;
-      "encoders" as `inputs.Encoders`; "seed".
+      `weights.check_start`; "levels" as `training.levels`; "forcing" as
+      `forcing.read`; "text_dropout", the share of texts that become the
+      negative prompt; "negative", its embedding: a .npy file (s, e), a folder
+      of `data.latents`, or None for zeros; "encoders" as `inputs.Encoders`;
+      "seed".
 
   Raises:
     errors.UserError: for a config that does not fit.
@@ -73,6 +75,7 @@ class _Denoising:
       raise errors.UserError(
         f"text_dropout must be within 0..1, found {config['text_dropout']}"
       )
+    self._forcing = forcing.read(config["forcing"], self._module)
     self._images = self._module.image_width is not None
     names = [self._space, "text"]
     names += [f"{self._space}_condition", "image"] if self._images else []
@@ -95,41 +98,75 @@ class _Denoising:
   def draw(self, batch: task_lib.Batch, rng: jax.Array) -> task_lib.Batch:
     noise, level, drop = jax.random.split(rng, 3)
     shape = batch[self._space].shape
-    levels = training.levels(level, shape[0], self._config["levels"])
+    levels = training.levels(
+      level,
+      shape[0],
+      self._config["levels"],
+      self._forcing.chunks(shape[1]),
+    )
     share = self._config["text_dropout"]
-    return {
+    found = {
       **batch,
       **levels._asdict(),
       "noise": jax.random.normal(noise, shape, jnp.float32),
       "drop": jax.random.bernoulli(drop, share, shape[:1]),
     }
+    if self._forcing.clean:
+      other = jax.random.fold_in(noise, 1)
+      found["clean_noise"] = jax.random.normal(other, shape, jnp.float32)
+    return found
 
   def _predict(self, variables, batch, sigma, timestep, text):
-    """The velocity of a batch at noise levels (b,)."""
+    """The velocity of a batch at noise levels (b,), or (b, chunks)."""
     x0 = sharding.constrain(batch[self._space], "batch")
-    x = flow.add_noise(x0, batch["noise"], sigma)
-    if not self._images:
-      return self._apply(variables, x, timestep, text)
-    x = align_lib.condition(x, batch[f"{self._space}_condition"])
-    return self._apply(variables, x, timestep, text, batch["image"])
-
-  def _apply(self, variables, *arguments):
+    frames, patch = x0.shape[1], self._forcing.patch
+    sigma = self._forcing.by_frame(sigma, frames)
+    timestep = self._forcing.by_frame(timestep, frames, patch)
+    x = self._input(flow.add_noise(x0, batch["noise"], sigma), batch)
     weights = {k: variables[k] for k in ("params", "lora") if k in variables}
-    return self._module.apply(weights, *arguments)
+    return self._module.apply(
+      weights,
+      x,
+      timestep,
+      text,
+      batch["image"] if self._images else None,
+      self._clean(x0, batch),
+    )
+
+  def _clean(self, x0, batch):
+    """The copies of teacher forcing; None without it."""
+    level = self._forcing.clean
+    if level is None:
+      return None
+    if level:
+      x0 = flow.add_noise(x0, batch["clean_noise"], level)
+    timestep = jnp.full(x0.shape[0], level * flow.TRAIN_STEPS, jnp.float32)
+    return wan_dit.Clean(self._input(x0, batch), timestep)
+
+  def _input(self, x, batch):
+    """Latents with what image-to-video models get besides."""
+    if not self._images:
+      return x
+    return align_lib.condition(x, batch[f"{self._space}_condition"])
 
   def loss_fn(self, variables, drawn):
     text = drawn["text"]
     dropped = negative(self._config["negative"], *text.shape[1:])
     text = jnp.where(drawn["drop"][:, None, None], dropped[None], text)
     v = self._predict(variables, drawn, drawn["sigma"], drawn["timestep"], text)
-    error = training.squared_error(v, drawn[self._space], drawn["noise"])
-    return (drawn["weight"] * error).mean(), {"mse": error.mean()}
+    x0 = drawn[self._space]
+    weight = self._forcing.by_frame(drawn["weight"], x0.shape[1])
+    error = training.squared_error(v, x0, drawn["noise"], weight.ndim)
+    return (weight * error).mean(), {"mse": error.mean()}
 
   def measure(self, variables, drawn):
-    """The error at each of `BUCKETS`, with the text and without weights."""
+    """The error at each of `BUCKETS`, with the text and without weights.
+
+    All chunks have the same level; with teacher forcing they see clean ones.
+    """
 
     def at(sigma):
-      sigma = jnp.full(drawn["sigma"].shape, sigma)
+      sigma = jnp.full(drawn["sigma"].shape[:1], sigma)
       timestep = sigma * flow.TRAIN_STEPS
       v = self._predict(variables, drawn, sigma, timestep, drawn["text"])
       return training.squared_error(v, drawn[self._space], drawn["noise"])

@@ -1,8 +1,11 @@
 """Makes videos with the parameters of a training, to be looked at.
 
 All steps of the solver are one program, which every call uses again: only the
-parameters change. Batches are split over the devices of the run's mesh; what a
-batch becomes is decoded in bounded memory on the first device of each process.
+parameters change. A block-causal model makes one chunk after the other, each of
+which sees what the clean chunks before it left, as in streaming at a
+`clean_level` of 0, whatever that of training is. Batches are
+split over the devices of the run's mesh; what a batch becomes is decoded in
+bounded memory on the first device of each process.
 """
 
 import functools
@@ -20,7 +23,13 @@ from jaxtyping import Float, UInt8
 from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.adapt import align, encode
 from dcvideogen_jax.diffusion import guidance, sampler
-from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
+from dcvideogen_jax.models import (
+  bands,
+  dc_ae_v,
+  streaming,
+  wan_dit,
+  wan_vae,
+)
 
 Video = UInt8[np.ndarray, "b t h w 3"]
 
@@ -241,21 +250,48 @@ class Renderer:
     split = functools.partial(
       jax.tree.map, lambda x: sharding.constrain(jnp.asarray(x), "batch")
     )
-    given, otherwise = split((given, otherwise))
+    noise, given, otherwise = split((noise, given, otherwise))
+    frames = noise.shape[1]
+    size = frames
+    if self._module.chunk is not None:
+      size = self._module.chunk * self._module.patch[0]
+    guided = self._settings.guidance != 1
+    made, past = [], ()
+    for start in range(0, frames, size):
+      chunk = slice(start, start + size)
+      run = functools.partial(self._apply, weights, chunk, past)
 
-    def model(x, t, given):
-      if "condition" in given:
-        x = align.condition(x, given["condition"])
-      return self._module.apply(
-        weights, x, t, given["text"], given.get("image")
-      )
+      def velocity(x, t, run=run):
+        if not guided:
+          return run(x, t, given).astype(jnp.float32)
+        return guidance.guided(run, scale)(x, t, given, otherwise)
 
-    def velocity(x, t):
-      if self._settings.guidance == 1:
-        return model(x, t, given).astype(jnp.float32)
-      return guidance.guided(model, scale)(x, t, given, otherwise)
+      made.append(sampler.sample(velocity, noise[:, chunk], plan))
+      if chunk.stop < frames:
+        x, both = made[-1], given
+        if guided:
+          x = guidance.interleave(x, x)
+          both = jax.tree.map(guidance.interleave, given, otherwise)
+        t = jnp.zeros(len(x), jnp.float32)
+        _, kept = run(x, t, both, mutable=["cache"])
+        past = (*past, wan_dit.kept(kept))
+    return jnp.concatenate(made, axis=1)
 
-    return sampler.sample(velocity, split(noise), plan)
+  def _apply(self, weights, chunk, past, x, t, given, **options):
+    """The model on a chunk of frames."""
+    if "condition" in given:
+      latents = jnp.pad(x, ((0, 0), (chunk.start, 0), (0, 0), (0, 0), (0, 0)))
+      condition = given["condition"][:, : latents.shape[1]]
+      x = align.condition(latents, condition)[:, chunk]
+    return self._module.apply(
+      weights,
+      x,
+      t,
+      given["text"],
+      given.get("image"),
+      past=past,
+      **options,
+    )
 
 
 def _one_device() -> jax.sharding.Mesh:

@@ -25,6 +25,7 @@ def config(phase="head", kind="t2v", **changes):
     "align": {"loss": "pool", "upsample": "nearest"},
     "lora": {"rank": 3, "alpha": 6.0},
     "levels": {"draw": "uniform", "shift": 8.0, "weighted": True},
+    "forcing": None,
     "text_dropout": 0.1,
     "negative": None,
     "encoders": None,
@@ -45,7 +46,7 @@ def started(phase, **start):
   return {"start": defaults | {k: v and str(v) for k, v in start.items()}}
 
 
-def batch(size=4, kind="t2v", text=TEXT, seed=0):
+def batch(size=4, kind="t2v", text=TEXT, seed=0, frames=FRAMES):
   """Clips as `data.latents` gives them; texts end before the last token."""
   rng = np.random.default_rng(seed)
 
@@ -55,7 +56,7 @@ def batch(size=4, kind="t2v", text=TEXT, seed=0):
   found = {"text": random(text, 12)}
   found["text"][:, text - 2 :] = 0
   for space, side in _SIDES.items():
-    shape = (FRAMES, side, side, _CHANNELS[space])
+    shape = (frames, side, side, _CHANNELS[space])
     found[space] = random(*shape)
     if kind == "i2v":
       found[f"{space}_condition"] = random(*shape)

@@ -82,7 +82,12 @@ def test_raw_videos_need_encoders():
 
 
 @pytest.mark.parametrize(
-  "arg", ["tiny_i2v,phase=embed", "wan_i2v_14b,phase=lora"]
+  "arg",
+  [
+    "tiny_i2v,phase=embed",
+    "wan_i2v_14b,phase=lora",
+    "tiny_t2v,phase=lora,causal=teacher",
+  ],
 )
 def test_runlocal_takes_a_step(arg):
   found = config(f"{arg},runlocal")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors, sharding
+from dcvideogen_jax.adapt import align
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.models import wan_dit
 from dcvideogen_jax.sample import latents, loading, pipeline
@@ -186,3 +187,36 @@ def test_sizes_that_do_not_fit(name, wanted, message):
 
 def test_tokens():
   assert renderer("dc_t2v").tokens == 3 * 2 * 4
+
+
+@pytest.mark.parametrize("name", ["dc_t2v", "dc_i2v"])
+def test_chunks_are_made_one_after_the_other(name):
+  """Each with the whole clean prefix, under the block-causal mask."""
+  module, variables = published.model("wan_dit", name)[1:]
+  module = module.clone(chunk=2)
+  made = rendering.Renderer(module, autoencoder(name), settings(name))
+  asked, _ = requests(name, made, 2)
+  assert made.shape[0] == 3  # The last chunk is shorter.
+  found = np.concatenate(list(made.latents(variables, asked)))
+  clean = asked.noise[:, :0]
+  for chunk in (asked.noise[:, :2], asked.noise[:, 2:]):
+
+    def model(x, t, text, clean=clean):
+      known = np.zeros((2, clean.shape[1]), np.float32)
+      now = jnp.broadcast_to(t[:, None], x.shape[:2])
+      t = jnp.concatenate([known, now], axis=1)
+      x = jnp.concatenate([clean, x], axis=1)
+      if asked.condition is not None:
+        x = align.condition(x, asked.condition[:, : x.shape[1]])
+      v = module.apply(variables, x, t, text, asked.image)
+      return v[:, clean.shape[1] :]
+
+    def velocity(x, t, model=model):
+      negative = np.broadcast_to(asked.negative, asked.text.shape)
+      base = model(x, t, negative)
+      return base + GUIDANCE * (model(x, t, asked.text) - base)
+
+    run = functools.partial(sampler.sample, velocity)
+    new = jax.jit(run)(chunk, made._settings.plan)
+    clean = np.concatenate([clean, new], axis=1)
+  np.testing.assert_allclose(found, clean, rtol=0, atol=1e-4)
