@@ -3,6 +3,7 @@
 In flags "{work}" is the folder of the whole chain.
 """
 
+import importlib.resources
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -141,6 +142,70 @@ STAGES = (
     "--config.start.weights={work}/lora/model",
   ),
 )
+
+
+def _evaluation(name: str, model: str, *more: str) -> _stages.Stage:
+  """Held-out scenes, asked of a model that `STREAM_MODELS` describes."""
+  return _stages.Stage(
+    f"streams/{name}",
+    f"streams/{name}.json",
+    "evaluate",
+    (
+      f"--model={{work}}/streams/{model}",
+      f"--output={{work}}/streams/{name}.json",
+      "--prompts=96",
+      "--steps=16",
+      "--guidance=3",
+      "--shift=3",
+      *more,
+    ),
+    group="streams",
+  )
+
+
+# Streaming: the last phase again with chunks of half a clip, and what streams
+# and the model of whole clips show at 1, 4 and 16 times the clips' length. With
+# a window of one chunk, positions are those of training.
+STREAM_STAGES = (
+  _stages.train(
+    "causal",
+    f"{_T2V},phase=lora,causal=teacher",
+    *_LATENTS,
+    *_DEEP,
+    "--config.start.weights={work}/head/model",
+  ),
+  _evaluation("window", "causal", "--what=stream", "--window=1"),
+  _evaluation("sink", "causal", "--what=stream", "--window=1", "--sink=1"),
+  _evaluation("all", "causal", "--what=stream", "--lengths=1,4"),
+  *(
+    _evaluation(
+      f"whole_{frames}",
+      "lora",
+      "--what=semantic",
+      f"--size={frames},64,64",
+      "--at_end",
+    )
+    for frames in (16, 64, 256)
+  ),
+)
+STREAM_MODELS = ("causal", "lora")
+
+
+def stream_model(work: str, name: str) -> dict[str, str | int]:
+  """The parts.json of one of `STREAM_MODELS`."""
+  shipped = importlib.resources.files("dcvideogen_jax") / "assets"
+  return {
+    "transformer": f"{work}/{name}/model",
+    "dc_ae_v": f"{work}/autoencoder/model",
+    **{
+      part: str(shipped / "dcvideogen_tiny" / part)
+      for part in ("text_encoder", "tokenizer")
+    },
+    "scheduler": str(
+      shipped / "dcvideogen_tiny" / "scheduler" / "scheduler_config.json"
+    ),
+    "text_tokens": 32,
+  }
 
 
 class Arm(NamedTuple):

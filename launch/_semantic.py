@@ -1,12 +1,15 @@
 """How well a model of `data.world` does what held-out prompts ask for."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
 
+from dcvideogen_jax import memory
+from dcvideogen_jax.data import world
 from dcvideogen_jax.eval import held_out, semantics
 from dcvideogen_jax.sample import pipeline
 from launch import _clock
@@ -34,12 +37,105 @@ class Scores(NamedTuple):
   settings: Mapping[str, Any]
 
 
+class StreamScores(NamedTuple):
+  """What was found out of streams.
+
+  Attributes:
+    accuracy: as of `Scores`, by the number of frames after which a clip ends.
+    pace: of the last batch, for each chunk: frames and seconds so far, and the
+      most host and device memory that had been needed.
+    shown: the last clips of the first videos, uint8 `n t h w 3`.
+    settings: of the first batch.
+  """
+
+  accuracy: dict[int, dict[str, float]]
+  pace: list[dict[str, Any]]
+  shown: np.ndarray
+  settings: Mapping[str, Any]
+
+
+def score_streams(
+  made: pipeline.DCVideoGen,
+  count: int,
+  batch_size: int,
+  seed: int,
+  size: tuple[int, int, int],
+  lengths: Sequence[int],
+  **options: Any,
+) -> StreamScores:
+  """Streams a video for each held-out prompt and reads clips of it.
+
+  Args:
+    made, count, batch_size, seed: as for `score`.
+    size: frames of a clip that is read, height, width.
+    lengths: clips' lengths after which one is read; the last is the video's.
+    **options: of `DCVideoGen.generate_stream`.
+
+  Raises:
+    errors.UserError: as `generate_stream`.
+  """
+  questions = held_out.questions(count)
+  batch_size = 1 if made.task == "i2v" else min(batch_size, count)
+  frames, height, width = size
+  ends = [n * frames for n in sorted(lengths)]
+  readings: dict[int, list[semantics.Reading]] = {end: [] for end in ends}
+  shown: list[np.ndarray] = []
+  settings: Mapping[str, Any] = {}
+  pace: list[dict[str, Any]] = []
+  for start in tqdm.trange(0, count, batch_size, unit="batch", disable=None):
+    asked = [questions[(start + i) % count] for i in range(batch_size)]
+    if made.task == "i2v":
+      options["image"] = asked[0].image(height, width)
+    stream = made.generate_stream(
+      [q.prompt for q in asked],
+      seed=[q.seed + seed for q in asked],
+      frames=ends[-1],
+      height=height,
+      width=width,
+      **options,
+    )
+    settings = settings or stream.settings
+    clips, pace = _clips(stream, frames, ends)
+    wanted = count - start
+    for end, clip in clips.items():
+      readings[end] += [semantics.read(video) for video in clip[:wanted]]
+    room = max(0, _SHOWN - len(shown))
+    shown += [*clips[ends[-1]][: min(wanted, room)]]
+  scenes = [q.scene for q in questions]
+  accuracy = {end: semantics.score(x, scenes) for end, x in readings.items()}
+  return StreamScores(accuracy, pace, np.stack(shown), settings)
+
+
+def _clips(stream, frames, ends):
+  """The clips that end after so many frames, and when chunks were there."""
+  found, pace, count, since = {}, [], 0, time.perf_counter()
+  last = None
+  for chunk in stream.chunks():
+    count += chunk.shape[1]
+    last = chunk if last is None else np.concatenate([last, chunk], axis=1)
+    for end in ends:
+      if end <= count and end not in found:
+        stop = last.shape[1] - (count - end)
+        found[end] = last[:, stop - frames : stop]
+    last = last[:, -frames - chunk.shape[1] :]
+    pace.append(
+      {
+        "frames": count,
+        "seconds": round(time.perf_counter() - since, 3),
+        "peak_rss_bytes": memory.peak_rss(),
+        "peak_device_bytes": memory.peak_device(),
+      }
+    )
+  return found, pace
+
+
 def score(
   made: pipeline.DCVideoGen,
   count: int,
   batch_size: int,
   seed: int,
   size: tuple[int, int, int],
+  at_end: bool = False,
   **options: Any,
 ) -> Scores:
   """Generates a video for each of `count` held-out prompts and reads it.
@@ -50,6 +146,7 @@ def score(
     batch_size: videos that are made at once; one with images.
     seed: added to each prompt's own.
     size: frames, height, width.
+    at_end: read the last `world.MOVING_FRAMES` of longer videos, not the first.
     **options: of `DCVideoGen.generate`.
 
   Raises:
@@ -80,7 +177,8 @@ def score(
       settings = settings or result.settings
       videos = result.video()[: count - start]
       made_in_all += batch_size
-      readings += [semantics.read(video) for video in videos]
+      first = -world.MOVING_FRAMES if at_end else 0
+      readings += [semantics.read(video[first:]) for video in videos]
       found += [*videos[: max(0, _SHOWN - len(found))]]
       bar.update(len(videos))
   module = made.parts.transformer.module

@@ -2,6 +2,7 @@
 
   python -m launch.reproduce --workdir=DIR
   python -m launch.reproduce --workdir=DIR --ablation
+  python -m launch.reproduce --workdir=DIR --streams
 
 Each stage is one of our own programs; what it leaves in DIR is what the next
 ones read. A stage that is done is not run again, and one that was interrupted
@@ -12,19 +13,27 @@ outside the checkout.
 with, for each of --seeds; every run asks for held-out scenes as it goes.
 DIR/ablation gets table.md, curves.png and results.json: the share of scenes
 with colour, shape and motion right against the steps of all phases.
+
+--streams adapts the base of DIR with chunks and asks what long videos show:
+DIR/streams gets a report for streams with and without a window, and for the
+model of whole clips, at 1, 4 and 16 times the length of a clip.
 """
 
+import json
 import pathlib
 
 from absl import flags
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, files
 from launch import _arms, _family, _program, _stages
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of all stages.", required=True
 )
 _ABLATION = flags.DEFINE_bool("ablation", False, "Run the arms instead.")
+_STREAMS = flags.DEFINE_bool(
+  "streams", False, "Adapt for streaming and measure it instead."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the arms.")
 _UNTIL = flags.DEFINE_string("until", None, "The last stage to run.")
 _EXTRA = flags.DEFINE_multi_string(
@@ -49,11 +58,32 @@ def main(argv):
         f"{work} has no base/model: run launch.reproduce --until=base first"
       )
     stages = _family.arm_stages(_SEEDS.value)
+  if _STREAMS.value:
+    stages = _streaming(work)
   done = _stages.run(stages, work, _UNTIL.value, _EXTRA.value, _DRY_RUN.value)
   if done and _ABLATION.value:
     print(_arms.write(work, _SEEDS.value))
   elif done:
     print(f"{work}: everything is done")
+
+
+def _streaming(work):
+  """The stages, and where the models that they ask have their parts.
+
+  Raises:
+    errors.UserError: if what they start from is not there.
+  """
+  if _ABLATION.value:
+    raise errors.UserError("--ablation and --streams do not go together")
+  if not (work / "lora" / "model").exists():
+    raise errors.UserError(
+      f"{work} has no lora/model: run launch.reproduce --until=lora first"
+    )
+  for name in _family.STREAM_MODELS if not _DRY_RUN.value else ():
+    folder = files.make_directory(work / "streams" / name)
+    with files.atomic(folder / "parts.json") as path:
+      path.write_text(json.dumps(_family.stream_model(str(work), name)))
+  return _family.STREAM_STAGES
 
 
 if __name__ == "__main__":

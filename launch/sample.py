@@ -6,6 +6,12 @@
   python -m launch.sample --config=configs/sample.py:dc-t2v-14b,size=1080p \\
     --config.mesh.context=4 --config.mesh.data=2 --prompt="..." --output=out
 
+A block-causal transformer goes on for as long as is asked for, in memory that
+a window bounds; the mp4 grows with the video.
+
+  python -m launch.sample --model=DIR --stream --frames=1600 --window=2 \\
+    --sink=1 --prompt="..." --prompt_at="3:..." --output=out
+
 The mesh says how several devices share a video: "data" has the two passes of
 the guidance (or prompts), "context" the tokens, "tensor" the heads and hidden
 features with their weights, "spatial" the columns of the picture in decoding.
@@ -13,12 +19,14 @@ features with their weights, "spatial" the columns of the picture in decoding.
 Writes per prompt and seed `{index}_{prompt}_seed{seed}`
   .mp4    with its settings in the comment tag
   .png    a contact sheet
-  .json   settings, versions, seconds per phase, memory
+  .json   settings, versions, seconds per phase, memory; of each chunk of frames
+          when it was there and how much memory had been needed
 """
 
 import json
 import pathlib
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +47,7 @@ from dcvideogen_jax.sample import (
   pipeline,
   placement,
   sizes,
+  streams,
   weights_cache,
 )
 from launch import (
@@ -49,6 +58,7 @@ from launch import (
   _report,
   _requests,
   _sheet,
+  _streaming,
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -88,6 +98,9 @@ _PROMPTS = flags.DEFINE_string(
 )
 _IMAGE = flags.DEFINE_string("image", None, "The first frame.")
 _LAST_IMAGE = flags.DEFINE_string("last_image", None, "The last frame.")
+_FRAMES = flags.DEFINE_integer(
+  "frames", None, "Of the video. Unset: as the config has it."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "A video for each.")
 _NOISE = flags.DEFINE_string(
   "noise", None, "A .npy with the noise `t h w c`, instead of the seeds."
@@ -130,6 +143,8 @@ def main(argv: Sequence[str]) -> None:
   _distributed.join()
   clock = _clock.Clock()
   c = _CONFIG.value
+  if _FRAMES.value is not None:
+    c.frames = _FRAMES.value
   requests = _requests.gather(
     _PROMPT.value, _PROMPTS.value, _SEEDS.value, _IMAGE.value, _LAST_IMAGE.value
   )
@@ -175,8 +190,17 @@ def _check(c: Any, requests: list[_requests.Request], task: str) -> None:
     options = options._replace(shift=c.shift)
   schedule = options.schedule(arguments.steps(c.steps))
   sampler.plan(schedule, options.solver, **options.solver_options)
+  _streaming.check(
+    {
+      "last_image": any(request.last_image for request in requests),
+      "noise": _NOISE.value,
+      "one_program": _ONE_PROGRAM.value,
+      "config.size_rule": c.size_rule != "exact",
+    }
+  )
+  continues = _streaming.continues()
   for request in requests:
-    if task == "i2v" and request.image is None:
+    if task == "i2v" and request.image is None and not continues:
       raise errors.UserError(
         f"image to video needs an image, and {request.prompt!r} has none"
       )
@@ -263,9 +287,32 @@ def _options(options: flow.Options, c: Any) -> flow.Options:
   return options if c.grid is None else options._replace(grid=c.grid)
 
 
-def _sample(made, c, request, noise, clock) -> generation.Generation:
+def _sample(
+  made, c, request, noise, clock
+) -> generation.Generation | streams.Stream:
   """Denoises, with a bar whose time left is that of the steps."""
-  budget = None if _BUDGET.value is None else _BUDGET.value * 2**30
+  image, last_image = (
+    _requests.read_image(x) for x in (request.image, request.last_image)
+  )
+  options = {
+    "negative_prompt": _negative(made, c, request),
+    "image": image,
+    "height": c.height,
+    "width": c.width,
+    "area": c.area,
+    "frames": c.frames,
+    "steps": c.steps,
+    "guidance_scale": c.guidance_scale,
+    "batched": c.batched,
+    "shift": c.shift,
+    "options": _options(made.parts.options, c),
+    "seed": request.seed,
+    "memory_budget": None if _BUDGET.value is None else _BUDGET.value * 2**30,
+  }
+  if _streaming.asked():
+    return _streaming.make(
+      made, c, request.prompt, phase=clock.phase, **options
+    )
   bar = tqdm.tqdm(total=c.steps, unit="step", disable=None, leave=False)
 
   def phase(name):
@@ -275,31 +322,16 @@ def _sample(made, c, request, noise, clock) -> generation.Generation:
       bar.reset()
     return clock.phase(name)
 
-  image, last_image = (
-    _requests.read_image(x) for x in (request.image, request.last_image)
-  )
   with bar:
     return made.generate(
       request.prompt,
-      negative_prompt=_negative(made, c, request),
-      image=image,
       last_image=last_image,
-      height=c.height,
-      width=c.width,
-      area=c.area,
-      frames=c.frames,
-      steps=c.steps,
-      guidance_scale=c.guidance_scale,
-      batched=c.batched,
-      shift=c.shift,
-      options=_options(made.parts.options, c),
-      seed=request.seed,
       noise=noise,
       size_rule=c.size_rule,
       one_program=_ONE_PROGRAM.value,
-      memory_budget=budget,
       phase=phase,
       on_step=lambda i, x: bar.update(),
+      **options,
     )
 
 
@@ -314,12 +346,13 @@ def _write(path: pathlib.Path, request, result, clock) -> None:
     "memory_budget_gib": _BUDGET.value,
     "image": request.image,
     "last_image": request.last_image,
+    **_streaming.settings(),
     "fps": generation.FPS,
     **result.settings,
   }
   with tempfile.TemporaryDirectory(prefix=".new.", dir=path.parent) as new:
     new = pathlib.Path(new)
-    shown = _write_video(new / "video.mp4", result, settings, clock)
+    shown, chunks = _write_video(new / "video.mp4", result, settings, clock)
     with clock.phase("write"):
       title = f"{request.prompt[:90]}  (seed {request.seed})"
       _sheet.write_frames(new / "sheet.png", title, shown)
@@ -328,6 +361,7 @@ def _write(path: pathlib.Path, request, result, clock) -> None:
       report = {
         "settings": settings,
         "seconds": seconds,
+        "chunks": chunks,
         "memory": {
           "peak_rss_bytes": memory.peak_rss(),
           "peak_device_bytes": memory.peak_device(),
@@ -343,10 +377,15 @@ def _write(path: pathlib.Path, request, result, clock) -> None:
 
 
 def _write_video(path, result, settings, clock):
-  """Writes the mp4 chunk by chunk; returns (title, frame)s for the sheet."""
+  """Writes the mp4 chunk by chunk.
+
+  Returns:
+    (title, frame)s for the sheet; of each chunk the number of frames so far,
+    the seconds since the first was asked for, and the most memory so far.
+  """
   frames = result.size.frames
   wanted = set(np.linspace(0, frames - 1, _SHEET_FRAMES).round().astype(int))
-  shown, count = [], 0
+  shown, chunks, count, since = [], [], 0, time.perf_counter()
   with (
     video_files.VideoWriter(
       path,
@@ -366,7 +405,15 @@ def _write_video(path, result, settings, clock):
       ]
       count += chunk.shape[1]
       bar.update(chunk.shape[1])
-  return shown
+      chunks.append(
+        {
+          "frames": count,
+          "seconds": round(time.perf_counter() - since, 3),
+          "peak_rss_bytes": memory.peak_rss(),
+          "peak_device_bytes": memory.peak_device(),
+        }
+      )
+  return shown, chunks
 
 
 if __name__ == "__main__":

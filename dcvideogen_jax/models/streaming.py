@@ -41,6 +41,7 @@ def encode(
   *,
   plan: bands.Plan = WHOLE,
   tail: str = "pad",
+  eager: bool = False,
 ) -> Iterator[Float[Array, "b tz hz wz c"]]:
   """Encodes a video of any length chunk by chunk.
 
@@ -54,6 +55,8 @@ def encode(
       last one; "official" is the reference's fall-back, which sees them with
       ordinary zero padding in time and without state, and needs a multiple of
       `temporal_factor` frames.
+    eager: give a chunk as soon as its frames are there; otherwise the next
+      piece is waited for, which lets the last chunk's state go early.
 
   Yields:
     The latents of each chunk, unscaled.
@@ -63,7 +66,7 @@ def encode(
   """
   step = _encode_whole if plan.cut is None else _encode_banded
   state = None
-  for piece, last in _chunks(video, module.chunk_frames):
+  for piece, last in regroup(video, module.chunk_frames, eager):
     chunk = dc_ae_v.pad_edge(piece, 1, module.spatial_factor)
     if chunk.shape[1] < module.chunk_frames:
       if tail == "official":
@@ -83,6 +86,7 @@ def decode(
   plan: bands.Plan = WHOLE,
   tail: str = "pad",
   dtype: Any = np.float32,
+  eager: bool = False,
 ) -> Iterator[np.ndarray]:
   """Decodes latents of any length chunk by chunk.
 
@@ -94,6 +98,7 @@ def decode(
     tail: what becomes of latents that do not fill a chunk: "pad" repeats the
       last one and cuts the surplus off; "official" as in `encode`.
     dtype: of the video; uint8 clips and rounds.
+    eager: as in `encode`.
 
   Yields:
     The video of each chunk `b t h w 3`, in host memory.
@@ -105,7 +110,7 @@ def decode(
   frames = module.chunk_frames // module.temporal_factor
   step = _decode_whole if plan.cut is None else _decode_banded
   state = None
-  for chunk, last in _chunks(latents, frames):
+  for chunk, last in regroup(latents, frames, eager):
     found = chunk.shape[1]
     if found < frames:
       if tail == "official":
@@ -331,12 +336,24 @@ def _from_float(x, dtype):
   return jnp.round(x * 127.5 + 127.5).astype(jnp.uint8)
 
 
-def _chunks(
-  pieces: Iterable[Any], frames: int
+def regroup(
+  pieces: Iterable[Any], frames: int, eager: bool = False
 ) -> Iterator[tuple[np.ndarray, bool]]:
-  """Regroups pieces to `frames` frames each; says which is the last."""
+  """Pieces of `frames` frames each, the last maybe shorter, on the host.
+
+  Args:
+    pieces: `b t h w c`.
+    frames: of a piece that is given.
+    eager: give a piece as soon as its frames are there.
+
+  Yields:
+    (piece, whether it is known to be the last one)
+
+  Raises:
+    ValueError: if there are no frames or the pieces do not fit together.
+  """
   waiting: list[np.ndarray] = []
-  held = 0
+  held, found = 0, False
   for piece in pieces:
     piece = sharding.to_host(piece)
     if piece.ndim != 5:
@@ -349,10 +366,13 @@ def _chunks(
     waiting.append(piece)
     held += piece.shape[1]
     # More than a chunk: what is held back tells that it is not the last.
-    while held > frames:
+    while held > frames or (eager and held == frames):
       joined = np.concatenate(waiting, axis=1)
       yield joined[:, :frames], False
       waiting, held = [joined[:, frames:]], held - frames
+      found = True
+  if not held and found:
+    return
   if not held:
     raise ValueError("there are no frames")
   yield np.concatenate(waiting, axis=1), True

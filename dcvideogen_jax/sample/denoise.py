@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,12 @@ from jaxtyping import Array, Float
 
 from dcvideogen_jax import sharding
 from dcvideogen_jax.diffusion import guidance, sampler
-from dcvideogen_jax.models import wan_dit
+from dcvideogen_jax.models import wan_blocks, wan_dit
 from dcvideogen_jax.sample import placement, programs
+
+# By pass through the model, what the chunks before left, in order. There are
+# two passes where the branches of guidance go through it in turn.
+Past = Sequence[Sequence[wan_blocks.Past]]
 
 # Both branches of guidance go through the model at once up to so many tokens;
 # beyond, one branch keeps a device busy and needs half the activations.
@@ -37,6 +41,7 @@ def velocity(
   scale: Float[Array, ""],
   cond: Mapping[str, Array],
   uncond: Mapping[str, Array] | None,
+  past: Past = (),
 ) -> Float[Array, "b t h w c"]:
   """The guided velocity of one step, in float32: a model for the sampler.
 
@@ -50,18 +55,65 @@ def velocity(
     scale: of the guidance.
     cond, uncond: "text", for image to video also "image" and "extra"; see
       `DCVideoGen.condition`.
+    past: of the chunks before; nothing for a video that is made at once.
   """
+  if past and guided and not batched:
+    cond, uncond = (
+      {**given, "past": p}
+      for given, p in zip((cond, uncond), past, strict=True)
+    )
+    past = ()
 
   def model(x, t, given):
-    if "extra" in given:
-      x = jnp.concatenate([x, given["extra"]], axis=-1)
-    return module.apply(
-      {"params": params}, x, t, given["text"], given.get("image")
-    )
+    seen = given.get("past", past[0] if past else ())
+    return _apply(module, params, x, t, given, seen)
 
   if not guided:
     return model(x, t, cond).astype(jnp.float32)
   return guidance.guided(model, scale, batched=batched)(x, t, cond, uncond)
+
+
+def remember(
+  module: Any,
+  batched: bool,
+  x: Float[Array, "b t h w c"],
+  t: Float[Array, " b"],
+  params: Any,
+  cond: Mapping[str, Array],
+  uncond: Mapping[str, Array] | None,
+  past: Past,
+) -> tuple[wan_blocks.Past, ...]:
+  """What a clean chunk leaves for the chunks after it, by pass.
+
+  Args:
+    module, batched, params, cond, uncond, past: as for `velocity`.
+    x: latents of the chunk.
+    t: their timesteps.
+  """
+
+  def kept(x, t, given, past):
+    mutable = ["cache"]
+    return wan_dit.kept(
+      _apply(module, params, x, t, given, past, mutable=mutable)[1]
+    )
+
+  if uncond is None:
+    return (kept(x, t, cond, past[0]),)
+  if not batched:
+    passes = zip((cond, uncond), past, strict=True)
+    return tuple(kept(x, t, given, p) for given, p in passes)
+  given = jax.tree.map(guidance.interleave, dict(cond), dict(uncond))
+  x, t = (guidance.interleave(y, y) for y in (x, t))
+  return (kept(x, t, given, past[0]),)
+
+
+def _apply(module, params, x, t, given, past, **options):
+  if "extra" in given:
+    x = jnp.concatenate([x, given["extra"]], axis=-1)
+  text, image = given["text"], given.get("image")
+  return module.apply(
+    {"params": params}, x, t, text, image, past=past, **options
+  )
 
 
 def batched_by_default(
@@ -96,7 +148,8 @@ def run(
   batched: bool,
   layout: placement.Layout | None,
   compiled: programs.Programs,
-  one_program: bool,
+  one_program: bool = False,
+  past: Past = (),
   phase: Callable[..., contextlib.AbstractContextManager[Any]] = no_phase,
   on_step: Callable[[int, Array], None] | None = None,
 ) -> Float[Array, "b t h w c"]:
@@ -112,6 +165,7 @@ def run(
     layout: of several devices; None is one.
     compiled: keeps the programs.
     one_program: run all steps as one, without `on_step`.
+    past: as for `velocity`.
     phase, on_step: as for `DCVideoGen.generate`.
   """
   module, variables = transformer
@@ -119,7 +173,7 @@ def run(
   guided = uncond is not None
   model = functools.partial(velocity, module, guided, batched)
   scale = jax.device_put(np.float32(scale), where)
-  inputs = (variables["params"], scale, cond, uncond)
+  inputs = (variables["params"], scale, cond, uncond, past)
   name = f"{module!r} {guided} {batched}"
   if one_program:
     function = functools.partial(sampler.sample, model)

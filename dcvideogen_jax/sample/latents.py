@@ -4,7 +4,7 @@ Both are used through the same methods. Latents are as the diffusion model sees
 them: scaled (DC-AE-V) or normalised (Wan), float32, `b t h w c`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -80,6 +80,32 @@ class Deep(_Space):
     )
     return encode.stream_deep(module, self.variables, video, frames, plan)
 
+  def encode(
+    self,
+    video: Iterable[Any],
+    height: int,
+    width: int,
+    budget: float,
+  ) -> Iterator[Float[Array, "b t h w c"]]:
+    """Latents of a video of any length, chunk by chunk as it comes.
+
+    Args:
+      video: pieces `b t h w 3`, levels or floats in [-1, 1].
+      height, width: of the video, multiples of `spatial`.
+      budget: bytes that may be used.
+
+    Raises:
+      errors.UserError: if that is not enough.
+    """
+    module = self.module.clone(dtype=jnp.float32)
+    plan = bands.plan(
+      module, height, width, budget, decode=False, devices=_sharing()
+    )
+    for latents in streaming.encode(
+      module, self.variables, video, plan=plan, eager=True
+    ):
+      yield latents * module.latent_scale
+
   def mask(self, frames: int, last: bool) -> np.ndarray:
     """1 for conditioned frames: (latent frames, 4)."""
     mask = np.zeros((-(-frames // self.temporal), self.temporal), np.float32)
@@ -100,27 +126,50 @@ class Deep(_Space):
     The latents are rounded to the autoencoder's dtype before they are scaled,
     as in the official pipeline.
     """
-    module = self.decoder(dtype)
-    chunk = module.chunk_frames // self.temporal
-    plan = bands.plan(
-      module,
-      latents.shape[2] * self.spatial,
-      latents.shape[3] * self.spatial,
-      budget / latents.shape[0],
+    b, t, *grid, _ = latents.shape
+    chunk = self.module.chunk_frames // self.temporal
+    pieces = (latents[:, i : i + chunk] for i in range(0, t, chunk))
+    plan = self._decoding(b, grid, dtype, budget, t > chunk)
+    return self._decoded(pieces, size, dtype, plan)
+
+  def decode_stream(
+    self,
+    pieces: Iterable[Float[Array, "b t h w c"]],
+    grid: tuple[int, int, int],
+    size: sizes.Size,
+    dtype: Any,
+    budget: float,
+  ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
+    """As `decode`, each chunk as soon as its latents are there.
+
+    Args:
+      pieces: latents of any number of frames, in order.
+      grid: samples, and rows and columns of the latents.
+      size: of the whole video.
+      dtype: of the computation.
+      budget: bytes that may be used.
+    """
+    plan = self._decoding(grid[0], grid[1:], dtype, budget, True)
+    return self._decoded(pieces, size, dtype, plan, eager=True)
+
+  def _decoding(self, b, grid, dtype, budget, streamed):
+    return bands.plan(
+      self.decoder(dtype),
+      *(n * self.spatial for n in grid),
+      budget / b,
       decode=True,
-      streamed=latents.shape[1] > chunk,
+      streamed=streamed,
       devices=_sharing(),
     )
-    unscaled = _unscale(latents, module.latent_scale, dtype=dtype)
-    pieces = (
-      unscaled[:, i : i + chunk] for i in range(0, latents.shape[1], chunk)
+
+  def _decoded(self, pieces, size, dtype, plan, **options):
+    module = self.decoder(dtype)
+    scale = module.latent_scale
+    unscaled = (_unscale(piece, scale, dtype=dtype) for piece in pieces)
+    chunks = streaming.decode(
+      module, self.variables, unscaled, plan=plan, dtype=np.uint8, **options
     )
-    return _cut(
-      streaming.decode(
-        module, self.variables, pieces, plan=plan, dtype=np.uint8
-      ),
-      size,
-    )
+    return _cut(chunks, size)
 
 
 class Wan(_Space):

@@ -15,7 +15,7 @@ the same on every device up to rounding.
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from dcvideogen_jax.sample import (
   placement,
   programs,
   sizes,
+  streams,
 )
 
 # Of free memory, what encoding and decoding are planned with. The rest is for
@@ -73,7 +74,7 @@ class DCVideoGen:
     self.layout = layout
     self._embedded: dict[str, np.ndarray] = {}
     self._conditioned: tuple[Any, dict[str, Array]] | None = None
-    self._programs = programs.Programs(program_cache)
+    self.programs = programs.Programs(program_cache)
 
   @classmethod
   def from_pretrained(
@@ -169,14 +170,7 @@ class DCVideoGen:
       condition, shape[:3], module.in_channels - shape[-1]
     )
     start, seeds = arguments.noise(noise, seed, (b, *shape))
-    options = options or self.parts.options
-    if shift is not None:
-      options = options._replace(shift=float(shift))
-    plan = sampler.plan(
-      options.schedule(arguments.steps(steps)),
-      options.solver,
-      **options.solver_options,
-    )
+    options, plan = self.plan(options, shift, steps)
     negative = self.negative_prompt()
     negative = negative if negative_prompt is None else negative_prompt
     with phase("text"):
@@ -193,13 +187,13 @@ class DCVideoGen:
       self.layout.check_batch(2 * b if batched and uncond else b)
     latents = denoise.run(
       self.parts.transformer,
-      self._put(start),
+      self.put(start),
       plan,
       scale,
       *inputs,
       batched=batched,
       layout=self.layout,
-      compiled=self._programs,
+      compiled=self.programs,
       one_program=one_program,
       phase=phase,
       on_step=on_step,
@@ -226,6 +220,29 @@ class DCVideoGen:
     }
     decode = functools.partial(self._decode, size, memory_budget, phase)
     return generation.Generation(latents, size, settings, decode)
+
+  def generate_stream(
+    self, prompt: streams.Prompts, **options: Any
+  ) -> streams.Stream:
+    """Frames chunk by chunk, for as long as is asked for.
+
+        for frames in model.generate_stream("a cat walks", frames=1600):
+          ...  # uint8 (b, t, h, w, 3)
+
+    Arguments and errors as of `streams.start`.
+    """
+    return streams.start(self, prompt, **options)
+
+  def plan(
+    self, options: flow.Options | None, shift: float | None, steps: int
+  ) -> tuple[flow.Options, sampler.Plan]:
+    """How a run is sampled; arguments and errors as of `generate`."""
+    options = options or self.parts.options
+    if shift is not None:
+      options = options._replace(shift=float(shift))
+    schedule = options.schedule(arguments.steps(steps))
+    plan = sampler.plan(schedule, options.solver, **options.solver_options)
+    return options, plan
 
   def size(
     self,
@@ -283,7 +300,7 @@ class DCVideoGen:
       raise errors.UserError(
         f"expected text embeddings (b, s, {width}), found {prompts.shape}"
       )
-    return jnp.repeat(self._put(prompts), b // found, axis=0)
+    return jnp.repeat(self.put(prompts), b // found, axis=0)
 
   def _embed(self, prompt):
     """One text's embedding, kept on the host: a prompt file may be long."""
@@ -321,7 +338,26 @@ class DCVideoGen:
       for x in (image, last_image)
       if x is not None
     ]
-    seen = images[:1]
+    features = self.features(images)
+    space = self.parts.space
+    t, h, w, _ = self.latent_shape(size)
+    grid = (h * space.spatial, w * space.spatial)
+    padded = [conditions.pad(x, grid) for x in images]
+    last = padded[1] if len(padded) == 2 else None
+    with placement.in_force(self.layout):
+      encoded = space.condition(
+        padded[0], last, size.frames, self.budget(memory_budget)
+      )
+    mask = space.mask(size.frames, last is not None)
+    mask = np.broadcast_to(mask[None, :, None, None], (1, t, h, w, 4))
+    extra = np.concatenate([mask, sharding.to_host(encoded)], axis=-1)
+    return {"image": features, "extra": self.put(extra)}
+
+  def features(
+    self, images: Sequence[arguments.Image]
+  ) -> Float[Array, "1 m e"]:
+    """CLIP's of the first image; of both where the model tells them apart."""
+    seen = [images[0]]
     if self.parts.transformer.module.image_positions is not None:
       seen = [images[0], images[-1]]
     clip = self.parts.image_encoder
@@ -330,22 +366,7 @@ class DCVideoGen:
     )
     with placement.in_force(self.layout):
       features = conditions.encode_images(clip.module, clip.variables, pixels)
-    space = self.parts.space
-    t, h, w, _ = self.latent_shape(size)
-    grid = (h * space.spatial, w * space.spatial)
-    padded = [conditions.pad(x, grid) for x in images]
-    last = padded[1] if len(padded) == 2 else None
-    with placement.in_force(self.layout):
-      encoded = space.condition(
-        padded[0], last, size.frames, self._budget(memory_budget)
-      )
-    mask = space.mask(size.frames, last is not None)
-    mask = np.broadcast_to(mask[None, :, None, None], (1, t, h, w, 4))
-    extra = np.concatenate([mask, sharding.to_host(encoded)], axis=-1)
-    return {
-      "image": features.reshape(1, -1, features.shape[-1]),
-      "extra": self._put(extra),
-    }
+    return features.reshape(1, -1, features.shape[-1])
 
   def _last_condition(self, image, last_image, size, memory_budget):
     """`condition`, which is the same for every seed of an image."""
@@ -362,18 +383,29 @@ class DCVideoGen:
     return tokenize.NEGATIVE_PROMPTS["wan" + suffix]
 
   def _decode(self, size, memory_budget, phase, latents):
-    budget = self._budget(memory_budget)
+    budget = self.budget(memory_budget)
     with placement.in_force(self.layout):
       chunks = self.parts.space.decode(latents, size, self.parts.dtype, budget)
-    while True:
-      with phase("decode"), placement.in_force(self.layout):
-        chunk = next(chunks, None)
-      if chunk is None:
-        return
-      yield chunk
+    yield from self.each(chunks, phase, "decode")
 
-  def _budget(self, budget):
+  def each(
+    self,
+    items: Iterator[Any],
+    phase: Callable[..., contextlib.AbstractContextManager[Any]],
+    name: str,
+  ) -> Iterator[Any]:
+    """The items, each made in a phase and on the devices of the layout."""
+    while True:
+      with phase(name), placement.in_force(self.layout):
+        item = next(items, None)
+      if item is None:
+        return
+      yield item
+
+  def budget(self, budget: float | None) -> float:
+    """Bytes for encoding and decoding: as given, or most of what is free."""
     return SHARE * memory.free_on_all() if budget is None else budget
 
-  def _put(self, x: Any) -> Array:
+  def put(self, x: Any) -> Array:
+    """An array where the models expect it."""
     return jnp.asarray(x) if self.layout is None else self.layout.put(x)

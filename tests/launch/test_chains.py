@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 
 from dcvideogen_jax import files
+from dcvideogen_jax.sample import layouts
 from launch import _arms, _family
 
 
@@ -30,7 +31,11 @@ def has(config, key):
   "stage",
   [
     stage
-    for stage in (*_family.STAGES, *_family.arm_stages(["0"]))
+    for stage in (
+      *_family.STAGES,
+      *_family.STREAM_STAGES,
+      *_family.arm_stages(["0"]),
+    )
     if stage.program == "train"
   ],
   ids=lambda stage: stage.name,
@@ -84,6 +89,28 @@ def test_ablation_needs_a_base(programs, tmp_path):
   )
   assert found.code == 2
   assert "has no base/model: run launch.reproduce --until=base" in found.stderr
+
+
+def test_streams_of_finished_models(programs, tmp_path):
+  """Commands that a parser of their flags takes; models whose parts exist."""
+  refused = programs.run(
+    "launch.reproduce", f"--workdir={tmp_path}", "--streams"
+  )
+  assert refused.code == 2 and "has no lora/model" in refused.stderr
+  for name in ("lora", "causal", "autoencoder"):
+    files.make_directory(tmp_path / name / "model")
+  for stage in _family.STREAM_STAGES:
+    made = tmp_path / stage.made
+    files.make_directory(made.parent)
+    if stage.program == "evaluate":
+      made.write_text("{}")
+  done = programs.run("launch.reproduce", f"--workdir={tmp_path}", "--streams")
+  assert done.code == 0, done.stderr
+  for name in _family.STREAM_MODELS:
+    found = layouts.find(tmp_path / "streams" / name, "t2v")
+    assert found.text_tokens == 32
+    assert found.transformer == tmp_path / name / "model"
+    assert found.scheduler.is_file() and found.tokenizer.is_dir()
 
 
 def test_results_of_finished_arms(programs, tmp_path):

@@ -155,6 +155,36 @@ def test_flags(programs, tmp_path, flag, word):
   refuse(programs, tmp_path, [word], flag)
 
 
+@pytest.mark.parametrize(
+  ("flags", "word"),
+  [
+    (("--window=2",), "--window belongs to --stream"),
+    (("--continue_from=x.mp4",), "--continue_from belongs to --stream"),
+    (("--stream",), "trained on whole clips"),
+    (("--stream", "--chunk=0"), "--chunk is 1 latent frame or more"),
+    (("--stream", "--chunk=1", "--window=0"), "the window has 1 chunk"),
+    (("--stream", "--chunk=1", "--sink=1"), "a sink belongs to a window"),
+    (("--stream", "--chunk=1", "--clean_level=2"), "clean_level"),
+    (("--stream", "--chunk=1", "--prompt_at=x"), "NUMBER:TEXT, found 'x'"),
+    (("--stream", "--chunk=1", "--prompt_at=9:x"), "there is no chunk 9"),
+    (("--stream", "--chunk=1", "--prompt_at=\u00b2:x"), "NUMBER:TEXT"),
+    (("--stream", "--chunk=1", "--prompt_at=0:x"), "chunk 0 has a prompt"),
+    (("--stream", "--chunk=1", "--noise=none.npy"), "do not go together"),
+    (("--stream", "--chunk=1", "--one_program"), "do not go together"),
+    (("--stream", "--chunk=1", "--frames=0"), "frames must be at least 1"),
+    (("--stream", "--chunk=1", "--continue_from=x.mp4"), "x.mp4"),
+  ],
+)
+def test_flags_of_streams(programs, tmp_path, flags, word):
+  refuse(programs, tmp_path, [word], *flags)
+
+
+def test_too_short_to_go_on_from(programs, tmp_path):
+  path = launching.write_video(tmp_path / "a.mp4", launching.clip(7, 20, 20))
+  flags = ("--stream", "--chunk=2", f"--continue_from={path}")
+  refuse(programs, tmp_path, ["7 frames, fewer than the 8 of a chunk"], *flags)
+
+
 def test_no_prompt(programs, tmp_path):
   refuse(programs, tmp_path, ["--prompt"], prompt=False)
   empty = tmp_path / "prompts.txt"

@@ -95,6 +95,75 @@ def test_image_to_video_and_its_repetition(programs, tmp_path, photo):
   assert "condition" in report["seconds"]
 
 
+STREAM = (
+  "--stream",
+  "--chunk=2",
+  "--window=1",
+  "--config.height=40",
+  "--config.width=56",
+  "--config.steps=2",
+)
+
+
+def test_a_stream_and_its_continuation(programs, tmp_path):
+  def stream(name, *flags):
+    finished = programs.run(
+      "launch.sample",
+      "--model=tiny",
+      f"--output={tmp_path / name}",
+      "--prompt=a red ball",
+      "--crf=0",
+      *STREAM,
+      *flags,
+    )
+    assert finished.code == 0, finished.stderr
+    assert finished.stderr == ""
+    (path,) = (tmp_path / name).glob("*.mp4")
+    return (
+      path,
+      read(path).astype(int),
+      json.loads(path.with_suffix(".json").read_text()),
+    )
+
+  path, first, report = stream("one", "--frames=20", "--prompt_at=2:a cat")
+  assert first.shape == (20, 40, 56, 3)
+  settings = report["settings"]
+  assert settings["prompts"] == {"0": "a red ball", "2": "a cat"}
+  assert (settings["window"], settings["chunk"]) == (1, 2)
+  assert [x["frames"] for x in report["chunks"]] == [8, 16, 20]
+  assert {"denoise", "decode"} <= report["seconds"].keys()
+  names = {p.suffix for p in path.parent.iterdir()}
+  assert names == {".mp4", ".json", ".png"}
+  # Another prompt for the last chunk, which the others do not know of.
+  _, other, _ = stream("two", "--frames=20")
+  assert np.abs(first[:16] - other[:16]).max() <= 2
+  assert np.abs(first[16:] - other[16:]).max() > 2
+  # The last whole chunk of the 20 frames, then ten new frames.
+  _, longer, report = stream("three", "--frames=10", f"--continue_from={path}")
+  assert longer.shape == (18, 40, 56, 3)
+  assert report["settings"]["given_frames"] == 8
+  assert report["settings"]["continue_from"] == str(path)
+
+
+def test_image_to_video_without_an_image(programs, tmp_path):
+  """A stream that goes on from a video has its first frame."""
+  frames = launching.clip(9, 40, 56)
+  path = launching.write_video(tmp_path / "clip.mp4", frames)
+  finished = programs.run(
+    "launch.sample",
+    "--model=tiny",
+    "--task=i2v",
+    "--prompt=it goes on",
+    f"--continue_from={path}",
+    "--frames=8",
+    f"--output={tmp_path / 'out'}",
+    *STREAM,
+  )
+  assert finished.code == 0, finished.stderr
+  (made,) = (tmp_path / "out").glob("*.mp4")
+  assert video.probe(made).frames == 16
+
+
 def test_given_noise_and_official_size(programs, tmp_path):
   noise = np.random.default_rng(0).normal(size=(2, 1, 1, 64))
   np.save(tmp_path / "noise.npy", noise)

@@ -50,7 +50,7 @@ def leaves(tree):
 def test_the_step_is_the_pipelines(task, guided):
   made, plan = load(task), found(task, guided)
   planned = plan["phases"]["denoise"]["programs"]["step"]
-  made._programs._programs.clear()
+  made.programs._programs.clear()
   video = made.generate(
     "rain",
     image=PHOTO if made.task == "i2v" else None,
@@ -59,7 +59,7 @@ def test_the_step_is_the_pipelines(task, guided):
     guidance_scale=5.0 if guided else 1.0,
   )
   assert plan["latents"] == video.latents.shape[1:]
-  (program,) = made._programs._programs.values()
+  (program,) = made.programs._programs.values()
   memory = program.memory_analysis()
   assert planned["temporaries"] == memory.temp_size_in_bytes
   assert planned["outputs"] == memory.output_size_in_bytes

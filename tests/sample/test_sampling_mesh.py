@@ -108,3 +108,24 @@ def test_processes_with_nothing_to_do(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(errors.UserError, match="2 of the 8 devices"):
     placement.layout(common.mesh(context=2), ())
+
+
+@pytest.mark.parametrize(
+  "sizes", [{"data": 2}, {"tensor": 2}, {"context": 2, "spatial": 2}]
+)
+def test_a_stream_on_a_mesh(sizes):
+  """Four chunks of 30 tokens, each after at most two others."""
+  made = small.make(chunk=2, **FIELDS)
+  given = {
+    "negative_prompt": small.NEGATIVE,
+    "frames": 32,
+    "window": 2,
+    "steps": 1,
+    "height": 10,
+    "width": 18,
+  }
+  expected = made.generate_stream(small.TEXT, **given)
+  found = spread(made, **sizes).generate_stream(small.TEXT, **given)
+  for x, y in zip(found.latents(), expected.latents(), strict=True):
+    assert len(x.sharding.device_set) == np.prod(list(sizes.values()))
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
