@@ -215,7 +215,9 @@ def _function(
     begin = query - 1
     own = (key >= begin) & (key < begin + mask.block) & (key < m)
     past = key < jnp.minimum(begin - mask.clean, mask.clean)
-    return jnp.where(query > mask.clean, own | past, key < query)
+    clean = (query <= mask.clean) & (key < query)
+    # A choice between masks does not compile for TPUs.
+    return clean | ((query > mask.clean) & (own | past))
 
   return function
 
