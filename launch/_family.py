@@ -71,10 +71,11 @@ STAGES = (
     *_REAL,
     "--config.weights={work}/autoencoder_real/model",
     "--config.data.parts=('records','synthetic','world')",
-    "--config.data.weights=(0.5,0.1,0.4)",
+    "--config.data.weights=(0.25,0.05,0.7)",
     "--config.loss.l1=0.2",
     "--config.loss.mse=4.0",
-    "--config.steps=2000",
+    "--config.optim.lr=4e-4",
+    "--config.steps=4000",
   ),
   # Short clips first, which cost less.
   _stages.train("wan_short", "configs/tiny.py:wan_autoencoder"),
@@ -84,7 +85,7 @@ STAGES = (
     "--config.weights={work}/wan_short/model",
     "--config.data.frames=13",
     "--config.optim.lr=7e-4",
-    "--config.steps=1200",
+    "--config.steps=1000",
   ),
   _stages.Stage(
     "latents",
