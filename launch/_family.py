@@ -50,6 +50,27 @@ _REAL = (
   "--config.val.data.path={work}/heldout_clips/frames16",
 )
 
+
+def _evaluation(
+  name: str, model: str, *more: str, group: str = ""
+) -> _stages.Stage:
+  """Held-out scenes, asked of one of `MODELS`."""
+  return _stages.Stage(
+    name,
+    f"{name}.json",
+    "evaluate",
+    (
+      f"--model={{work}}/models/{model}",
+      f"--output={{work}}/{name}.json",
+      "--steps=16",
+      "--guidance=3",
+      "--shift=3",
+      *more,
+    ),
+    group,
+  )
+
+
 STAGES = (
   # Real clips, and what both autoencoders make of the world.
   _stages.Stage("clips", "clips", "prepare_clips", ("--output={work}/clips",)),
@@ -142,25 +163,29 @@ STAGES = (
     f"--config.evaluators.semantic.image_encoder={_TINY}/image_encoder",
     "--config.start.weights={work}/lora/model",
   ),
+  # What came of it.
+  *(
+    _evaluation(
+      f"scores/{model}",
+      model,
+      "--what=semantic",
+      f"--task={task}",
+      f"--size={frames},64,64",
+      "--prompts=400",
+      group="scores",
+    )
+    for model, task, frames in (
+      ("base", "t2v", 13),
+      ("lora", "t2v", 16),
+      ("i2v", "i2v", 16),
+    )
+  ),
 )
 
 
-def _evaluation(name: str, model: str, *more: str) -> _stages.Stage:
-  """Held-out scenes, asked of a model that `STREAM_MODELS` describes."""
-  return _stages.Stage(
-    f"streams/{name}",
-    f"streams/{name}.json",
-    "evaluate",
-    (
-      f"--model={{work}}/streams/{model}",
-      f"--output={{work}}/streams/{name}.json",
-      "--prompts=96",
-      "--steps=16",
-      "--guidance=3",
-      "--shift=3",
-      *more,
-    ),
-    group="streams",
+def _streamed(name: str, model: str, *more: str) -> _stages.Stage:
+  return _evaluation(
+    f"streams/{name}", model, "--prompts=96", *more, group="streams"
   )
 
 
@@ -175,11 +200,11 @@ STREAM_STAGES = (
     *_DEEP,
     "--config.start.weights={work}/head/model",
   ),
-  _evaluation("window", "causal", "--what=stream", "--window=1"),
-  _evaluation("sink", "causal", "--what=stream", "--window=1", "--sink=1"),
-  _evaluation("all", "causal", "--what=stream", "--lengths=1,4"),
+  _streamed("window", "causal", "--what=stream", "--window=1"),
+  _streamed("sink", "causal", "--what=stream", "--window=1", "--sink=1"),
+  _streamed("all", "causal", "--what=stream", "--lengths=1,4"),
   *(
-    _evaluation(
+    _streamed(
       f"whole_{frames}",
       "lora",
       "--what=semantic",
@@ -189,19 +214,25 @@ STREAM_STAGES = (
     for frames in (16, 64, 256)
   ),
 )
-STREAM_MODELS = ("causal", "lora")
+
+# Transformers that are asked, and whose latents they make.
+MODELS = {
+  "base": ("vae", "wan_autoencoder"),
+  "lora": ("dc_ae_v", "autoencoder"),
+  "i2v": ("dc_ae_v", "autoencoder"),
+  "causal": ("dc_ae_v", "autoencoder"),
+}
 
 
-def stream_model(work: str, name: str) -> dict[str, str | int]:
-  """The parts.json of one of `STREAM_MODELS`."""
+def parts(work: str, model: str) -> dict[str, str | int]:
+  """The parts.json of one of `MODELS`."""
   shipped = importlib.resources.files("dcvideogen_jax") / "assets"
+  kind, autoencoder = MODELS[model]
+  encoders = ("text_encoder", "tokenizer", "image_encoder")
   return {
-    "transformer": f"{work}/{name}/model",
-    "dc_ae_v": f"{work}/autoencoder/model",
-    **{
-      part: str(shipped / "dcvideogen_tiny" / part)
-      for part in ("text_encoder", "tokenizer")
-    },
+    "transformer": f"{work}/{model}/model",
+    kind: f"{work}/{autoencoder}/model",
+    **{part: str(shipped / "dcvideogen_tiny" / part) for part in encoders},
     "scheduler": str(
       shipped / "dcvideogen_tiny" / "scheduler" / "scheduler_config.json"
     ),

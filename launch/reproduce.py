@@ -7,7 +7,8 @@
 Each stage is one of our own programs; what it leaves in DIR is what the next
 ones read. A stage that is done is not run again, and one that was interrupted
 continues at its last checkpoint: start the same command again. DIR should lie
-outside the checkout.
+outside the checkout. DIR/scores gets what the base and the adapted models show
+of 400 held-out scenes.
 
 --ablation adapts the base of DIR again by each arm that AE-Adapt-V is compared
 with, for each of --seeds; every run asks for held-out scenes as it goes.
@@ -60,6 +61,8 @@ def main(argv):
     stages = _family.arm_stages(_SEEDS.value)
   if _STREAMS.value:
     stages = _streaming(work)
+  if not _DRY_RUN.value:
+    _describe_models(work)
   done = _stages.run(stages, work, _UNTIL.value, _EXTRA.value, _DRY_RUN.value)
   if done and _ABLATION.value:
     print(_arms.write(work, _SEEDS.value))
@@ -68,7 +71,7 @@ def main(argv):
 
 
 def _streaming(work):
-  """The stages, and where the models that they ask have their parts.
+  """The stages.
 
   Raises:
     errors.UserError: if what they start from is not there.
@@ -79,11 +82,15 @@ def _streaming(work):
     raise errors.UserError(
       f"{work} has no lora/model: run launch.reproduce --until=lora first"
     )
-  for name in _family.STREAM_MODELS if not _DRY_RUN.value else ():
-    folder = files.make_directory(work / "streams" / name)
-    with files.atomic(folder / "parts.json") as path:
-      path.write_text(json.dumps(_family.stream_model(str(work), name)))
   return _family.STREAM_STAGES
+
+
+def _describe_models(work):
+  """Says where the parts of models are that will be asked."""
+  for name in _family.MODELS:
+    folder = files.make_directory(work / "models" / name)
+    with files.atomic(folder / "parts.json") as path:
+      path.write_text(json.dumps(_family.parts(str(work), name), indent=1))
 
 
 if __name__ == "__main__":

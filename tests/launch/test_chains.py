@@ -51,7 +51,7 @@ def test_stages_override_what_their_config_has(stage):
 
 
 def test_stages_read_what_earlier_ones_made():
-  made = ["{work}"]
+  made = ["{work}", "models"]
   for stage in _family.STAGES:
     for argument in stage.arguments:
       _, _, value = argument.partition("=")
@@ -106,9 +106,10 @@ def test_streams_of_finished_models(programs, tmp_path):
       made.write_text("{}")
   done = programs.run("launch.reproduce", f"--workdir={tmp_path}", "--streams")
   assert done.code == 0, done.stderr
-  for name in _family.STREAM_MODELS:
-    found = layouts.find(tmp_path / "streams" / name, "t2v")
+  for name in ("lora", "causal"):
+    found = layouts.find(tmp_path / "models" / name, "t2v")
     assert found.text_tokens == 32
+    assert found.dc_ae_v == tmp_path / "autoencoder" / "model"
     assert found.transformer == tmp_path / name / "model"
     assert found.scheduler.is_file() and found.tokenizer.is_dir()
 
