@@ -28,7 +28,7 @@ _LEAST_LIKENESS = 0.9
 # half width, in square roots of the area.
 _SAMPLES, _REACH = 24, 0.95
 # Blur of the templates, in radii of the shape.
-_BLURS = (0.05, 0.12, 0.2, 0.3)
+_BLURS = (0.05, 0.12, 0.2, 0.3, 0.4)
 # Red minus green, yellow minus blue, lightness. Lightness counts less, since
 # it differs with shade.
 _OPPONENT = np.array([[1, -1, 0], [0.5, 0.5, -1], [0.2, 0.25, 0.05]]).T
@@ -198,9 +198,18 @@ def _standardised(outlines):
 
 
 def _nearest_shape(outline) -> str | None:
-  likeness = (_templates() @ _standardised(outline[None])[0]).max(1)
-  if likeness.max() < _LEAST_LIKENESS:
+  """The most alike in what the shapes do not have in common.
+
+  All of them are blobs, and the more so the more they are blurred.
+  """
+  templates = _templates()
+  outline = _standardised(outline[None])[0]
+  if (templates @ outline).max() < _LEAST_LIKENESS:
     return None
+  common = templates.mean((0, 1))
+  own = templates - common
+  own /= np.linalg.norm(own, axis=-1, keepdims=True)
+  likeness = (own @ (outline - common)).max(1)
   return world.SHAPES[int(likeness.argmax())]
 
 
