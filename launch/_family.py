@@ -217,7 +217,7 @@ STREAM_STAGES = (
 
 # Transformers that are asked, and whose latents they make.
 MODELS = {
-  "base": ("vae", "wan_autoencoder"),
+  "base": ("wan_vae", "wan_autoencoder"),
   "lora": ("dc_ae_v", "autoencoder"),
   "i2v": ("dc_ae_v", "autoencoder"),
   "causal": ("dc_ae_v", "autoencoder"),

@@ -75,7 +75,7 @@ class _Denoising:
       raise errors.UserError(
         f"text_dropout must be within 0..1, found {config['text_dropout']}"
       )
-    self._forcing = forcing.read(config["forcing"], self._module)
+    self._forcing = forcing.read(config.get("forcing"), self._module)
     self._images = self._module.image_width is not None
     names = [self._space, "text"]
     names += [f"{self._space}_condition", "image"] if self._images else []
