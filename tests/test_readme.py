@@ -42,11 +42,21 @@ def unknown(code: str, root: pathlib.Path = ROOT) -> list[str]:
     if not path.is_file():
       found.append(f"launch.{program}")
       continue
-    source = path.read_text()
+    source = _with_helpers(path)
     for flag in re.findall(r"--(\w+)", arguments):
       if not re.search(rf"DEFINE_\w+\(\s*\"{flag}\"", source):
         found.append(f"launch.{program} --{flag}")
   return found
+
+
+def _with_helpers(program: pathlib.Path) -> str:
+  """The source of a program and of the helpers that it imports."""
+  text = program.read_text()
+  imported = re.findall(r"^from launch import (\([^)]*\)|.*)$", text, re.M)
+  helpers = re.findall(r"\w+", " ".join(imported))
+  return "\n".join(
+    [text, *((program.parent / f"{x}.py").read_text() for x in helpers)]
+  )
 
 
 BLOCKS = blocks(README.read_text()) if README.is_file() else []
@@ -109,6 +119,14 @@ def test_an_unknown_flag_is_found(tmp_path):
   (tmp_path / "launch" / "x.py").write_text(
     'flags.DEFINE_string(\n  "known", None, "")\nDEFINE_config_file("config")'
   )
+  (tmp_path / "launch" / "z.py").write_text(
+    "from launch import (\n  _a,\n  _b,\n)\n"
+  )
+  for name in "ab":
+    helper = tmp_path / "launch" / f"_{name}.py"
+    helper.write_text(f'flags.DEFINE_bool("of_{name}", False, "")')
+  assert unknown("python -m launch.z --of_a --of_b", tmp_path) == []
+  assert unknown("python -m launch.z --of_c", tmp_path) == ["launch.z --of_c"]
   code = "python -m launch.x --known=1 \\\n  --config.a=2 --wrong && echo --no"
   assert unknown(code, tmp_path) == ["launch.x --wrong"]
   assert unknown("python -m launch.y", tmp_path) == ["launch.y"]
