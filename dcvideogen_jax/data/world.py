@@ -66,7 +66,7 @@ MOTIONS = {
 # No shape reaches further up, down or aside than this many radii: the triangle.
 _REACH = 1.2
 # Shapes begin at a multiple of this, in parts of the picture.
-_GRID = 1 / 16
+_GRID = 1 / 8
 # A motion goes on for this many frames at least, and then may come to rest.
 MOVING_FRAMES = 16
 
