@@ -26,20 +26,15 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Trains the autoencoder that ships, from fetching its clips to exporting it.
-train-tiny: $(VENV)/run
-	test -d out/clips || \
-	  $(BIN)/python -m launch.prepare_clips --output=out/clips
-	test -d out/heldout || \
-	  $(BIN)/python -m launch.prepare_clips --split=heldout --output=out/heldout
-	$(BIN)/python -m launch.train --config=configs/tiny.py:autoencoder \
-	  --workdir=out/autoencoder --export=out/autoencoder/model
-
 # The tiny family, from clips to image to video: hours, continued when started
 # again. What it makes lies outside the checkout.
 WORKDIR ?= $(HOME)/.cache/dcvideogen_jax/tiny
 reproduce: $(VENV)/run
 	$(BIN)/python -m launch.reproduce --workdir=$(WORKDIR)
+
+# Its autoencoder only, which ships, from fetching clips to exporting it.
+train-tiny: $(VENV)/run
+	$(BIN)/python -m launch.reproduce --workdir=$(WORKDIR) --until=autoencoder
 
 # What AE-Adapt-V is compared with, from the base that `reproduce` made.
 ablation: $(VENV)/run

@@ -27,8 +27,10 @@ _LEAST_LIKENESS = 0.9
 # Outlines are compared on a grid of this many samples across a square of this
 # half width, in square roots of the area.
 _SAMPLES, _REACH = 24, 0.95
-# Blur of the templates, in radii of the shape.
-_BLURS = (0.05, 0.12, 0.2, 0.3, 0.4)
+# Blur of the templates, in radii of the shape, and contrast after it: models
+# round corners off and still draw an edge.
+_BLURS = (0.05, 0.12, 0.2, 0.3)
+_CONTRASTS = (1, 2)
 # Red minus green, yellow minus blue, lightness. Lightness counts less, since
 # it differs with shade.
 _OPPONENT = np.array([[1, -1, 0], [0.5, 0.5, -1], [0.2, 0.25, 0.05]]).T
@@ -172,21 +174,23 @@ def _outline(mask, rows, columns, scale):
 
 @functools.cache
 def _templates() -> np.ndarray:
-  """Standardised outlines of the shapes at several blurs: (k, blurs, n)."""
+  """Standardised outlines of the shapes, in several forms: (k, forms, n)."""
   radius = 20
   at = np.arange(-2.4 * radius, 2.4 * radius + 1)
   y, x = np.meshgrid(at / radius, at / radius, indexing="ij")
   outlines = []
-  for shape, blur in itertools.product(world.SHAPES, _BLURS):
+  for shape, blur, contrast in itertools.product(
+    world.SHAPES, _BLURS, _CONTRASTS
+  ):
     mask = np.clip(0.5 - synthetic.SHAPES[shape](x, y) * radius, 0, 1)
     kernel = np.exp(-np.square((at[:, None] - at) / (blur * radius)) / 2)
     kernel /= kernel.sum(1, keepdims=True)
     mask = kernel @ mask @ kernel.T
-    mask /= mask.max()
+    mask = np.clip((mask / mask.max() - 0.5) * contrast + 0.5, 0, 1)
     middle, area = np.array([len(at) / 2 - 0.5]), np.array([(mask > 0.5).sum()])
     outlines.append(_outline(mask[None], middle, middle, np.sqrt(area)))
   return _standardised(np.array(outlines)).reshape(
-    len(world.SHAPES), len(_BLURS), -1
+    len(world.SHAPES), len(_BLURS) * len(_CONTRASTS), -1
   )
 
 
@@ -198,18 +202,9 @@ def _standardised(outlines):
 
 
 def _nearest_shape(outline) -> str | None:
-  """The most alike in what the shapes do not have in common.
-
-  All of them are blobs, and the more so the more they are blurred.
-  """
-  templates = _templates()
-  outline = _standardised(outline[None])[0]
-  if (templates @ outline).max() < _LEAST_LIKENESS:
+  likeness = (_templates() @ _standardised(outline[None])[0]).max(1)
+  if likeness.max() < _LEAST_LIKENESS:
     return None
-  common = templates.mean((0, 1))
-  own = templates - common
-  own /= np.linalg.norm(own, axis=-1, keepdims=True)
-  likeness = (own @ (outline - common)).max(1)
   return world.SHAPES[int(likeness.argmax())]
 
 
