@@ -132,7 +132,7 @@ def test_what_can_be_used_is_encoded(made):
   output, finished = made
   index = latents.read_index(output)
   assert index["records"] == 4
-  assert index["facts"] == {"latent_scale": 1.086}
+  assert index["facts"] == {"latent_scale": 2.9315}
   assert {k: v["records"] for k, v in index["buckets"].items()} == {
     "32x64": 3,
     "64x32": 1,
