@@ -4,9 +4,11 @@ import collections
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+
+from dcvideogen_jax import memory
 
 T = TypeVar("T")
 
@@ -74,3 +76,18 @@ class Clock:
     if event in _COMPILATION:
       self.seconds["compile"] += duration
       self.seconds[self._phases[-1]] -= duration
+
+
+def arrival(frames: int, since: float) -> dict[str, Any]:
+  """When so many frames of a video were there, and with how much memory.
+
+  Args:
+    frames: so far.
+    since: `time.perf_counter` when the first was asked for.
+  """
+  return {
+    "frames": frames,
+    "seconds": round(time.perf_counter() - since, 3),
+    "peak_rss_bytes": memory.peak_rss(),
+    "peak_device_bytes": memory.peak_device(),
+  }

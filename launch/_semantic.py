@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
-from dcvideogen_jax import memory
 from dcvideogen_jax.data import world
 from dcvideogen_jax.eval import held_out, semantics
 from dcvideogen_jax.sample import pipeline
@@ -118,14 +117,7 @@ def _clips(stream, frames, ends):
         stop = last.shape[1] - (count - end)
         found[end] = last[:, stop - frames : stop]
     last = last[:, -frames - chunk.shape[1] :]
-    pace.append(
-      {
-        "frames": count,
-        "seconds": round(time.perf_counter() - since, 3),
-        "peak_rss_bytes": memory.peak_rss(),
-        "peak_device_bytes": memory.peak_device(),
-      }
-    )
+    pace.append(_clock.arrival(count, since))
   return found, pace
 
 

@@ -405,14 +405,7 @@ def _write_video(path, result, settings, clock):
       ]
       count += chunk.shape[1]
       bar.update(chunk.shape[1])
-      chunks.append(
-        {
-          "frames": count,
-          "seconds": round(time.perf_counter() - since, 3),
-          "peak_rss_bytes": memory.peak_rss(),
-          "peak_device_bytes": memory.peak_device(),
-        }
-      )
+      chunks.append(_clock.arrival(count, since))
   return shown, chunks
 
 
