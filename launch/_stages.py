@@ -1,5 +1,6 @@
 """Chains of our own programs, each of which reads what earlier ones made."""
 
+import os
 import pathlib
 import shlex
 import subprocess
@@ -9,6 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dcvideogen_jax import errors, files
+
+# For glibc, which otherwise returns large buffers to the system after each step
+# and gets them back page by page: 0.22 s instead of 0.17 for a step of the tiny
+# base on two cores.
+_KEEP_MEMORY = {
+  "MALLOC_MMAP_MAX_": "0",
+  "MALLOC_TRIM_THRESHOLD_": str(2**40),
+  "MALLOC_ARENA_MAX": "1",
+}
 
 
 class Stage(NamedTuple):
@@ -80,7 +90,7 @@ def run(
     files.make_directory(work)
     print(f"{stage.name}: {shlex.join(line[1:])}", flush=True)
     start = time.monotonic()
-    if code := subprocess.run(line).returncode:
+    if code := subprocess.run(line, env=_KEEP_MEMORY | os.environ).returncode:
       sys.exit(code)
     print(f"{stage.name}: {time.monotonic() - start:.0f} s", flush=True)
   return all((work / stage.made).exists() for stage in stages)
