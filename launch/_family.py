@@ -71,6 +71,21 @@ def _evaluation(
   )
 
 
+def _shipped(name: str, trained: str) -> _stages.Stage:
+  """The weights that come with the package."""
+  name = f"shipped/{name}"
+  return _stages.Stage(
+    name,
+    name,
+    "export",
+    (
+      f"--workdir={{work}}/{trained}",
+      f"--output={{work}}/{name}",
+      "--dtype=bfloat16",
+    ),
+  )
+
+
 STAGES = (
   # Real clips, and what both autoencoders make of the world.
   _stages.Stage("clips", "clips", "prepare_clips", ("--output={work}/clips",)),
@@ -154,6 +169,7 @@ STAGES = (
     *_DEEP,
     "--config.start.weights={work}/head/model",
   ),
+  _shipped("transformer_t2v", "lora"),
   # Image to video begins as the adapted text-to-video model.
   _stages.train(
     "i2v",
@@ -163,6 +179,7 @@ STAGES = (
     f"--config.evaluators.semantic.image_encoder={_TINY}/image_encoder",
     "--config.start.weights={work}/lora/model",
   ),
+  _shipped("transformer_i2v", "i2v"),
   # What came of it.
   *(
     _evaluation(
@@ -216,21 +233,23 @@ STREAM_STAGES = (
 )
 
 # Transformers that are asked, and whose latents they make.
+_WAN_VAE = ("wan_vae", "wan_autoencoder")
+_DC_AE_V = ("dc_ae_v", "autoencoder")
 MODELS = {
-  "base": ("wan_vae", "wan_autoencoder"),
-  "lora": ("dc_ae_v", "autoencoder"),
-  "i2v": ("dc_ae_v", "autoencoder"),
-  "causal": ("dc_ae_v", "autoencoder"),
+  "base": ("base/model", *_WAN_VAE),
+  "lora": ("shipped/transformer_t2v", *_DC_AE_V),
+  "i2v": ("shipped/transformer_i2v", *_DC_AE_V),
+  "causal": ("causal/model", *_DC_AE_V),
 }
 
 
 def parts(work: str, model: str) -> dict[str, str | int]:
   """The parts.json of one of `MODELS`."""
   shipped = importlib.resources.files("dcvideogen_jax") / "assets"
-  kind, autoencoder = MODELS[model]
+  transformer, kind, autoencoder = MODELS[model]
   encoders = ("text_encoder", "tokenizer", "image_encoder")
   return {
-    "transformer": f"{work}/{model}/model",
+    "transformer": f"{work}/{transformer}",
     kind: f"{work}/{autoencoder}/model",
     **{part: str(shipped / "dcvideogen_tiny" / part) for part in encoders},
     "scheduler": str(

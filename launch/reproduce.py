@@ -78,9 +78,10 @@ def _streaming(work):
   """
   if _ABLATION.value:
     raise errors.UserError("--ablation and --streams do not go together")
-  if not (work / "lora" / "model").exists():
+  made = "shipped/transformer_t2v"
+  if not (work / made).exists():
     raise errors.UserError(
-      f"{work} has no lora/model: run launch.reproduce --until=lora first"
+      f"{work} has no {made}: run launch.reproduce --until={made} first"
     )
   return _family.STREAM_STAGES
 

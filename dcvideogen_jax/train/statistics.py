@@ -2,7 +2,7 @@
 
 DC-AE-V has one factor, about 1 / RMS (0.7241 for the released f32t4c32); Wan's
 autoencoder a mean and a standard deviation per channel. The released one's are
-all alike (1.2 to 3.3). Those of one trained for an hour are not, 0.13 to 1.5;
+all alike (1.1 to 3.3). Those of one trained for an hour are not, 0.13 to 1.5;
 divided each by its own, the weak channels, which the decoder hardly looks at,
 become most of what a transformer has to learn. So all channels get one here.
 """

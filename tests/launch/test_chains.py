@@ -96,9 +96,11 @@ def test_streams_of_finished_models(programs, tmp_path):
   refused = programs.run(
     "launch.reproduce", f"--workdir={tmp_path}", "--streams"
   )
-  assert refused.code == 2 and "has no lora/model" in refused.stderr
-  for name in ("lora", "causal", "autoencoder"):
-    files.make_directory(tmp_path / name / "model")
+  assert refused.code == 2
+  assert "has no shipped/transformer_t2v: run" in refused.stderr
+  transformers = {"lora": "shipped/transformer_t2v", "causal": "causal/model"}
+  for name in (*transformers.values(), "autoencoder/model"):
+    files.make_directory(tmp_path / name)
   for stage in _family.STREAM_STAGES:
     made = tmp_path / stage.made
     files.make_directory(made.parent)
@@ -106,11 +108,11 @@ def test_streams_of_finished_models(programs, tmp_path):
       made.write_text("{}")
   done = programs.run("launch.reproduce", f"--workdir={tmp_path}", "--streams")
   assert done.code == 0, done.stderr
-  for name in ("lora", "causal"):
+  for name, transformer in transformers.items():
     found = layouts.find(tmp_path / "models" / name, "t2v")
     assert found.text_tokens == 32
     assert found.dc_ae_v == tmp_path / "autoencoder" / "model"
-    assert found.transformer == tmp_path / name / "model"
+    assert found.transformer == tmp_path / transformer
     assert found.scheduler.is_file() and found.tokenizer.is_dir()
 
 
