@@ -124,7 +124,7 @@ _TINY_RUNS = {
   "direct": (1e-3, 32, 2700),
   "full": (5e-4, 32, 2000),
   "scratch": (1e-3, 32, 2700),
-  "base": (1.5e-3, 8, 40_000),
+  "base": (1.5e-3, 8, 46_000),
 }
 PHASES = ("embed", "head", "lora", "direct", "full", "scratch", "base")
 
@@ -291,6 +291,8 @@ def _train_tiny(
   c.ema = {"decay": 0.999, "ramp": "ratio", "steps": 2000}
   c.lora = {"rank": 64, "alpha": 128.0}
   c.levels.weighted = False
+  if arg.phase == "base":
+    c.levels.update(draw="shifted", shift=2.0)
   for data in (c.data, c.val.data):
     data.text_tokens = 32
   if not arg.raw:
