@@ -232,7 +232,7 @@ STREAM_STAGES = (
   ),
 )
 
-# Transformers that are asked, and whose latents they make.
+# Transformers that are asked: where they are, and whose latents they make.
 _WAN_VAE = ("wan_vae", "wan_autoencoder")
 _DC_AE_V = ("dc_ae_v", "autoencoder")
 MODELS = {

@@ -1,6 +1,8 @@
 """The chains of the tiny family: their stages, and what is made of the arms."""
 
 import json
+import os
+import subprocess
 
 import numpy as np
 import PIL.Image
@@ -8,7 +10,7 @@ import pytest
 
 from dcvideogen_jax import files
 from dcvideogen_jax.sample import layouts
-from launch import _arms, _family
+from launch import _arms, _family, _stages
 
 
 def configured(argument):
@@ -81,6 +83,22 @@ def test_a_chain_is_told_and_checked(programs, tmp_path):
     refused = run("--dry_run", flag)
     assert refused.code == 2
     assert sentence in refused.stderr
+
+
+def test_stages_keep_memory_unless_told_otherwise(monkeypatch, tmp_path):
+  seen = {}
+
+  def run(line, env):
+    seen.update(env)
+    return subprocess.CompletedProcess(line, 0)
+
+  monkeypatch.setattr(subprocess, "run", run)
+  monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
+  stage = _stages.Stage("one", "made", "train", ())
+  assert not _stages.run([stage], tmp_path)
+  assert seen["MALLOC_MMAP_MAX_"] == "0"
+  assert seen["MALLOC_ARENA_MAX"] == "7"
+  assert seen["PATH"] == os.environ["PATH"]
 
 
 def test_ablation_needs_a_base(programs, tmp_path):
