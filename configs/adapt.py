@@ -320,6 +320,7 @@ def _latents(keys: tuple[str, ...]) -> ml_collections.ConfigDict:
       "path": config_dict.placeholder(str),
       "keys": keys,
       "text_tokens": 512,
+      "latent_frames": config_dict.placeholder(int),
     }
   )
 

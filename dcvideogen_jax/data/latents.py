@@ -47,7 +47,8 @@ _LENGTH = struct.Struct("<Q")
 _STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _META = "__metadata__"
 _REQUIRED = ("source", "path")
-_DEFAULTS = {"keys": None, "text_tokens": 512}
+_DEFAULTS = {"keys": None, "text_tokens": 512, "latent_frames": None}
+_OVER_TIME = ("base", "deep", "base_condition", "deep_condition")
 
 
 def encode(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> bytes:
@@ -260,6 +261,9 @@ def batches(
       path: the folder.
       keys: out of `KEYS`; None takes what the folder has.
       text_tokens: every text is cut to or filled with zeros up to these; 512.
+      latent_frames: only these first ones of the arrays with a time axis; None
+        takes all. The first of "base" is an image: Wan's autoencoder encodes it
+        without the others.
     batch_size: clips per batch of this shard.
     seed: order, and which of its captions a clip comes with: drawn in
       proportion to the tenth power of their scores.
@@ -282,7 +286,7 @@ def batches(
   for bucket, about in index["buckets"].items():
     records = Records(options["path"], bucket, index)
     shapes = {key: about["shapes"][key] for key in keys}
-    draw = _Draw(repr(records), shapes, options["text_tokens"])
+    draw = _Draw(repr(records), shapes, options)
     parts.append(buckets.Part(bucket, records, draw))
   return buckets.batches(
     parts,
@@ -297,11 +301,14 @@ def batches(
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config with defaults, or one sentence about what is wrong."""
   options = options_lib.checked(config, ("latents",), _REQUIRED, _DEFAULTS)
-  tokens = options["text_tokens"]
-  if not isinstance(tokens, int) or tokens <= 0:
-    raise errors.UserError(
-      f"text_tokens of the data config must be positive, not {tokens!r}"
-    )
+  for name in ("text_tokens", "latent_frames"):
+    number = options[name]
+    if name == "latent_frames" and number is None:
+      continue
+    if not isinstance(number, int) or number <= 0:
+      raise errors.UserError(
+        f"{name} of the data config must be positive, not {number!r}"
+      )
   return options
 
 
@@ -323,8 +330,12 @@ def _keys(options, index) -> tuple[str, ...]:
 class _Draw(grain.transforms.RandomMap):
   """A record as arrays, with one of its captions."""
 
-  def __init__(self, name: str, shapes: Mapping[str, Any], tokens: int):
-    self._name, self._shapes, self._tokens = name, shapes, tokens
+  def __init__(
+    self, name: str, shapes: Mapping[str, Any], options: Mapping[str, Any]
+  ):
+    self._name, self._shapes = name, shapes
+    self._tokens = options["text_tokens"]
+    self._frames = options["latent_frames"]
 
   def random_map(self, element: bytes, rng: np.random.Generator):
     try:
@@ -337,6 +348,9 @@ class _Draw(grain.transforms.RandomMap):
         odds = caption_weights(len(texts), meta["scores"])
         chosen = texts[rng.choice(len(texts), p=odds)]
         arrays["text"] = padded(chosen, self._tokens)
+      for key in _OVER_TIME:
+        if key in arrays:
+          arrays[key] = arrays[key][: self._frames]
       return {key: arrays[key].astype(np.float32) for key in self._shapes}
     except (ValueError, KeyError) as e:
       raise errors.UserError(

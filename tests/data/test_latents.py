@@ -26,7 +26,8 @@ def folder(tmp_path_factory):
 
 def _batches(path, batch_size=2, seed=0, tokens=TOKENS, **options):
   config = {"source": "latents", "path": str(path), "text_tokens": tokens}
-  config |= {k: options.pop(k) for k in ("keys",) if k in options}
+  own = ("keys", "latent_frames")
+  config |= {k: options.pop(k) for k in own if k in options}
   return latents.batches(config, batch_size=batch_size, seed=seed, **options)
 
 
@@ -113,6 +114,15 @@ def test_batches_have_equal_shapes_and_padded_texts(folder):
       length = 2 if number >= 20 else (3, 5)[which]
       assert (text[:length] == 10 * number + which + 1).all()
       assert not text[length:].any()
+
+
+def test_only_the_first_frames_of_latents(folder):
+  whole, cut = (_take(folder, 4, latent_frames=n) for n in (None, 1))
+  for expected, found in zip(whole, cut, strict=True):
+    assert expected["base"].shape[1] == expected["deep"].shape[1] == 2
+    for name in ("base", "deep"):
+      np.testing.assert_array_equal(found[name], expected[name][:, :1])
+    np.testing.assert_array_equal(found["text"], expected["text"])
 
 
 def test_arrays_are_those_written(folder):
@@ -291,6 +301,7 @@ def test_records_of_another_shape_than_the_index_says(folder, tmp_path):
     ({"path": None}, "lacks ['path']"),
     ({"source": "videos"}, "must be one of ('latents',), not 'videos'"),
     ({"text_tokens": 0}, "text_tokens of the data config must be positive"),
+    ({"latent_frames": 0}, "latent_frames of the data config must be positive"),
   ],
 )
 def test_bad_configs(folder, changes, words):
