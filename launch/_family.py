@@ -121,7 +121,7 @@ STAGES = (
     "--config.weights={work}/wan_short/model",
     "--config.data.frames=13",
     "--config.optim.lr=7e-4",
-    "--config.steps=1000",
+    "--config.steps=400",
   ),
   _stages.Stage(
     "latents",

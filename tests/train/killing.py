@@ -72,6 +72,10 @@ def read_to(process: subprocess.Popen[str], at: int) -> int:
   return last
 
 
+# More steps than a tiny run takes in `_DELAY` seconds: 15 ms each, saved.
+_ROOM, _DELAY = 25, 0.3
+
+
 def run_with_kills(
   command: Sequence[str],
   kills: int,
@@ -84,11 +88,12 @@ def run_with_kills(
 
   Args:
     command: as for `start`, with `--config.log_every=1`.
-    kills: how often to kill it: at random steps, each time up to 0.3 seconds
+    kills: how often to kill it: at random steps, each time up to `_DELAY`
       after the line that tells of it, so also while it saves. A step 0 is the
-      time before the first one.
+      time before the first one. Only the last kill is one of the last steps,
+      as a run that goes on for the delay must not end before it.
     rng: chooses.
-    steps: of the training.
+    steps: of the training, more than `_ROOM`.
     cache: as for `start`.
 
   Returns:
@@ -98,11 +103,12 @@ def run_with_kills(
     AssertionError: if the training ends early or fails.
   """
   killed = []
-  for at in sorted(rng.choice(steps, size=kills, replace=False)):
+  early = rng.choice(steps - _ROOM, size=kills - 1, replace=False)
+  for at in (*sorted(early), rng.integers(steps - _ROOM, steps)):
     process = start(command, cache)
     last = read_to(process, int(at))
     assert last >= at, finish(process)
-    time.sleep(0.3 * rng.random())
+    time.sleep(_DELAY * rng.random())
     process.send_signal(signal.SIGKILL)
     code, out, err = finish(process)
     assert code == -signal.SIGKILL, (code, out, err)

@@ -8,7 +8,7 @@ import pytest
 from configs import adapt
 from tests.train import killing
 
-STEPS = 8
+STEPS = 40
 
 
 def _config(phase):

@@ -16,7 +16,7 @@ from configs import tiny
 from dcvideogen_jax import convert, tree
 from tests.train import killing
 
-STEPS = 12
+STEPS = 40
 
 
 def _command(workdir, *arguments, config="tiny.py:autoencoder,runlocal"):
@@ -81,7 +81,7 @@ def test_killed_at_random_steps(finished, cache, tmp_path, kills):
 
 def test_terminated_and_resumed(finished, cache, tmp_path):
   process = killing.start(_train(tmp_path / "run"), cache)
-  killing.read_to(process, random.randint(1, STEPS - 3))
+  killing.read_to(process, random.randint(1, STEPS // 2))
   time.sleep(random.uniform(0, 0.05))
   process.send_signal(signal.SIGTERM)
   code, out, err = killing.finish(process)
