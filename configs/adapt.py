@@ -124,7 +124,7 @@ _TINY_RUNS = {
   "direct": (1e-3, 32, 2700),
   "full": (5e-4, 32, 2000),
   "scratch": (1e-3, 32, 2700),
-  "base": (1.5e-3, 8, 46_000),
+  "base": (1.5e-3, 8, 14_000),
 }
 PHASES = ("embed", "head", "lora", "direct", "full", "scratch", "base")
 

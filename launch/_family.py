@@ -152,7 +152,9 @@ STAGES = (
     "--config.val.data.latent_frames=1",
     "--config.evaluators.semantic.frames=1",
     "--config.batch_size=32",
-    "--config.steps=10000",
+    "--config.steps=18000",
+    "--config.val.every=2000",
+    "--config.evaluators.semantic.every=2000",
   ),
   _stages.train(
     "base",
