@@ -60,23 +60,28 @@ def table(
   curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
   base: float | None,
 ) -> str:
-  """Markdown: an arm per row, its mean over the seeds and their range."""
-  steps = sorted(
-    {step for runs in curves.values() for r in runs for step, _ in r}
-  )
-  shown = steps[:: max(1, len(steps) // 8)]
-  if steps[-1] not in shown:
-    shown.append(steps[-1])
+  """Markdown: an arm per row, its mean over the seeds and their range.
+
+  Arms are measured at different steps, since their phases differ: what counts
+  is the last measurement up to a column's step.
+  """
+  last = max(run[-1][0] for runs in curves.values() for run in runs)
+  shown = [last * i // 9 for i in range(1, 10)]
   lines = [
     "| arm | " + " | ".join(str(step) for step in shown) + " |",
     "|---|" + "---|" * len(shown),
   ]
   for arm, runs in curves.items():
-    cells = [_cell([dict(run).get(step) for run in runs]) for step in shown]
+    cells = [_cell([_at(run, step) for run in runs]) for step in shown]
     lines.append(f"| {_family.ARMS[arm].title} | " + " | ".join(cells) + " |")
   if base is not None:
     lines.append(f"| the base | {100 * base:.1f} |" + " |" * (len(shown) - 1))
   return "\n".join(lines) + "\n"
+
+
+def _at(run: Sequence[tuple[int, float]], step: int) -> float | None:
+  before = [value for measured, value in run if measured <= step]
+  return before[-1] if before else None
 
 
 def _cell(values: Sequence[float | None]) -> str:
