@@ -326,7 +326,9 @@ def _opened(path: str | os.PathLike[str]):
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams or streams[0].codec_context is None:
       raise errors.UserError(f"{path} has no video stream that can be decoded")
-    streams[0].thread_type = "AUTO"
+    # With a thread per frame, FFmpeg sometimes hands a frame out before the
+    # thread that decodes it has flagged it as damaged.
+    streams[0].thread_type = "SLICE"
     yield container, streams[0]
 
 

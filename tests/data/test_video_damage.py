@@ -95,8 +95,9 @@ def test_a_packet_cut_off_in_a_transport_stream_is_told(tmp_path):
   recordings.encode(path, 8, 96, 96)
   assert len(recordings.read(path)) == 8
   path.write_bytes(path.read_bytes()[: -188 * 6])
-  with pytest.raises(errors.UserError, match="damaged near frame"):
-    recordings.read(path)
+  for _ in range(100):  # as threads of the decoder may race
+    with pytest.raises(errors.UserError, match="damaged near frame"):
+      recordings.read(path)
 
 
 def test_damage_in_the_middle_is_told_when_it_is_met(tmp_path, noisy):
