@@ -46,6 +46,7 @@ class Options(NamedTuple):
     budget: bytes for encoding video beyond the weights.
     precision: of matrix products and convolutions in float32.
     text_dtype: of the text encoder.
+    text_tokens: that a text may have.
   """
 
   frames: int
@@ -55,6 +56,7 @@ class Options(NamedTuple):
   budget: float
   precision: str
   text_dtype: str
+  text_tokens: int
 
 
 def find(
@@ -234,7 +236,7 @@ class Encoders:
     Texts of similar length are encoded together, and a text gets the same
     numbers whenever it comes with the same others.
     """
-    ids, mask = self._tokenizer(texts)
+    ids, mask = self._tokenizer(texts, self._options.text_tokens)
     lengths = mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     found: list[Any] = [None] * len(texts)

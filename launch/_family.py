@@ -38,6 +38,7 @@ _ENCODING = (
   *_PARTS,
   "--i2v",
   "--negative_prompt=wan",
+  "--text_tokens=32",
   "--frames=16",
   "--bucket=64x64",
   "--batch=16",

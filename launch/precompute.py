@@ -102,6 +102,13 @@ _TEXT_DTYPE = flags.DEFINE_enum(
   ["float32", "bfloat16"],
   "That the text encoder computes in.",
 )
+_TEXT_TOKENS = flags.DEFINE_integer(
+  "text_tokens",
+  None,
+  "Longer texts are cut to these before they are encoded. Unset: what a model's"
+  f" parts.json says, or {tokenize.LENGTH}. Trainings take as many or more.",
+  lower_bound=1,
+)
 _STRETCH = flags.DEFINE_bool(
   "stretch",
   False,
@@ -229,6 +236,7 @@ def _job(source: Any, paths: layouts.Paths) -> _encoding.Job:
       budget=_BUDGET.value * 2**30,
       precision=_PRECISION.value,
       text_dtype=_TEXT_DTYPE.value,
+      text_tokens=_TEXT_TOKENS.value or paths.text_tokens or tokenize.LENGTH,
     ),
     bucket=_BUCKET.value,
     per_part=_PART.value,

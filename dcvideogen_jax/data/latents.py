@@ -124,9 +124,20 @@ def caption_weights(count: int, scores: Sequence[float] | None) -> np.ndarray:
 
 
 def padded(text: np.ndarray, tokens: int) -> Float[np.ndarray, "{tokens} e"]:
-  """A text's embedding cut to or filled with zeros up to `tokens`, float32."""
+  """A text's embedding filled with zeros up to `tokens`, float32.
+
+  Raises:
+    errors.UserError: if it is longer. A text that is cut before it is encoded,
+      as in sampling, is another embedding than one that is cut afterwards.
+  """
+  if len(text) > tokens:
+    raise errors.UserError(
+      f"a text has {len(text)} tokens, expected at most the text_tokens "
+      f"{tokens}: encode with python -m launch.precompute "
+      f"--text_tokens={tokens}, as sampling will"
+    )
   row = np.zeros((tokens, text.shape[-1]), np.float32)
-  row[: len(text)] = text[:tokens]
+  row[: len(text)] = text
   return row
 
 
@@ -170,18 +181,18 @@ def negative(
   """The embedding of the negative prompt, which a dropped text becomes.
 
   Raises:
-    errors.UserError: if the folder has none, or it is damaged.
+    errors.UserError: if the folder has none, it is damaged, or longer.
   """
   path = pathlib.Path(directory) / NEGATIVE
   try:
     arrays, _ = decode(path.read_bytes(), ("text",))
-    return padded(arrays["text"][0], tokens)
   except FileNotFoundError as e:
     raise errors.UserError(
       f"{directory} has no {NEGATIVE}: it was made without a text encoder"
     ) from e
   except (OSError, ValueError, KeyError) as e:
     raise errors.UserError(f"cannot read {path}: {e}") from e
+  return padded(arrays["text"][0], tokens)
 
 
 class Records:
@@ -260,7 +271,7 @@ def batches(
       source: "latents".
       path: the folder.
       keys: out of `KEYS`; None takes what the folder has.
-      text_tokens: every text is cut to or filled with zeros up to these; 512.
+      text_tokens: every text is filled with zeros up to these; 512.
       latent_frames: only these first ones of the arrays with a time axis; None
         takes all. The first of "base" is an image: Wan's autoencoder encodes it
         without the others.
@@ -277,7 +288,7 @@ def batches(
 
   Raises:
     errors.UserError: for a bad config or a damaged folder, and while iterating
-      for a damaged record.
+      for a damaged record or a text of more than `text_tokens`.
   """
   options = _checked(config)
   index = read_index(options["path"])
@@ -352,6 +363,8 @@ class _Draw(grain.transforms.RandomMap):
         if key in arrays:
           arrays[key] = arrays[key][: self._frames]
       return {key: arrays[key].astype(np.float32) for key in self._shapes}
+    except errors.UserError:
+      raise
     except (ValueError, KeyError) as e:
       raise errors.UserError(
         f"a record of {self._name} is damaged: {_line(e)}"

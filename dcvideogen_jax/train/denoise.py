@@ -186,7 +186,7 @@ def negative(
   """What a dropped text becomes: float32 (tokens, width).
 
   Raises:
-    errors.UserError: if it cannot be read or is of another width.
+    errors.UserError: if it cannot be read, is longer or of another width.
   """
   if source is None:
     return np.zeros((tokens, width), np.float32)
@@ -194,9 +194,10 @@ def negative(
     found = latents_lib.negative(source, tokens)
   else:
     try:
-      found = latents_lib.padded(np.load(source), tokens)
+      text = np.load(source)
     except (OSError, ValueError) as e:
       raise errors.UserError(f"negative: cannot read {source}: {e}") from e
+    found = latents_lib.padded(text, tokens)
   if found.shape != (tokens, width):
     raise errors.UserError(
       f"negative: {source} has width {found.shape[-1]}, the texts {width}"

@@ -14,7 +14,7 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.data import latents, parts
 from tests.data import encoded_clips
 
-TOKENS = 5
+TOKENS = 8
 
 
 @pytest.fixture(scope="module")
@@ -100,20 +100,25 @@ def test_index(folder):
 
 
 def test_batches_have_equal_shapes_and_padded_texts(folder):
-  for batch in _take(folder, 8, tokens=5):
+  for batch in _take(folder, 8, tokens=8):
     assert batch.keys() == {"base", "deep", "text"}
     assert batch["base"].shape in {(2, 2, 3, 4, 2), (2, 2, 4, 3, 2)}
-    assert batch["text"].shape == (2, 5, 4)
+    assert batch["text"].shape == (2, 8, 4)
     for name, values in batch.items():
       assert values.dtype == np.float32, name
     for number, text in zip(
       batch["base"][:, 0, 0, 0, 0], batch["text"], strict=True
     ):
-      # One of three tokens, the other of seven, cut to five; or one of two.
+      # One of three tokens, the other of seven; or one of two.
       which = int(text[0, 0] - 10 * number - 1)
-      length = 2 if number >= 20 else (3, 5)[which]
+      length = 2 if number >= 20 else (3, 7)[which]
       assert (text[:length] == 10 * number + which + 1).all()
       assert not text[length:].any()
+
+
+def test_a_text_is_not_cut_once_it_is_encoded(folder):
+  with pytest.raises(errors.UserError, match="^a text has 7 tokens, expected"):
+    _take(folder, 8, tokens=5)
 
 
 def test_only_the_first_frames_of_latents(folder):
@@ -234,7 +239,8 @@ def test_negative_prompt(tmp_path):
   found = latents.negative(tmp_path, 5)
   np.testing.assert_array_equal(found[:3], text)
   assert found.shape == (5, 4) and not found[3:].any()
-  np.testing.assert_array_equal(latents.negative(tmp_path, 2), text[:2])
+  with pytest.raises(errors.UserError, match="has 3 tokens, .* text_tokens 2"):
+    latents.negative(tmp_path, 2)
   with pytest.raises(errors.UserError, match="made without a text encoder"):
     latents.negative(tmp_path / "nowhere")
 

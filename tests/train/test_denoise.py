@@ -164,6 +164,12 @@ def test_configs_that_make_no_sense(phase, changes, message):
     denoise.denoise(config)
 
 
+def test_a_negative_prompt_of_more_tokens(tmp_path):
+  np.save(tmp_path / "n.npy", np.ones((6, 12), np.float32))
+  with pytest.raises(errors.UserError, match="^a text has 6 tokens, expected"):
+    denoise.negative(str(tmp_path / "n.npy"), 5, 12)
+
+
 def test_a_negative_prompt_of_another_width(tmp_path):
   np.save(tmp_path / "n.npy", np.ones((3, 7), np.float32))
   path = str(tmp_path / "n.npy")
