@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from dcvideogen_jax import errors, sharding
-from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.diffusion import sampler
 from dcvideogen_jax.models import bands, wan_dit
 from dcvideogen_jax.plan import (
@@ -224,7 +223,7 @@ def _conditions(parts, size, left, guided, layout, tell):
 
 def _text(parts, layout):
   module, variables = parts.texts.encoder
-  tokens = jax.ShapeDtypeStruct((1, tokenize.LENGTH), jnp.int32)
+  tokens = jax.ShapeDtypeStruct((1, parts.texts.length), jnp.int32)
   tokens = compiled.place(layout.mesh, (tokens, tokens))
   with placement.in_force(layout):
     traced = conditions.encode_text.trace(module, variables, *tokens)
