@@ -170,6 +170,7 @@ STAGES = (
     f"{_T2V},phase=embed",
     *_LATENTS,
     "--config.start.base={work}/base/model",
+    "--config.steps=3000",
   ),
   _stages.train(
     "head",
@@ -185,6 +186,9 @@ STAGES = (
     *_LATENTS,
     *_DEEP,
     "--config.start.weights={work}/head/model",
+    "--config.steps=10000",
+    "--config.val.every=500",
+    "--config.evaluators.semantic.every=500",
   ),
   _shipped("transformer_t2v", "lora"),
   # Image to video begins as the adapted text-to-video model.
@@ -223,7 +227,7 @@ def _streamed(name: str, model: str, *more: str) -> _stages.Stage:
   )
 
 
-# Streaming: the last phase again with chunks of half a clip, and what streams
+# Streaming: the adapted model learns chunks of half a clip, and what streams
 # and the model of whole clips show at 1, 4 and 16 times the clips' length. With
 # a window of one chunk, positions are those of training.
 STREAM_STAGES = (
@@ -232,7 +236,8 @@ STREAM_STAGES = (
     f"{_T2V},phase=lora,causal=teacher",
     *_LATENTS,
     *_DEEP,
-    "--config.start.weights={work}/head/model",
+    "--config.start.weights={work}/lora/model",
+    "--config.steps=2000",
   ),
   _streamed("window", "causal", "--what=stream", "--window=1"),
   _streamed("sink", "causal", "--what=stream", "--window=1", "--sink=1"),
