@@ -6,10 +6,13 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: demo test test-newest lint train-tiny reproduce ablation clean
 
-# Reconstructs a real clip with the weights that ship with the package.
+# Reconstructs a real clip and turns a prompt into one, with the weights that
+# ship with the package.
 demo: $(VENV)/run
 	$(BIN)/python -m launch.reconstruct --model=tiny \
 	  --input=dcvideogen_jax/assets/demo.mp4 --output=out/demo
+	$(BIN)/python -m launch.sample --model=tiny --output=out/demo/prompt \
+	  --prompt="a large yellow circle moves right over desert"
 
 # Everything but what needs a GPU or minutes: parity with PyTorch included.
 test: $(VENV)/parity

@@ -141,6 +141,18 @@ STAGES = (
       "--output={work}/heldout_latents",
     ),
   ),
+  # Of one clip: Wan's negative prompt for image to video is another one.
+  _stages.Stage(
+    "negative_i2v",
+    "negative_i2v/index.json",
+    "precompute",
+    (
+      "--world=1",
+      *_ENCODING,
+      "--negative_prompt=wan_i2v",
+      "--output={work}/negative_i2v",
+    ),
+  ),
   # The base, which stands for Wan: images first, as Wan itself was trained.
   # The first latent frame is one, at a quarter of a clip's tokens.
   _stages.train(
@@ -199,6 +211,7 @@ STAGES = (
     *_DEEP,
     f"--config.evaluators.semantic.image_encoder={_TINY}/image_encoder",
     "--config.start.weights={work}/lora/model",
+    "--config.negative={work}/negative_i2v",
   ),
   _shipped("transformer_i2v", "i2v"),
   # What came of it.

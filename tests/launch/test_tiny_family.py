@@ -1,0 +1,27 @@
+"""The tiny models that ship do what prompts ask for."""
+
+import pytest
+
+from configs import sample
+from dcvideogen_jax.sample import pipeline
+from launch import _model, _semantic
+
+
+# The README's table has 400 prompts; fewer may be a little below it by chance.
+@pytest.mark.parametrize(("config", "count"), [("tiny", 48), ("tiny-i2v", 12)])
+def test_shipped_models_follow_held_out_prompts(config, count):
+  c = sample.get_config(config)
+  made = pipeline.DCVideoGen.from_pretrained(
+    _model.pipeline(c.model), task=c.task
+  )
+  found = _semantic.score(
+    made,
+    count,
+    24,
+    0,
+    (c.frames, 64, 64),
+    steps=c.steps,
+    guidance_scale=c.guidance_scale,
+  )
+  assert found.tokens == 16
+  assert found.accuracy["all"] >= 0.8
