@@ -16,7 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
-COPIED = ("configs", "dcvideogen_jax", "launch")
+COPIED = ("configs", "dcvideogen_jax", "launch", "docs")
 LONGEST = 600  # seconds
 RUN = {
   "bash": ["bash", "-euo", "pipefail", "-c"],
