@@ -116,16 +116,16 @@ _CHUNK, _TINY_CHUNK = 10, 2
 _STEPS = {"embed": 20_000, "head": 6000}
 _LONG, _LONG_14B = 40_000, 8000
 # Learning rate, samples of a batch and steps of the tiny family's phases. The
-# rates of the first three are the best of those tried, by factors of two to
-# three. With few samples the base learns about twice as much from as many
-# clips.
+# rates are the best of those tried, by factors of two to three, but for those
+# of "full" and the base. With few samples the base learns about twice as much
+# from as many clips.
 _TINY_RUNS = {
   "embed": (1e-2, 32, 300),
   "head": (2e-2, 32, 400),
   "lora": (3e-3, 32, 1000),
-  "direct": (1e-3, 32, 1700),
+  "direct": (3e-3, 32, 1700),
   "full": (5e-4, 32, 2000),
-  "scratch": (1e-3, 32, 1700),
+  "scratch": (3e-3, 32, 1700),
   "base": (1.5e-3, 8, 14_000),
 }
 PHASES = ("embed", "head", "lora", "direct", "full", "scratch", "base")
