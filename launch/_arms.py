@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import figure
+from matplotlib import figure, ticker
 
 from dcvideogen_jax import files
 from launch import _family
 
 METRIC = "semantic/all"
+_KINDS = {kind: f"semantic/{kind}" for kind in ("colour", "shape", "motion")}
+
+# "step", METRIC and those of _KINDS.
+Point = Mapping[str, float]
 
 
 def write(work: pathlib.Path, seeds: Sequence[str]) -> str:
@@ -24,63 +28,81 @@ def write(work: pathlib.Path, seeds: Sequence[str]) -> str:
   Returns:
     The table.
   """
-  curves = {
-    arm: [curve(work, arm, seed) for seed in seeds] for arm in _family.ARMS
-  }
-  base = _base(work)
+  runs = {arm: [run(work, arm, seed) for seed in seeds] for arm in _family.ARMS}
+  base = _measured(work / "base")[-1:]
   output = files.make_directory(work / "ablation")
-  results: dict[str, Any] = {"metric": METRIC, "base": base, "curves": curves}
+  shown = table(runs, base)
+  results: dict[str, Any] = {"base": base, "runs": runs}
   for name, text in (
     ("results.json", json.dumps(results, indent=1) + "\n"),
-    ("table.md", table(curves, base)),
+    ("table.md", shown),
   ):
     with files.atomic(output / name) as temporary:
       temporary.write_text(text)
-  plot(curves, base, output / "curves.png")
-  return table(curves, base)
+  plot(runs, base, output / "curves.png")
+  return shown
 
 
-def curve(work: pathlib.Path, arm: str, seed: str) -> list[tuple[int, float]]:
-  """(steps of all phases so far, accuracy) of one arm's run."""
-  points, before = [], 0
+def run(work: pathlib.Path, arm: str, seed: str) -> Sequence[Point]:
+  """What one run of an arm has measured; "step" counts over all phases."""
+  points: list[Point] = []
+  before = 0.0
   for phase, _ in _family.ARMS[arm].phases:
     folder = work / "ablation" / f"{arm}_{seed}" / phase
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    points += [
-      (before + record["step"], record[METRIC])
-      for record in records
-      if METRIC in record
-    ]
-    before += max(record["step"] for record in records)
+    found = _measured(folder)
+    points += [{**point, "step": before + point["step"]} for point in found]
+    before += max(record["step"] for record in _records(folder))
   return points
 
 
+def _records(folder: pathlib.Path) -> list[dict[str, float]]:
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def _measured(folder: pathlib.Path) -> Sequence[Point]:
+  wanted = ("step", METRIC, *_KINDS.values())
+  return [
+    {name: record[name] for name in wanted}
+    for record in _records(folder)
+    if METRIC in record
+  ]
+
+
 def table(
-  curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
-  base: float | None,
+  runs: Mapping[str, Sequence[Sequence[Point]]], base: Sequence[Point]
 ) -> str:
   """Markdown: an arm per row, its mean over the seeds and their range.
 
   Arms are measured at different steps, since their phases differ: what counts
-  is the last measurement up to a column's step.
+  is the last measurement up to a column's step. The facts are of the end.
   """
-  last = max(run[-1][0] for runs in curves.values() for run in runs)
-  shown = [last * i // 9 for i in range(1, 10)]
+  last = int(max(x[-1]["step"] for found in runs.values() for x in found))
+  ticks = ticker.MaxNLocator(5, integer=True).tick_values(0, last)
+  steps = [int(tick) for tick in ticks if 0 < tick < last] + [last]
   lines = [
-    "| arm | " + " | ".join(str(step) for step in shown) + " |",
-    "|---|" + "---|" * len(shown),
+    f"| arm | {' | '.join([*map(str, steps), *_KINDS])} |",
+    "|---|" + "---|" * (len(steps) + len(_KINDS)),
   ]
-  for arm, runs in curves.items():
-    cells = [_cell([_at(run, step) for run in runs]) for step in shown]
+  for arm, found in runs.items():
+    cells = [_cell([_at(points, step) for points in found]) for step in steps]
+    cells += _facts([points[-1] for points in found])
     lines.append(f"| {_family.ARMS[arm].title} | " + " | ".join(cells) + " |")
-  if base is not None:
-    lines.append(f"| the base | {100 * base:.1f} |" + " |" * (len(shown) - 1))
+  if base:
+    cells = [*[""] * (len(steps) - 1), _cell([base[-1][METRIC]])]
+    lines.append("| the base | " + " | ".join([*cells, *_facts(base)]) + " |")
   return "\n".join(lines) + "\n"
 
 
-def _at(run: Sequence[tuple[int, float]], step: int) -> float | None:
-  before = [value for measured, value in run if measured <= step]
+def _facts(ends: Sequence[Point]) -> list[str]:
+  return [
+    f"{100 * np.mean([end[name] for end in ends]):.0f}"
+    for name in _KINDS.values()
+  ]
+
+
+def _at(points: Sequence[Point], step: int) -> float | None:
+  before = [point[METRIC] for point in points if point["step"] <= step]
   return before[-1] if before else None
 
 
@@ -93,33 +115,27 @@ def _cell(values: Sequence[float | None]) -> str:
 
 
 def plot(
-  curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
-  base: float | None,
+  runs: Mapping[str, Sequence[Sequence[Point]]],
+  base: Sequence[Point],
   path: pathlib.Path,
 ) -> None:
   """Accuracy against steps: the mean of the seeds, and their range."""
-  picture = figure.Figure(figsize=(7, 4), layout="tight")
+  picture = figure.Figure(figsize=(7, 4), layout="constrained")
   axes = picture.subplots()
-  for arm, runs in curves.items():
-    steps = [step for step, _ in runs[0]]
-    values = 100 * np.array([[value for _, value in run] for run in runs])
+  for arm, found in runs.items():
+    steps = [point["step"] for point in found[0]]
+    values = 100 * np.array([[x[METRIC] for x in points] for points in found])
     (line,) = axes.plot(steps, values.mean(0), label=_family.ARMS[arm].title)
     axes.fill_between(
       steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color()
     )
-  if base is not None:
-    axes.axhline(100 * base, linestyle="--", color="grey", label="the base")
+  for point in base:
+    axes.axhline(
+      100 * point[METRIC], linestyle="--", color="grey", label="the base"
+    )
+  axes.set_ylim(bottom=0)
   axes.set_xlabel("steps")
-  axes.set_ylabel("scenes with colour, shape and motion right, %")
-  axes.legend()
+  axes.set_ylabel("scenes with all right, %")
+  picture.legend(loc="outside lower center", ncols=3)
   with files.atomic(path) as temporary:
     picture.savefig(temporary, format="png", dpi=120)
-
-
-def _base(work: pathlib.Path) -> float | None:
-  """The base's own accuracy when its training ended."""
-  lines = (work / "base" / "metrics.jsonl").read_text().splitlines()
-  found = [
-    record[METRIC] for record in map(json.loads, lines) if METRIC in record
-  ]
-  return found[-1] if found else None

@@ -10,7 +10,7 @@ import pytest
 
 from dcvideogen_jax import files
 from dcvideogen_jax.sample import layouts
-from launch import _arms, _family, _stages
+from launch import _family, _stages
 
 
 def configured(argument):
@@ -141,7 +141,10 @@ def test_results_of_finished_arms(programs, tmp_path):
 
   def record(folder, step, value=None):
     files.make_directory(folder / "model")
-    line = {"step": step} | ({} if value is None else {_arms.METRIC: value})
+    line = {"step": step}
+    if value is not None:
+      kinds = {f"semantic/{x}": value for x in ("colour", "shape", "motion")}
+      line |= {"semantic/all": value, **kinds}
     with (folder / "metrics.jsonl").open("a") as out:
       out.write(json.dumps(line) + "\n")
 
@@ -159,16 +162,20 @@ def test_results_of_finished_arms(programs, tmp_path):
   assert found.code == 0, found.stderr
   output = tmp_path / "ablation"
   results = json.loads((output / "results.json").read_text())
-  assert results["base"] == 0.9
+  assert results["base"][0]["semantic/all"] == 0.9
   _, head, lora = values["adapt"][:3]
-  assert results["curves"]["adapt"][0] == [[20, head], [30, lora]]
+  found = [(x["step"], x["semantic/all"]) for x in results["runs"]["adapt"][0]]
+  assert found == [(20, head), (30, lora)]
   table = (output / "table.md").read_text()
   mean = 50 * (values["direct"][0] + values["direct"][1])
   rows = [line.split(" | ") for line in table.splitlines()]
-  columns = [int(x.strip("| ")) for x in rows[0][1:]]
+  columns = [int(x) for x in rows[0][1:-3]]
   row = next(r for r in rows if "fine-tuning without alignment" in r[0])
-  shown = dict(zip(columns, (x.strip("| ") for x in row[1:]), strict=True))
+  shown = dict(zip(columns, (x.strip() for x in row[1:-3]), strict=True))
+  assert columns == [6, 12, 18, 24, 30]
+  assert [x.strip(" |") for x in row[-3:]] == [f"{mean:.0f}"] * 3
   assert all((step < 10) == (x == "") for step, x in shown.items())
   assert all(x.startswith(f"{mean:.1f} (") for x in shown.values() if x)
-  assert "| the base | 90.0 |" in table
+  assert rows[-1][0] == "| the base"
+  assert rows[-1][5:] == ["90.0", "90", "90", "90 |"]
   assert PIL.Image.open(output / "curves.png").width > 500
