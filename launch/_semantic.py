@@ -41,6 +41,8 @@ class StreamScores(NamedTuple):
 
   Attributes:
     accuracy: as of `Scores`, by the number of frames after which a clip ends.
+      What has come to rest in the world (`world.later`) shall rest.
+    videos: prompt, seed, and what was read by that number of frames.
     pace: of the last batch, for each chunk: frames and seconds so far, and the
       most host and device memory that had been needed.
     shown: the last clips of the first videos, uint8 `n t h w 3`.
@@ -48,6 +50,7 @@ class StreamScores(NamedTuple):
   """
 
   accuracy: dict[int, dict[str, float]]
+  videos: list[dict[str, Any]]
   pace: list[dict[str, Any]]
   shown: np.ndarray
   settings: Mapping[str, Any]
@@ -71,12 +74,16 @@ def score_streams(
     **options: of `DCVideoGen.generate_stream`.
 
   Raises:
-    errors.UserError: as `generate_stream`.
+    errors.UserError: as `generate_stream` and `world.later`.
   """
   questions = held_out.questions(count)
   batch_size = 1 if made.task == "i2v" else min(batch_size, count)
   frames, height, width = size
   ends = [n * frames for n in sorted(lengths)]
+  scenes = {
+    end: [world.later(q.scene, end - frames, height, width) for q in questions]
+    for end in ends
+  }
   readings: dict[int, list[semantics.Reading]] = {end: [] for end in ends}
   shown: list[np.ndarray] = []
   settings: Mapping[str, Any] = {}
@@ -100,9 +107,20 @@ def score_streams(
       readings[end] += [semantics.read(video) for video in clip[:wanted]]
     room = max(0, _SHOWN - len(shown))
     shown += [*clips[ends[-1]][: min(wanted, room)]]
-  scenes = [q.scene for q in questions]
-  accuracy = {end: semantics.score(x, scenes) for end, x in readings.items()}
-  return StreamScores(accuracy, pace, np.stack(shown), settings)
+  return StreamScores(
+    {end: semantics.score(x, scenes[end]) for end, x in readings.items()},
+    [
+      {
+        "prompt": q.prompt,
+        "seed": q.seed + seed,
+        "read": {end: x[i]._asdict() for end, x in readings.items()},
+      }
+      for i, q in enumerate(questions)
+    ],
+    pace,
+    np.stack(shown),
+    settings,
+  )
 
 
 def _clips(stream, frames, ends):
@@ -138,16 +156,19 @@ def score(
     batch_size: videos that are made at once; one with images.
     seed: added to each prompt's own.
     size: frames, height, width.
-    at_end: read the last `world.MOVING_FRAMES` of longer videos, not the first.
+    at_end: read the last `world.MOVING_FRAMES` of longer videos, not the first;
+      what has come to rest in the world by then (`world.later`) shall rest.
     **options: of `DCVideoGen.generate`.
 
   Raises:
-    errors.UserError: as `generate`.
+    errors.UserError: as `generate` and `world.later`.
   """
   clock = _clock.Clock()
   questions = held_out.questions(count)
   batch_size = 1 if made.task == "i2v" else min(batch_size, count)
   frames, height, width = size
+  first = max(0, frames - world.MOVING_FRAMES) if at_end else 0
+  scenes = [world.later(q.scene, first, height, width) for q in questions]
   found, readings, made_in_all, settings = [], [], 0, {}
   with tqdm.tqdm(total=count, unit="video", disable=None) as bar:
     for start in range(0, count, batch_size):
@@ -169,7 +190,6 @@ def score(
       settings = settings or result.settings
       videos = result.video()[: count - start]
       made_in_all += batch_size
-      first = -world.MOVING_FRAMES if at_end else 0
       readings += [semantics.read(video[first:]) for video in videos]
       found += [*videos[: max(0, _SHOWN - len(found))]]
       bar.update(len(videos))
@@ -177,7 +197,7 @@ def score(
   grid = made.latent_shape(made.size(*size))[:3]
   seconds = clock.report()
   return Scores(
-    semantics.score(readings, [q.scene for q in questions]),
+    semantics.score(readings, scenes),
     math.prod(grid) // math.prod(module.patch),
     {k: round(seconds[k] / made_in_all, 4) for k in ("denoise", "decode")},
     [
@@ -186,10 +206,10 @@ def score(
         "seed": q.seed + seed,
         "read": reading._asdict(),
         "right": all(
-          getattr(q.scene, fact) == x for fact, x in reading._asdict().items()
+          getattr(scene, fact) == x for fact, x in reading._asdict().items()
         ),
       }
-      for q, reading in zip(questions, readings, strict=True)
+      for q, scene, reading in zip(questions, scenes, readings, strict=True)
     ],
     np.stack(found),
     settings,

@@ -219,6 +219,7 @@ def _streams(output: pathlib.Path) -> dict[str, Any]:
     "model": _MODEL.value,
     "prompts": _PROMPTS.value,
     "accuracy": found.accuracy,
+    "videos": found.videos,
     "pace": found.pace,
     "settings": {**found.settings, "prompts": None, "seeds": None},
     "versions": _report.versions(),

@@ -69,6 +69,7 @@ _REACH = 1.2
 _GRID = 1 / 8
 # A motion goes on for this many frames at least, and then may come to rest.
 MOVING_FRAMES = 16
+_HALF = (MOVING_FRAMES - 1) / 2
 
 
 class Background(NamedTuple):
@@ -222,12 +223,11 @@ def _render(scene, rng, frames, height, width):
   size = SIZES[scene.size]
   t = np.arange(frames, dtype=np.float32)[:, None, None]
   # Growing and shrinking pass the named size half way.
-  half = (MOVING_FRAMES - 1) / 2
-  way = np.clip(t - half, -half, half) * np.float32(motion.growth)
+  way = np.clip(t - _HALF, -_HALF, _HALF) * np.float32(motion.growth)
   radius = np.float32(min(height, width) * size) * np.exp(way)
-  widest = min(height, width) * size * math.exp(half * abs(motion.growth))
   x, y = (
-    _path(rng, step, _REACH * widest / extent, t) * np.float32(extent)
+    _path(rng, step, _margin(scene, height, width, extent), t)
+    * np.float32(extent)
     for step, extent in ((motion.right, width), (motion.down, height))
   )
   dy = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5) - y
@@ -247,12 +247,49 @@ def _path(rng, step: float, margin: float, t: np.ndarray) -> np.ndarray:
 
   It starts where `MOVING_FRAMES` fit before the far edge, if they do at all.
   """
-  margin = math.ceil(margin / _GRID) * _GRID
   room = 1 - 2 * margin
   ahead = min(abs(step) * (MOVING_FRAMES - 1), room)
   start = rng.integers(int((room - ahead) / _GRID) + 1) * _GRID
   way = np.minimum(start + np.float32(abs(step)) * t, room)
   return (margin + (room - way if step < 0 else way)).astype(np.float32)
+
+
+def _margin(scene: Scene, height: int, width: int, extent: int) -> float:
+  """How near a shape's middle comes to an edge, in parts of the extent."""
+  growth = math.exp(_HALF * abs(MOTIONS[scene.motion].growth))
+  widest = min(height, width) * SIZES[scene.size] * growth
+  return math.ceil(_REACH * widest / extent / _GRID) * _GRID
+
+
+def later(scene: Scene, first: int, height: int = 64, width: int = 64) -> Scene:
+  """What a clip shows that begins so many frames into a video of the scene.
+
+  Args:
+    scene: of the video.
+    first: frames before the clip.
+    height: pixels.
+    width: pixels.
+
+  Returns:
+    The scene, or the same standing still once that is sure.
+
+  Raises:
+    errors.UserError: if the shape may come to rest within the clip.
+  """
+  motion = MOTIONS[scene.motion]
+  if not first:
+    return scene
+  rest = float(MOVING_FRAMES)
+  for step, extent in ((motion.right, width), (motion.down, height)):
+    if step:
+      room = 1 - 2 * _margin(scene, height, width, extent)
+      rest = max(rest, room / abs(step))
+  if first < rest and scene.motion != "still":
+    raise errors.UserError(
+      f"the motion of a clip that begins at frame {first} is not known: it may"
+      f" end before frame {math.ceil(rest)}; read one from frame 0, or then"
+    )
+  return scene._replace(motion="still")
 
 
 def _ground(background: Background, rng, height: int, width: int) -> np.ndarray:

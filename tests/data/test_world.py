@@ -155,6 +155,24 @@ def test_shapes_move_as_they_are_said_to(motion, expected):
     assert (stretches[np.nonzero(expected)] > 3).all(), scene
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 112), (96, 64)])
+def test_what_comes_to_rest_and_when(height, width):
+  """Every pixel rests from the first frame on of which `later` says so."""
+  for seed, scene in enumerate(_some(40, 5)):
+    assert world.later(scene, 0, height, width) == scene
+    first = 1
+    while True:
+      try:
+        found = world.later(scene, first, height, width)
+        break
+      except errors.UserError:
+        first += 1
+    assert found == scene._replace(motion="still")
+    assert first == 1 if scene.motion == "still" else first >= 16
+    video = world.render(scene, seed, first + 8, height, width)
+    assert (video[first:] == video[first]).all()
+
+
 @pytest.mark.parametrize("frames", [16, 60])
 def test_shapes_stay_in_the_picture(frames):
   for seed, scene in enumerate(_some(50, 4)):

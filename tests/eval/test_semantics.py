@@ -43,6 +43,17 @@ def test_rendered_clips_are_read(split, frames):
   assert semantics.score(_read(videos), scenes)["all"] >= 0.99
 
 
+@pytest.mark.parametrize(
+  ("first", "height", "width"),
+  [(16, 64, 64), (48, 64, 64), (240, 64, 64), (40, 64, 96), (48, 112, 64)],
+)
+def test_later_clips_show_what_has_come_to_rest(first, height, width):
+  scenes, videos = _clips("heldout", 100, first + 16, height, width)
+  scenes = [world.later(scene, first, height, width) for scene in scenes]
+  readings = _read([video[first:] for video in videos])
+  assert semantics.score(readings, scenes)["all"] >= 0.99
+
+
 @SPLITS
 @pytest.mark.parametrize(("sigma", "noise"), [(1.0, 8), (1.5, 8)])
 def test_blur_and_noise_are_seen_through(split, sigma, noise):

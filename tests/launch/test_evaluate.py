@@ -68,6 +68,9 @@ def test_streams(programs, tmp_path):
   assert finished.stderr == ""
   assert [*report["accuracy"]] == ["8", "24"]
   assert [*report["accuracy"]["24"]] == ["colour", "shape", "motion", "all"]
+  readings = [video["read"]["24"] for video in report["videos"]]
+  still = [x["motion"] == "still" for x in readings]
+  assert report["accuracy"]["24"]["motion"] == np.mean(still)
   assert [x["frames"] for x in report["pace"]] == [8, 16, 24]
   seconds = [x["seconds"] for x in report["pace"]]
   assert seconds == sorted(seconds) and seconds[0] > 0
@@ -87,6 +90,10 @@ def test_streams(programs, tmp_path):
     (("--what=semantic", "--model=/gone"), "there is no model /gone"),
     (("--what=stream", "--lengths=1,x"), "whole numbers from 1 on, found 1,x"),
     (("--what=stream", "--sink=1"), "a sink belongs to a window"),
+    (
+      ("--what=stream", "--lengths=2", "--size=8,64,64"),
+      "a clip that begins at frame 8 is not known",
+    ),
   ],
 )
 def test_bad_input(programs, tmp_path, flags, message):
