@@ -240,6 +240,9 @@ def _streamed(name: str, model: str, *more: str) -> _stages.Stage:
   )
 
 
+_WINDOW = ("--what=stream", "--window=1", "--sink=1")
+
+
 # Streaming: the adapted model learns chunks of half a clip, and what streams
 # and the model of whole clips show at 1, 4 and 16 times the clips' length. With
 # a window of one chunk, positions are those of training.
@@ -253,8 +256,10 @@ STREAM_STAGES = (
     "--config.steps=2000",
   ),
   _streamed("window", "causal", "--what=stream", "--window=1"),
-  _streamed("sink", "causal", "--what=stream", "--window=1", "--sink=1"),
+  _streamed("sink", "causal", *_WINDOW),
   _streamed("all", "causal", "--what=stream", "--lengths=1,4"),
+  # Few and very long, for how fast they come and what they take.
+  _streamed("long", "causal", *_WINDOW, "--prompts=8", "--lengths=1,256"),
   *(
     _streamed(
       f"whole_{frames}",

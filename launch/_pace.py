@@ -50,5 +50,5 @@ def plot(pace: Pace, path: pathlib.Path) -> None:
   lower.set_ylabel("peak memory, GiB")
   lower.set_xlabel("frames")
   for axes in (upper, lower):
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
   picture.savefig(path, format="png", dpi=120)
