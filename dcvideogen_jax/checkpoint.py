@@ -11,6 +11,7 @@ together.
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -43,23 +44,38 @@ class Checkpointer:
   Use as a context manager; leaving it waits for the save under way.
   """
 
-  def __init__(self, directory: str | os.PathLike[str], keep: int = 3):
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    keep: int = 3,
+    read_only: bool = False,
+  ):
     """Opens (and creates) the directory.
 
     Args:
       directory: one run's checkpoints.
       keep: how many of the newest to keep.
+      read_only: change nothing there, where another process may be saving; the
+        directory has to exist.
 
     Raises:
       errors.UserError: if the directory cannot be created.
     """
-    self._directory = files.make_directory(directory)
+    self._read_only = read_only
+    self._directory = files.path(directory)
+    if not read_only:
+      files.make_directory(directory)
     if not files.is_remote(self._directory):
       self._directory = self._directory.absolute()  # Orbax asks for that.
-    self._options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      enable_async_checkpointing=True,
-      cleanup_tmp_directories=True,
+    # Half-written steps are swept away, but not those of a living process.
+    self._options = (
+      ocp.CheckpointManagerOptions(read_only=True, create=False)
+      if read_only
+      else ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,
+      )
     )
     self._manager = self._open()
 
@@ -107,26 +123,26 @@ class Checkpointer:
     self,
     target: Any,
     data: grain.DatasetIterator | None = None,
-    repair: bool = True,
   ) -> Restored | None:
     """Restores the newest readable checkpoint, or returns None if none exist.
 
     Where one cannot be read, a warning says so and the one before it is tried.
+    Once that has been read, the others are renamed to "<step>.unreadable", so
+    that a continued run can save these steps again.
 
     Args:
       target: tree of `jax.ShapeDtypeStruct`s whose shardings say where each
         leaf goes.
       data: iterator to put back to where it was.
-      repair: rename what cannot be read to "<step>.unreadable", so that a
-        continued run can save that step again.
 
     Raises:
       errors.UserError: if the newest readable checkpoint holds other leaves
-        than `target` (all of them are listed), or none can be read.
+        than `target` (all of them are listed) or the position of another number
+        of processes, or none can be read.
     """
     self.wait()
     steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
+    for i, step in enumerate(steps):
       found, problem = None, "another process failed"
       try:
         found = self._restore(step, target, data)
@@ -136,14 +152,14 @@ class Checkpointer:
       except Exception as e:
         problem = _first_line(e)
       if _everywhere(found is not None):
+        if i and not self._read_only:
+          self._set_aside(steps[:i])
         return found
       logging.warning(
         "checkpoint %s cannot be read (%s), trying the one before it",
         self._directory / str(step),
         problem,
       )
-      if repair:
-        self._set_aside(step)
     if steps:
       raise errors.UserError(
         f"none of the {len(steps)} checkpoints in {self._directory} can be read"
@@ -167,6 +183,7 @@ class Checkpointer:
       "meta": ocp.args.JsonRestore(),
     }
     if data is not None:
+      _require_processes(directory / "data", step)
       arguments["data"] = grain.checkpoint.CheckpointRestore(data)
     found = {
       name: _HANDLERS[name]().restore(directory / name, args=args)
@@ -174,14 +191,32 @@ class Checkpointer:
     }
     return Restored(step, found["state"], found["meta"])
 
-  def _set_aside(self, step: int) -> None:
-    """Renames a damaged checkpoint, so that its step can be saved again."""
+  def _set_aside(self, steps: Sequence[int]) -> None:
+    """Renames damaged checkpoints, so that their steps can be saved again."""
     self._manager.close()
-    damaged = self._directory / str(step)
     if jax.process_index() == 0:
-      damaged.rename(_unused(damaged.with_name(f"{step}.unreadable")))
+      for step in steps:
+        damaged = self._directory / str(step)
+        damaged.rename(_unused(damaged.with_name(f"{step}.unreadable")))
     _everywhere(True)
     self._manager = self._open()
+
+
+def _require_processes(directory: files.Path, step: int) -> None:
+  """Raises unless as many processes as there are now have saved the position.
+
+  Raises:
+    errors.UserError: saying how many have.
+  """
+  names = [path.name for path in directory.glob("process_*-of-*.json")]
+  saved = {name.removesuffix(".json").rpartition("-")[2] for name in names}
+  here = str(jax.process_count())
+  if saved and here not in saved:
+    raise errors.UserError(
+      f"checkpoint {step} has the position in the data of"
+      f" {' or '.join(sorted(saved))} processes, found {here}: continue with as"
+      " many as before"
+    )
 
 
 def _everywhere(found: bool) -> bool:

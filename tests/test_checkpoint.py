@@ -167,23 +167,45 @@ def test_a_damaged_newest_falls_back(saved, damage, caplog):
     _assert_same(saver.restore(_target(_state(0))).state, _state(30))
 
 
-def test_without_repair_nothing_is_renamed(saved):
+def test_reading_changes_nothing(saved):
+  """Neither what is damaged nor what another process may be saving."""
   directory, _ = saved
   _lose_arrays(directory / "3")
+  shutil.copytree(directory / "2", directory / "4.orbax-checkpoint-tmp")
+  before = sorted(directory.rglob("*"))
+  with checkpoint.Checkpointer(directory, read_only=True) as saver:
+    assert saver.restore(_target(_state(0))).step == 2
+  assert sorted(directory.rglob("*")) == before
+
+
+def test_another_number_of_processes(saved):
+  """Told, and again when started again: nothing is renamed or begun anew."""
+  directory, _ = saved
+  for path in directory.glob("*/data/process_0-of-1.json"):
+    shutil.copy(path, path.with_name("process_1-of-2.json"))
+    path.rename(path.with_name("process_0-of-2.json"))
+  before = sorted(directory.rglob("*"))
+  for _ in range(2):
+    with (
+      checkpoint.Checkpointer(directory) as saver,
+      pytest.raises(errors.UserError, match="of 2 processes, found 1"),
+    ):
+      saver.restore(_target(_state(0)), _data())
+    assert sorted(directory.rglob("*")) == before
   with checkpoint.Checkpointer(directory) as saver:
-    assert saver.restore(_target(_state(0)), repair=False).step == 2
-  assert (directory / "3").is_dir()
+    assert saver.restore(_target(_state(0))).step == 3
 
 
 def test_all_damaged_is_an_error_not_a_fresh_start(saved):
   directory, _ = saved
   for step in "123":
     _lose_arrays(directory / step)
-  with (
-    checkpoint.Checkpointer(directory) as saver,
-    pytest.raises(errors.UserError, match="none of the 3 checkpoints"),
-  ):
-    saver.restore(_target(_state(0)))
+  for _ in range(2):
+    with (
+      checkpoint.Checkpointer(directory) as saver,
+      pytest.raises(errors.UserError, match="none of the 3 checkpoints"),
+    ):
+      saver.restore(_target(_state(0)))
 
 
 def test_another_state_lists_every_difference(saved):

@@ -118,8 +118,10 @@ def load(workdir: str | os.PathLike[str]) -> Result:
     config
     | {"mesh": {"fsdp": -1}, "sharding": ((".*", "fsdp"),), "encoders": None}
   )
-  with checkpoint.Checkpointer(files.path(workdir) / "checkpoints") as saver:
-    restored = saver.restore(run.state, repair=False)
+  directory, restored = files.path(workdir) / "checkpoints", None
+  if directory.exists():
+    with checkpoint.Checkpointer(directory, read_only=True) as saver:
+      restored = saver.restore(run.state)
   if restored is None:
     raise errors.UserError(f"{workdir} holds no checkpoint yet")
   # An alignment's result is what it has trained.
