@@ -246,13 +246,14 @@ class Encoders:
       count = _power_of_two(len(rows), 1)
       length = _power_of_two(lengths[rows[-1]], _SHORTEST_TEXT)
       filled = np.resize(rows, count)
-      hidden = np.asarray(
-        _text(
-          *self._models["text_encoder"],
-          ids[filled, :length],
-          mask[filled, :length],
+      with jax.default_matmul_precision(self._options.precision):
+        hidden = np.asarray(
+          _text(
+            *self._models["text_encoder"],
+            ids[filled, :length],
+            mask[filled, :length],
+          )
         )
-      )
       for row, embedding in zip(rows, hidden, strict=False):
         found[row] = embedding[: lengths[row]].copy()
     return found

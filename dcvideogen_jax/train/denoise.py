@@ -86,6 +86,13 @@ class _Denoising:
     return {**self._transformer(transformer), **self.encoders.init(encoders)}
 
   def start(self, where: Mapping[str, Any]) -> dict[str, Any]:
+    encoders, config = self._config["encoders"] or {}, self._config
+    if "text" in encoders and config["text_dropout"] and not config["negative"]:
+      raise errors.UserError(
+        "raw videos bring no embedding of the negative prompt, which a dropped"
+        " text becomes: negative must name a .npy file or a folder that"
+        " launch.precompute made, of one clip or more (or text_dropout be 0)"
+      )
     found = weights.load(
       self._config["start"],
       self._module,

@@ -206,9 +206,10 @@ def _loop(run: _Run, state, frozen, first: int) -> bool:
       log.restart_clock(step)
     if _due(config["log_every"], step, config):
       log.progress(step, seen.means(), config["batch_size"])
-    _evaluate(run, state, frozen, step)
     # Asked once: a signal during the save must not pass for a saved step.
     stop = run.interrupt.received(step)
+    if not stop:
+      _evaluate(run, state, frozen, step)
     if stop or _due(config["save_every"], step, config):
       seen.flush()
       # A checkpoint never knows of more than the records.
@@ -218,7 +219,11 @@ def _loop(run: _Run, state, frozen, first: int) -> bool:
       run.saver.save(step, state, run.data)
       log.restart_clock(step)
     if stop:
+      run.saver.wait()
       log.note(f"SIGTERM: saved step {step}; start again to continue")
+      # Last, as it can take minutes when seconds are left.
+      _evaluate(run, state, frozen, step)
+      log.flush()
       return step == config["steps"]
   return True
 

@@ -136,6 +136,20 @@ def test_what_each_phase_encodes(files, phase, kind, expected):
   assert not any(leaf.startswith("encoders/deep/y") for leaf in found)
 
 
+def test_dropped_texts_of_raw_videos_need_the_negative_prompt(files):
+  config = runs.config("scratch", encoders=files)
+  with pytest.raises(errors.UserError, match="negative must name a .npy file"):
+    denoise.denoise(config).start({})
+
+
+def test_products_in_the_step_have_a_precision(files):
+  """TPUs take float32 for bfloat16 where nothing is said."""
+  found = inputs.Encoders(files, ["deep"])
+  variables = jax.eval_shape(found.init, jax.random.key(0))
+  program = str(jax.make_jaxpr(found.encode)(variables, clips(1)))
+  assert "precision=None" not in program and "Precision.HIGH" in program
+
+
 def test_encoded_clips_stay_as_they_are():
   task = denoise.denoise(runs.config("scratch"))
   batch = runs.batch()

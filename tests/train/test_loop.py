@@ -265,6 +265,23 @@ def test_a_config_that_does_not_fit(config, tmp_path, change, message):
     loop.fit(config | change, tmp_path)
 
 
+def test_sigterm_saves_before_it_measures(config, tmp_path, monkeypatch):
+  """Measuring may take longer than is left; nothing is lost but time."""
+  _interrupt_at(monkeypatch, 2)
+  config["log_every"] = 1
+  seen = []
+
+  def measure(variables, step):
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    seen.append((step, str(step) in names))
+    return {"seen": 1.0}, {}
+
+  measure.every = 1
+  assert not loop.fit(config, tmp_path, evaluators=[measure])
+  assert seen == [(1, False), (2, True)]
+  assert [r["step"] for r in _records(tmp_path) if "seen" in r] == [1, 2]
+
+
 def test_sigterm_is_given_back(config, tmp_path):
   before = signal.getsignal(signal.SIGTERM)
   config["steps"], config["optim"]["warmup"] = 1, 0
