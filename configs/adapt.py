@@ -151,6 +151,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.phase = arg.phase
   c.model = base if arg.phase == "base" else deep
   c.model.remat = config_dict.placeholder(str)
+  # None is the best for the device; see `ops.attention`.
+  c.model.attention = config_dict.placeholder(str)
   # (1, 2, 2) lets the coarser grid span the positions of the base's.
   c.model.rope_scale = (1, 1, 1)
   # None is attention over the whole clip, as published.

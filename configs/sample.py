@@ -136,6 +136,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.height, c.width = (config_dict.placeholder(int) for _ in range(2))
   if c.task == "t2v":
     c.height, c.width = height, width
+  # The transformer's; None is the best for the device. See `ops.attention`.
+  c.attention = config_dict.placeholder(str)
   # "exact" honours the size; "official" rounds down (720 rows become 704).
   c.size_rule = "exact"
   c.shift = config_dict.placeholder(float)

@@ -61,6 +61,8 @@ def gather(
       is missing or damaged.
   """
   numbers = [_seed(text) for text in seeds]
+  if not numbers:
+    raise errors.UserError("expected at least one seed, found none")
   rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
   if file is not None:
     rows += _read(pathlib.Path(file))

@@ -94,7 +94,7 @@ def check(others: Mapping[str, Any]) -> None:
     raise errors.UserError(
       f"--chunk is 1 latent frame or more, found {_CHUNK.value}"
     )
-  _prompts("")
+  prompts("")
   if continues():
     video_files.probe(_CONTINUE_FROM.value)
 
@@ -131,7 +131,7 @@ def make(
     options["given"] = _read(made, c, per_chunk)
     options["height"], options["width"] = options["given"].shape[1:3]
   stream = made.generate_stream(
-    _prompts(prompt),
+    prompts(prompt),
     window=_WINDOW.value,
     sink=_SINK.value,
     chunk=_CHUNK.value,
@@ -145,7 +145,12 @@ def make(
   return stream
 
 
-def _prompts(first: str) -> dict[int, str]:
+def prompts(first: str) -> dict[int, str]:
+  """The texts of a stream by the number of the chunk from which they hold.
+
+  Raises:
+    errors.UserError: for a --prompt_at that cannot be read.
+  """
   found = {0: first}
   for item in _PROMPT_AT.value:
     number, colon, text = item.partition(":")

@@ -40,6 +40,7 @@ from dcvideogen_jax import convert, errors, files, memory
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.ops import attention
 from dcvideogen_jax.sample import (
   arguments,
   generation,
@@ -181,6 +182,8 @@ def _check(c: Any, requests: list[_requests.Request], task: str) -> None:
       f"config.size_rule must be {' or '.join(sizes.RULES)}, found "
       f"{c.size_rule!r}"
     )
+  if c.attention is not None:
+    attention.require(c.attention)
   if c.dtype not in _DTYPES:
     raise errors.UserError(
       f"config.dtype must be float32 or bfloat16, found {c.dtype!r}"
@@ -214,9 +217,14 @@ def _read_noise(path: str | None) -> np.ndarray | None:
   if path is None:
     return None
   try:
-    return np.load(path, allow_pickle=False)[None]
+    found = np.load(path, allow_pickle=False)
   except (OSError, ValueError, EOFError) as e:
     raise errors.UserError(f"--noise={path} is no .npy file: {e}") from e
+  if not isinstance(found, np.ndarray):
+    raise errors.UserError(
+      f"--noise={path} is an archive, expected a .npy file"
+    )
+  return found[None]
 
 
 def _parse_lora(text: str) -> tuple[str, float]:
@@ -263,13 +271,17 @@ def _load(
     params = convert.merge(variables["params"], updates, donate=True)
     part = loading.Part(module, {"params": params})
     parts = parts._replace(transformer=part)
+  module, variables = parts.transformer
+  part = loading.Part(module.clone(attention=c.attention), variables)
+  parts = parts._replace(transformer=part)
   compiled = _program.cache_directory() / "programs"
   return pipeline.DCVideoGen(parts, compiled, layout)
 
 
 def _read_texts(made, c, requests):
   for request in requests:
-    made.embed([request.prompt])
+    for text in _streaming.prompts(request.prompt).values():
+      made.embed([text])
     made.embed([_negative(made, c, request)])
 
 
@@ -399,7 +411,8 @@ def _write_video(path, result, settings, clock):
       with clock.phase("write"):
         writer.write(chunk[0])
       shown += [
-        (f"frame {count + i}", frame)
+        # A copy, as a view would keep the chunk.
+        (f"frame {count + i}", frame.copy())
         for i, frame in enumerate(chunk[0])
         if count + i in wanted
       ]

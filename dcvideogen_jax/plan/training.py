@@ -166,7 +166,8 @@ def useful_flops(config: Config, target: hardware.Target) -> int:
   """
   model = {k: v for k, v in config["model"].items() if k != "remat"}
   if "heads" in model:
-    model["attention"] = "reference"
+    # What a mask hides is of no use.
+    model["attention"] = "by_chunks" if model.get("chunk") else "reference"
   plain = {**config, "model": model, "mesh": {"data": 1}, "accumulate": 1}
   run = step.plan(plain, target.devices[:1])
   return flops.count(step.trace(run, plain, batch(plain)).jaxpr.jaxpr)

@@ -231,7 +231,8 @@ class Run:
     sink, window = self.keep
     chunks = sum(self.chunks) - 1
     if window is not None:
-      chunks = min(chunks, sink + window)
+      # A new one is there before the oldest is forgotten.
+      chunks = min(chunks, sink + window + 1)
     branches = 1 if self.negative is None else 2
     numbers = math.prod(self.shape[:3]) // math.prod(module.patch)
     numbers *= 2 * module.layers * module.width * len(self.seeds) * branches

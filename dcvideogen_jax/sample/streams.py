@@ -114,9 +114,10 @@ def start(
       whose keys and values then grow with the video, and so do the programs,
       as every chunk has its own.
     sink: chunks at the very beginning that are seen besides.
-    chunk: latent frames of a chunk; None is the transformer's own, which it was
-      trained with. A transformer that has none was trained on whole clips: any
-      chunk can be given, and the video will be the worse for it.
+    chunk: latent frames of a chunk, a multiple of those of the autoencoder's;
+      None is the transformer's own, which it was trained with. A transformer
+      that has none was trained on whole clips: the video will be the worse for
+      any chunk.
     clean_level: noise level at which finished chunks are looked at; that of
       the clean copies in training.
     given: frames to go on from, whole chunks of them, uint8. They come first in
@@ -133,6 +134,7 @@ def start(
     raise errors.UserError("streams are made with DC-AE-V, not Wan's own")
   module = _in_chunks(transformer.module, chunk)
   per_chunk = frames_of_chunk(made, chunk)
+  _check_chunk(space, per_chunk)
   check(window, sink, clean_level)
   texts = _texts(prompt)
   b = arguments.prompts(texts[0])[1]
@@ -247,6 +249,17 @@ def _in_chunks(module, chunk):
       f"a chunk has 1 latent frame or more, found {chunk!r}"
     )
   return module.clone(chunk=chunk)
+
+
+def _check_chunk(space, per_chunk):
+  """DC-AE-V sees both ways within its own chunks, which must not be cut."""
+  frames = space.module.frames_multiple
+  if per_chunk % frames:
+    raise errors.UserError(
+      f"a chunk is made of whole chunks of the autoencoder, multiples of "
+      f"{frames // space.temporal} latent frames, found "
+      f"{per_chunk // space.temporal}"
+    )
 
 
 def _shown(prompt: arguments.Prompt) -> str | list[str] | None:

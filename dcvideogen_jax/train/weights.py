@@ -15,6 +15,7 @@ from dcvideogen_jax import convert, errors, tree
 from dcvideogen_jax.adapt import align, assemble, phases
 from dcvideogen_jax.convert import sources
 from dcvideogen_jax.models import wan_dit
+from dcvideogen_jax.ops import attention
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _KEYS = {"base", "weights", "patch_embed", "head", "random"}
@@ -33,11 +34,14 @@ def build(config: Mapping[str, Any], phase: phases.Phase) -> wan_dit.WanDiT:
     phase: a row of `phases.PHASES`.
 
   Raises:
-    errors.UserError: for a model that cannot be built.
+    errors.UserError: for a model that cannot be built, or an attention that
+      there is not.
   """
   lora = config["lora"] if phase.lora else {"rank": 0, "alpha": 0.0}
   if phase.lora and not lora["rank"] > 0:
     raise errors.UserError(f"lora.rank must be positive, found {lora['rank']}")
+  if config["model"].get("attention"):
+    attention.require(config["model"]["attention"])
   try:
     return wan_dit.build(
       config["model"],

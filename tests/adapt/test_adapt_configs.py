@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import adapt
-from dcvideogen_jax import tree
+from dcvideogen_jax import errors, tree
 from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.models import wan_dit
 from dcvideogen_jax.train import loop, step
@@ -69,6 +69,16 @@ def test_encoded_clips_bring_the_negative_prompt():
   assert found.data["keys"] == ("deep", "text")
   keys = adapt.get_config("wan_i2v_14b,phase=embed").data["keys"]
   assert keys == ("base", "deep", "base_condition", "deep_condition")
+
+
+def test_attention_has_a_name():
+  for name in ("by_chunks", "chunked"):
+    found = config("tiny_t2v,phase=lora,runlocal")
+    found["model"]["attention"] = name
+    assert step.plan(found).task
+  found["model"]["attention"] = "fast"
+  with pytest.raises(errors.UserError, match="attention must be one of .*fast"):
+    step.plan(found)
 
 
 def test_raw_videos_need_encoders():

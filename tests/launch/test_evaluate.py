@@ -62,7 +62,7 @@ def test_streams(programs, tmp_path):
     tmp_path / "report.json",
     "--what=stream",
     "--model=tiny",
-    *("--chunk=1", "--window=1", "--lengths=1,3", "--size=8,64,64"),
+    *("--chunk=2", "--window=1", "--lengths=1,3", "--size=8,64,64"),
     *("--prompts=2", "--batch_size=2", "--steps=1"),
   )
   assert finished.stderr == ""

@@ -142,8 +142,11 @@ def test_lora_of_another_model(programs, tmp_path):
     ("--config.dtype=int8", "int8"),
     ("--config.solver=ddim", "ddim"),
     ("--config.size_rule=any", "any"),
+    ("--config.attention=fast", "'fast'"),
+    ("--config.attention=cudnn", "cudnn computes bfloat16 and float16, found"),
     ("--model=nowhere", "nowhere"),
     ("--seeds=1,x", "'x'"),
+    ("--seeds=", "at least one seed"),
     ("--noise=none.npy", "none.npy"),
     ("--task=i2v", "needs an image"),
     ("--lora=none.safetensors,much", "no file none.safetensors,much"),
@@ -155,6 +158,12 @@ def test_flags(programs, tmp_path, flag, word):
   refuse(programs, tmp_path, [word], flag)
 
 
+def test_noise_in_an_archive(programs, tmp_path):
+  np.savez(tmp_path / "noise.npz", np.zeros(3))
+  flag = f"--noise={tmp_path / 'noise.npz'}"
+  refuse(programs, tmp_path, ["is an archive"], flag)
+
+
 @pytest.mark.parametrize(
   ("flags", "word"),
   [
@@ -162,17 +171,18 @@ def test_flags(programs, tmp_path, flag, word):
     (("--continue_from=x.mp4",), "--continue_from belongs to --stream"),
     (("--stream",), "trained on whole clips"),
     (("--stream", "--chunk=0"), "--chunk is 1 latent frame or more"),
-    (("--stream", "--chunk=1", "--window=0"), "the window has 1 chunk"),
-    (("--stream", "--chunk=1", "--sink=1"), "a sink belongs to a window"),
-    (("--stream", "--chunk=1", "--clean_level=2"), "clean_level"),
-    (("--stream", "--chunk=1", "--prompt_at=x"), "NUMBER:TEXT, found 'x'"),
-    (("--stream", "--chunk=1", "--prompt_at=9:x"), "there is no chunk 9"),
-    (("--stream", "--chunk=1", "--prompt_at=\u00b2:x"), "NUMBER:TEXT"),
-    (("--stream", "--chunk=1", "--prompt_at=0:x"), "chunk 0 has a prompt"),
-    (("--stream", "--chunk=1", "--noise=none.npy"), "do not go together"),
-    (("--stream", "--chunk=1", "--one_program"), "do not go together"),
-    (("--stream", "--chunk=1", "--frames=0"), "frames must be at least 1"),
-    (("--stream", "--chunk=1", "--continue_from=x.mp4"), "x.mp4"),
+    (("--stream", "--chunk=1"), "multiples of 2 latent frames, found 1"),
+    (("--stream", "--chunk=2", "--window=0"), "the window has 1 chunk"),
+    (("--stream", "--chunk=2", "--sink=1"), "a sink belongs to a window"),
+    (("--stream", "--chunk=2", "--clean_level=2"), "clean_level"),
+    (("--stream", "--chunk=2", "--prompt_at=x"), "NUMBER:TEXT, found 'x'"),
+    (("--stream", "--chunk=2", "--prompt_at=9:x"), "there is no chunk 9"),
+    (("--stream", "--chunk=2", "--prompt_at=\u00b2:x"), "NUMBER:TEXT"),
+    (("--stream", "--chunk=2", "--prompt_at=0:x"), "chunk 0 has a prompt"),
+    (("--stream", "--chunk=2", "--noise=none.npy"), "do not go together"),
+    (("--stream", "--chunk=2", "--one_program"), "do not go together"),
+    (("--stream", "--chunk=2", "--frames=0"), "frames must be at least 1"),
+    (("--stream", "--chunk=2", "--continue_from=x.mp4"), "x.mp4"),
   ],
 )
 def test_flags_of_streams(programs, tmp_path, flags, word):

@@ -125,7 +125,8 @@ def test_a_stream_and_its_continuation(programs, tmp_path):
       json.loads(path.with_suffix(".json").read_text()),
     )
 
-  path, first, report = stream("one", "--frames=20", "--prompt_at=2:a cat")
+  flags = ("--frames=20", "--prompt_at=2:a cat", "--free_text_encoder")
+  path, first, report = stream("one", *flags)
   assert first.shape == (20, 40, 56, 3)
   settings = report["settings"]
   assert settings["prompts"] == {"0": "a red ball", "2": "a cat"}

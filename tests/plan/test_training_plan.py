@@ -109,6 +109,19 @@ def test_what_is_computed_again_is_of_no_use():
   assert 1.3 < work[0] / work[1] < 1.5
 
 
+def test_what_a_mask_hides_is_of_no_use():
+  config = training.planned(small(f"{LORA},causal=teacher"))
+  config["model"]["remat"] = None
+  work = []
+  for name in ("by_chunks", "reference"):
+    config["model"]["attention"] = name
+    run = step.plan(config, TARGET.devices)
+    traced = step.trace(run, config, training.batch(config))
+    work.append(flops.count(traced.jaxpr.jaxpr))
+  useful = training.useful_flops(config, TARGET)
+  assert useful == pytest.approx(work[0], rel=1e-6) and useful < work[1]
+
+
 @pytest.mark.parametrize(
   ("arg", "shapes"),
   [

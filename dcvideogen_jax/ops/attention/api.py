@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dcvideogen_jax import errors
 from dcvideogen_jax.ops.attention import masks
 from dcvideogen_jax.ops.attention.by_chunks import MOST, by_chunks
 from dcvideogen_jax.ops.attention.chunked import chunked
@@ -19,6 +20,10 @@ _GPU = ("gpu", "cuda")
 
 # The widest head of cuDNN's fused attention on every GPU it runs on.
 _CUDNN_WIDEST = 128
+
+
+class Unsupported(errors.UserError, NotImplementedError):
+  """The named implementation cannot compute this."""
 
 
 def _cudnn(q, k, v, mask=None):
@@ -129,14 +134,27 @@ def attention(
       is small and `chunked` where it is not.
 
   Raises:
-    NotImplementedError: if the named implementation cannot compute this.
-    ValueError: if there is no such implementation, or the mask is none for so
-      many tokens.
+    Unsupported: if the named implementation cannot compute this.
+    errors.UserError: if there is no such implementation.
+    ValueError: if the mask is none for so many tokens.
   """
   if implementation is None:
     implementation = _default(q, k, mask)
+  require(implementation)
+  try:
+    return IMPLEMENTATIONS[implementation](q, k, v, mask)
+  except NotImplementedError as e:
+    raise Unsupported(f"attention: {e}") from e
+
+
+def require(implementation: str) -> None:
+  """Raises unless there is such an implementation.
+
+  Raises:
+    errors.UserError: naming those that there are.
+  """
   if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"unknown attention {implementation!r}: expected {[*IMPLEMENTATIONS]}"
+    raise errors.UserError(
+      f"attention must be one of {', '.join(IMPLEMENTATIONS)}, found"
+      f" {implementation!r}"
     )
-  return IMPLEMENTATIONS[implementation](q, k, v, mask)
