@@ -123,7 +123,7 @@ _TINY_RUNS = {
   "embed": (1e-2, 32, 300),
   "head": (2e-2, 32, 400),
   "lora": (3e-3, 32, 1000),
-  "direct": (3e-3, 32, 1700),
+  "direct": (8e-3, 32, 1700),
   "full": (5e-4, 32, 2000),
   "scratch": (3e-3, 32, 1700),
   "base": (1.5e-3, 8, 14_000),
@@ -346,6 +346,8 @@ def _videos(
     c[key] = config_dict.placeholder(int)
     c[key] = None if bucket else size
   c.frames, c.text_tokens = frames, 512
+  # 64 for autoencoders that are 64 times smaller in height and width.
+  c.factor = 32
   c.image_size = config_dict.placeholder(int)
   c.image_size = image if images else None
   c.stretch = False

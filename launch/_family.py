@@ -245,7 +245,7 @@ _WINDOW = ("--what=stream", "--window=1", "--sink=1")
 
 # Streaming: the adapted model learns chunks of half a clip, and what streams
 # and the model of whole clips show at 1, 4 and 16 times the clips' length. With
-# a window of one chunk, positions are those of training.
+# a window of one chunk and no sink, positions are those of training.
 STREAM_STAGES = (
   _stages.train(
     "causal",

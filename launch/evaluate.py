@@ -105,9 +105,21 @@ _BATCH_SIZE = flags.DEFINE_integer(
 )
 
 
+# What says nothing of another --what.
+_ONLY = {
+  "reconstruction": (_CLIPS, _CONFIG),
+  "semantic": (_AT_END,),
+  "stream": (_LENGTHS, _WINDOW, _SINK, _CLEAN_LEVEL, _CHUNK),
+}
+
+
 def main(argv: Sequence[str]) -> None:
   """Measures, prints and writes."""
   del argv
+  for what, only in _ONLY.items():
+    for flag in only:
+      if what != _WHAT.value and flag.value != flag.default:
+        raise errors.UserError(f"--{flag.name} belongs to --what={what}")
   output = pathlib.Path(_OUTPUT.value)
   with _program.output_directory(output.parent):
     if _WHAT.value == "semantic":

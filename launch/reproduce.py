@@ -15,9 +15,9 @@ with, for each of --seeds; every run asks for held-out scenes as it goes.
 DIR/ablation gets table.md, curves.png and results.json: the share of scenes
 with colour, shape and motion right against the steps of all phases.
 
---streams adapts the base of DIR with chunks and asks what long videos show:
-DIR/streams gets a report for streams with and without a window, and for the
-model of whole clips, at 1, 4 and 16 times the length of a clip.
+--streams trains the adapted model of DIR on with chunks and asks what long
+videos show: DIR/streams gets a report for streams with and without a window,
+and for the model of whole clips, at 1, 4 and 16 times the length of a clip.
 """
 
 import json

@@ -116,8 +116,8 @@ _FREE_TEXT_ENCODER = flags.DEFINE_bool(
 _BUDGET = flags.DEFINE_float(
   "memory_budget_gib",
   None,
-  "For encoding and decoding with DC-AE-V, beyond the weights. Unset: four"
-  " fifths of what is free.",
+  "For encoding and decoding with DC-AE-V, beyond the weights. Unset: most"
+  " of what is free.",
   lower_bound=1e-6,
 )
 _CRF = flags.DEFINE_integer(

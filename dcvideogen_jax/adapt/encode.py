@@ -57,10 +57,16 @@ def deep_latents(
   Frames that do not fill a chunk are encoded with the last one repeated.
 
   Raises:
-    errors.UserError: if the frames are no multiple of `temporal_factor`.
+    errors.UserError: if the frames are no multiple of `temporal_factor`, or
+      height and width none of `spatial_factor`.
   """
   module = module.clone(dtype=jnp.float32)
   frames = deep_frames(module, video.shape[1])
+  if any(size % module.spatial_factor for size in video.shape[2:4]):
+    raise errors.UserError(
+      f"clips are multiples of {module.spatial_factor} pixels, found "
+      f"{video.shape[2]}x{video.shape[3]}"
+    )
   latents = module.apply(variables, _to_float(video), method="encode")
   return latents[:, : frames // module.temporal_factor] * module.latent_scale
 

@@ -49,13 +49,16 @@ def begin(
   directory = files.make_directory(directory)
   path = directory / SETTINGS
   if not path.exists():
-    if any(p.name[0] != "." for p in directory.iterdir()):
+    full = any(p.name[0] != "." for p in directory.iterdir())
+    # Another process may have begun in between.
+    if full and not path.exists():
       raise errors.UserError(
         f"{directory} is not empty and has no {SETTINGS} to continue from"
       )
-    with files.atomic(path) as temporary:
-      temporary.write_text(_json(settings), encoding="utf-8")
-    return directory
+    if not full:
+      with files.atomic(path) as temporary:
+        temporary.write_text(_json(settings), encoding="utf-8")
+      return directory
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
     differ = [

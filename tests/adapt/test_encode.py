@@ -264,6 +264,14 @@ def test_everything_at_once(models):
   assert run(["deep", "text"]).keys() == {"deep", "text"}
 
 
+def test_sizes_are_not_padded_in_training(models):
+  module, variables = models["deep"]
+  side = module.spatial_factor
+  video = np.zeros((1, 8, side, side + side // 2, 3), np.uint8)
+  with pytest.raises(errors.UserError, match=f"multiples of {side} pixels"):
+    encode.deep_latents(module, variables, video)
+
+
 @pytest.mark.parametrize("frames", [0, 15])
 def test_frames_must_fill_latents(models, frames):
   with pytest.raises(errors.UserError, match=f"multiple of 4 .* {frames}"):

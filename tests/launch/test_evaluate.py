@@ -90,6 +90,8 @@ def test_streams(programs, tmp_path):
     (("--what=semantic", "--model=/gone"), "there is no model /gone"),
     (("--what=stream", "--lengths=1,x"), "whole numbers from 1 on, found 1,x"),
     (("--what=stream", "--sink=1"), "a sink belongs to a window"),
+    (("--what=semantic", "--window=1"), "--window belongs to --what=stream"),
+    (("--what=stream", "--at_end"), "--at_end belongs to --what=semantic"),
     (
       ("--what=stream", "--lengths=2", "--size=8,64,64"),
       "a clip that begins at frame 8 is not known",
