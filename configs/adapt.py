@@ -14,9 +14,10 @@ Encode clips first, then three phases, each from the one before it:
     --config.start.weights=out/head/result --config.data.path=out/clips \\
     --export=out/lora/result
 
-To compare with: `direct` fine-tunes without alignment, `head` without
-`start.patch_embed` skips the first phase, `scratch` starts from nothing,
-`full` trains every parameter, `base` is training in the base's own latents.
+To compare with: `direct` fine-tunes without alignment, LoRA and a random head
+at once, `head` without `start.patch_embed` skips the first phase, `scratch`
+starts from nothing, `full` trains every parameter, `base` is training in the
+base's own latents.
 
 The numbers are those of DC-Gen `projects/DC-VideoGen/AE-Adapt-V.md` (commit
 562077c) but for the noise levels, which are continuous; with

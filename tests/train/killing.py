@@ -121,8 +121,9 @@ def run_with_kills(
 def state(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   """Name -> array of the newest checkpoint, which must be of the last step."""
   run = step.plan({**config, "mesh": {"data": -1}})
-  with checkpoint.Checkpointer(workdir / "checkpoints") as saver:
-    found = saver.restore(run.state, repair=False)
+  directory = workdir / "checkpoints"
+  with checkpoint.Checkpointer(directory, read_only=True) as saver:
+    found = saver.restore(run.state)
   assert found is not None and found.step == config["steps"]
   return {k: np.asarray(v) for k, v in tree.flatten(found.state).items()}
 

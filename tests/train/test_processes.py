@@ -4,7 +4,6 @@ import contextlib
 import re
 import shutil
 import signal
-import socket
 import time
 
 import jax
@@ -15,7 +14,7 @@ from configs import tiny
 from dcvideogen_jax import sharding, tree
 from dcvideogen_jax.data import pipeline
 from dcvideogen_jax.train import step
-from tests.train import killing
+from tests.train import killing, pairs
 
 STEPS = 10
 CHANGES = {
@@ -45,28 +44,14 @@ def _config():
   return config.to_dict()
 
 
-class _Pair:
-  """Starts the two processes of a training."""
-
-  def __init__(self, workdir, cache):
-    with socket.socket() as s:
-      s.bind(("localhost", 0))
-      port = s.getsockname()[1]
-    self.processes = [
-      killing.start(
-        [
-          *["launch.train", "--config=configs/tiny.py:autoencoder,runlocal"],
-          *[f"--config.{key}={value}" for key, value in CHANGES.items()],
-          *[f"--workdir={workdir}", f"--coordinator=localhost:{port}"],
-          *["--processes=2", f"--process={i}"],
-        ],
-        cache,
-      )
-      for i in range(2)
-    ]
-
-  def finish(self):
-    return [killing.finish(process) for process in self.processes]
+def _start(workdir, cache):
+  """The two processes of a training."""
+  command = [
+    *["launch.train", "--config=configs/tiny.py:autoencoder,runlocal"],
+    *[f"--config.{key}={value}" for key, value in CHANGES.items()],
+    f"--workdir={workdir}",
+  ]
+  return pairs.start(command, cache)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +62,8 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, cache):
   workdir = tmp_path_factory.mktemp("pair") / "whole"
-  (code, out, err), (code_1, out_1, err_1) = _Pair(workdir, cache).finish()
+  started = _start(workdir, cache)
+  (code, out, err), (code_1, out_1, err_1) = pairs.finish(started)
   assert (code, code_1) == (0, 0), (err, err_1)
   assert f"step {STEPS}/{STEPS}" in out and "step" not in out_1
   return workdir
@@ -128,7 +114,7 @@ def test_two_processes_equal_one(finished, monkeypatch):
 
 def _resume(workdir, cache, finished):
   """Starts both again; the end is as if nothing had happened."""
-  ended = _Pair(workdir, cache).finish()
+  ended = pairs.finish(_start(workdir, cache))
   assert [code for code, *_ in ended] == [0, 0], ended
   assert "resuming after step" in ended[0][1]
   killing.assert_same_bits(
@@ -139,25 +125,25 @@ def _resume(workdir, cache, finished):
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_is_killed_and_both_start_again(finished, cache, tmp_path, victim):
-  pair = _Pair(tmp_path, cache)
+  pair = _start(tmp_path, cache)
   # Step 4 is saved only once step 2 is on disk.
-  assert killing.read_to(pair.processes[0], 5) >= 5
-  pair.processes[victim].send_signal(signal.SIGKILL)
-  pair.processes[victim].wait()
+  assert killing.read_to(pair[0], 5) >= 5
+  pair[victim].send_signal(signal.SIGKILL)
+  pair[victim].wait()
   # Alone the other one waits or gives up, and must not save anything.
   time.sleep(0.5)
-  pair.processes[1 - victim].send_signal(signal.SIGKILL)
-  assert all(code < 0 for code, *_ in pair.finish())
+  pair[1 - victim].send_signal(signal.SIGKILL)
+  assert all(code < 0 for code, *_ in pairs.finish(pair))
   _resume(tmp_path, cache, finished)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_sigterm_to_one_saves_both(finished, cache, tmp_path, told):
-  pair = _Pair(tmp_path, cache)
-  assert killing.read_to(pair.processes[0], 1) >= 1
-  pair.processes[told].send_signal(signal.SIGTERM)
-  (code, out, err), (code_1, _, err_1) = pair.finish()
+  pair = _start(tmp_path, cache)
+  assert killing.read_to(pair[0], 1) >= 1
+  pair[told].send_signal(signal.SIGTERM)
+  (code, out, err), (code_1, _, err_1) = pairs.finish(pair)
   assert (code, code_1) == (143, 143), (err, err_1)
   assert re.search(r"SIGTERM: saved step \d+", out)
   _resume(tmp_path, cache, finished)

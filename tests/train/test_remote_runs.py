@@ -17,8 +17,9 @@ bucket = object_store.bucket
 
 def _state(config, workdir):
   run = step.plan(config)
-  with checkpoint.Checkpointer(files.path(workdir) / "checkpoints") as saver:
-    found = saver.restore(run.state, repair=False)
+  directory = files.path(workdir) / "checkpoints"
+  with checkpoint.Checkpointer(directory, read_only=True) as saver:
+    found = saver.restore(run.state)
   return found.step, jax.tree.map(np.asarray, found.state)
 
 
