@@ -46,13 +46,13 @@ class Dense(nn.Module):
   def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n f"]:
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    x = x.astype(self.dtype)
-    y = self._dot(x, kernel.astype(self.dtype))
+    bias = None
     if self.use_bias:
       bias = self.param(
         "bias", nn.initializers.zeros, shape[1:], self.param_dtype
       )
-      y += jnp.expand_dims(bias.astype(self.dtype), range(y.ndim - 1))
+    x = x.astype(self.dtype)
+    y = linear(x, kernel, bias, self.precision)
     if self.lora_rank and (
       self.is_initializing() or self.has_variable("lora", "a")
     ):
@@ -64,7 +64,7 @@ class Dense(nn.Module):
     # PEFT's: uniform within 1 / sqrt(in), as of torch's linear layers.
     start = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     a, b = (
-      self.variable("lora", name, init).value.astype(self.dtype)
+      self.variable("lora", name, init).value
       for name, init in (
         (
           "a",
@@ -73,11 +73,61 @@ class Dense(nn.Module):
         ("b", lambda: jnp.zeros((rank, shape[1]), jnp.float32)),
       )
     )
-    update = self._dot(self._dot(x, a), b)
+    update = linear(linear(x, a, None, self.precision), b, None, self.precision)
     return update * jnp.asarray(self.lora_alpha / rank, self.dtype)
 
-  def _dot(self, x, y):
-    return jnp.matmul(x, y, precision=self.precision)
+
+def linear(
+  x: Float[Array, "*n c"],
+  kernel: Float[Array, "c f"],
+  bias: Float[Array, " f"] | None = None,
+  precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, "*n f"]:
+  """x @ kernel + bias, computed in the dtype of `x`.
+
+  Gradients of float32 parameters are float32 from the product on, also where
+  `x` is in half precision: what rows, and devices, add to them is not rounded
+  before it is summed, as torch's FSDP does with `reduce_dtype=float32`.
+  """
+  mixed = kernel.dtype == jnp.float32 != x.dtype
+  y = (_mixed_matmul if mixed else _matmul)(x, kernel, precision)
+  if bias is None:
+    return y
+  dtype = jnp.promote_types(y.dtype, bias.dtype)
+  bias = jnp.expand_dims(bias.astype(dtype), range(y.ndim - 1))
+  return (y.astype(dtype) + bias).astype(y.dtype)
+
+
+def _matmul(x, kernel, precision):
+  return jnp.matmul(x, kernel.astype(x.dtype), precision=precision)
+
+
+def _mixed_forward(x, kernel, precision):
+  # For what is frozen nothing is kept.
+  kept = (
+    x.value if kernel.perturbed else None,
+    kernel.value if x.perturbed else None,
+  )
+  return _matmul(x.value, kernel.value, precision), kept
+
+
+def _mixed_backward(precision, kept, dy):
+  x, kernel = kept
+  dx = None if kernel is None else _matmul(dy, kernel.T, precision)
+  if x is None:
+    return dx, None
+  dkernel = jnp.einsum(
+    "...c,...f->cf",
+    x,
+    dy,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+  return dx, dkernel
+
+
+_mixed_matmul = jax.custom_vjp(_matmul, nondiff_argnums=(2,))
+_mixed_matmul.defvjp(_mixed_forward, _mixed_backward, symbolic_zeros=True)
 
 
 def gelu(x: Float[Array, "*n c"], approximate: bool) -> Float[Array, "*n c"]:

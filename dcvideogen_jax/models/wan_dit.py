@@ -243,8 +243,7 @@ class WanDiT(nn.Module):
       ph=ph,
       pw=pw,
     )
-    x = patches @ kernel.astype(self.dtype).reshape(-1, self.width)
-    x += bias.astype(self.dtype)[None, None]
+    x = layers.linear(patches, kernel.reshape(-1, self.width), bias)
     x = sharding.constrain(x, "batch", "tokens")
     self.sow("intermediates", "patches", x)
     return x

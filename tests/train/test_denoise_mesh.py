@@ -19,9 +19,10 @@ FIELDS = tiny_models.FIELDS["deep_i2v"] | {
 }
 
 
-def step(mesh):
+def step(mesh, phase="lora", **changes):
   """(loss, gradients of what trains by name) on the host, and the program."""
-  task = denoise.denoise(runs.config("lora", "i2v", model=FIELDS))
+  config = runs.config(phase, "i2v", model=FIELDS, **changes)
+  task = denoise.denoise(config)
   abstract = jax.eval_shape(task.init, jax.random.PRNGKey(0))
   variables = tiny_models.random(abstract)
   where = sharding.shardings({"params": abstract}, mesh, common.DIT_SHARDING)[
@@ -45,7 +46,8 @@ def step(mesh):
     function = jax.jit(jax.value_and_grad(loss_fn))
     program = function.lower(params, frozen, batch).compile()
   loss, grads = jax.device_get(program(params, frozen, batch))
-  q = params["lora"]["blocks"]["self_attn"]["q"]["a"]
+  kind, name = ("lora", "a") if phase == "lora" else ("params", "kernel")
+  q = params[kind]["blocks"]["self_attn"]["q"][name]
   parts = mesh.shape["fsdp"] * mesh.shape["context"]
   assert q.sharding.shard_shape(q.shape)[1] == q.shape[1] // parts
   return loss, tree.flatten(grads), program.as_text()
@@ -85,3 +87,14 @@ def test_a_mesh_changes_nothing(alone, axes):
     # No device computes all 8 tokens of all 8 samples, but attends to them.
     widths = "96" if "context" in axes else r"\d+"
     assert not re.findall(rf"f32\[8,8,{widths}\]", program)
+
+
+@pytest.mark.parametrize("phase", ["lora", "full"])
+def test_devices_add_up_float32(phase):
+  """No gradient is rounded to half precision before it is summed."""
+  mesh = sharding.make_mesh({"fsdp": 8})
+  _, gradients, _ = step(mesh, phase, dtype="bfloat16")
+  for name, value in gradients.items():
+    assert value.dtype == np.float32
+    rounded = value.astype(jax.numpy.bfloat16).astype(np.float32)
+    assert (rounded != value).mean() > 0.5, name
