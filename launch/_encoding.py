@@ -1,4 +1,8 @@
-"""Encodes the clips of a source, part by part, in one process or several."""
+"""Encodes the clips of a source, part by part, on all devices of a process.
+
+Every device has its own copy of the encoders and makes whole parts, so that the
+bytes of a part do not depend on how many devices there are.
+"""
 
 import collections
 import concurrent.futures
@@ -38,7 +42,7 @@ class Job(NamedTuple):
     dtype: that arrays are stored in, of `latents.DTYPES`.
     negative: the negative prompt.
     output: the folder, which is begun.
-    threads: that read clips ahead.
+    threads: that read clips ahead; None is one per core, at most 8 per device.
   """
 
   source: Any
@@ -49,7 +53,7 @@ class Job(NamedTuple):
   dtype: str
   negative: str
   output: pathlib.Path
-  threads: int
+  threads: int | None
 
   @property
   def count(self) -> int:
@@ -62,13 +66,17 @@ class Job(NamedTuple):
     return range(start, min(start + self.per_part, len(self.source)))
 
 
+class _Stopped(Exception):
+  """Another thread has failed."""
+
+
 def run(
   job: Job,
   numbers: Iterable[int],
   ready: Callable[[], None],
   done: Callable[[int], None],
 ) -> None:
-  """Makes parts in this process.
+  """Makes parts in this process, one at a time on each of its devices.
 
   Args:
     job: what to do.
@@ -79,16 +87,56 @@ def run(
   Raises:
     errors.UserError: for anything but a clip that cannot be used.
   """
+  devices = jax.local_devices()
   load = weights_cache.caching(_program.cache_directory() / "weights")
-  encoders = _encoders.Encoders(job.paths, job.options, load)
-  sizes = encoders.sizes(job.bucket)
-  if encoders.has_text and not (job.output / latents.NEGATIVE).exists():
-    parts.write_negative(job.output, encoders.texts([job.negative])[0])
+  encoders = []
+  for device in devices:
+    with jax.default_device(device):
+      encoders.append(_encoders.Encoders(job.paths, job.options, load))
+  if encoders[0].has_text and not (job.output / latents.NEGATIVE).exists():
+    parts.write_negative(job.output, encoders[0].texts([job.negative])[0])
   ready()
-  with concurrent.futures.ThreadPoolExecutor(job.threads) as pool:
-    for number in numbers:
-      with parts.Writer(job.output, number, encoders.facts()) as writer:
-        _Part(job, encoders, sizes, writer, done).run(job.clips(number), pool)
+  numbers, lock, stopped = iter(numbers), threading.Lock(), threading.Event()
+  threads = job.threads or reading_threads(len(devices))
+
+  def count(clips: int) -> None:
+    if stopped.is_set():
+      raise _Stopped
+    with lock:
+      done(clips)
+
+  def make(device: jax.Device, encoders: _encoders.Encoders) -> None:
+    sizes = encoders.sizes(job.bucket)
+    ahead = -(-2 * threads // len(devices))
+    while True:
+      with lock:
+        number = next(numbers, None)
+      if number is None:
+        return
+      with (
+        jax.default_device(device),
+        parts.Writer(job.output, number, encoders.facts()) as writer,
+      ):
+        part = _Part(job, encoders, sizes, writer, count)
+        part.run(job.clips(number), readers, ahead)
+
+  with (
+    concurrent.futures.ThreadPoolExecutor(threads) as readers,
+    concurrent.futures.ThreadPoolExecutor(len(devices)) as makers,
+  ):
+    running = [
+      makers.submit(make, *both) for both in zip(devices, encoders, strict=True)
+    ]
+    try:
+      for future in concurrent.futures.as_completed(running):
+        future.result()
+    finally:
+      stopped.set()
+
+
+def reading_threads(devices: int = 1) -> int:
+  """One per core, at most 8 for each device."""
+  return min(8 * devices, os.cpu_count() or 1)
 
 
 class _Part:
@@ -100,10 +148,8 @@ class _Part:
     self._waiting = collections.defaultdict(list)
     self._known: dict[str, np.ndarray] = {}
 
-  def run(self, numbers: Sequence[int], pool) -> None:
-    for number, loaded in _read_ahead(
-      self._load, numbers, pool, self._job.threads
-    ):
+  def run(self, numbers: Sequence[int], readers, ahead: int) -> None:
+    for number, loaded in _read_ahead(self._load, numbers, readers, ahead):
       if isinstance(loaded, str):
         self._skip(self._job.source[number].file, loaded)
         continue
@@ -169,14 +215,14 @@ class _Part:
 
 
 def _read_ahead(
-  function: Callable[[int], Any], numbers: Sequence[int], pool, threads: int
+  function: Callable[[int], Any], numbers: Sequence[int], pool, ahead: int
 ) -> Iterator[tuple[int, Any]]:
-  """(number, function of it) in order, some of them computed ahead."""
+  """(number, function of it) in order, so many of them computed ahead."""
   waiting = collections.deque()
   try:
     for number in numbers:
       waiting.append((number, pool.submit(function, number)))
-      if len(waiting) > 2 * threads:
+      if len(waiting) > ahead:
         number, future = waiting.popleft()
         yield number, future.result()
     while waiting:

@@ -13,18 +13,18 @@ DC-AE-V, by the base model's autoencoder (three frames fewer), by the text
 encoder and, with --i2v, by CLIP; --i2v adds the latents of the first frame as a
 condition. What is encoded is what there is an encoder for.
 
-OUT is read by the data source "latents". The same command again continues an
-interrupted run; the bytes of the result do not depend on interruptions, on
---workers or on --processes, several machines that share the folder: each is
-told its number by --process, or all of a pod or cluster --distributed. Videos
-that are damaged, too short or without a caption are listed in
-OUT/skipped.jsonl.
+OUT is read by the data source "latents". All GPUs or TPU chips of the machine
+encode. The same command again continues an interrupted run; the bytes of the
+result do not depend on interruptions, on the number of devices, on --workers or
+on --processes, several machines that share the folder: each is told its number
+by --process, or all of a pod or cluster --distributed. Videos that are damaged,
+too short or without a caption are listed in OUT/skipped.jsonl.
 """
 
-import os
 import pathlib
 from typing import Any
 
+import jax
 import tqdm
 from absl import flags
 
@@ -138,11 +138,15 @@ _PRECISION = flags.DEFINE_enum(
 _WORKERS = flags.DEFINE_integer(
   "workers",
   1,
-  "Processes on this machine; with GPUs, at most as many.",
+  "Processes on this machine, for CPUs: one process uses all GPUs or TPU chips;"
+  " of several each has one GPU.",
   lower_bound=1,
 )
 _THREADS = flags.DEFINE_integer(
-  "threads", None, "That read videos. Unset: one per core, at most 8."
+  "threads",
+  None,
+  "That read videos. Unset: one per core, at most 8 for each device.",
+  lower_bound=1,
 )
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Look at the clips and tell what would be done."
@@ -154,6 +158,11 @@ def main(argv):
   del argv
   _check_flags()
   first, step = _distributed.share()
+  if _WORKERS.value > 1 and jax.distributed.is_initialized():
+    raise errors.UserError(
+      "--workers are for one machine alone; processes that join each other use "
+      "all of their devices"
+    )
   source = _source()
   paths = _paths()
   if _DRY_RUN.value:
@@ -243,12 +252,8 @@ def _job(source: Any, paths: layouts.Paths) -> _encoding.Job:
     dtype=_DTYPE.value,
     negative=tokenize.NEGATIVE_PROMPTS.get(prompt, prompt),
     output=pathlib.Path(_OUTPUT.value),
-    threads=_threads(),
+    threads=_THREADS.value,
   )
-
-
-def _threads() -> int:
-  return _THREADS.value or min(8, os.cpu_count() or 1)
 
 
 def _settings(job: _encoding.Job) -> dict[str, Any]:
@@ -297,7 +302,7 @@ def _inspect(source: Any, paths: layouts.Paths, mine: range) -> str:
     _FRAMES.value,
     sizes,
     "text_encoder" in encoders,
-    _threads(),
+    _THREADS.value or _encoding.reading_threads(),
   )
 
   def size_of(clip: _inspection.Found) -> int:

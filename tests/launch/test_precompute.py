@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -16,8 +17,16 @@ import pytest
 
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.adapt import encode
-from dcvideogen_jax.data import buckets, clip_sources, latents, tokenize
+from dcvideogen_jax.data import (
+  buckets,
+  clip_sources,
+  latents,
+  parts,
+  tokenize,
+)
 from dcvideogen_jax.models import wan_vae
+from dcvideogen_jax.sample import layouts
+from launch import _encoders, _encoding
 from tests.data import data_sets
 from tests.launch import launching
 
@@ -225,6 +234,80 @@ def test_two_runs_give_the_same_bytes(programs, made, videos, base_vae):
   assert _content(other) == _content(made[0])
   again = programs.run("launch.precompute", *arguments)
   assert "clips per second" not in again.stdout and again.code == 0
+
+
+def _job(base_vae, output, clips):
+  options = _encoders.Options(
+    frames=8,
+    batch=2,
+    i2v=False,
+    stretch=False,
+    budget=2**30,
+    precision="highest",
+    text_dtype="float32",
+    text_tokens=16,
+  )
+  parts.begin(output, {})
+  return _encoding.Job(
+    clip_sources.World(clips, "train", 0),
+    layouts.Paths(wan_vae=base_vae[0]),
+    options,
+    bucket="32x32",
+    per_part=2,
+    dtype="float32",
+    negative="",
+    output=output,
+    threads=2,
+  )
+
+
+def test_all_devices_encode(base_vae, tmp_path, monkeypatch):
+  """Each its parts, all of them at once, to the same bytes as one."""
+  whole = _job(base_vae, tmp_path / "whole", 11)
+  one, *_ = devices = jax.local_devices()[:3]
+  monkeypatch.setattr(jax, "local_devices", lambda: [one])
+  counts = []
+  _encoding.run(whole, range(6), lambda: None, counts.append)
+  assert sum(counts) == 11
+
+  together = threading.Barrier(3, timeout=100)
+  used = set()
+  encode_clips = _encoders.Encoders.clips
+
+  def clips(self, *arguments):
+    (device,) = jnp.zeros(()).devices()
+    if device not in used:
+      used.add(device)
+      together.wait()
+    return encode_clips(self, *arguments)
+
+  monkeypatch.setattr(_encoders.Encoders, "clips", clips)
+  monkeypatch.setattr(jax, "local_devices", lambda: devices)
+  spread = _job(base_vae, tmp_path / "spread", 11)
+  counts.clear()
+  _encoding.run(spread, range(6), lambda: None, counts.append)
+  assert sum(counts) == 11 and used == set(devices)
+  assert _content(spread.output) == _content(whole.output)
+
+
+def test_a_device_that_fails_ends_the_others(base_vae, tmp_path, monkeypatch):
+  job = _job(base_vae, tmp_path / "out", 40)
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+  encode_clips = _encoders.Encoders.clips
+
+  def clips(self, *arguments):
+    if jnp.zeros(()).devices() == {jax.devices()[1]}:
+      raise errors.UserError("no more")
+    time.sleep(0.1)
+    return encode_clips(self, *arguments)
+
+  monkeypatch.setattr(_encoders.Encoders, "clips", clips)
+  counts = []
+  with pytest.raises(errors.UserError, match="no more"):
+    _encoding.run(job, range(20), lambda: None, counts.append)
+  assert sum(counts) < 20
+  whole = {path.name for path in job.output.glob("part-*")}
+  assert len(whole) * job.per_part <= sum(counts)
 
 
 def _world(base_vae, output, *more):
