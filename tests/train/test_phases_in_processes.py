@@ -1,4 +1,4 @@
-"""A phase of AE-Adapt-V in two processes, from files, equals it in one."""
+"""A phase of AE-Adapt-V in two processes, on files, equals it in one."""
 
 import contextlib
 
@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import adapt
 from dcvideogen_jax import sharding, tree
 from dcvideogen_jax.train import inputs, step
-from tests.train import killing, pairs
+from tests.train import encoded_config, killing, pairs
 
 STEPS = 3
 CHANGES = {
@@ -39,7 +38,7 @@ def _flags(changes):
 def _train(phase, workdir, changes):
   return [
     "launch.train",
-    f"--config=configs/adapt.py:tiny_t2v,phase={phase},runlocal",
+    f"--config=tests/train/encoded_config.py:tiny_t2v,phase={phase}",
     *_flags(changes),
     f"--workdir={workdir}",
   ]
@@ -47,13 +46,17 @@ def _train(phase, workdir, changes):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, cache):
-  """What the second phase starts from, and the negative prompt."""
+  """What the second phase starts from, its clips and the negative prompt."""
   folder = tmp_path_factory.mktemp("start")
+  encoded_config.write(folder / "clips", 30)
+  clips = {
+    f"{data}.path": str(folder / "clips") for data in ("data", "val.data")
+  }
   for phase in ("base", "embed"):
     ended = killing.finish(
       killing.start(
         [
-          *_train(phase, folder / phase, {"steps": 1}),
+          *_train(phase, folder / phase, {"steps": 1} | clips),
           f"--export={folder / phase / 'model'}",
         ],
         cache,
@@ -62,7 +65,7 @@ def start(tmp_path_factory, cache):
     assert ended[0] == 0, ended
   text = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
   np.save(folder / "negative.npy", text)
-  return {
+  return clips | {
     "start.random": False,
     "start.base": str(folder / "base" / "model"),
     "start.patch_embed": str(folder / "embed" / "model"),
@@ -82,7 +85,7 @@ def test_the_second_phase_in_two_processes(start, cache, tmp_path, monkeypatch):
     for sample in sum(killing.history(tmp_path, STEPS, process), [])
   ]
   assert len(set(samples)) == len(samples) == 4 * STEPS
-  config = adapt.get_config("tiny_t2v,phase=head,runlocal")
+  config = encoded_config.get_config("tiny_t2v,phase=head")
   config.update_from_flattened_dict(CHANGES | start)
   config = config.to_dict()
   make_mesh = sharding.make_mesh
