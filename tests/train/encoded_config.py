@@ -1,4 +1,4 @@
-"""`configs/adapt.py` at the size of "runlocal", but on encoded clips in files."""
+"""`configs/adapt.py` as small as "runlocal", but on encoded clips in files."""
 
 import pathlib
 
