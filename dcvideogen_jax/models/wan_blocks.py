@@ -82,6 +82,8 @@ def _features(x: Float[Array, "b n k e"]) -> Float[Array, "b n d"]:
 class Past(NamedTuple):
   """What later tokens need of earlier ones, by layer.
 
+  On a mesh every device has all tokens of some heads.
+
   Attributes:
     keys: before their rotation, so that positions can still be chosen.
     values: of the same tokens.
@@ -124,14 +126,16 @@ class SelfAttention(nn.Module):
     if not self.is_initializing():
       self.sow("cache", "keys", k)
       self.sow("cache", "values", v)
+    before = None
     if past:
-      k = jnp.concatenate([*(p.keys for p in past), k], axis=1)
-      v = jnp.concatenate([*(p.values for p in past), v], axis=1)
+      keys, values = (jnp.concatenate(x, 1) for x in zip(*past, strict=True))
+      before = rope.rotate(keys, angles[:-n]), values
     y = attention.over_mesh(
       rope.rotate(q, angles[-n:]),
-      rope.rotate(k, angles),
+      rope.rotate(k, angles[-n:]),
       v,
       keys="tokens",
+      past=before,
       mask=self.mask,
       implementation=self.attention,
     )

@@ -110,8 +110,7 @@ class Run:
   def latents(self) -> Iterator[Latents]:
     """All chunks, those that are given first."""
     known, count = self.chunks
-    guided = self.negative is not None
-    kept = Kept(2 if guided and not self.batched else 1, *self.keep)
+    kept = Kept(self._passes, *self.keep)
     images = self._images()
     for i, x in enumerate(self._known()):
       yield x
@@ -133,6 +132,11 @@ class Run:
         chunks, grid, self.size, parts.dtype, budget
       )
     return self.made.each(video, self.phase, "decode")
+
+  @property
+  def _passes(self) -> int:
+    """Through the model for each step."""
+    return 1 if self.negative is None or self.batched else 2
 
   def _denoise(self, n, inputs, kept):
     def on_step(i, x):
@@ -219,13 +223,13 @@ class Run:
       yield self.made.put(np.repeat(x, len(self.seeds), axis=0))
 
   def _budget(self) -> float:
-    """Bytes for the autoencoder, beside keys and values that are to come.
+    """Bytes of a device for the autoencoder, beside keys and values to come.
 
     Raises:
       errors.UserError: if these alone do not fit.
     """
     free: float = self.made.budget(self.memory_budget)
-    if self.memory_budget is not None or self.made.layout is not None:
+    if self.memory_budget is not None:
       return free
     module = self.transformer.module
     sink, window = self.keep
@@ -233,10 +237,22 @@ class Run:
     if window is not None:
       # A new one is there before the oldest is forgotten.
       chunks = min(chunks, sink + window + 1)
+    passes = self._passes
     branches = 1 if self.negative is None else 2
-    numbers = math.prod(self.shape[:3]) // math.prod(module.patch)
-    numbers *= 2 * module.layers * module.width * len(self.seeds) * branches
-    kept = chunks * numbers * jnp.dtype(module.dtype).itemsize
+    tokens = math.prod(self.shape[:3]) // math.prod(module.patch)
+    shape = (
+      module.layers,
+      len(self.seeds) * branches // passes,
+      tokens,
+      module.heads,
+      module.width // module.heads,
+    )
+    if self.made.layout is not None:
+      mesh = self.made.layout.mesh
+      spec = denoise.where_kept(mesh, shape)
+      shape = jax.sharding.NamedSharding(mesh, spec).shard_shape(shape)
+    kept = 2 * chunks * passes * math.prod(shape)
+    kept *= jnp.dtype(module.dtype).itemsize
     if kept >= free:
       raise errors.UserError(
         f"keys and values of {chunks} chunks take {kept / 2**30:.1f} GiB, of "

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float
 
 from dcvideogen_jax import sharding
@@ -92,10 +93,8 @@ def remember(
   """
 
   def kept(x, t, given, past):
-    mutable = ["cache"]
-    return wan_dit.kept(
-      _apply(module, params, x, t, given, past, mutable=mutable)[1]
-    )
+    _, left = _apply(module, params, x, t, given, past, mutable=["cache"])
+    return jax.tree.map(_split_heads, wan_dit.kept(left))
 
   if uncond is None:
     return (kept(x, t, cond, past[0]),)
@@ -105,6 +104,20 @@ def remember(
   given = jax.tree.map(guidance.interleave, dict(cond), dict(uncond))
   x, t = (guidance.interleave(y, y) for y in (x, t))
   return (kept(x, t, given, past[0]),)
+
+
+def _split_heads(x):
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, where_kept(mesh, x.shape))
+
+
+def where_kept(
+  mesh: Mesh | AbstractMesh, shape: tuple[int, ...]
+) -> jax.sharding.PartitionSpec:
+  """How a mesh splits what `remember` gives, of shape "layers b m k e"."""
+  return sharding.fitting(mesh, shape, None, "batch", None, "heads")
 
 
 def _apply(module, params, x, t, given, past, **options):

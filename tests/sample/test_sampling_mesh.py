@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, memory
 from dcvideogen_jax.models import bands
-from dcvideogen_jax.sample import loading, pipeline, placement
+from dcvideogen_jax.sample import chunkwise, loading, pipeline, placement
 from tests.sample import small
 
 # 45 tokens and 5 columns of latents, which no mesh divides.
@@ -110,22 +110,48 @@ def test_processes_with_nothing_to_do(monkeypatch):
     placement.layout(common.mesh(context=2), ())
 
 
+STREAM = {
+  "negative_prompt": small.NEGATIVE,
+  "frames": 32,
+  "window": 2,
+  "steps": 1,
+  "height": 10,
+  "width": 18,
+}
+
+
 @pytest.mark.parametrize(
-  "sizes", [{"data": 2}, {"tensor": 2}, {"context": 2, "spatial": 2}]
+  "sizes",
+  [{"data": 2}, {"tensor": 2}, {"context": 4}, {"context": 2, "spatial": 2}],
 )
-def test_a_stream_on_a_mesh(sizes):
+def test_a_stream_on_a_mesh(sizes, monkeypatch):
   """Four chunks of 30 tokens, each after at most two others."""
   made = small.make(chunk=2, **FIELDS)
-  given = {
-    "negative_prompt": small.NEGATIVE,
-    "frames": 32,
-    "window": 2,
-    "steps": 1,
-    "height": 10,
-    "width": 18,
-  }
-  expected = made.generate_stream(small.TEXT, **given)
-  found = spread(made, **sizes).generate_stream(small.TEXT, **given)
-  for x, y in zip(found.latents(), expected.latents(), strict=True):
+  expected = [*made.generate_stream(small.TEXT, **STREAM).latents()]
+  kept, add = [], chunkwise.Kept.add
+
+  def spy(self, chunk):
+    kept.append(chunk)
+    add(self, chunk)
+
+  monkeypatch.setattr(chunkwise.Kept, "add", spy)
+  found = spread(made, **sizes).generate_stream(small.TEXT, **STREAM)
+  for x, y in zip(found.latents(), expected, strict=True):
     assert len(x.sharding.device_set) == np.prod(list(sizes.values()))
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+  assert len(kept) == 3
+  # Two rows, of guidance, and four heads.
+  heads = 4 // (sizes.get("tensor", 1) * sizes.get("context", 1))
+  local = (2, 2 // sizes.get("data", 1), 30, heads, 6)
+  for x in jax.tree.leaves(kept):
+    assert x.sharding.shard_shape(x.shape) == local
+
+
+def test_keys_and_values_are_counted_once_over_a_mesh(monkeypatch):
+  made = spread(small.make(chunk=2, **FIELDS), tensor=2)
+  # Two layers, 12 of 24 wide, 30 tokens, both branches, keys and values.
+  chunk = 2 * 12 * 30 * 2 * 2 * 4
+  for free, message in ((2.9, "of 3 chunks take"), (3.1, "does not fit")):
+    monkeypatch.setattr(memory, "free_on_all", lambda n=free: n * chunk / 0.85)
+    with pytest.raises(errors.UserError, match=message):
+      next(made.generate_stream(small.TEXT, **STREAM).chunks())

@@ -23,6 +23,7 @@ def over_mesh(
   v: Float[Array, "b m k e"],
   *,
   keys: str | None,
+  past: tuple[Float[Array, "b p k e"], Float[Array, "b p k e"]] | None = None,
   mask: masks.Mask | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "b n k e"]:
@@ -37,6 +38,7 @@ def over_mesh(
     v: values, split like the keys.
     keys: "tokens" if the keys are split over devices as the queries are; None
       if every device has all keys.
+    past: keys and values before these, split over "batch" and "heads".
     mask: as for `attention`, of all queries and keys.
     implementation: as for `attention`.
 
@@ -54,7 +56,7 @@ def over_mesh(
   )
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
-    return local(q, k, v)
+    return local(q, *_joined(past, k, v))
   exchanged = keys is not None and sharding.devices(mesh, keys) > 1
   _check_heads(mesh, q.shape[2], exchanged)
   if (
@@ -63,22 +65,36 @@ def over_mesh(
     raise NotImplementedError("a mask for queries that are split, not the keys")
   b, n, m = *q.shape[:2], k.shape[1]
 
-  def part(q, k, v):
+  def part(q, k, v, past):
     if not exchanged:
-      return local(q, k, v)
+      return local(q, *_joined(past, k, v))
     sizes = zip((q, k, v), (n, m, m), strict=True)
-    y = local(*(_to_heads(x)[:, :size] for x, size in sizes))
-    return _to_tokens(y, q.shape[1])
+    all_q, k, v = (_to_heads(x)[:, :size] for x, size in sizes)
+    return _to_tokens(local(all_q, *_joined(past, k, v)), q.shape[1])
 
   names = ("tokens", keys, keys)
   specs = [sharding.activation(mesh, "batch", name, "hidden") for name in names]
-  filled = [
+  q, k, v = (
     _fill(mesh, x, name) for x, name in zip((q, k, v), names, strict=True)
-  ]
+  )
+  if past is not None:
+    past = _fill(mesh, past[0], None), _fill(mesh, past[1], None)
   out = jax.shard_map(
-    part, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
-  )(*filled)
+    part,
+    in_specs=(*specs, sharding.activation(mesh, "batch", None, "heads")),
+    out_specs=specs[0],
+    check_vma=False,
+  )(q, k, v, past)
   return out[:b, :n]
+
+
+def _joined(past, k, v):
+  """Keys and values, what is past first."""
+  if past is None:
+    return k, v
+  return tuple(
+    jnp.concatenate(both, axis=1) for both in zip(past, (k, v), strict=True)
+  )
 
 
 def _check_heads(mesh: AbstractMesh, heads: int, exchanged: bool) -> None:
