@@ -1,9 +1,12 @@
 """What `launch.sample --stream` is asked for: its flags and given frames."""
 
 import collections
-from collections.abc import Mapping
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 from absl import flags
@@ -102,6 +105,38 @@ def check(others: Mapping[str, Any]) -> None:
 def settings() -> dict[str, Any]:
   """What a report says besides; nothing of other videos."""
   return {"continue_from": _CONTINUE_FROM.value} if asked() else {}
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+  """Lets Ctrl-C end a stream after the chunk that is being made.
+
+  A second one ends the program at once, as the first does for other videos and
+  where several processes make one together.
+
+  Yields:
+    Whether there was one.
+  """
+  default, seen = signal.default_int_handler, []
+  if (
+    not asked()
+    or jax.process_count() > 1
+    or signal.getsignal(signal.SIGINT) is not default
+  ):
+    yield lambda: False
+    return
+
+  def stop(number, frame):
+    if seen:
+      default(number, frame)
+    seen.append(True)
+    tqdm.tqdm.write("stopping after this chunk; once more stops at once")
+
+  signal.signal(signal.SIGINT, stop)
+  try:
+    yield lambda: bool(seen)
+  finally:
+    signal.signal(signal.SIGINT, default)
 
 
 def make(

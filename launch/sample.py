@@ -384,6 +384,9 @@ def _write(path: pathlib.Path, request, result, clock) -> None:
     for name in ("sheet.png", "report.json", "video.mp4"):
       target = path.with_name(path.name + pathlib.Path(name).suffix)
       (new / name).replace(target)
+  if (count := chunks[-1]["frames"]) < result.size.frames:
+    print(f"{path}.mp4: {count} of {result.size.frames} frames", flush=True)
+    raise KeyboardInterrupt
   phases = ", ".join(f"{k} {v:.1f}" for k, v in seconds.items() if k != "total")
   print(f"{path}.mp4: {seconds['total']:.1f} s ({phases})", flush=True)
 
@@ -406,6 +409,7 @@ def _write_video(path, result, settings, clock):
       comment=json.dumps(settings, ensure_ascii=False),
     ) as writer,
     tqdm.tqdm(total=frames, unit="frame", disable=None, leave=False) as bar,
+    _streaming.interruptible() as interrupted,
   ):
     for chunk in result.chunks(0):
       with clock.phase("write"):
@@ -419,6 +423,8 @@ def _write_video(path, result, settings, clock):
       count += chunk.shape[1]
       bar.update(chunk.shape[1])
       chunks.append(_clock.arrival(count, since))
+      if interrupted():
+        break
   return shown, chunks
 
 

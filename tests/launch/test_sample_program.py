@@ -1,6 +1,8 @@
 """launch.sample end to end on the model that ships, as a user runs it."""
 
 import json
+import signal
+import time
 
 import numpy as np
 import PIL.Image
@@ -8,6 +10,7 @@ import pytest
 
 from dcvideogen_jax.data import video
 from tests.launch import launching
+from tests.train import killing
 
 SMALL = (
   "--config.height=40",
@@ -144,6 +147,31 @@ def test_a_stream_and_its_continuation(programs, tmp_path):
   assert longer.shape == (18, 40, 56, 3)
   assert report["settings"]["given_frames"] == 8
   assert report["settings"]["continue_from"] == str(path)
+
+
+def test_an_interrupted_stream_keeps_its_chunks(tmp_path):
+  command = [
+    *("launch.sample", "--model=tiny", "--prompt=a red ball", *STREAM),
+    *("--frames=80000", "--config.steps=1", f"--output={tmp_path / 'out'}"),
+  ]
+  with killing.start(command, tmp_path / "cache") as process:
+    for _ in range(1000):
+      time.sleep(0.2)
+      if [*tmp_path.glob("out/.new.*/*")]:
+        break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    code, out, err = killing.finish(process)
+  assert code == 130 and err == "error: interrupted\n", err
+  assert "stopping after this chunk" in out
+  names = {p.suffix for p in (tmp_path / "out").iterdir()}
+  assert names == {".mp4", ".json", ".png"}
+  (path,) = (tmp_path / "out").glob("*.mp4")
+  frames = read(path)
+  assert 0 < len(frames) < 80000 and len(frames) % 8 == 0
+  assert f"{path}: {len(frames)} of 80000 frames" in out
+  report = json.loads(path.with_suffix(".json").read_text())
+  assert report["chunks"][-1]["frames"] == len(frames)
 
 
 def test_image_to_video_without_an_image(programs, tmp_path):
