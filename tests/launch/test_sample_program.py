@@ -154,7 +154,11 @@ def test_an_interrupted_stream_keeps_its_chunks(tmp_path):
     *("launch.sample", "--model=tiny", "--prompt=a red ball", *STREAM),
     *("--frames=80000", "--config.steps=1", f"--output={tmp_path / 'out'}"),
   ]
-  with killing.start(command, tmp_path / "cache") as process:
+  # What runs in the background ignores SIGINT, and so would its children.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  process = killing.start(command, tmp_path / "cache")
+  signal.signal(signal.SIGINT, before)
+  with process:
     for _ in range(1000):
       time.sleep(0.2)
       if [*tmp_path.glob("out/.new.*/*")]:
