@@ -351,7 +351,8 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
-  _wait(lambda: (killed / "part-00001").is_dir())
+  # Whichever: one worker may still compile when the other has made many.
+  _wait(lambda: len([*killed.glob("part-*")]) > 1)
   workers = _children(process.pid)
   process.send_signal(signal.SIGKILL)
   process.wait()
