@@ -6,6 +6,7 @@ libav reads a file that was cut off up to its end and says nothing.
 import os
 import pathlib
 import struct
+from collections.abc import Iterator
 
 from dcvideogen_jax import errors
 
@@ -27,7 +28,7 @@ def check_complete(path: str | os.PathLike[str]) -> None:
   with path.open("rb") as f:
     start = f.read(64)
     if start[4:8] == b"ftyp":
-      claimed = _boxes(f, length)
+      claimed = max((end for _, end in _boxes(f, length)), default=0)
     elif start[:4] == _EBML:
       claimed = _segment(start)
     elif start[:4] == b"RIFF" and len(start) >= 8:
@@ -40,8 +41,20 @@ def check_complete(path: str | os.PathLike[str]) -> None:
     )
 
 
-def _boxes(f, length: int) -> int:
-  """End of the last top-level box (ISO/IEC 14496-12, section 4.2)."""
+def fragmented(path: str | os.PathLike[str]) -> bool:
+  """Whether an mp4 or mov has movie fragments, so that its index is no whole.
+
+  Raises:
+    OSError: if it cannot be read.
+  """
+  path = pathlib.Path(path)
+  with path.open("rb") as f:
+    boxes = _boxes(f, path.stat().st_size)
+    return any(kind == b"moof" for kind, _ in boxes)
+
+
+def _boxes(f, length: int) -> Iterator[tuple[bytes, int]]:
+  """Type and end of the top-level boxes (ISO/IEC 14496-12, section 4.2)."""
   position = 0
   while position + 8 <= length:
     f.seek(position)
@@ -52,7 +65,7 @@ def _boxes(f, length: int) -> int:
     if size < 8:  # 0 means "to the end of the file"
       break
     position += size
-  return position
+    yield header[4:8], position
 
 
 def _segment(start: bytes) -> int:

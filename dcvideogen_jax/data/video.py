@@ -27,6 +27,9 @@ _SCALING = (
   | reformatter.Interpolation.FULL_CHR_H_INT
   | reformatter.Interpolation.ACCURATE_RND
 )
+# Formats in which every frame has a time of its own; in others, a frame that
+# was sought may be taken for its neighbour.
+_INDEXED = ("mov", "matroska")
 _BT709 = reformatter.Colorspace.ITU709
 _BT709_TAG = 1
 _SRGB_TAG = 13
@@ -34,13 +37,16 @@ _SRGB_TAG = 13
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-  """What a video file holds.
+  """What a video file shows.
 
   Attributes:
     height: pixels, as displayed (after the rotation the file asks for).
     width: pixels, as displayed.
-    fps: average frames per second.
-    frames: number of frames.
+    fps: average frames per second; 0 if the file does not tell.
+    frames: number of frames that are shown; those that an edit list hides are
+      not counted.
+    seconds: from the beginning of the first frame to the end of the last; 0 if
+      the file does not tell.
     comment: the container's comment tag, or None.
   """
 
@@ -48,7 +54,30 @@ class VideoInfo:
   width: int
   fps: float
   frames: int
+  seconds: float
   comment: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """A decoded frame, which becomes an array only when that is asked for.
+
+  Attributes:
+    seconds: when it is shown, from the first frame of the video on. Later
+      frames have larger numbers, also where a file's timestamps start anew.
+    decoded: as PyAV has it.
+  """
+
+  seconds: float
+  decoded: av.VideoFrame
+
+  def rgb(self, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The upright picture: uint8 (h, w, 3), RGB.
+
+    Args:
+      size: (height, width) to resize to (bicubic) while converting.
+    """
+    return _to_rgb(self.decoded, size)
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
@@ -86,26 +115,68 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-  """Opens a video, decodes its first frame and counts its frames.
+  """Opens a video, decodes its first frame and counts what is shown.
+
+  The frames of an mp4 are counted in its index; other files are read to their
+  end, without being decoded.
 
   Raises:
     errors.UserError: as `read_frames`, for the part that is looked at.
   """
   with _opened(path) as (container, stream):
     comment = container.metadata.get("comment")
-    fps = float(stream.average_rate or stream.guessed_rate or 0)
-    frames = stream.frames
     for frame in _decoded(container, stream, path):
+      if frame.is_corrupt:
+        raise errors.UserError(f"{path} is damaged near frame 0")
       height, width = frame.height, frame.width
       if frame.rotation % 180:
         height, width = width, height
       break
     else:
       raise errors.UserError(f"{path} holds no video frames")
-  if not frames:
-    with _opened(path) as (container, stream):
-      frames = sum(p.size > 0 for p in container.demux(stream))
-  return VideoInfo(height, width, fps, frames, comment)
+  with _opened(path) as (container, stream):
+    times = _times(container, stream, path)
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+  if len(times) > 1 and times[-1] > times[0]:
+    measured = (len(times) - 1) / (times[-1] - times[0])
+    # What the container says is exact, unless it is wrong.
+    if abs(fps / measured - 1) > 0.02:
+      fps = measured
+  elif not len(times):
+    raise errors.UserError(f"{path} holds no video frames")
+  seconds = (times[-1] - times[0] + 1 / fps) if fps else 0.0
+  return VideoInfo(height, width, fps, len(times), seconds, comment)
+
+
+def frames(
+  path: str | os.PathLike[str], *, start: float = 0.0
+) -> Iterator[Frame]:
+  """Yields the frames that a player shows, with their times.
+
+  Only a few frames are in memory at a time. Errors come at the frame where
+  the damage is met, the first of them at the first frame asked for.
+
+  Args:
+    path: a video file, or an image, which is a video of one frame.
+    start: seconds of video to skip, counted from the first frame. A frame
+      that begins up to half a frame earlier still comes.
+
+  Raises:
+    errors.UserError: if the file is missing, is no video, is truncated or
+      damaged, has no video stream or no frames from `start` on.
+  """
+  found = _timed(path, start, seek=start > 0)
+  first = next(found, None)
+  if first is None and start > 0:
+    # Without an index, and with leading pictures that need the frames before
+    # the key frame, the way there is from the beginning.
+    found = _timed(path, start, seek=False)
+    first = next(found, None)
+  if first is None:
+    beyond = f" from second {start:g} on" if start > 0 else ""
+    raise errors.UserError(f"{path} holds no video frames{beyond}")
+  yield first
+  yield from found
 
 
 def read_frames(
@@ -117,9 +188,6 @@ def read_frames(
 ) -> Iterator[np.ndarray]:
   """Yields the frames of a video one by one: uint8 (h, w, 3), RGB, upright.
 
-  Only a few frames are in memory at a time. Errors come at the frame where
-  the damage is met, the first of them at the first frame asked for.
-
   Args:
     path: a video file, or an image, which is a video of one frame.
     max_frames: stop after so many frames.
@@ -127,26 +195,17 @@ def read_frames(
     start: seconds of video to skip, counted from the first frame.
 
   Raises:
-    errors.UserError: if the file is missing, is no video, is truncated or
-      damaged, has no video stream or no frames from `start` on.
+    errors.UserError: as `frames`.
   """
   if max_frames is not None and max_frames <= 0:
     return
-  count = 0
-  with _opened(path) as (container, stream):
-    if start > 0:
-      _seek(container, stream, path, start)
-    for frame in _decoded(container, stream, path, start):
-      array = _to_rgb(frame, size)
-      # A stream may change its size midway; the first frame's counts.
-      size = array.shape[:2]
-      yield array
-      count += 1
-      if count == max_frames:
-        return
-  if not count:
-    beyond = f" from second {start:g} on" if start > 0 else ""
-    raise errors.UserError(f"{path} holds no video frames{beyond}")
+  for count, frame in enumerate(frames(path, start=start), 1):
+    array = frame.rgb(size)
+    # A stream may change its size midway; the first frame's counts.
+    size = array.shape[:2]
+    yield array
+    if count == max_frames:
+      return
 
 
 class VideoWriter:
@@ -332,28 +391,84 @@ def _opened(path: str | os.PathLike[str]):
     yield container, streams[0]
 
 
-def _seek(container, stream, path, start: float) -> None:
-  offset = math.floor(start / stream.time_base) + (stream.start_time or 0)
-  try:
-    container.seek(offset, stream=stream)
-  except av.FFmpegError as e:
-    raise errors.UserError(
-      f"{path} has no frames from second {start:g} on, or cannot be searched"
-    ) from e
+def _times(container, stream, path) -> np.ndarray:
+  """When the packets that are shown begin, in seconds, sorted.
+
+  Raises:
+    errors.UserError: if the file cannot be read to its end.
+  """
+  base = float(stream.time_base or 0)
+  index = []
+  if container.format.name.startswith("mov") and not containers.fragmented(
+    path
+  ):
+    # Times of decoding, which differ from those of showing by a constant.
+    index = [
+      (e.timestamp, e.size) for e in stream.index_entries if not e.is_discard
+    ]
+  else:
+    try:
+      for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+          time = packet.dts if packet.pts is None else packet.pts
+          index.append((time, packet.size))
+    except av.FFmpegError as e:
+      raise errors.UserError(f"{path} is damaged ({_reason(e)})") from e
+  index = [time for time, size in index if size > 0]
+  period = 1 / float((stream.average_rate or 16) * (stream.time_base or 1))
+  if any(time is None for time in index):
+    index = [i * period for i in range(len(index))]
+  return np.sort(np.array(index, float)) * base
 
 
-def _decoded(container, stream, path, start: float = 0.0):
-  """Yields intact `av.VideoFrame`s from `start` seconds on."""
-  first = start + float((stream.start_time or 0) * (stream.time_base or 0))
-  half_frame = 0.5 / float(stream.average_rate or 1000)
+def _timed(path, start: float, seek: bool) -> Iterator[Frame]:
+  """Yields intact frames from `start` seconds on.
+
+  With `seek`, none if that does not lead to a key frame before `start`.
+  """
+  with _opened(path) as (container, stream):
+    period = 1 / float(stream.average_rate or 1000)
+    decoded = _decoded(container, stream, path)
+    zero = None
+    if seek:
+      first = next(decoded, None)
+      indexed = container.format.name.startswith(_INDEXED)
+      if not indexed or first is None or first.time is None:
+        return
+      zero = first.time
+      try:
+        offset = math.floor((zero + start) / stream.time_base)
+        container.seek(offset, stream=stream)
+      except av.FFmpegError:
+        return
+      decoded = _decoded(container, stream, path)
+    index, shift, last = 0, 0.0, None
+    for frame in decoded:
+      time = frame.time
+      if time is None:
+        time = 0.0 if last is None else last + period
+      zero = time if zero is None else zero
+      time += shift - zero
+      if last is not None and time <= last:
+        shift += last + period - time
+        time = last + period
+      if seek and last is None and time > start + period / 2:
+        return
+      last = time
+      if start > 0 and time < start - period / 2:
+        continue
+      if frame.is_corrupt:
+        raise errors.UserError(f"{path} is damaged near frame {index}")
+      yield Frame(time, frame)
+      index += 1
+
+
+def _decoded(container, stream, path) -> Iterator[av.VideoFrame]:
+  """Yields frames; after seeking, the first of them may be corrupt."""
   index = 0
   try:
     for packet in container.demux(stream):
       for frame in packet.decode():
-        if start > 0 and (frame.time or 0.0) < first - half_frame:
-          continue
-        if frame.is_corrupt:
-          raise errors.UserError(f"{path} is damaged near frame {index}")
         yield frame
         index += 1
   except av.FFmpegError as e:
