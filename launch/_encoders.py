@@ -44,7 +44,7 @@ class Options(NamedTuple):
     i2v: whether conditions and image features are wanted.
     stretch: shows CLIP the whole first frame.
     budget: bytes for encoding video beyond the weights.
-    precision: of matrix products and convolutions in float32.
+    precision: of the autoencoders' convolutions in float32.
     text_dtype: of the text encoder.
     text_tokens: that a text may have.
   """
@@ -246,14 +246,13 @@ class Encoders:
       count = _power_of_two(len(rows), 1)
       length = _power_of_two(lengths[rows[-1]], _SHORTEST_TEXT)
       filled = np.resize(rows, count)
-      with jax.default_matmul_precision(self._options.precision):
-        hidden = np.asarray(
-          _text(
-            *self._models["text_encoder"],
-            ids[filled, :length],
-            mask[filled, :length],
-          )
+      hidden = np.asarray(
+        _text(
+          *self._models["text_encoder"],
+          ids[filled, :length],
+          mask[filled, :length],
         )
+      )
       for row, embedding in zip(rows, hidden, strict=False):
         found[row] = embedding[: lengths[row]].copy()
     return found

@@ -133,7 +133,8 @@ _PRECISION = flags.DEFINE_enum(
   "precision",
   "high",
   ["default", "high", "highest"],
-  "Of float32 products: high is TF32 on a GPU and three passes on a TPU.",
+  "Of the autoencoders' float32 convolutions: high, as in sampling, is TF32 on"
+  " a GPU and three passes on a TPU.",
 )
 _WORKERS = flags.DEFINE_integer(
   "workers",

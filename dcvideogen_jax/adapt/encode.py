@@ -13,7 +13,6 @@ takes all frames, Wan's autoencoder the first 1 + 4k. A video is uint8, meaning
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
@@ -114,14 +113,8 @@ def image(
   variables: Variables,
   pixels: Float[Array, "b h w 3"],
 ) -> Float[Array, "b m e"]:
-  """CLIP's features of what `data.clip_images` prepared, float32.
-
-  In float32 that deserves the name: a GPU would multiply with ten bits of
-  mantissa otherwise.
-  """
-  module = module.clone(dtype=jnp.float32)
-  with jax.default_matmul_precision("highest"):
-    return module.apply(variables, pixels)
+  """CLIP's features of what `data.clip_images` prepared, float32."""
+  return module.clone(dtype=jnp.float32).apply(variables, pixels)
 
 
 def clips(

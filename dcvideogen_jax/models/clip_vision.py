@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import layers
+from dcvideogen_jax.models import layers, precision
 from dcvideogen_jax.ops import attention
 
 
@@ -98,6 +98,7 @@ class CLIPVision(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
+  @precision.of_float32(precision.PRODUCTS)
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
     """Features of images: the hidden states before the last block.

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import chunk_attention, layers
+from dcvideogen_jax.models import chunk_attention, layers, precision
 from dcvideogen_jax.models.chunk_causal import FRAMES_KEPT, Band, Conv
 
 Video = Float[Array, "b t h w 3"]
+
+_exact = precision.of_float32(precision.CONVOLUTIONS)
 
 
 class ResBlock(nn.Module):
@@ -326,10 +328,12 @@ class DCAEV(nn.Module):
     """
     return layers.result(self._decode(latents))
 
+  @_exact
   def _encode(self, video):
     video = pad_edge(video, self.frames_multiple, self.spatial_factor)
     return self.encoder(video)[0]
 
+  @_exact
   def _decode(self, latents):
     frames = latents.shape[1] * self.temporal_factor
     latents = pad_edge(latents, self.frames_multiple // self.temporal_factor)
@@ -363,6 +367,7 @@ class DCAEV(nn.Module):
     time = "non_causal" if self.time == "chunk_causal" else self.time
     return self.clone(parent=None, time=time)
 
+  @_exact
   def encode_fine(
     self, video: Video, index: Array, height: int, cut: int
   ) -> Float[Array, "b t h w c"]:
@@ -374,14 +379,17 @@ class DCAEV(nn.Module):
     band = Band(index, video.shape[2], 0, height)
     return self.encoder(video, band, last=cut - 1)[0]
 
+  @_exact
   def encode_coarse(self, x, cut: int):
     """Runs the stages from `cut` on; completes `encode_fine`."""
     return self.encoder(x, first=cut)[0]
 
+  @_exact
   def decode_coarse(self, latents, cut: int):
     """Runs the stages down to `cut`."""
     return self.decoder(latents, last=cut)[0]
 
+  @_exact
   def decode_fine(
     self,
     x: Float[Array, "b t h w c"],

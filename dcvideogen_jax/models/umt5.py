@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dcvideogen_jax.models import layers
+from dcvideogen_jax.models import layers, precision
 
 
 def relative_buckets(
@@ -170,6 +170,7 @@ class UMT5Encoder(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
+  @precision.of_float32(precision.PRODUCTS)
   @nn.compact
   def __call__(
     self, ids: Int[Array, "b s"], mask: Int[Array, "b s"]

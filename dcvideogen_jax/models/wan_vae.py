@@ -26,11 +26,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dcvideogen_jax import errors, sharding
-from dcvideogen_jax.models import dc_ae_v, streaming, wan_vae_layers
+from dcvideogen_jax.models import (
+  dc_ae_v,
+  precision,
+  streaming,
+  wan_vae_layers,
+)
 
 Video = Float[Array, "b t h w 3"]
 Latents = Float[Array, "b tz hz wz c"]
 Variables = dict[str, Any]
+
+_exact = precision.of_float32(precision.CONVOLUTIONS)
 
 
 class Posterior(NamedTuple):
@@ -188,12 +195,14 @@ class WanVAE(nn.Module):
       )
     return frames - extra
 
+  @_exact
   def _encode(self, video, first):
     video = dc_ae_v.pad_edge(video, 1, self.spatial_factor)
     moments = self.quant_conv(self.encoder(video, first))
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return Posterior(mean, jnp.clip(logvar, -30, 20))
 
+  @_exact
   def _decode(self, latents, clamp, first):
     video = self.decoder(self.post_quant_conv(latents), first)
     return jnp.clip(video, -1, 1) if clamp else video

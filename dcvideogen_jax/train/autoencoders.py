@@ -1,5 +1,6 @@
 """Tasks that train an autoencoder to reconstruct clips."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dcvideogen_jax import convert, errors, sharding
-from dcvideogen_jax.models import dc_ae_v, wan_vae
+from dcvideogen_jax.models import dc_ae_v, precision, wan_vae
 from dcvideogen_jax.train import initial, losses
 from dcvideogen_jax.train import task as task_lib
 
@@ -55,7 +56,8 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     return video, module.apply({"params": params}, video).astype(jnp.float32)
 
   def loss_fn(params, batch):
-    video, output = reconstruct(params, batch)
+    with _as_fast_as_can_be():
+      video, output = reconstruct(params, batch)
     loss, terms = losses.weighted(output, video, weights)
     return loss, {"psnr": losses.psnr(output, video).mean(), **terms}
 
@@ -120,10 +122,11 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     return video.astype(jnp.float32)
 
   def loss_fn(params, drawn):
-    video, posterior = encode(params, drawn)
-    mean, logvar = (x.astype(jnp.float32) for x in posterior)
-    latents = mean + jnp.exp(logvar / 2) * drawn["noise"]
-    output = decode(params, latents)
+    with _as_fast_as_can_be():
+      video, posterior = encode(params, drawn)
+      mean, logvar = (x.astype(jnp.float32) for x in posterior)
+      latents = mean + jnp.exp(logvar / 2) * drawn["noise"]
+      output = decode(params, latents)
     loss, terms = losses.weighted(output, video, weights)
     kl = losses.kl(mean, logvar)
     metrics = {"psnr": losses.psnr(output, video).mean(), "kl": kl, **terms}
@@ -140,6 +143,15 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     draw,
     start=_weights("wan_vae", module, config["weights"]),
   )
+
+
+def _as_fast_as_can_be() -> contextlib.AbstractContextManager[Any]:
+  """The device's own precision of float32, forward and backward.
+
+  Steps of training may be in half precision, as others train such models
+  entirely; what is measured and exported is not, by the models' own rule.
+  """
+  return precision.unless_set("default")
 
 
 def _split(video: jax.Array) -> jax.Array:

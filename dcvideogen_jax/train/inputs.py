@@ -101,9 +101,7 @@ class Encoders:
     }
 
     def some(clips):
-      # What is float32 deserves the name on TPUs too, as in precompute.
-      with jax.default_matmul_precision("high"):
-        found = encode.clips(self._modules, parameters, clips)
+      found = encode.clips(self._modules, parameters, clips)
       return {name: found[name] for name in self._names}
 
     return _one_per_device(some, batch)
