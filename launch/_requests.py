@@ -1,8 +1,9 @@
 """What `launch.sample` is asked to make: prompts, images and seeds."""
 
-import json
+import os
 import pathlib
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.data import tables
 from dcvideogen_jax.data import video as video_files
 
-_KEYS = {"prompt", "negative_prompt", "image", "last_image", "seed"}
+_TEXTS = ("prompt", "negative_prompt", "image", "last_image")
+_KEYS = (*_TEXTS, "seed")
 _LONGEST_SLUG = 40
 
 
@@ -50,20 +53,22 @@ def gather(
 
   Args:
     prompts: as given.
-    file: with one prompt per line, or, if it ends in .jsonl, one object per
-      line with "prompt" and maybe "negative_prompt", "image", "last_image",
-      "seed"; None for none.
+    file: a table as `tables.read` takes it, with "prompt" and maybe
+      "negative_prompt", "image", "last_image", "seed", or a .txt file with a
+      prompt per line; None for none.
     seeds: whole numbers.
     image, last_image: for all prompts that name none of their own.
 
   Raises:
-    errors.UserError: if there is no prompt, a seed is not a number, or a file
-      is missing or damaged.
+    errors.UserError: if there is no prompt, one is no text, a seed is not a
+      number, or a file is missing or damaged.
   """
   numbers = [_seed(text) for text in seeds]
   if not numbers:
     raise errors.UserError("expected at least one seed, found none")
-  rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+  rows: list[dict[str, Any]] = [
+    {"prompt": tables.require_text(prompt, "the prompt")} for prompt in prompts
+  ]
   if file is not None:
     rows += _read(pathlib.Path(file))
   if not rows:
@@ -80,7 +85,7 @@ def gather(
           seed,
         )
       )
-  for path in {x for r in requests for x in (r.image, r.last_image) if x}:
+  for path in {x for r in requests for x in (r.image, r.last_image)}:
     read_image(path)
   return requests
 
@@ -93,7 +98,11 @@ def read_image(path: str | None) -> UInt8[np.ndarray, "h w 3"] | None:
   """
   if path is None:
     return None
-  if pathlib.Path(path).is_file() and not video_files.is_image(path):
+  if not path:
+    raise errors.UserError("the name of an image is empty, expected a file")
+  if not os.path.exists(path):
+    raise errors.UserError(f"the image {tables.short(path)} does not exist")
+  if os.path.isfile(path) and not video_files.is_image(path):
     raise errors.UserError(f"{path} is not an image")
   return video_files.read_image(path)
 
@@ -105,42 +114,38 @@ def _seed(text: str) -> int:
     seed = -1
   if not 0 <= seed < 2**32:
     raise errors.UserError(
-      f"a seed is a whole number from 0 to {2**32 - 1}, found {text!r}"
+      f"a seed is a whole number from 0 to {2**32 - 1}, found "
+      f"{tables.short(text)}"
     )
   return seed
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-  try:
-    lines = path.read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as e:
-    reason = getattr(e, "strerror", None) or "it is not text"
-    raise errors.UserError(f"cannot read the prompts {path}: {reason}") from e
-  lines = [line.strip() for line in lines]
-  if not any(lines):
-    raise errors.UserError(f"{path} holds no prompt: expected one per line")
-  if path.suffix != ".jsonl":
-    return [{"prompt": line} for line in lines if line]
-  return [
-    _row(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line
-  ]
-
-
-def _row(where: str, line: str) -> dict[str, Any]:
-  try:
-    row = json.loads(line)
-  except ValueError as e:
-    raise errors.UserError(f"{where} is not JSON: {e}") from e
-  if not isinstance(row, dict) or "prompt" not in row:
-    raise errors.UserError(f'{where}: expected an object with a "prompt"')
-  if unknown := sorted(set(row) - _KEYS):
-    raise errors.UserError(
-      f"{where}: unknown keys {', '.join(unknown)}; known are "
-      + ", ".join(sorted(_KEYS))
+  rows = tables.read(path, _KEYS, {"prompt": ("prompt",)}, line="prompt")
+  silent = sum(
+    "negative_prompt" in x and x["negative_prompt"] is None for _, x in rows
+  )
+  if silent:
+    warnings.warn(
+      f"{path}: {silent} of {len(rows)} rows have null or an empty cell for a "
+      'negative_prompt and get the config\'s; "" in .jsonl is an empty one',
+      stacklevel=3,
     )
-  for key in sorted(_KEYS & set(row) - {"seed"}):
-    if not isinstance(row[key], str):
-      raise errors.UserError(f"{where}: {key} is no text: {row[key]!r}")
+  return [_row(where, values) for where, values in rows]
+
+
+def _row(where: str, values: dict[str, Any]) -> dict[str, Any]:
+  """A row without what it does not say."""
+  row = {key: value for key, value in values.items() if value is not None}
+  if "prompt" not in row:
+    raise errors.UserError(f'{where}: expected a "prompt", found {sorted(row)}')
+  if unknown := sorted(row.keys() - {*_KEYS}):
+    raise errors.UserError(
+      f"{where}: unknown keys {', '.join(unknown)[:200]}; known are "
+      f"{', '.join(_KEYS)}"
+    )
+  for key in row.keys() & {*_TEXTS}:
+    tables.require_text(row[key], f"{where}: {key}")
   if "seed" in row:
     row["seed"] = _seed(str(row["seed"]))
   return row

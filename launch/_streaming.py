@@ -13,6 +13,7 @@ from absl import flags
 from jaxtyping import UInt8
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.data import tables
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.sample import pipeline, streams
 
@@ -195,7 +196,7 @@ def prompts(first: str) -> dict[int, str]:
       raise errors.UserError(
         f"--prompt_at: chunk {int(number)} has a prompt already, found {item!r}"
       )
-    found[int(number)] = text.strip()
+    found[int(number)] = tables.require_text(text.strip(), "--prompt_at")
   return found
 
 

@@ -37,7 +37,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dcvideogen_jax import convert, errors, files, memory
-from dcvideogen_jax.data import tokenize
+from dcvideogen_jax.data import tables, tokenize
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.ops import attention
@@ -94,8 +94,8 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show.")
 _PROMPTS = flags.DEFINE_string(
   "prompts",
   None,
-  "A file with a prompt per line, or .jsonl with objects: prompt,"
-  " negative_prompt, image, last_image, seed.",
+  "A .txt file with a prompt per line, or a table, .jsonl, .json, .csv or .tsv,"
+  " with prompt and maybe negative_prompt, image, last_image, seed.",
 )
 _IMAGE = flags.DEFINE_string("image", None, "The first frame.")
 _LAST_IMAGE = flags.DEFINE_string("last_image", None, "The last frame.")
@@ -201,6 +201,8 @@ def _check(c: Any, requests: list[_requests.Request], task: str) -> None:
       "config.size_rule": c.size_rule != "exact",
     }
   )
+  if c.negative_prompt is not None:
+    tables.require_text(c.negative_prompt, "config.negative_prompt")
   continues = _streaming.continues()
   for request in requests:
     if task == "i2v" and request.image is None and not continues:
@@ -286,7 +288,8 @@ def _read_texts(made, c, requests):
 
 
 def _negative(made, c, request):
-  text = request.negative_prompt or c.negative_prompt
+  text = request.negative_prompt
+  text = c.negative_prompt if text is None else text
   if text is None:
     return made.negative_prompt()
   return tokenize.NEGATIVE_PROMPTS.get(text, text)

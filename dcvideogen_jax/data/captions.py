@@ -1,28 +1,40 @@
 """Which videos a folder holds, and what is said of each.
 
-Captions come from a table, JSON lines or CSV, whose rows have
+Captions come from a table, as `tables` reads it, whose rows have
 
-  file      relative to the folder; also "video", "file_name" or "path"
-  caption   one text; also "text"; or "captions", a list of texts
+  file      relative to the folder or to the table's own, with or without its
+            suffix; also "video", "file_name" and what else `FILE` has
+  caption   one text; also "text" or "prompt"; or "captions", a list of texts
   score     how well it fits, or "scores", a list; all rows of a file or none
 
-(in CSV a list is written as JSON), where rows of the same file add up; or,
-without a table, each from the .txt beside its video, as one text.
+(in .csv and .tsv a list is written as JSON), where rows of the same file add
+up; or, without a table, each from the .txt beside its video, as one text.
 """
 
-import csv
-import json
-import math
 import os
 import pathlib
-from collections.abc import Iterator
+import posixpath
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import pipeline
+from dcvideogen_jax.data import pipeline, tables
 
-_FILE = ("file", "video", "file_name", "path")
-_ONE = ("caption", "text")
+# Of several in a row, the first counts.
+FILE = (
+  "file",
+  "video",
+  "file_name",
+  "path",
+  "video_path",
+  "file_path",
+  "media_path",
+  "filename",
+)
+_ONE = ("caption", "text", "prompt")
+_SEVERAL, _SCORE, _SCORES = "captions", "score", "scores"
+_MOST = 1e300  # of a score
 
 
 class Captioned(NamedTuple):
@@ -49,29 +61,26 @@ def read(
 
   Args:
     folder: looked through with the folders in it; hidden ones are left out.
-    table: .jsonl or .csv; None reads the .txt files beside the videos.
+    table: of a kind that `tables.read` knows; None reads the .txt files beside
+      the videos.
 
   Raises:
     errors.UserError: if the folder is missing or has no videos, or the table
-      cannot be read; the message names the line.
+      cannot be read, has no captions or names none of the videos; the message
+      names the line.
   """
   folder = pathlib.Path(folder)
-  if not folder.is_dir():
-    raise errors.UserError(f"{folder} is not a folder of videos")
-  names = [_relative(path, folder) for path in folder.rglob("*")]
-  names = [
-    name
-    for name in names
-    if name.lower().endswith(pipeline.VIDEO_SUFFIXES)
-    and not any(part.startswith(".") for part in name.split("/"))
-  ]
-  if not names:
-    raise errors.UserError(
-      f"{folder} has no {', '.join(pipeline.VIDEO_SUFFIXES)} files"
-    )
+  names = pipeline.video_names(folder)
   if table is None:
-    return [_beside(folder, name) for name in sorted(names)]
-  said = _gather(pathlib.Path(table), folder)
+    return _beside(folder, names)
+  said = _gather(pathlib.Path(table), _Names(folder, table, names))
+  if not said.keys() & {*names} and not any(
+    os.path.isfile(folder / name) for name in said
+  ):
+    raise errors.UserError(
+      f"none of the files that {table} names is in {folder}, such as "
+      f"{tables.short(next(iter(said)))}; there is {names[0]}"
+    )
   everything = sorted({*names, *said})
   return [said.get(name, Captioned(name)) for name in everything]
 
@@ -85,9 +94,14 @@ def checked(
     errors.UserError: if they are no lists of texts and of numbers, or do not
       fit each other; the message starts with `where`.
   """
-  captions = [captions] if isinstance(captions, str) else captions or []
+  captions = [captions] if isinstance(captions, str) else captions
+  captions = [] if captions is None else captions
   if not _is_list_of(captions, str):
-    raise errors.UserError(f"{where}captions must be texts, found {captions!r}")
+    raise errors.UserError(
+      f"{where}captions must be texts, found {tables.short(captions)}"
+    )
+  for text in captions:
+    tables.require_text(text, f"{where}the caption")
   number = isinstance(scores, int | float) and not isinstance(scores, bool)
   scores = [scores] if number else scores
   texts = [text.strip() for text in captions]
@@ -96,11 +110,11 @@ def checked(
   if (
     not _is_list_of(scores, int | float)
     or len(scores) != len(texts)
-    or not all(math.isfinite(score) and score >= 0 for score in scores)
+    or not all(0 <= score <= _MOST for score in scores)
   ):
     raise errors.UserError(
       f"{where}expected {len(texts)} scores of 0 or more, one for each "
-      f"caption, found {scores!r}"
+      f"caption, found {tables.short(scores)}"
     )
   pairs = [
     (text, float(score))
@@ -118,92 +132,121 @@ def _is_list_of(values, kind) -> bool:
   )
 
 
-def _relative(path: pathlib.Path, folder: pathlib.Path) -> str:
-  """The name that a video has in its folder, if it is in there."""
-  if path.is_relative_to(folder):
-    path = path.relative_to(folder)
-  return path.as_posix()
+def _beside(folder: pathlib.Path, names: Iterable[str]) -> list[Captioned]:
+  """Videos with the texts that lie beside them."""
+  found, unreadable = [], []
+  for name in names:
+    path = (folder / name).with_suffix(".txt")
+    text = ""
+    try:
+      text = tables.read_text(path).strip() if path.exists() else ""
+    except errors.UserError as e:
+      unreadable.append(str(e))
+    found.append(Captioned(name, (text,) if text else ()))
+  if unreadable:
+    warnings.warn(
+      f"{len(unreadable)} captions cannot be read and count as none, such as "
+      f"{unreadable[0]}",
+      stacklevel=4,
+    )
+  return found
 
 
-def _beside(folder: pathlib.Path, name: str) -> Captioned:
-  path = (folder / name).with_suffix(".txt")
-  try:
-    text = path.read_text(encoding="utf-8").strip()
-  except FileNotFoundError:
-    return Captioned(name)
-  except (OSError, UnicodeDecodeError) as e:
-    raise errors.UserError(f"cannot read the caption {path}: {e}") from e
-  return Captioned(name, (text,) if text else ())
+class _Names:
+  """The names of videos by how a table may write them."""
+
+  def __init__(self, folder, table, names: Iterable[str]):
+    self._folder = os.path.abspath(folder)
+    self._roots = (self._folder, os.path.dirname(os.path.abspath(table)))
+    self._names = {*names}
+    self._stems: dict[str, list[str]] = {}
+    for name in names:
+      self._stems.setdefault(posixpath.splitext(name)[0], []).append(name)
+
+  def find(self, file: str) -> str:
+    """The name in the folder; of a video that is not there, as written."""
+    for written in (file, file.replace("\\", "/")):
+      for root in self._roots:
+        path = os.path.normpath(os.path.join(root, written))
+        name = os.path.relpath(path, self._folder).replace(os.sep, "/")
+        if name in self._names:
+          return name
+        if len(same := self._stems.get(name, ())) == 1:
+          return same[0]
+    return pathlib.PurePath(file).as_posix()
 
 
-def _gather(table: pathlib.Path, folder: pathlib.Path) -> dict[str, Captioned]:
+def _gather(table: pathlib.Path, names: _Names) -> dict[str, Captioned]:
   """What a table says, by file."""
+  rows = tables.read(
+    table,
+    (*FILE, *_ONE, _SEVERAL, _SCORE, _SCORES),
+    {"file": FILE, "caption": (*_ONE, _SEVERAL)},
+    lists=(_SEVERAL, _SCORE, _SCORES),
+  )
   said: dict[str, Captioned] = {}
-  for where, row in _rows(table):
-    file = next((row[key] for key in _FILE if row.get(key)), None)
-    if not isinstance(file, str):
+  notes: dict[str, int] = {}
+  for where, row in rows:
+    where = f"{where}: "
+    file = _first(row, FILE, notes)
+    if not isinstance(file, str) or not file:
       raise errors.UserError(
-        f"{where}expected a file under one of {', '.join(_FILE)}, found "
-        f"{sorted(map(str, row))}"
+        f"{where}expected a file under one of {', '.join(FILE)}, found "
+        f"{tables.short(file) if file is not None else sorted(row)}"
       )
-    single = next((row[key] for key in _ONE if row.get(key)), None)
-    several = row.get("captions")
-    if single is not None and several:
+    name = names.find(tables.require_text(file, f"{where}the file"))
+    single, several = _first(row, _ONE, notes), row.get(_SEVERAL)
+    if single and several:
       raise errors.UserError(f"{where}has both one caption and captions")
-    scores = row.get("score") if row.get("scores") is None else row["scores"]
-    name = _relative(pathlib.PurePath(file), folder)
-    new = checked(name, several or single, scores, where)
-    old = said.get(name)
-    if old is None or not old.captions:
-      said[name] = new
-    elif new.captions:
-      if (old.scores is None) != (new.scores is None):
-        raise errors.UserError(
-          f"{where}some captions of {name} have scores and some have none"
-        )
-      both = None if old.scores is None else old.scores + new.scores
-      said[name] = Captioned(name, old.captions + new.captions, both)
+    scores = row.get(_SCORES)
+    scores = row.get(_SCORE) if scores is None else scores
+    texts = single if several is None else several
+    new = checked(name, texts, scores, where)
+    said[name] = _joined(said.get(name), new, where, notes)
+  for note, count in notes.items():
+    warnings.warn(f"{table}: {count} rows {note}", stacklevel=4)
   return said
 
 
-def _rows(table: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(what to begin a complaint with, row) for every line."""
-  readers = {".jsonl": _json_rows, ".csv": _csv_rows}
-  if table.suffix.lower() not in readers:
+def _first(row: Mapping[str, Any], columns, notes: dict[str, int]) -> Any:
+  """The first value that is given; that others differ from it is noted."""
+  given = [name for name in columns if row.get(name) is not None]
+  if not given:
+    return None
+  for other in given[1:]:
+    if row[other] != row[given[0]]:
+      note = f"have {given[0]}, which is used, and {other}, which is not"
+      notes[note] = notes.get(note, 0) + 1
+  return row[given[0]]
+
+
+def _joined(
+  old: Captioned | None, new: Captioned, where: str, notes: dict[str, int]
+) -> Captioned:
+  """What two rows say of a file; what both say counts once."""
+  if old is None or not old.captions:
+    return new
+  if not new.captions:
+    return old
+  if (old.scores is None) != (new.scores is None):
     raise errors.UserError(
-      f"captions are a .jsonl or .csv file, found {table.name}"
+      f"{where}some captions of {new.file} have scores and some have none"
     )
-  try:
-    with open(table, encoding="utf-8-sig", newline="") as file:
-      for number, row in readers[table.suffix.lower()](file, table):
-        yield f"{table}, line {number}: ", row
-  except (OSError, UnicodeDecodeError, csv.Error) as e:
-    raise errors.UserError(f"cannot read {table}: {e}") from e
+  known = {*_pairs(old)}
+  added = [pair for pair in _pairs(new) if pair not in known]
+  if not added:
+    note = "say what an earlier row says of the same file, and count once"
+    notes[note] = notes.get(note, 0) + 1
+    return old
+  texts, scores = zip(*added, strict=True)
+  return Captioned(
+    new.file,
+    old.captions + texts,
+    None if old.scores is None else old.scores + scores,
+  )
 
 
-def _json_rows(file, table):
-  for number, line in enumerate(file, 1):
-    if not line.strip():
-      continue
-    row = _parsed(line, f"{table}, line {number}")
-    if not isinstance(row, dict):
-      raise errors.UserError(
-        f"{table}, line {number}: expected an object, found {line.strip()!r}"
-      )
-    yield number, row
-
-
-def _csv_rows(file, table):
-  reader = csv.DictReader(file)
-  for row in reader:
-    where = f"{table}, line {reader.line_num}"
-    for key in ("captions", "score", "scores"):
-      row[key] = _parsed(row[key], where) if row.get(key) else None
-    yield reader.line_num, row
-
-
-def _parsed(text: str, where: str) -> Any:
-  try:
-    return json.loads(text)
-  except json.JSONDecodeError as e:
-    raise errors.UserError(f"{where} is not JSON: {e}") from e
+def _pairs(clip: Captioned) -> Iterable[tuple[str, float | None]]:
+  return zip(
+    clip.captions, clip.scores or [None] * len(clip.captions), strict=True
+  )

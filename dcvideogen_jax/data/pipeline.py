@@ -159,6 +159,29 @@ def _check_mix(parts, weights) -> None:
     )
 
 
+def video_names(folder: str | os.PathLike[str]) -> list[str]:
+  """The videos in a folder and the folders in it, sorted, with "/".
+
+  Hidden files and folders are left out.
+
+  Raises:
+    errors.UserError: if the folder is missing or has none.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise errors.UserError(f"{folder} is not a folder of videos")
+  names = [path.relative_to(folder) for path in folder.rglob("*")]
+  found = [
+    name.as_posix()
+    for name in names
+    if name.suffix.lower() in VIDEO_SUFFIXES
+    and not any(part.startswith(".") for part in name.parts)
+  ]
+  if not found:
+    raise errors.UserError(f"{folder} has no {', '.join(VIDEO_SUFFIXES)} files")
+  return sorted(found)
+
+
 def _endless(source: Sequence, shard: _Shard, transform) -> grain.MapDataset:
   """This shard's part of the source, shuffled anew in every epoch."""
   if len(range(len(source))[shard.part]) == 0:
@@ -263,13 +286,7 @@ class _VideoFiles:
 
   def __init__(self, path: str | os.PathLike[str]):
     self._path = pathlib.Path(path)
-    if not self._path.is_dir():
-      raise errors.UserError(f"{path} is not a folder of videos")
-    self._files = sorted(
-      p for p in self._path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES
-    )
-    if not self._files:
-      raise errors.UserError(f"{path} has no {', '.join(VIDEO_SUFFIXES)} files")
+    self._files = sorted(self._path / name for name in video_names(path))
     self._infos = [video.probe(p) for p in self._files]
     seconds = [
       max(1, round(i.frames / i.fps)) if i.fps else 1 for i in self._infos

@@ -1,6 +1,7 @@
 """Prompts, images and seeds, from flags and files."""
 
 import json
+import types
 
 import numpy as np
 import PIL.Image
@@ -77,9 +78,19 @@ def test_images_are_read(photo):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("", "holds no prompt"),
+    ("", "holds no rows"),
     ("not json", "line 1 is not JSON"),
     ('{"prompt": "a"}\n{"text": "b"}', "line 2"),
+    ('{"text": "b"}', "no column with the prompt"),
+    ('{"prompt": null, "seed": 1}', "expected a .prompt., found .'seed'"),
+    ('{"prompt": "\\ud800"}', "prompt holds half of a surrogate pair"),
+    ('{"prompt": "a", "negative_prompt": "x\\udc00"}', "half of a surrogate"),
+    ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' comes twice"),
+    ('{"prompt": "a", "seed": NaN}', "a seed is a whole number"),
+    ('{"prompt": "a", "seed": true}', "a seed is a whole number"),
+    ("[" * 100000, "is nested too deep"),
+    ('{"prompt": "a", "image": ""}', "name of an image is empty"),
+    ('{"prompt": "a", "image": "' + "n" * 5000 + '"}', "nnn"),
     ('{"prompt": "a", "sed": 1}', "unknown keys sed"),
     ('{"prompt": "a", "seed": -1}', "a seed is a whole number"),
     ('{"prompt": "a", "seed": 4294967296}', "a seed is a whole number"),
@@ -96,12 +107,85 @@ def test_bad_files(tmp_path, text, message):
     gather(file=str(path))
 
 
+ROWS = [{"prompt": "a red ring"}, {"prompt": "zwei, é"}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "encoding"),
+  [
+    ("p.jsonl", LINES, "utf-8-sig"),
+    ("p.jsonl", LINES.replace("\n", "\r\n"), "utf-8"),
+    ("P.JSONL", LINES, "utf-8"),
+    ("p.jsonl", LINES, "utf-16"),
+    ("p.json", json.dumps(ROWS, indent=1), "utf-8"),
+    ("p.json", json.dumps([row["prompt"] for row in ROWS]), "utf-8"),
+    ("p.csv", 'prompt\r\n"a red ring"\r\n"zwei, é"\r\n', "utf-8"),
+    ("p.csv", "Prompt;seed\na red ring;\nzwei, é;\n", "utf-8-sig"),
+    ("p.txt", "a red ring\r\nzwei, é\r\n", "utf-8-sig"),
+    ("p.TXT", "a red ring\nzwei, é", "utf-16"),
+  ],
+)
+def test_files_as_spreadsheets_and_editors_write_them(
+  tmp_path, name, text, encoding
+):
+  path = tmp_path / name
+  path.write_bytes(text.encode(encoding))
+  found = [r.prompt for r in gather(file=str(path))]
+  assert found == ["a red ring", "zwei, é"]
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.txt"])
+def test_line_separators_stay_inside_prompts(tmp_path, name):
+  prompt = "a ring\u2028grows\x85slowly"
+  line = json.dumps({"prompt": prompt}, ensure_ascii=False)
+  text = prompt if name == "p.txt" else line
+  (tmp_path / name).write_text(text, encoding="utf-8")
+  assert [r.prompt for r in gather(file=str(tmp_path / name))] == [prompt]
+
+
+def test_what_is_empty_stays_and_what_is_null_is_not_there(tmp_path):
+  path = tmp_path / "p.jsonl"
+  rows = [
+    {"prompt": "", "negative_prompt": "", "seed": 0},
+    {"prompt": "b", "negative_prompt": None, "image": None, "seed": None},
+  ]
+  path.write_text("\n".join(map(json.dumps, rows)))
+  with pytest.warns(UserWarning, match="1 of 2 rows have null or an empty"):
+    found = gather(file=str(path), seeds=["3"])
+  assert found == [("", "", None, None, 0), ("b", None, None, None, 3)]
+
+
+def test_an_empty_negative_prompt_is_not_the_configs():
+  from launch import sample
+
+  made = types.SimpleNamespace(negative_prompt=lambda: "Wan's own")
+  found = [
+    sample._negative(
+      made,
+      types.SimpleNamespace(negative_prompt=config),
+      types.SimpleNamespace(negative_prompt=own),
+    )
+    for own, config in (("", None), ("", "x"), (None, ""), (None, None))
+  ]
+  assert found == ["", "", "", "Wan's own"]
+
+
+def test_prompts_of_another_kind_of_file(tmp_path):
+  path = tmp_path / "p.yaml"
+  path.write_text("- prompt: a ring")
+  with pytest.raises(errors.UserError, match=r"kind .*\.txt, found p.yaml"):
+    gather(file=str(path))
+  with pytest.raises(errors.UserError, match="half of a surrogate pair"):
+    gather(["a \udcff"])
+
+
 def test_bad_flags(tmp_path):
   with pytest.raises(errors.UserError, match="nothing to do"):
     gather()
   with pytest.raises(errors.UserError, match="a seed is a whole number"):
     gather(["a"], seeds=["x"])
-  with pytest.raises(errors.UserError, match="cannot read the prompts"):
+  with pytest.raises(errors.UserError, match="cannot read"):
     gather(file=str(tmp_path / "none.txt"))
   with pytest.raises(errors.UserError, match="is not an image"):
     path = tmp_path / "x.mp4"
