@@ -143,7 +143,10 @@ class Encoders:
     base: Wan's autoencoder, or None.
     has_text: whether texts can be encoded.
     image_size: of what `clips` is given as pixels; None without CLIP.
+    cut: texts so far that were longer than `options.text_tokens`.
   """
+
+  cut: int = 0
 
   def __init__(
     self,
@@ -236,7 +239,9 @@ class Encoders:
     Texts of similar length are encoded together, and a text gets the same
     numbers whenever it comes with the same others.
     """
-    ids, mask = self._tokenizer(texts, self._options.text_tokens)
+    tokens = self._options.text_tokens
+    ids, mask = self._tokenizer(texts, tokens)
+    self.cut += int((self._tokenizer.count(texts) > tokens).sum())
     lengths = mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     found: list[Any] = [None] * len(texts)

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -95,6 +96,7 @@ def run(
       encoders.append(_encoders.Encoders(job.paths, job.options, load))
   if encoders[0].has_text and not (job.output / latents.NEGATIVE).exists():
     parts.write_negative(job.output, encoders[0].texts([job.negative])[0])
+  negative_cut = encoders[0].cut
   ready()
   numbers, lock, stopped = iter(numbers), threading.Lock(), threading.Event()
   threads = job.threads or reading_threads(len(devices))
@@ -132,6 +134,13 @@ def run(
         future.result()
     finally:
       stopped.set()
+  # The negative prompt is no caption.
+  if cut := sum(each.cut for each in encoders) - negative_cut:
+    tokens = job.options.text_tokens
+    warnings.warn(
+      f"{cut} captions were cut to their first {tokens} tokens",
+      stacklevel=2,
+    )
 
 
 def reading_threads(devices: int = 1) -> int:

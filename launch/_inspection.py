@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 
 from dcvideogen_jax import convert, errors
-from dcvideogen_jax.data import buckets, latents
+from dcvideogen_jax.data import buckets, latents, tokenize
 from dcvideogen_jax.sample import layouts
 from launch import _encoders
 
@@ -120,12 +120,24 @@ def clip_bytes(
   return numbers * np.dtype(latents.DTYPES[dtype]).itemsize
 
 
-def report(found: Sequence[Found], size_of: Any) -> str:
+def cut(
+  found: Sequence[Found], tokenizer: pathlib.Path | None, tokens: int
+) -> int:
+  """Captions of usable clips with more tokens; 0 without a tokenizer."""
+  if tokenizer is None:
+    return 0
+  texts = [text for x in found if x.reason is None for text in x.captions]
+  counts = tokenize.Tokenizer.from_directory(tokenizer).count(texts)
+  return int((counts > tokens).sum())
+
+
+def report(found: Sequence[Found], size_of: Any, notes: Sequence[str]) -> str:
   """The result for people.
 
   Args:
     found: all clips.
     size_of: bytes of one that can be used.
+    notes: lines about those that can be used.
   """
   usable = [x for x in found if x.reason is None]
   lines = [f"{len(usable)} of {len(found)} clips can be used"]
@@ -141,6 +153,7 @@ def report(found: Sequence[Found], size_of: Any) -> str:
   total = sum(size_of(x) for x in usable)
   unit = next((u for u in _UNITS if total >= u[1]), _UNITS[-1])
   lines.append(f"about {total / unit[1]:.3g} {unit[0]} would be written")
+  lines += notes
   out = [x for x in found if x.reason is not None]
   silent = sum(x.reason == _NO_CAPTION for x in out)
   if out:

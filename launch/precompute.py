@@ -5,11 +5,11 @@
     --base=Wan-AI/Wan2.1-T2V-14B-Diffusers --output=OUT
   python -m launch.precompute --videos=DIR --dry_run
 
-Clips come from --videos (captions: a .jsonl or .csv table, or the .txt files
-beside the videos), from --tfds, a TFDS data set in the ArrayRecord format with
-mp4 bytes and text, or from --world, a made-up one. Each is cut to the first
---frames frames, resized to its bucket of --bucket, and encoded in float32 by
-DC-AE-V, by the base model's autoencoder (three frames fewer), by the text
+Clips come from --videos (captions: a table such as .jsonl or .csv, or the .txt
+files beside the videos), from --tfds, a TFDS data set in the ArrayRecord format
+with mp4 bytes and text, or from --world, a made-up one. Each is cut to its
+first --frames frames, resized to its bucket of --bucket, and encoded in float32
+by DC-AE-V, by the base model's autoencoder (three frames fewer), by the text
 encoder and, with --i2v, by CLIP; --i2v adds the latents of the first frame as a
 condition. What is encoded is what there is an encoder for.
 
@@ -43,8 +43,8 @@ _VIDEOS = flags.DEFINE_string("videos", None, "A folder of videos.")
 _CAPTIONS = flags.DEFINE_string(
   "captions",
   None,
-  "A .jsonl or .csv table with file and caption, or captions and scores. Unset:"
-  " the .txt files beside the videos.",
+  "A table, .jsonl, .json, .csv or .tsv, with file and caption, or captions and"
+  " scores. Unset: the .txt files beside the videos.",
 )
 _TFDS = flags.DEFINE_string("tfds", None, "A data set of TFDS instead.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps it.")
@@ -167,7 +167,7 @@ def main(argv):
   source = _source()
   paths = _paths()
   if _DRY_RUN.value:
-    print(_inspect(source, paths, range(first, len(source), step)))
+    _inspect(source, paths, range(first, len(source), step))
     return
   _encoders.check(paths, _I2V.value)
   job = _job(source, paths)
@@ -185,6 +185,11 @@ def main(argv):
     waiting = sum(not parts.is_done(job.output, n) for n in range(job.count))
     print(f"{job.output}: {waiting} parts are left to other processes")
     return
+  if not index["records"]:
+    raise errors.UserError(
+      f"none of {len(source)} clips can be used: {job.output / parts.SKIPPED} "
+      "says why"
+    )
   sizes = ", ".join(f"{k} {v['records']}" for k, v in index["buckets"].items())
   print(f"{job.output}: {index['records']} of {len(source)} clips ({sizes})")
 
@@ -234,7 +239,9 @@ def _paths() -> layouts.Paths:
 
 
 def _job(source: Any, paths: layouts.Paths) -> _encoding.Job:
-  prompt = _NEGATIVE.value or ("wan_i2v" if _I2V.value else "wan")
+  prompt = _NEGATIVE.value
+  if prompt is None:
+    prompt = "wan_i2v" if _I2V.value else "wan"
   return _encoding.Job(
     source,
     paths,
@@ -246,7 +253,7 @@ def _job(source: Any, paths: layouts.Paths) -> _encoding.Job:
       budget=_BUDGET.value * 2**30,
       precision=_PRECISION.value,
       text_dtype=_TEXT_DTYPE.value,
-      text_tokens=_TEXT_TOKENS.value or paths.text_tokens or tokenize.LENGTH,
+      text_tokens=_text_tokens(paths),
     ),
     bucket=_BUCKET.value,
     per_part=_PART.value,
@@ -255,6 +262,10 @@ def _job(source: Any, paths: layouts.Paths) -> _encoding.Job:
     output=pathlib.Path(_OUTPUT.value),
     threads=_THREADS.value,
   )
+
+
+def _text_tokens(paths: layouts.Paths) -> int:
+  return _TEXT_TOKENS.value or paths.text_tokens or tokenize.LENGTH
 
 
 def _settings(job: _encoding.Job) -> dict[str, Any]:
@@ -290,8 +301,12 @@ def _encode(job: _encoding.Job, missing: list[int]) -> None:
   )
 
 
-def _inspect(source: Any, paths: layouts.Paths, mine: range) -> str:
-  """The report of --dry_run."""
+def _inspect(source: Any, paths: layouts.Paths, mine: range) -> None:
+  """Prints the report of --dry_run.
+
+  Raises:
+    errors.UserError: if no clip can be used.
+  """
   encoders = _inspection.modules(paths, _I2V.value)
   deep = encoders.get("dc_ae_v")
   sizes = buckets.find(
@@ -316,7 +331,14 @@ def _inspect(source: Any, paths: layouts.Paths, mine: range) -> str:
       _DTYPE.value,
     )
 
-  return _inspection.report(found, size_of)
+  notes = []
+  if cut := _inspection.cut(found, paths.tokenizer, _text_tokens(paths)):
+    notes.append(
+      f"{cut} captions would be cut to their first {_text_tokens(paths)} tokens"
+    )
+  print(_inspection.report(found, size_of, notes))
+  if found and all(x.reason is not None for x in found):
+    raise errors.UserError(f"none of {len(found)} clips can be used")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def batches(
     config: keys
       source: "captioned_videos".
       path: a folder of videos.
-      captions: a table as `captions.read` takes it; None is the .txt files
+      captions: a table as `tables.read` takes it; None is the .txt files
         beside the videos.
       tokenizer: a directory with a tokenizer.json.
       frames: of a clip, the first of the video.
@@ -77,6 +77,8 @@ def batches(
   folder = clip_sources.Folder(options["path"], options["captions"])
   tokenizer = tokenize.Tokenizer.from_directory(options["tokenizer"])
   usable = _usable(folder, options["frames"], sizes)
+  if shard_index == 0:
+    _tell_cut(folder, usable, tokenizer, options["text_tokens"])
   parts = [
     buckets.Part(
       f"{options['path']}, {size}",
@@ -135,6 +137,27 @@ def _usable(
       stacklevel=3,
     )
   return usable
+
+
+def _tell_cut(
+  folder: clip_sources.Folder,
+  usable: Mapping[buckets.Size, list[int]],
+  tokenizer: tokenize.Tokenizer,
+  tokens: int,
+) -> None:
+  """Warns of captions that are longer than what is read of them."""
+  # A token stands for a byte or more: most need not be counted.
+  texts = [
+    text
+    for numbers in usable.values()
+    for number in numbers
+    for text in folder[number].captions
+    if len(text.encode()) + 2 > tokens
+  ]
+  if cut := int((tokenizer.count(texts) > tokens).sum()):
+    warnings.warn(
+      f"{cut} captions are cut to their first {tokens} tokens", stacklevel=3
+    )
 
 
 class _Draw(grain.transforms.RandomMap):

@@ -18,6 +18,7 @@ import tokenizers
 from jaxtyping import Int
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.data import tables
 
 # Tokens that Wan's transformer attends to.
 LENGTH = 512
@@ -130,7 +131,8 @@ class Tokenizer:
       without padding may have been cut.
 
     Raises:
-      errors.UserError: if `length` is not positive.
+      errors.UserError: if `length` is not positive, or a text holds half of a
+        surrogate pair.
     """
     if length < 1:
       raise errors.UserError(
@@ -138,11 +140,25 @@ class Tokenizer:
       )
     ids = np.full((len(prompts), length), self._pad, np.int32)
     mask = np.zeros_like(ids)
-    found = self._tokenizer.encode_batch([clean(p) for p in prompts])
-    for row, known, encoding in zip(ids, mask, found, strict=True):
-      tokens = encoding.ids[:length]
+    for row, known, found in zip(ids, mask, self._encode(prompts), strict=True):
+      tokens = found[:length]
       row[: len(tokens)] = tokens
       known[: len(tokens)] = 1
       if keep_end:
-        row[len(tokens) - 1] = encoding.ids[-1]
+        row[len(tokens) - 1] = found[-1]
     return ids, mask
+
+  def count(self, prompts: Sequence[str]) -> np.ndarray:
+    """Tokens of texts, the end token among them, however long: int64 (b,).
+
+    Raises:
+      errors.UserError: if a text holds half of a surrogate pair.
+    """
+    return np.array([len(ids) for ids in self._encode(prompts)], np.int64)
+
+  def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+    for prompt in prompts:
+      # Repairing would replace it without a word.
+      tables.require_text(prompt, "the text")
+    found = self._tokenizer.encode_batch([clean(p) for p in prompts])
+    return [encoding.ids for encoding in found]

@@ -15,6 +15,7 @@ the same on every device up to rounding.
 import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dcvideogen_jax import errors, memory, sharding
-from dcvideogen_jax.data import clip_images, tokenize
+from dcvideogen_jax.data import clip_images, tables, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.sample import (
   arguments,
@@ -309,6 +310,14 @@ class DCVideoGen:
       if self.parts.texts is None:
         raise errors.UserError(f"there is no text encoder for {text!r}")
       tokenizer, (module, variables), length = self.parts.texts
+      (tokens,) = tokenizer.count([text])
+      # Wan's own is cut in training too, where texts are short.
+      if tokens > length and text != tokenize.clean(self.negative_prompt()):
+        warnings.warn(
+          f"the text {tables.short(text)} has {tokens} tokens, of which the "
+          f"first {length} are read",
+          stacklevel=2,
+        )
       with placement.in_force(self.layout):
         embedding = conditions.encode_text(
           module, variables, *tokenizer([text], length)

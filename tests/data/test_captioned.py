@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -26,6 +27,10 @@ TOKENIZER = (
 )
 
 
+def _texts(i):
+  return [f"clip number {i}", f"a red ball rolls {i} times"]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """Five usable videos, two of them upright; one short, one without words."""
@@ -38,8 +43,7 @@ def folder(tmp_path_factory):
     clip = clip.astype(np.uint8)
     with video.VideoWriter(path / f"{i}.mp4") as writer:
       writer.write(clip.swapaxes(1, 2) if i in (3, 4) else clip)
-    texts = [f"clip number {i}", f"a red ball rolls {i} times"]
-    rows.append({"file": f"{i}.mp4", "captions": texts, "scores": [1, 1]})
+    rows.append({"file": f"{i}.mp4", "captions": _texts(i), "scores": [1, 1]})
   rows[-1] = {"file": "6.mp4"}
   (path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
   return path
@@ -102,6 +106,19 @@ def test_what_cannot_be_used_is_told_once(folder):
     _take(_config(folder), 1)
   with pytest.raises(errors.UserError, match="no video can be used: 0.mp4"):
     _take(_config(folder, frames=99), 1)
+
+
+@pytest.mark.filterwarnings("ignore:2 of 7 videos")
+def test_captions_that_are_cut_are_counted(folder):
+  tokenizer = tokenize.Tokenizer.from_directory(TOKENIZER)
+  texts = [x for i in range(5) for x in _texts(i)]
+  most = int(tokenizer.count(texts).max())
+  longest = int((tokenizer.count(texts) == most).sum())
+  with pytest.warns(UserWarning, match=f"^{longest} captions are cut to their"):
+    _take(_config(folder, text_tokens=most - 1), 1)
+  with warnings.catch_warnings():
+    warnings.filterwarnings("error", ".* are cut to")
+    _take(_config(folder, text_tokens=most), 1)
 
 
 @pytest.mark.filterwarnings("ignore:2 of 7 videos")

@@ -109,6 +109,21 @@ def test_long_texts_keep_their_end_unless_sliced(directory):
     tokenizer(["a"], 0)
 
 
+def test_tokens_are_counted_however_many(directory):
+  tokenizer = tokenize.Tokenizer.from_directory(directory)
+  texts = ["a cat", "", "a cat a cat"]
+  _, mask = tokenizer(texts, 512)
+  assert tokenizer.count(texts).tolist() == mask.sum(axis=1).tolist()
+  assert tokenizer.count([]).shape == (0,)
+
+
+def test_half_a_surrogate_pair_is_refused(directory):
+  """Repairing would make U+FFFD of it, without a word."""
+  tokenizer = tokenize.Tokenizer.from_directory(directory)
+  with pytest.raises(errors.UserError, match="half of a surrogate pair"):
+    tokenizer(["a \ud800"])
+
+
 def test_settings_in_the_file_do_not_count(tmp_path):
   tokenizer = small()
   tokenizer.enable_truncation(2)

@@ -261,6 +261,20 @@ def _job(base_vae, output, clips):
   )
 
 
+def test_captions_that_are_cut_are_counted(base_vae, tmp_path):
+  """Not the negative prompt, which is longer too."""
+  job = _job(base_vae, tmp_path / "out", 2)
+  job = job._replace(
+    options=job.options._replace(text_tokens=3),
+    negative="many words " * 9,
+    paths=job.paths._replace(
+      text_encoder=TINY / "text_encoder", tokenizer=TINY / "tokenizer"
+    ),
+  )
+  with pytest.warns(UserWarning, match="^2 captions were cut to their first 3"):
+    _encoding.run(job, range(1), lambda: None, lambda count: None)
+
+
 def test_all_devices_encode(base_vae, tmp_path, monkeypatch):
   """Each its parts, all of them at once, to the same bytes as one."""
   whole = _job(base_vae, tmp_path / "whole", 11)
@@ -397,6 +411,31 @@ def test_a_look_beforehand(programs, videos):
     "left out: 1 without a caption, 3 missing, damaged or too short"
   )
   assert {line.split(":")[0].strip() for line in lines[6:]} == SKIPPED.keys()
+
+
+def test_a_look_tells_of_captions_that_are_cut(programs):
+  """And ends with another code where nothing is left."""
+  arguments = ("--world=3", "--model=tiny", "--bucket=32x32", "--dry_run")
+  finished = programs.run("launch.precompute", *arguments, "--text_tokens=3")
+  assert finished.code == 0, finished.stderr
+  told = "3 captions would be cut to their first 3 tokens"
+  assert told in finished.stdout.splitlines()
+  finished = programs.run("launch.precompute", *arguments)
+  assert finished.code == 0 and "tokens" not in finished.stdout
+
+
+def test_a_look_at_nothing_usable(programs, videos):
+  finished = programs.run(
+    "launch.precompute",
+    f"--videos={videos}",
+    f"--captions={videos / 'table.jsonl'}",
+    "--frames=400",
+    "--bucket=32x64",
+    "--dry_run",
+  )
+  assert finished.code == 2
+  assert finished.stdout.startswith("0 of 8 clips can be used")
+  assert "error: none of 8 clips can be used" in finished.stderr
 
 
 def test_a_look_at_a_tfds_data_set(programs, videos, tmp_path):

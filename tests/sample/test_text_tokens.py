@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -39,6 +40,21 @@ def sample(model):
     frames=1,
   )
   return made, result
+
+
+def test_a_text_that_is_cut_is_told(model):
+  """Wan's own negative prompt is known to be longer than some models read."""
+  say(model, text_tokens=3)
+  made = pipeline.DCVideoGen(loading.load(model, load_model=published.load))
+  _, mask = made.parts.texts.tokenizer(["a red ball rolls away"])
+  tokens = mask.sum()
+  words = f"'a red ball rolls away' has {tokens} tokens, .* first 3 are read"
+  with pytest.warns(UserWarning, match=words):
+    made.embed(["a red ball rolls away"])
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    made.embed(["a"])
+    made.embed([made.negative_prompt()])
 
 
 def test_texts_have_as_many_tokens_as_the_directory_says(model):
