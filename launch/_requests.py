@@ -107,14 +107,14 @@ def read_image(path: str | None) -> UInt8[np.ndarray, "h w 3"] | None:
   return video_files.read_image(path)
 
 
-def _seed(text: str) -> int:
+def _seed(text: str, where: str = "") -> int:
   try:
     seed = int(text)
   except ValueError:
     seed = -1
   if not 0 <= seed < 2**32:
     raise errors.UserError(
-      f"a seed is a whole number from 0 to {2**32 - 1}, found "
+      f"{where}a seed is a whole number from 0 to {2**32 - 1}, found "
       f"{tables.short(text)}"
     )
   return seed
@@ -147,5 +147,5 @@ def _row(where: str, values: dict[str, Any]) -> dict[str, Any]:
   for key in row.keys() & {*_TEXTS}:
     tables.require_text(row[key], f"{where}: {key}")
   if "seed" in row:
-    row["seed"] = _seed(str(row["seed"]))
+    row["seed"] = _seed(str(row["seed"]), f"{where}: ")
   return row

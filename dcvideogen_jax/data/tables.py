@@ -131,7 +131,7 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def require_text(value: Any, what: str) -> str:
-  """The value, if it is a text that can be written as UTF-8.
+  """The value, if it is a text that UTF-8 can hold, without NUL characters.
 
   Raises:
     errors.UserError: otherwise; the message begins with `what`.
@@ -145,6 +145,8 @@ def require_text(value: Any, what: str) -> str:
       f"{what} holds half of a surrogate pair, which is no character, at place "
       f"{e.start}: {short(value)}"
     ) from e
+  if "\0" in value:
+    raise errors.UserError(f"{what} holds a NUL character: {short(value)}")
   return value
 
 

@@ -94,7 +94,7 @@ def test_clips_of_files(folder):
 def test_clips_that_cannot_be_used(folder, tmp_path, method, index, words):
   """Told without the folder, whose place is nobody's business."""
   table = tmp_path / "t.csv"
-  table.write_text("file,caption\nz.mp4,gone\n")
+  table.write_text("file,caption\nz.mp4,gone\na.mp4,there\n")
   source = clip_sources.Folder(folder, table)
   with pytest.raises(errors.UserError, match=f"^{re.escape(words)}") as error:
     getattr(source, method)(index, 6, SIZES)

@@ -87,6 +87,8 @@ def test_images_are_read(photo):
     ('{"prompt": "a", "negative_prompt": "x\\udc00"}', "half of a surrogate"),
     ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' comes twice"),
     ('{"prompt": "a", "seed": NaN}', "a seed is a whole number"),
+    ('{"prompt": "a", "seed": ""}', "p.jsonl, line 1: a seed is a whole"),
+    ('{"prompt": "a\\u0000"}', "prompt holds a NUL character"),
     ('{"prompt": "a", "seed": true}', "a seed is a whole number"),
     ("[" * 100000, "is nested too deep"),
     ('{"prompt": "a", "image": ""}', "name of an image is empty"),
