@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import tables
-from dcvideogen_jax.data import video as video_files
+from dcvideogen_jax.data import stills, tables
 
 _TEXTS = ("prompt", "negative_prompt", "image", "last_image")
 _KEYS = (*_TEXTS, "seed")
@@ -102,9 +101,7 @@ def read_image(path: str | None) -> UInt8[np.ndarray, "h w 3"] | None:
     raise errors.UserError("the name of an image is empty, expected a file")
   if not os.path.exists(path):
     raise errors.UserError(f"the image {tables.short(path)} does not exist")
-  if os.path.isfile(path) and not video_files.is_image(path):
-    raise errors.UserError(f"{path} is not an image")
-  return video_files.read_image(path)
+  return stills.read(path)
 
 
 def _seed(text: str, where: str = "") -> int:

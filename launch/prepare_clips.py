@@ -24,7 +24,7 @@ import tqdm
 from absl import flags
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.data import clips, fetch, records, synthetic, video
+from dcvideogen_jax.data import clips, fetch, records, stills, synthetic, video
 from launch import _program
 
 _OUTPUT = flags.DEFINE_string(
@@ -92,7 +92,7 @@ def _cut(
       strides=recipe.strides,
     )
     return
-  image = video.read_image(path)
+  image = stills.read(path)
   for _ in range(count):
     yield synthetic.ken_burns(
       image, int(rng.integers(2**31)), recipe.frames, recipe.size, recipe.size

@@ -35,6 +35,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
 
 from dcvideogen_jax import convert, errors, files, memory, sharding
+from dcvideogen_jax.data import stills
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.models import bands, dc_ae_v, streaming
 from launch import (
@@ -223,7 +224,7 @@ def _probe(path: str) -> Input:
     errors.UserError: if it is missing, damaged or empty.
   """
   if video_files.is_image(path):
-    height, width = video_files.read_image(path).shape[:2]
+    height, width = stills.read(path).shape[:2]
     frames, fps = 1, None
   else:
     info = video_files.probe(path)
@@ -247,7 +248,7 @@ def _frames(source: Input) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
       source.path, max_frames=_MAX_FRAMES.value, size=size
     )
     return
-  image = PIL.Image.fromarray(video_files.read_image(source.path))
+  image = PIL.Image.fromarray(stills.read(source.path))
   if image.size != size[::-1]:
     image = image.resize(size[::-1], PIL.Image.Resampling.BICUBIC)
   yield np.asarray(image)

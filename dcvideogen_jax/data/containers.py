@@ -12,10 +12,19 @@ from dcvideogen_jax import errors
 
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
+# Boxes that stand at the top of an mp4 or mov; anything else behind the media
+# is a trailer of somebody else's.
+_BOXES = (
+  *(b"ftyp", b"styp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"ssix"),
+  *(b"free", b"skip", b"wide", b"pnot", b"meta", b"uuid", b"udta", b"emsg"),
+  *(b"prft", b"pdin", b"idat"),
+)
+# A size that says that it was not known when it was written.
+_UNKNOWN = 0xFFFFFFFF
 
 
 def check_complete(path: str | os.PathLike[str]) -> None:
-  """Refuses an mp4, mov, mkv, webm or avi that is shorter than it claims.
+  """Refuses an mp4, mov, mkv, webm, avi or gif that is shorter than it claims.
 
   Says nothing about other files.
 
@@ -27,17 +36,20 @@ def check_complete(path: str | os.PathLike[str]) -> None:
   length = path.stat().st_size
   with path.open("rb") as f:
     start = f.read(64)
-    if start[4:8] == b"ftyp":
+    if start[4:8] in _BOXES:
       claimed = max((end for _, end in _boxes(f, length)), default=0)
     elif start[:4] == _EBML:
       claimed = _segment(start)
-    elif start[:4] == b"RIFF" and len(start) >= 8:
-      claimed = 8 + struct.unpack("<I", start[4:8])[0]
+    elif start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+      claimed = _chunks(f, length)
+    elif start[:4] == b"GIF8":
+      claimed = _gif(f)
     else:
       return
   if claimed > length:
     raise errors.UserError(
-      f"{path} is truncated: it should have {claimed} bytes and has {length}"
+      f"{path} is truncated: it should have {claimed} bytes at least and has "
+      f"{length}"
     )
 
 
@@ -56,16 +68,69 @@ def fragmented(path: str | os.PathLike[str]) -> bool:
 def _boxes(f, length: int) -> Iterator[tuple[bytes, int]]:
   """Type and end of the top-level boxes (ISO/IEC 14496-12, section 4.2)."""
   position = 0
+  found: set[bytes] = set()
   while position + 8 <= length:
     f.seek(position)
     header = f.read(16)
+    kind = header[4:8]
     size = struct.unpack(">I", header[:4])[0]
     if size == 1 and len(header) == 16:
       size = struct.unpack(">Q", header[8:])[0]
     if size < 8:  # 0 means "to the end of the file"
       break
+    whole = {b"moov", b"mdat"} <= found or b"moof" in found
+    if kind not in _BOXES and whole and position + size > length:
+      break
+    found.add(kind)
     position += size
-    yield header[4:8], position
+    yield kind, position
+
+
+def _chunks(f, length: int) -> int:
+  """End of the chunks of an AVI, as far as they tell.
+
+  An AVI that went through a pipe has sizes of all ones, or zeros, around the
+  chunks of its frames, whose own sizes are true.
+  """
+  position, end = 12, 0
+  f.seek(4)
+  total = struct.unpack("<I", f.read(4))[0]
+  if total not in (0, _UNKNOWN):
+    return 8 + total
+  while position + 8 <= length:
+    f.seek(position)
+    header = f.read(12)
+    kind, size = header[:4], struct.unpack("<I", header[4:8])[0]
+    if kind == b"LIST" and size in (0, _UNKNOWN):
+      position += 12
+      continue
+    end = position + 8 + size
+    position = end + size % 2
+  return end
+
+
+def _gif(f) -> int:
+  """End of what a GIF has begun (GIF89a, section 17)."""
+
+  def table(flags):
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+  f.seek(0)
+  content = f.read()
+  position = 13
+  if position <= len(content):
+    position += table(content[10])
+  while position < len(content) and content[position] in b"\x21\x2c":
+    if content[position] == 0x21:  # an extension
+      position += 2
+    elif position + 9 < len(content):  # a picture
+      position += 11 + table(content[position + 9])
+    else:
+      return len(content) + 1
+    while position < len(content) and content[position]:
+      position += 1 + content[position]
+    position += 1
+  return position
 
 
 def _segment(start: bytes) -> int:

@@ -1,38 +1,23 @@
-"""Reading and writing video files and images as uint8 RGB arrays, on PyAV."""
+"""Reading and writing video files as uint8 RGB frames, on PyAV."""
 
 import contextlib
 import dataclasses
 import fractions
-import math
 import os
 import pathlib
-import struct
 from collections.abc import Iterator
 
 import av
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
-from av.video import reformatter
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.data import containers
+from dcvideogen_jax.data import containers, decoding, pixels, stills
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-# Without the last two, swscale repeats chroma samples instead of interpolating
-# them, which is seven times as far from the picture on smooth colours.
-_SCALING = (
-  reformatter.Interpolation.BICUBIC
-  | reformatter.Interpolation.FULL_CHR_H_INT
-  | reformatter.Interpolation.ACCURATE_RND
-)
-# Formats in which every frame has a time of its own; in others, a frame that
-# was sought may be taken for its neighbour.
-_INDEXED = ("mov", "matroska")
-_BT709 = reformatter.Colorspace.ITU709
+# By the numbers of ITU-T H.273.
 _BT709_TAG = 1
 _SRGB_TAG = 13
+# Below, x264 is lossless, in a profile that browsers do not play.
+_LEAST_CRF = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +25,9 @@ class VideoInfo:
   """What a video file shows.
 
   Attributes:
-    height: pixels, as displayed (after the rotation the file asks for).
-    width: pixels, as displayed.
+    height: square pixels, as displayed: pixels that are not square become so,
+      and the picture is upright.
+    width: square pixels, as displayed.
     fps: average frames per second; 0 if the file does not tell.
     frames: number of frames that are shown; those that an edit list hides are
       not counted.
@@ -65,53 +51,32 @@ class Frame:
   Attributes:
     seconds: when it is shown, from the first frame of the video on. Later
       frames have larger numbers, also where a file's timestamps start anew.
+    height: pixels of the video's first frame, as displayed.
+    width: pixels of the video's first frame, as displayed.
     decoded: as PyAV has it.
+    geometry: how it is shown.
   """
 
   seconds: float
+  height: int
+  width: int
   decoded: av.VideoFrame
+  geometry: pixels.Geometry
 
   def rgb(self, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The upright picture: uint8 (h, w, 3), RGB.
+    """The upright picture: uint8 (h, w, 3), sRGB.
 
     Args:
-      size: (height, width) to resize to (bicubic) while converting.
+      size: (height, width) to resize to (bicubic) while converting; None is
+        the size of the video's first frame.
     """
-    return _to_rgb(self.decoded, size)
+    size = size or (self.height, self.width)
+    return pixels.to_rgb(self.decoded, self.geometry, size)
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
-  """Whether the file name ends like that of a still image."""
-  return pathlib.Path(path).suffix.lower() in IMAGE_SUFFIXES
-
-
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-  """Reads an image, upright, transparent parts on white: uint8 (h, w, 3).
-
-  Raises:
-    errors.UserError: if the file is missing, damaged or no image.
-  """
-  path = _existing(path)
-  try:
-    with PIL.Image.open(path) as image:
-      image = PIL.ImageOps.exif_transpose(image)
-      if image.mode.startswith("I"):  # 16 bits, which "RGB" would clip
-        grey = np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-      if image.has_transparency_data:
-        white = PIL.Image.new("RGBA", image.size, "white")
-        image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
-      return np.array(image.convert("RGB"))
-  except (
-    OSError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    PIL.Image.DecompressionBombError,
-  ) as e:
-    raise errors.UserError(
-      f"{path} is not a readable image or is damaged ({_reason(e)})"
-    ) from e
+  """Whether a file holds one image, no animation or video, by its content."""
+  return stills.count(path) == 1
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -121,22 +86,18 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
   end, without being decoded.
 
   Raises:
-    errors.UserError: as `read_frames`, for the part that is looked at.
+    errors.UserError: as `frames`, for the part that is looked at.
   """
-  with _opened(path) as (container, stream):
+  path = decoding.existing(path)
+  first = next(frames(path))
+  if stills.count(path):
+    ends = [begin + length for begin, length, _ in stills.pictures(path)]
+    fps = len(ends) / ends[-1] if ends[-1] else 0.0
+    return VideoInfo(first.height, first.width, fps, len(ends), ends[-1], None)
+  with decoding.opened(path) as (container, stream):
     comment = container.metadata.get("comment")
-    for frame in _decoded(container, stream, path):
-      if frame.is_corrupt:
-        raise errors.UserError(f"{path} is damaged near frame 0")
-      height, width = frame.height, frame.width
-      if frame.rotation % 180:
-        height, width = width, height
-      break
-    else:
-      raise errors.UserError(f"{path} holds no video frames")
-  with _opened(path) as (container, stream):
-    times = _times(container, stream, path)
     fps = float(stream.average_rate or stream.guessed_rate or 0)
+    times = decoding.times(container, stream, path)
   if len(times) > 1 and times[-1] > times[0]:
     measured = (len(times) - 1) / (times[-1] - times[0])
     # What the container says is exact, unless it is wrong.
@@ -145,7 +106,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
   elif not len(times):
     raise errors.UserError(f"{path} holds no video frames")
   seconds = (times[-1] - times[0] + 1 / fps) if fps else 0.0
-  return VideoInfo(height, width, fps, len(times), seconds, comment)
+  return VideoInfo(first.height, first.width, fps, len(times), seconds, comment)
 
 
 def frames(
@@ -153,30 +114,34 @@ def frames(
 ) -> Iterator[Frame]:
   """Yields the frames that a player shows, with their times.
 
-  Only a few frames are in memory at a time. Errors come at the frame where
-  the damage is met, the first of them at the first frame asked for.
+  Interlaced recordings are deinterlaced by FFmpeg's bwdif, a frame for each
+  that is stored. Only a few frames are in memory at a time. Errors come at the
+  frame where the damage is met, the first of them at the first frame asked
+  for.
 
   Args:
-    path: a video file, or an image, which is a video of one frame.
+    path: a video file, an animation, or an image, which is a video of one
+      frame.
     start: seconds of video to skip, counted from the first frame. A frame
       that begins up to half a frame earlier still comes.
 
   Raises:
     errors.UserError: if the file is missing, is no video, is truncated or
-      damaged, has no video stream or no frames from `start` on.
+      damaged, has no video stream or no frames from `start` on, or has colours
+      that are not read here.
   """
-  found = _timed(path, start, seek=start > 0)
-  first = next(found, None)
-  if first is None and start > 0:
-    # Without an index, and with leading pictures that need the frames before
-    # the key frame, the way there is from the beginning.
-    found = _timed(path, start, seek=False)
-    first = next(found, None)
-  if first is None:
+  path = decoding.existing(path)
+  if stills.count(path):
+    found = decoding.pictures(path, start)
+  else:
+    found = decoding.decoded(path, start)
+  shown = None
+  for seconds, frame, geometry in found:
+    shown = shown or geometry.shown(frame.height, frame.width)
+    yield Frame(seconds, *shown, frame, geometry)
+  if shown is None:
     beyond = f" from second {start:g} on" if start > 0 else ""
     raise errors.UserError(f"{path} holds no video frames{beyond}")
-  yield first
-  yield from found
 
 
 def read_frames(
@@ -186,12 +151,13 @@ def read_frames(
   size: tuple[int, int] | None = None,
   start: float = 0.0,
 ) -> Iterator[np.ndarray]:
-  """Yields the frames of a video one by one: uint8 (h, w, 3), RGB, upright.
+  """Yields the frames of a video one by one: uint8 (h, w, 3), sRGB, upright.
 
   Args:
-    path: a video file, or an image, which is a video of one frame.
+    path: as of `frames`.
     max_frames: stop after so many frames.
-    size: (height, width) to resize to (bicubic) while converting.
+    size: (height, width) to resize to (bicubic) while converting; None is the
+      size of the first frame.
     start: seconds of video to skip, counted from the first frame.
 
   Raises:
@@ -200,10 +166,7 @@ def read_frames(
   if max_frames is not None and max_frames <= 0:
     return
   for count, frame in enumerate(frames(path, start=start), 1):
-    array = frame.rgb(size)
-    # A stream may change its size midway; the first frame's counts.
-    size = array.shape[:2]
-    yield array
+    yield frame.rgb(size)
     if count == max_frames:
       return
 
@@ -212,7 +175,8 @@ class VideoWriter:
   """Writes uint8 frames to an mp4 (H.264) that appears only when complete.
 
   Even sizes are stored as yuv420p, which every player shows; odd ones as
-  yuv444p, which keeps their size. Colours are BT.709, tagged as such.
+  yuv444p, which keeps their size but which browsers do not play. Colours are
+  BT.709, tagged as such.
 
   Use as a context manager; an exception inside leaves no file.
   """
@@ -229,7 +193,8 @@ class VideoWriter:
     Args:
       path: where the mp4 goes; its folder must exist.
       fps: frames per second.
-      crf: x264's quality, 0 (lossless but for colour conversion) to 51.
+      crf: x264's quality, 0 (the best) to 51. 0 is what x264 calls 1: its 0 is
+        lossless but for colours, and browsers do not play that.
       comment: text for the container's comment tag.
 
     Raises:
@@ -244,7 +209,7 @@ class VideoWriter:
     if not 0 <= crf <= 51:
       raise errors.UserError(f"crf must be in [0, 51], not {crf}")
     self._rate = fractions.Fraction(fps).limit_denominator(1001)
-    self._crf = crf
+    self._crf = max(crf, _LEAST_CRF)
     self._comment = comment
     self._count = 0
 
@@ -292,8 +257,8 @@ class VideoWriter:
           np.ascontiguousarray(array), format="rgb24"
         ).reformat(
           format=self._stream.pix_fmt,
-          dst_colorspace=_BT709,
-          interpolation=_SCALING,
+          dst_colorspace=pixels.BT709,
+          interpolation=pixels.SCALING,
         )
         frame.pts = self._count
         frame.time_base = 1 / self._rate
@@ -333,7 +298,8 @@ class VideoWriter:
     try:
       yield
     except (av.FFmpegError, av.codec.codec.UnknownCodecError) as e:
-      raise errors.UserError(f"cannot write {self._path}: {_reason(e)}") from e
+      reason = " ".join((getattr(e, "strerror", None) or str(e)).split())
+      raise errors.UserError(f"cannot write {self._path}: {reason}") from e
 
   def _abandon(self) -> None:
     """Closes the container; after a failure, what closing says is noise."""
@@ -343,150 +309,13 @@ class VideoWriter:
   def _verify(self) -> None:
     """A full disk can go unnoticed by libav, so the result is read back."""
     try:
-      with _opened(self._temporary) as (container, stream):
-        found = sum(p.size > 0 for p in container.demux(stream))
-    except (errors.UserError, av.FFmpegError):
+      containers.check_complete(self._temporary)
+      with av.open(str(self._temporary)) as container:
+        found = sum(p.size > 0 for p in container.demux(video=0))
+    except (errors.UserError, av.FFmpegError, OSError):
       found = 0
     if found != self._count:
       raise errors.UserError(
         f"cannot write {self._path}: only {found} of {self._count} frames "
         "reached the disk"
       )
-
-
-def _reason(error: Exception) -> str:
-  """What went wrong, without libav's numbers and file names."""
-  text = getattr(error, "strerror", None) or str(error)
-  return " ".join(text.split()) or type(error).__name__
-
-
-def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
-  path = pathlib.Path(path)
-  if not path.exists():
-    raise errors.UserError(f"{path} does not exist")
-  if not path.is_file():
-    raise errors.UserError(f"{path} is not a file")
-  return path
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]):
-  """Yields (container, first real video stream)."""
-  path = _existing(path)
-  try:
-    containers.check_complete(path)
-    container = av.open(str(path))
-  except (av.FFmpegError, OSError) as e:
-    raise errors.UserError(
-      f"{path} is not a readable video or is damaged ({_reason(e)})"
-    ) from e
-  with container:
-    cover = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & cover]
-    if not streams or streams[0].codec_context is None:
-      raise errors.UserError(f"{path} has no video stream that can be decoded")
-    # With a thread per frame, FFmpeg sometimes hands a frame out before the
-    # thread that decodes it has flagged it as damaged.
-    streams[0].thread_type = "SLICE"
-    yield container, streams[0]
-
-
-def _times(container, stream, path) -> np.ndarray:
-  """When the packets that are shown begin, in seconds, sorted.
-
-  Raises:
-    errors.UserError: if the file cannot be read to its end.
-  """
-  base = float(stream.time_base or 0)
-  index = []
-  if container.format.name.startswith("mov") and not containers.fragmented(
-    path
-  ):
-    # Times of decoding, which differ from those of showing by a constant.
-    index = [
-      (e.timestamp, e.size) for e in stream.index_entries if not e.is_discard
-    ]
-  else:
-    try:
-      for packet in container.demux(stream):
-        if packet.size and not packet.is_discard:
-          time = packet.dts if packet.pts is None else packet.pts
-          index.append((time, packet.size))
-    except av.FFmpegError as e:
-      raise errors.UserError(f"{path} is damaged ({_reason(e)})") from e
-  index = [time for time, size in index if size > 0]
-  period = 1 / float((stream.average_rate or 16) * (stream.time_base or 1))
-  if any(time is None for time in index):
-    index = [i * period for i in range(len(index))]
-  return np.sort(np.array(index, float)) * base
-
-
-def _timed(path, start: float, seek: bool) -> Iterator[Frame]:
-  """Yields intact frames from `start` seconds on.
-
-  With `seek`, none if that does not lead to a key frame before `start`.
-  """
-  with _opened(path) as (container, stream):
-    period = 1 / float(stream.average_rate or 1000)
-    decoded = _decoded(container, stream, path)
-    zero = None
-    if seek:
-      first = next(decoded, None)
-      indexed = container.format.name.startswith(_INDEXED)
-      if not indexed or first is None or first.time is None:
-        return
-      zero = first.time
-      try:
-        offset = math.floor((zero + start) / stream.time_base)
-        container.seek(offset, stream=stream)
-      except av.FFmpegError:
-        return
-      decoded = _decoded(container, stream, path)
-    index, shift, last = 0, 0.0, None
-    for frame in decoded:
-      time = frame.time
-      if time is None:
-        time = 0.0 if last is None else last + period
-      zero = time if zero is None else zero
-      time += shift - zero
-      if last is not None and time <= last:
-        shift += last + period - time
-        time = last + period
-      if seek and last is None and time > start + period / 2:
-        return
-      last = time
-      if start > 0 and time < start - period / 2:
-        continue
-      if frame.is_corrupt:
-        raise errors.UserError(f"{path} is damaged near frame {index}")
-      yield Frame(time, frame)
-      index += 1
-
-
-def _decoded(container, stream, path) -> Iterator[av.VideoFrame]:
-  """Yields frames; after seeking, the first of them may be corrupt."""
-  index = 0
-  try:
-    for packet in container.demux(stream):
-      for frame in packet.decode():
-        yield frame
-        index += 1
-  except av.FFmpegError as e:
-    raise errors.UserError(
-      f"{path} is damaged near frame {index} ({_reason(e)})"
-    ) from e
-
-
-def _to_rgb(frame, size: tuple[int, int] | None) -> np.ndarray:
-  turns = round(frame.rotation / 90)
-  height, width = size or (None, None)
-  if turns % 2:
-    height, width = width, height
-  array = frame.to_ndarray(
-    format="rgb24",
-    height=height,
-    width=width,
-    interpolation=_SCALING,
-    threads=2,
-  )
-  return np.ascontiguousarray(np.rot90(array, turns)) if turns % 4 else array

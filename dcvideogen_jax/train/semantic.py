@@ -16,8 +16,7 @@ import PIL.Image
 
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.adapt import encode, phases
-from dcvideogen_jax.data import clip_images, tokenize
-from dcvideogen_jax.data import video as video_files
+from dcvideogen_jax.data import clip_images, stills, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.eval import held_out, semantics, sheets
 from dcvideogen_jax.train import denoise, rendering, weights
@@ -193,7 +192,7 @@ def _read(name, c, size) -> list[np.ndarray]:
       f"evaluators.{name}.images: expected one for each of the "
       f"{len(c['prompts'])} prompts, found {len(c['images'])}"
     )
-  images = [PIL.Image.fromarray(video_files.read_image(x)) for x in c["images"]]
+  images = [PIL.Image.fromarray(stills.read(x)) for x in c["images"]]
   return [np.asarray(image.resize(size[::-1])) for image in images]
 
 

@@ -6,7 +6,7 @@ import pytest
 import recordings
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import video
+from dcvideogen_jax.data import stills, video
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".tiff"])
@@ -15,7 +15,7 @@ def test_images_come_back(tmp_path, suffix):
   path = tmp_path / f"a{suffix}"
   PIL.Image.fromarray(picture).save(path, lossless=True)
   assert video.is_image(path)
-  np.testing.assert_array_equal(video.read_image(path), picture)
+  np.testing.assert_array_equal(stills.read(path), picture)
 
 
 def test_grey_palette_and_16_bit_images(tmp_path):
@@ -26,7 +26,7 @@ def test_grey_palette_and_16_bit_images(tmp_path):
   PIL.Image.fromarray(grey).convert("P").save(tmp_path / "p.png")
   for name in ("8", "16", "p"):
     np.testing.assert_array_equal(
-      video.read_image(tmp_path / f"{name}.png"), expected
+      stills.read(tmp_path / f"{name}.png"), expected
     )
 
 
@@ -34,7 +34,7 @@ def test_transparent_parts_are_white(tmp_path):
   picture = np.dstack([recordings.clip(1)[0], np.full((48, 64), 255, np.uint8)])
   picture[:10, :, 3] = 0
   PIL.Image.fromarray(picture).save(tmp_path / "a.png")
-  back = video.read_image(tmp_path / "a.png")
+  back = stills.read(tmp_path / "a.png")
   assert (back[:10] == 255).all()
   np.testing.assert_array_equal(back[10:], picture[10:, :, :3])
 
@@ -45,7 +45,7 @@ def test_photographs_are_upright(tmp_path):
   exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
   PIL.Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
   np.testing.assert_array_equal(
-    video.read_image(tmp_path / "a.png"), np.rot90(picture, -1)
+    stills.read(tmp_path / "a.png"), np.rot90(picture, -1)
   )
 
 
@@ -80,13 +80,5 @@ def test_bad_images_are_told_in_a_sentence(tmp_path, make):
   path = tmp_path / "a.png"
   make(path)
   with pytest.raises(errors.UserError) as e:
-    video.read_image(path)
+    stills.read(path)
   assert str(path) in str(e.value) and "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize(
-  ("name", "image"),
-  [("a.PNG", True), ("b.jpeg", True), ("c.mp4", False), ("png", False)],
-)
-def test_is_image_goes_by_the_name(name, image):
-  assert video.is_image(name) is image

@@ -7,7 +7,7 @@ import pytest
 import recordings
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import video
+from dcvideogen_jax.data import pixels, video
 
 
 @pytest.mark.parametrize("size", [(24, 32), (31, 17), (96, 128)])
@@ -44,8 +44,8 @@ def test_start_after_the_end_is_told(noisy):
 
 def test_frames_come_one_by_one(noisy, monkeypatch):
   made = []
-  real = video._to_rgb
-  monkeypatch.setattr(video, "_to_rgb", lambda *a: made.append(0) or real(*a))
+  real = pixels.to_rgb
+  monkeypatch.setattr(pixels, "to_rgb", lambda *a: made.append(0) or real(*a))
   frames = video.read_frames(noisy)
   next(frames), next(frames)
   assert len(made) == 2
@@ -98,7 +98,8 @@ def test_frames_keep_the_size_of_the_first(tmp_path):
   path.write_bytes(
     (tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes()
   )
-  assert recordings.read(path).shape == (10, 32, 48, 3)
+  with pytest.warns(UserWarning, match="changes its size at frame 5, to 64x32"):
+    assert recordings.read(path).shape == (10, 32, 48, 3)
 
 
 def test_a_recording_of_unknown_length_is_read(tmp_path):

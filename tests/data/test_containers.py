@@ -1,0 +1,99 @@
+"""Sizes that containers claim: what is whole is read, what is cut is told."""
+
+import struct
+
+import numpy as np
+import pytest
+import recordings
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.data import containers, video
+
+
+def _piped(path):
+  """An AVI as ffmpeg writes it into a pipe: without sizes, without index."""
+  recordings.encode(path, 24, codec="mpeg4")
+  content = path.read_bytes()
+  at = content.index(b"movi") - 4
+  (size,) = struct.unpack("<I", content[at : at + 4])
+  unknown = b"\xff" * 4
+  path.write_bytes(
+    content[:4]
+    + unknown
+    + content[8:at]
+    + unknown
+    + content[at + 4 : at + 4 + size]
+  )
+  return path
+
+
+def test_an_avi_from_a_pipe(tmp_path):
+  path = _piped(tmp_path / "a.avi")
+  assert len(recordings.read(path)) == 24
+  info = video.probe(path)
+  assert (info.frames, info.fps) == (24, 16)
+  assert info.seconds == pytest.approx(1.5)
+  content = path.read_bytes()
+  for kept in (len(content) - 100, len(content) // 2):
+    path.write_bytes(content[:kept])
+    with pytest.raises(errors.UserError, match="truncated"):
+      video.probe(path)
+
+
+@pytest.mark.parametrize(
+  "trailer",
+  [
+    np.random.default_rng(0).bytes(4000),
+    b"GPS,47.3769,8.5417\n" * 20,
+    bytes(64),
+    b"\xff" * 100,
+    struct.pack(">I4s", 1000, b"free") + bytes(992),
+  ],
+  ids=["noise", "text", "zeros", "ones", "box"],
+)
+@pytest.mark.parametrize("fragmented", [False, True])
+def test_data_behind_an_mp4(tmp_path, trailer, fragmented):
+  path = tmp_path / "a.mp4"
+  flags = {"movflags": "frag_keyframe+empty_moov"} if fragmented else {}
+  recordings.encode(path, 24, options=flags)
+  whole = path.read_bytes()
+  path.write_bytes(whole + trailer)
+  assert len(recordings.read(path)) == 24
+  assert video.probe(path).frames == 24
+  # The index is behind the pictures: without it nothing is known.
+  for kept in (len(whole) - 20, len(whole) // 2):
+    path.write_bytes(whole[:kept])
+    with pytest.raises(errors.UserError, match="truncated"):
+      video.probe(path)
+
+
+def test_a_movie_without_a_file_type(tmp_path):
+  """Old QuickTime files begin with their pictures."""
+  path = tmp_path / "a.mov"
+  recordings.encode(path, 8, format="mov")
+  content = path.read_bytes()
+  first = struct.unpack(">I", content[:4])[0]
+  assert content[4:8] == b"ftyp"
+  # Places in the file are counted from its beginning, so the size stays.
+  path.write_bytes(
+    struct.pack(">I4s", first, b"wide") + bytes(first - 8) + content[first:]
+  )
+  assert len(recordings.read(path)) == 8
+  path.write_bytes(path.read_bytes()[:-10])
+  with pytest.raises(errors.UserError, match="truncated"):
+    containers.check_complete(path)
+
+
+def test_pictures_that_an_index_promises(tmp_path):
+  """A media box of unknown size ends where the file does."""
+  path = tmp_path / "a.mp4"
+  recordings.encode(path, 24, options={"movflags": "faststart"})
+  content = bytearray(path.read_bytes())
+  at = content.index(b"mdat") - 4
+  content[at : at + 4] = bytes(4)
+  path.write_bytes(content)
+  assert video.probe(path).frames == 24
+  path.write_bytes(content[:-2000])
+  for function in (video.probe, recordings.read):
+    with pytest.raises(errors.UserError, match="truncated"):
+      function(path)
