@@ -11,6 +11,14 @@ from jaxtyping import Array, Float, Float32
 Model = Callable[[Array, Array, Any], Array]
 
 
+def needed(scale: float) -> bool:
+  """Whether a scale takes both branches: 1 is the condition's velocity alone.
+
+  Every other number does, also those below 1, which follow the condition less.
+  """
+  return scale != 1
+
+
 def guided(
   model: Model, scale: float | Float[Array, ""], *, batched: bool = True
 ) -> Callable[[Array, Array, Any, Any], Array]:
@@ -43,7 +51,7 @@ def guided(
   def velocity(
     x: Float[Array, "b ..."], t: Float[Array, "b ..."], cond: Any, uncond: Any
   ) -> Float32[Array, "b ..."]:
-    if isinstance(scale, int | float) and scale == 1:
+    if isinstance(scale, int | float) and not needed(scale):
       return model(x, t, cond).astype(jnp.float32)
     v, base = branches(model, x, t, cond, uncond)
     base = base.astype(jnp.float32)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dcvideogen_jax import errors, sharding
-from dcvideogen_jax.diffusion import sampler
+from dcvideogen_jax.diffusion import guidance, sampler
 from dcvideogen_jax.models import bands, wan_dit
 from dcvideogen_jax.plan import (
   compiled,
@@ -24,6 +24,7 @@ from dcvideogen_jax.plan import (
   roofline,
 )
 from dcvideogen_jax.sample import (
+  arguments,
   conditions,
   denoise,
   latents,
@@ -94,7 +95,7 @@ def measure_config(
     target,
     config.mesh,
     config.sharding,
-    guided=config.guidance_scale > 1,
+    guided=guidance.needed(arguments.guidance_scale(config.guidance_scale)),
     steps=config.steps,
     tell=tell,
   )

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.data import clip_images, tables, tokenize
-from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.diffusion import flow, guidance, sampler
 from dcvideogen_jax.sample import (
   arguments,
   conditions,
@@ -176,7 +176,9 @@ class DCVideoGen:
     negative = negative if negative_prompt is None else negative_prompt
     with phase("text"):
       cond = {"text": self.embed(prompts, b)}
-      uncond = {"text": self.embed(negative, b)} if scale != 1 else None
+      uncond = None
+      if guidance.needed(scale):
+        uncond = {"text": self.embed(negative, b)}
     if self.task == "i2v" and not condition:
       with phase("condition"):
         condition = self._last_condition(image, last_image, size, memory_budget)

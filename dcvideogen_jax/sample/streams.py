@@ -11,7 +11,7 @@ from jaxtyping import Array, UInt8
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import video as video_files
-from dcvideogen_jax.diffusion import flow
+from dcvideogen_jax.diffusion import flow, guidance
 from dcvideogen_jax.sample import (
   arguments,
   chunkwise,
@@ -139,6 +139,7 @@ def start(
   texts = _texts(prompt)
   b = arguments.prompts(texts[0])[1]
   scale = arguments.guidance_scale(guidance_scale)
+  guided = guidance.needed(scale)
   given = None if given is None else np.asarray(given)
   _check_given(given, per_chunk)
   first = _first(made.task, arguments.image(image, "image"), given)
@@ -162,12 +163,12 @@ def start(
   if batched is None:
     batched = denoise.batched_by_default(module, (b, *shape), made.layout)
   if made.layout is not None:
-    made.layout.check_batch(2 * b if batched and scale != 1 else b)
+    made.layout.check_batch(2 * b if batched and guided else b)
   negative = made.negative_prompt()
   negative = negative if negative_prompt is None else negative_prompt
   with phase("text"):
     embedded = {n: made.embed(text, b) for n, text in texts.items()}
-    uncond = made.embed(negative, b) if scale != 1 else None
+    uncond = made.embed(negative, b) if guided else None
   known = 0 if given is None else len(given)
   run = chunkwise.Run(
     made=made,

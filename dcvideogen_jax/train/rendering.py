@@ -255,7 +255,7 @@ class Renderer:
     size = frames
     if self._module.chunk is not None:
       size = self._module.chunk * self._module.patch[0]
-    guided = self._settings.guidance != 1
+    guided = guidance.needed(self._settings.guidance)
     made, past = [], ()
     for start in range(0, frames, size):
       chunk = slice(start, start + size)

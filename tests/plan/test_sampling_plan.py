@@ -211,3 +211,37 @@ def test_sizes_of_configs(arg, expected):
 def test_a_config_that_names_no_transformer():
   with pytest.raises(errors.UserError, match="needs config.variant"):
     sampling.measure_config(sample.get_config("tiny"), None)
+
+
+@pytest.mark.parametrize(
+  ("scale", "guided"), [(0.0, True), (0.5, True), (1.0, False), (5.0, True)]
+)
+def test_guidance_counts_as_it_does_in_sampling(monkeypatch, scale, guided):
+  planned, taken = [], []
+  monkeypatch.setattr(sampling, "parts", lambda *_: None)
+  monkeypatch.setattr(
+    sampling, "measure", lambda *_, guided, **__: planned.append(guided)
+  )
+  config = sample.get_config("dc-t2v-1.3b")
+  config.guidance_scale = scale
+  sampling.measure_config(config, None)
+
+  class Enough(Exception):
+    """Raised where the first step would be."""
+
+  def run(transformer, noise, plan, scale, cond, uncond, **options):
+    taken.append(uncond is not None)
+    raise Enough
+
+  monkeypatch.setattr(denoise, "run", run)
+  with pytest.raises(Enough):
+    load("t2v").generate("rain", frames=8, guidance_scale=scale)
+  assert planned == taken == [guided]
+
+
+def test_a_guidance_scale_that_is_no_number(monkeypatch):
+  monkeypatch.setattr(sampling, "parts", lambda *_: None)
+  config = sample.get_config("dc-t2v-1.3b")
+  config.guidance_scale = float("nan")
+  with pytest.raises(errors.UserError, match="finite number, found nan"):
+    sampling.measure_config(config, None)
