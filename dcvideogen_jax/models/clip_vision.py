@@ -39,7 +39,9 @@ class Attention(nn.Module):
       part.reshape(b, n, self.heads, d // self.heads)
       for part in jnp.split(qkv, 3, axis=-1)
     )
-    x = attention.attention(q, k, v, implementation=self.attention)
+    x = attention.over_mesh(
+      q, k, v, keys=None, heads=None, implementation=self.attention
+    )
     return dense(d, name="o")(x.reshape(b, n, d))
 
 

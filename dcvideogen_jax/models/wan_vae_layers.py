@@ -82,7 +82,7 @@ class Attention(nn.Module):
     y = UnitNorm(**self.dtypes, name="norm")(x)
     y = nn.Conv(3 * c, (1, 1), **self.dtypes, name="to_qkv")(y)
     y = einops.rearrange(y, "b t h w (s c) -> s (b t) (h w) 1 c", s=3)
-    y = attention.attention(*y)
+    y = attention.over_mesh(*y, keys=None, heads=None)
     y = einops.rearrange(y, "(b t) (h w) 1 c -> b t h w c", b=b, h=h, w=w)
     return x + nn.Conv(c, (1, 1), **self.dtypes, name="proj")(y)
 

@@ -107,6 +107,25 @@ def test_heads_that_the_devices_do_not_divide():
     assert jax.eval_shape(lambda: attend(keys=None)).shape == q.shape
 
 
+def test_heads_that_every_device_has():
+  """One head, as in Wan's autoencoder, beside an axis that splits others'."""
+  inputs = _inputs(3, 13, 5, heads=1)
+
+  def found(*inputs):
+    def loss(*inputs):
+      out = attention.over_mesh(*inputs, keys=None, heads=None)
+      return (out**2).sum(), out
+
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(*inputs)
+
+  alone = jax.jit(found)(*inputs)
+  axes = {"data": 2, "tensor": 2, "context": 2}
+  with jax.set_mesh(sharding.make_mesh(axes)):
+    split = jax.jit(found)(*inputs)
+  for a, b in zip(*map(jax.tree.leaves, (alone, split)), strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
 def test_each_device_runs_the_kernel(monkeypatch):
   """Which cannot be partitioned by itself; 130 tokens take two blocks."""
   blocks = splash.Blocks(128, 128, 128, 128, 128)

@@ -23,6 +23,7 @@ def over_mesh(
   v: Float[Array, "b m k e"],
   *,
   keys: str | None,
+  heads: str | None = "hidden",
   past: tuple[Float[Array, "b p k e"], Float[Array, "b p k e"]] | None = None,
   mask: masks.Mask | None = None,
   implementation: str | None = None,
@@ -33,12 +34,15 @@ def over_mesh(
   cut off before anything attends to it.
 
   Args:
-    q: queries, split over "batch", "tokens" and "hidden".
-    k: keys, split over "batch", `keys` and "hidden".
+    q: queries, split over "batch", "tokens" and `heads`.
+    k: keys, split over "batch", `keys` and `heads`.
     v: values, split like the keys.
     keys: "tokens" if the keys are split over devices as the queries are; None
       if every device has all keys.
-    past: keys and values before these, split over "batch" and "heads".
+    heads: "hidden" if devices along "tensor" have heads of their own; None if
+      every device has all heads, which needs `keys` of None.
+    past: keys and values before these, split over "batch" and "heads"; not
+      over "heads" where `heads` is None.
     mask: as for `attention`, of all queries and keys.
     implementation: as for `attention`.
 
@@ -58,7 +62,7 @@ def over_mesh(
   if mesh.empty or mesh.size == 1:
     return local(q, *_joined(past, k, v))
   exchanged = keys is not None and sharding.devices(mesh, keys) > 1
-  _check_heads(mesh, q.shape[2], exchanged)
+  _check_heads(mesh, q.shape[2], "heads" if exchanged else heads)
   if (
     mask is not None and not exchanged and sharding.devices(mesh, "tokens") > 1
   ):
@@ -72,8 +76,8 @@ def over_mesh(
     all_q, k, v = (_to_heads(x)[:, :size] for x, size in sizes)
     return _to_tokens(local(all_q, *_joined(past, k, v)), q.shape[1])
 
-  names = ("tokens", keys, keys)
-  specs = [sharding.activation(mesh, "batch", name, "hidden") for name in names]
+  names, past_heads = ("tokens", keys, keys), "heads" if heads else None
+  specs = [sharding.activation(mesh, "batch", name, heads) for name in names]
   q, k, v = (
     _fill(mesh, x, name) for x, name in zip((q, k, v), names, strict=True)
   )
@@ -81,7 +85,7 @@ def over_mesh(
     past = _fill(mesh, past[0], None), _fill(mesh, past[1], None)
   out = jax.shard_map(
     part,
-    in_specs=(*specs, sharding.activation(mesh, "batch", None, "heads")),
+    in_specs=(*specs, sharding.activation(mesh, "batch", None, past_heads)),
     out_specs=specs[0],
     check_vma=False,
   )(q, k, v, past)
@@ -97,10 +101,11 @@ def _joined(past, k, v):
   )
 
 
-def _check_heads(mesh: AbstractMesh, heads: int, exchanged: bool) -> None:
-  axes = sharding.LOGICAL["heads" if exchanged else "hidden"]
-  if heads % sharding.devices(mesh, "heads" if exchanged else "hidden"):
-    sizes = " x ".join(f"{axis} {mesh.shape.get(axis, 1)}" for axis in axes)
+def _check_heads(mesh: AbstractMesh, heads: int, logical: str | None) -> None:
+  if heads % sharding.devices(mesh, logical):
+    sizes = " x ".join(
+      f"{axis} {mesh.shape.get(axis, 1)}" for axis in sharding.LOGICAL[logical]
+    )
     raise errors.UserError(
       f"{heads} attention heads cannot be split over {sizes} devices: choose "
       f"mesh sizes whose product divides {heads}"
