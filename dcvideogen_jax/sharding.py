@@ -34,6 +34,11 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
 # are also started and asked with batches smaller than those that they train on.
 UNEVEN = ("batch", "tokens", "columns")
 
+# Bytes of a leaf that should not lie whole on every device without a word.
+_LARGE = 2**26
+# What was said of such leaves; planning asks again and again.
+_said: set[str] = set()
+
 # Rule values: "replicate"; mesh axes such as "fsdp" or "fsdp+context", which
 # split the largest dimension that they divide; or an explicit tuple with a mesh
 # axis, a tuple of them or None per dimension. There, "fsdp+context?" splits a
@@ -215,6 +220,8 @@ def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
   The value "fsdp" falls back to a copy on every device where no dimension is
   divisible (small biases, scalars), and "fsdp+context" to "fsdp"; names of
   copies are logged. An explicit tuple falls back only where it says so.
+  Leaves of 64 MiB and more that lie whole on every device although their rule
+  names mesh axes are warned of, once.
 
   Args:
     state: arrays or `jax.ShapeDtypeStruct`s, usually the whole train state.
@@ -239,7 +246,46 @@ def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
     raise errors.UserError("sharding rules do not fit: " + "; ".join(wrong))
   if copied:
     logging.info("not divisible, so replicated: %s", ", ".join(copied))
+  _say_copied(state, mesh, found, out)
   return jax.tree.unflatten(jax.tree.structure(state), out)
+
+
+def _say_copied(
+  state: Any, mesh: Mesh, found: Mapping[str, Any], out: Sequence[P]
+) -> None:
+  """Warns of large leaves that are on every device, against their rule.
+
+  Args:
+    state, mesh: as for `specs`.
+    found: the rule of each leaf, by its name.
+    out: the spec of each leaf, in the same order.
+  """
+  large = []
+  for (name, leaf), spec in zip(tree.flatten(state).items(), out, strict=True):
+    size = math.prod(leaf.shape) * leaf.dtype.itemsize
+    shard = NamedSharding(mesh, spec).shard_shape(leaf.shape)
+    if size >= _LARGE and shard == leaf.shape and _named(found[name]):
+      large.append((size, name))
+  if not large or mesh.size == 1:
+    return
+  size, name = max(large)
+  sizes = {axis: n for axis, n in mesh.shape.items() if n > 1}
+  message = (
+    f"{len(large)} arrays, {sum(n for n, _ in large) / 2**30:.1f} GiB, lie "
+    f"whole on each of {mesh.size} devices, such as {name} "
+    f"({size / 2**30:.1f} GiB): the mesh {sizes} does not split them by the "
+    f"rule {found[name]!r}"
+  )
+  if message not in _said:
+    _said.add(message)
+    logging.warning(message)
+
+
+def _named(rule: Any) -> bool:
+  """Whether a rule names mesh axes to split a leaf over."""
+  if isinstance(rule, str):
+    return rule != "replicate"
+  return any(_axes(value) for value in rule)
 
 
 def shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:

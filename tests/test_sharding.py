@@ -233,3 +233,30 @@ def test_a_mesh_axis_is_used_once_per_array(mesh):
   assert "b (8, 8)" in str(e.value) and "'data' twice" in str(e.value)
   with jax.set_mesh(mesh), pytest.raises(errors.UserError, match="'context'"):
     sharding.constrain(jnp.zeros((8, 8, 8)), "batch", "tokens", "heads")
+
+
+def test_large_leaves_that_are_copied_are_said_once(mesh, caplog):
+  """Against their rule; of what a rule keeps whole nothing is said."""
+  size = sharding._LARGE // 4
+  state = _abstract(a=(5, size), b=(size + 1,), c=(size // 2,), d=(2 * size,))
+  rules = [("a", ("context", "tensor?")), ("b", "fsdp"), (".*", "replicate")]
+  for _ in range(2):
+    assert {*sharding.specs(state, mesh, rules).values()} == {
+      P("context", "tensor"),
+      P(),
+    }
+  (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+  assert record.getMessage() == (
+    "2 arrays, 0.4 GiB, lie whole on each of 8 devices, such as a (0.3 GiB): "
+    "the mesh {'data': 2, 'fsdp': 4} does not split them by the rule "
+    "('context', 'tensor?')"
+  )
+
+
+def test_what_is_split_and_one_device_need_no_word(mesh, caplog):
+  state = _abstract(a=(4, sharding._LARGE))
+  sharding.specs(state, mesh, [("a", "fsdp")])
+  alone = sharding.make_mesh({}, jax.devices()[:1])
+  sharding.specs(state, alone, [("a", "fsdp")])
+  sharding.specs(state, mesh, [("a", (None, None))])
+  assert not [r for r in caplog.records if r.levelname == "WARNING"]
