@@ -32,6 +32,8 @@ def attention(case: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     f"{'both' if case['backward'] else 'forward':8}  "
     f"{case['implementation']:14}"
   )
+  if "refused" in found:
+    return f"{start}  cannot be computed: {found['refused']}"
   if "too_large" in found:
     return f"{start}  does not fit: {found['too_large']}"
   kernels = "; ".join(

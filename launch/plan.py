@@ -4,7 +4,8 @@ Compiles the very program that would run, as jax does on the device; memory and
 what devices send each other is the compiler's, FLOPs are counted in the traced
 and in the compiled program, and times are those of data sheets: nothing can be
 faster. Only autoencoders for TPUs are compiled with less effort than on the
-device, where that takes long. Exits with 1 if something does not fit.
+device, where that takes long. Exits with 1 if something does not fit, and with
+2 and one sentence if jax or the compiler refuses it; --verbosity=1 shows where.
 
   python -m launch.plan --config=configs/adapt.py:wan_t2v_14b,phase=lora \\
     --target=v5p:4x4x4 --config.mesh.fsdp=32 --config.mesh.context=2
@@ -42,9 +43,10 @@ known without the device and not counted.
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 from absl import flags
@@ -52,6 +54,7 @@ from ml_collections import config_flags
 
 from dcvideogen_jax import errors, files, sharding
 from dcvideogen_jax.models import bands, dc_ae_v
+from dcvideogen_jax.ops import attention as ops_attention
 from dcvideogen_jax.plan import (
   attention,
   compiled,
@@ -106,6 +109,8 @@ _BLOCKS = flags.DEFINE_integer(
 )
 _JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
+Number = TypeVar("Number", int, float)
+
 _GIB = 2**30
 # Of the ways that --suggest ranks, how many are printed and how many compiled.
 _RANKED, _COMPILED = 10, 3
@@ -130,22 +135,27 @@ def main(argv: Sequence[str]) -> None:
     if flags.FLAGS[name].present:
       raise errors.UserError(f"--{name} says nothing about --{what}")
   target = hardware.find(_TARGET.value)
-  if what == "attention":
-    figures, fits = _attention(target)
-  elif what == "speedup":
-    figures, fits = _compare(target), True
-  elif what == "model":
-    figures, fits = _decode(target)
-  elif "optim" not in config:
-    figures, fits = _sample(config, target)
-  elif _SUGGEST.value:
-    figures, fits = _suggest(config.to_dict(), target)
-  else:
-    figures, fits = _train(config.to_dict(), target)
+  with compiled.refusals():
+    figures, fits = _plan(what, config, target)
   if _JSON.value:
     with files.atomic(_JSON.value) as path:
       path.write_text(json.dumps(figures, indent=2) + "\n")
   sys.exit(0 if fits else 1)
+
+
+def _plan(what: str, config: Any, target: hardware.Target) -> tuple[Any, bool]:
+  """Figures, and whether all that was planned fits."""
+  if what == "attention":
+    return _attention(target)
+  if what == "speedup":
+    return _compare(target), True
+  if what == "model":
+    return _decode(target)
+  if "optim" not in config:
+    return _sample(config, target)
+  if _SUGGEST.value:
+    return _suggest(config.to_dict(), target)
+  return _train(config.to_dict(), target)
 
 
 def _train(
@@ -202,12 +212,7 @@ def _attention(
   target: hardware.Target,
 ) -> tuple[list[dict[str, Any]], bool]:
   """Prints a row per program; returns all and whether they fit."""
-  try:
-    sizes = [int(tokens) for tokens in _ATTENTION.value]
-  except ValueError as e:
-    raise errors.UserError(
-      f"--attention: expected numbers of tokens, found {_ATTENTION.value}"
-    ) from e
+  sizes = _numbers("attention", int)
   rows = []
   print(_plan_tables.ATTENTION)
   for tokens in sizes:
@@ -216,11 +221,27 @@ def _attention(
         found = attention.measure(target, **case)
       except compiled.TooLarge as e:
         found = {"too_large": str(e)}
+      except (compiled.Refused, ops_attention.Unsupported) as e:
+        found = {"refused": str(e)}
       print(_plan_tables.attention(case, found), flush=True)
       mask = case["mask"]
       block = mask.block if mask else None
       rows.append({**case, "mask": block, **found})
-  return rows, not any("too_large" in row for row in rows)
+  return rows, not any({"too_large", "refused"} & {*row} for row in rows)
+
+
+def _numbers(flag: str, kind: type[Number]) -> list[Number]:
+  """The positive numbers of a flag that is a list."""
+  given = flags.FLAGS[flag].value
+  try:
+    numbers = [kind(text) for text in given]
+  except ValueError:
+    numbers = []
+  if not numbers or not all(0 < n < math.inf for n in numbers):
+    raise errors.UserError(
+      f"--{flag}: expected positive numbers, found {','.join(given)!r}"
+    )
+  return numbers
 
 
 def _compare(target: hardware.Target) -> list[dict[str, Any]]:
@@ -251,16 +272,19 @@ def _decode(
   size = (_HEIGHT.value, _WIDTH.value)
   mesh = sharding.make_mesh({"spatial": -1}, target.devices)
   devices = sharding.devices(mesh, "columns")
+  budgets = dict(
+    zip(_BUDGETS.value, _numbers("budget_gib", float), strict=True)
+  )
   plans = {
-    f"{budget} GiB": bands.plan(
+    f"{text} GiB": bands.plan(
       module,
       *size,
-      float(budget) * _GIB,
+      budget * _GIB,
       decode=True,
       devices=devices,
       platform=target.devices[0].platform,
     )
-    for budget in _BUDGETS.value
+    for text, budget in budgets.items()
   }
   if _WHOLE.value:
     plans["whole"] = bands.Plan()
@@ -273,7 +297,13 @@ def _decode(
   )
   rows, over = [], False
   for name, plan in plans.items():
-    found = decode.measure(module, variables, *size, plan, mesh)
+    try:
+      found = decode.measure(module, variables, *size, plan, mesh)
+    except compiled.TooLarge as e:
+      over |= name != "whole"
+      print(f"{name:9} does not fit: {e}", flush=True)
+      rows.append({"budget": name, "plan": vars(plan), "too_large": str(e)})
+      continue
     main_program = [*found["programs"].values()][-1]
     state = "host" if plan.offload else "device"
     over |= name != "whole" and found["bytes"] > float(name.split()[0]) * _GIB

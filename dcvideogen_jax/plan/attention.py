@@ -80,7 +80,8 @@ def measure(
 
   Raises:
     compiled.TooLarge: if the compiler finds no room for it.
-    NotImplementedError: if the implementation cannot compute this.
+    compiled.Refused: if jax or the compiler cannot compile it.
+    attention.Unsupported: if the implementation cannot compute this.
   """
   mesh = sharding.make_mesh({"data": 1}, target.devices[:1])
   shape = jax.ShapeDtypeStruct((1, tokens, heads, width), jnp.dtype(dtype))
@@ -94,7 +95,11 @@ def measure(
 
   if backward:
     shapes = *shapes, shapes[0]
-  with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+  with (
+    compiled.refusals(),
+    jax.set_mesh(mesh),
+    tempfile.TemporaryDirectory() as folder,
+  ):
     traced = jax.jit(gradients if backward else attend).trace(*shapes)
     program = compiled.compile_traced(traced, _dump(target, folder))
     kernels = resources(pathlib.Path(folder), target)

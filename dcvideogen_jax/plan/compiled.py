@@ -1,15 +1,17 @@
 """Programs compiled for a device that is not there, and what they take."""
 
+import contextlib
 import functools
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from dcvideogen_jax import convert, sharding
+from dcvideogen_jax import convert, errors, sharding
 from dcvideogen_jax.models import streaming
 from dcvideogen_jax.plan import flops, hlo
 from dcvideogen_jax.sample import loading
@@ -26,6 +28,31 @@ QUICKLY: Options = {"exec_time_optimization_effort": -1.0}
 
 class TooLarge(Exception):
   """Something cannot fit, whatever the plan; the message says what."""
+
+
+class Refused(errors.UserError):
+  """jax or the compiler cannot make a program; the message says why."""
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+  """Makes one sentence of whatever jax and its compilers raise.
+
+  They raise a dozen types, from `NotImplementedError` of a kernel to XLA's own.
+  The traceback is logged at the level of information.
+
+  Raises:
+    Refused: for any exception but those below.
+    TooLarge, errors.UserError, MemoryError: as they come.
+  """
+  try:
+    yield
+  except (TooLarge, errors.UserError, MemoryError):
+    raise
+  except Exception as e:
+    logging.info("refused", exc_info=True)
+    reason = next(iter(str(e).strip().splitlines()), "no reason given")
+    raise Refused(f"cannot be compiled: {type(e).__name__}: {reason}") from e
 
 
 def compile_traced(

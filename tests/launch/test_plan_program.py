@@ -14,6 +14,7 @@ from tests.launch import launching
 # and a GPU that has little memory.
 ON_CPU = """
   import dataclasses
+  import os
 
   import jax
 
@@ -40,6 +41,13 @@ ON_CPU = """
   )
 
   from launch import _program, plan
+
+  if "NO_ROOM" in os.environ:
+    def measure(*args):
+      raise plan.compiled.TooLarge("there is no room")
+    plan.decode.measure = measure
+  plan.attention._DENSE["gpu"] = ("cudnn",)
+  plan.attention._MASKED["gpu"] = ("by_chunks",)
 
   _program.run(plan.main)
 """
@@ -150,6 +158,51 @@ def test_decoding_says_what_is_over_its_budget(on_cpu, tmp_path):
   assert finished.code == 0, finished.stderr
   names = [row["budget"] for row in json.loads(path.read_text())]
   assert names == ["1 GiB", "2 GiB", "whole"]
+
+
+def test_decoding_without_room_is_a_row(on_cpu, monkeypatch):
+  monkeypatch.setenv("NO_ROOM", "1")
+  finished = on_cpu("--height=64", "--width=96", "--budget_gib=1")
+  assert finished.code == 1, finished.stderr
+  assert finished.stdout.splitlines()[2:] == [
+    "1 GiB     does not fit: there is no room",
+    "whole     does not fit: there is no room",
+  ]
+
+
+def test_what_jax_refuses_is_one_sentence(on_cpu):
+  """cuDNN on a machine without it: jax raises a RuntimeError."""
+  changes = ("--config.dtype=bfloat16", "--config.model.attention=cudnn")
+  finished = on_cpu(f"{TRAINING},phase=lora", *changes)
+  assert finished.code == 2
+  assert finished.stderr == (
+    "error: cannot be compiled: RuntimeError: cuDNN is not detected.\n"
+  )
+
+
+def test_attention_goes_on_after_what_is_refused(on_cpu, tmp_path):
+  path = tmp_path / "plan.json"
+  finished = on_cpu("--attention=300", "--blocks=300", f"--json={path}")
+  assert finished.code == 1, finished.stderr
+  reasons = [
+    "cannot be compiled: RuntimeError: cuDNN is not detected.",
+    "attention: by_chunks computes at most 256 chunks, found 300",
+  ]
+  rows = json.loads(path.read_text())
+  assert [row["refused"] for row in rows] == 2 * reasons
+  for reason in reasons:
+    assert finished.stdout.count(f"  cannot be computed: {reason}\n") == 2
+
+
+@pytest.mark.parametrize(
+  ("flag", "value"), [("attention", "lots"), ("budget_gib", "8,-1")]
+)
+def test_numbers_that_are_none(on_cpu, flag, value):
+  finished = on_cpu(f"--{flag}={value}")
+  assert finished.code == 2
+  assert finished.stderr == (
+    f"error: --{flag}: expected positive numbers, found {value!r}\n"
+  )
 
 
 @pytest.mark.parametrize(
