@@ -1,13 +1,14 @@
 """Every implementation of attention against plain numpy in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 
 from dcvideogen_jax.ops import attention
-from dcvideogen_jax.ops.attention import chunked, splash
+from dcvideogen_jax.ops.attention import api, chunked, splash
 
 ANYWHERE = ["reference", "chunked"]
 # Of splash: two sizes of blocks of queries, and three of keys.
@@ -115,34 +116,6 @@ def test_blocks_of_splash_fit(tokens, most):
   assert tokens < most[0] or sizes[0] > most[0] // 2
 
 
-@pytest.mark.parametrize("kind", [*splash.BLOCKS, "TPU v9"])
-def test_splash_compiles_for_chips_that_are_not_there(kind):
-  """Forward and backward, ragged tokens, in the blocks for the chip."""
-  # Not in the test environment, where jax would look for a TPU at each start.
-  pytest.importorskip("libtpu", reason="needs requirements-tpu.txt")
-  names = {
-    "TPU v4": "v4:2x2x1",
-    "TPU v5 lite": "v5e:2x2",
-    "TPU v5": "v5p:2x2x1",
-    "TPU v6 lite": "v6e:2x2",
-    "TPU v9": "v5e:2x2",
-  }
-  devices = topologies.get_topology_desc(
-    platform="tpu", topology_name=names[kind]
-  ).devices
-  assert kind in (devices[0].device_kind, "TPU v9")
-  where = jax.sharding.SingleDeviceSharding(devices[0])
-  x = jax.ShapeDtypeStruct((1, 7800, 2, 128), jnp.bfloat16, sharding=where)
-
-  def loss(*inputs):
-    out = splash.splash(*inputs, blocks=splash.blocks(kind))
-    return out.astype(jnp.float32).sum()
-
-  # The kernel has no products of bfloat16 in more than one pass.
-  with jax.default_matmul_precision("default"):
-    jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
-
-
 def _temporaries(function):
   # From 2048 tokens on XLA fuses the reference by itself, on a CPU.
   x = jax.ShapeDtypeStruct((1, 1024, 2, 32), jnp.float32)
@@ -234,3 +207,47 @@ def test_choice_for_a_mesh_that_is_not_there(
   with jax.sharding.use_abstract_mesh(mesh):
     jax.eval_shape(lambda x: attention.attention(x, x, x), x)
   assert taken == [expected]
+
+
+@pytest.mark.parametrize(
+  ("platform", "dtype", "e", "mask", "reason"),
+  [
+    ("cuda", jnp.float32, 16, None, "cuDNN computes bfloat16 and float16"),
+    ("cuda", jnp.bfloat16, 136, None, "heads of up to 128"),
+    ("cuda", jnp.bfloat16, 20, None, "multiples of 8"),
+    ("cuda", jnp.bfloat16, 16, attention.BlockCausal(8), "at most 256 chunks"),
+    ("tpu", jnp.float32, 16, None, "splash computes bfloat16"),
+    ("cuda", jnp.bfloat16, 16, None, None),
+    ("tpu", jnp.bfloat16, 16, None, None),
+    ("cpu", jnp.float32, 16, None, None),
+  ],
+)
+def test_the_slow_path_of_an_accelerator_is_said_once(
+  taken, monkeypatch, caplog, platform, dtype, e, mask, reason
+):
+  monkeypatch.setattr(api, "_said", set())
+  kind = jax.sharding.AbstractDevice("some kind", None, platform)
+  mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=kind)
+  for tokens in (8192, 4096):
+    x = jax.ShapeDtypeStruct((1, tokens, 2, e), dtype)
+    with jax.sharding.use_abstract_mesh(mesh):
+      jax.eval_shape(lambda x: attention.attention(x, x, x, mask=mask), x)
+  assert (taken == ["chunked"] * 2) == (reason is not None or platform == "cpu")
+  said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+  if reason is None:
+    assert said == []
+  else:
+    (line,) = said
+    start = (
+      f"{'masked ' if mask else ''}attention of 8192 queries and 8192 keys"
+    )
+    assert line.startswith(f"{start} in {jnp.dtype(dtype)}, heads of {e}, ")
+    assert reason in line
+
+
+def test_the_slow_path_by_name_needs_no_word(monkeypatch, caplog):
+  monkeypatch.setattr(jax, "devices", lambda: [Device("9.0")])
+  q = jax.ShapeDtypeStruct((1, 4096, 2, 16), jnp.float32)
+  attend = functools.partial(attention.attention, implementation="chunked")
+  jax.eval_shape(attend, q, q, q)
+  assert not [r for r in caplog.records if r.levelname == "WARNING"]

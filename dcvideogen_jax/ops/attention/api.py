@@ -1,5 +1,6 @@
 """Chooses how attention is computed."""
 
+import logging
 from typing import Any
 
 import jax
@@ -20,6 +21,16 @@ _GPU = ("gpu", "cuda")
 
 # The widest head of cuDNN's fused attention on every GPU it runs on.
 _CUDNN_WIDEST = 128
+
+# What the fast implementations of accelerators compute.
+_FAST = {
+  "gpu": "cuDNN computes bfloat16 and float16, heads of up to "
+  f"{_CUDNN_WIDEST} in multiples of 8, and masks of at most {MOST} chunks, on "
+  "NVIDIA GPUs of compute capability 8.0 and up",
+  "tpu": "splash computes bfloat16",
+}
+# Slow cases that were said; each is said once.
+_said: set[tuple[Any, ...]] = set()
 
 
 class Unsupported(errors.UserError, NotImplementedError):
@@ -120,7 +131,30 @@ def _default(q: Array, k: Array, mask: masks.Mask | None) -> str:
         return "by_chunks"
   if found.platform == "tpu" and q.dtype == jnp.bfloat16 and not small:
     return "splash"
-  return "reference" if small else "chunked"
+  if small:
+    return "reference"
+  _say_slow(found.platform, q, k, mask)
+  return "chunked"
+
+
+def _say_slow(platform: str, q: Array, k: Array, mask: Any) -> None:
+  """Says once that an accelerator computes attention of this kind slowly."""
+  platform = "gpu" if platform in _GPU else platform
+  masked = "masked " if mask is not None else ""
+  kind = (platform, masked, q.shape[-1], q.dtype)
+  if platform not in _FAST or kind in _said:
+    return
+  _said.add(kind)
+  logging.warning(
+    "%sattention of %d queries and %d keys in %s, heads of %d, is computed one "
+    "head after the other (`chunked`), which is slow: %s",
+    masked,
+    q.shape[1],
+    k.shape[1],
+    q.dtype,
+    q.shape[-1],
+    _FAST[platform],
+  )
 
 
 def _has_cudnn(found: Any) -> bool:
@@ -153,7 +187,8 @@ def attention(
       takes, for `device`, cuDNN for half precision and heads of up to 128 on a
       GPU, with a mask chunk by chunk if they are not too many; splash for
       bfloat16 on a TPU; and otherwise `reference` where the matrix of weights
-      is small and `chunked` where it is not.
+      is small and `chunked` where it is not, which is logged once on a GPU or
+      TPU.
 
   Raises:
     Unsupported: if the named implementation cannot compute this.
