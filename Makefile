@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-newest lint train-tiny reproduce ablation clean
+.PHONY: demo test test-newest test-devices lint train-tiny reproduce ablation clean
 
 # Reconstructs a real clip and turns a prompt into one, with the weights that
 # ship with the package.
@@ -14,15 +14,38 @@ demo: $(VENV)/run
 	$(BIN)/python -m launch.sample --model=tiny --output=out/demo/prompt \
 	  --prompt="a large yellow circle moves right over desert"
 
-# Everything but what needs a GPU or minutes: parity with PyTorch included.
+# Everything but what needs a GPU, minutes or jax's compilers for devices: parity with PyTorch included.
 test: $(VENV)/parity
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow and not devices"
 
 # The same without its torch part, for a newer Python: make test-newest
 # PYTHON=python3.13 VENV=.venv-newest
 test-newest: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
-	  -m "not parity and not gpu and not slow"
+	  -m "not parity and not gpu and not slow and not devices"
+
+# Compiles for an H100 and for TPUs, neither of which has to be there: training
+# steps and attention kernels, with the newest jax too. jax's compilers for
+# them need environments of their own, some 15 GB.
+CUDA ?= .venv-cuda
+TPU ?= .venv-tpu
+NEWEST ?= .venv-cuda-newest
+NEWEST_PYTHON ?= python3.13
+DEVICES = python -m pytest -v -m devices tests/devices
+test-devices: $(CUDA)/devices $(TPU)/devices $(NEWEST)/devices
+	$(CUDA)/bin/$(DEVICES)/test_cuda.py
+	$(TPU)/bin/$(DEVICES)/test_tpu.py
+	$(NEWEST)/bin/$(DEVICES)/test_cuda.py
+
+$(CUDA)/devices $(TPU)/devices: python = $(PYTHON)
+$(NEWEST)/devices: python = $(NEWEST_PYTHON)
+$(CUDA)/devices $(NEWEST)/devices: requirements-cuda.txt requirements-test.txt
+$(TPU)/devices: requirements-tpu.txt requirements-test.txt
+$(CUDA)/devices $(TPU)/devices $(NEWEST)/devices:
+	$(python) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  -r $< -r requirements-test.txt
+	touch $@
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

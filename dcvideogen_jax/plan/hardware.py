@@ -24,12 +24,14 @@ class Gpu:
   Figures are those of the vendor's data sheets and CUDA's device query.
 
   Attributes:
+    kind: what the driver calls it; jax's kernels look at it.
     bandwidth: of its memory, bytes per second.
     memory: bytes.
     flops: FLOPs per second of its tensor cores, dense, by dtype; float32 as
       TF32, which XLA takes unless told otherwise.
   """
 
+  kind: str
   cores: int
   clock_ghz: float
   fpus_per_core: int
@@ -72,6 +74,7 @@ gpu_device_info {{
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}
 runtime_version {{ major: 12 minor: 8 }}
+device_description_str: "{self.kind}"
 """
 
 
@@ -87,9 +90,20 @@ _HOPPER = {
 }
 
 GPUS = {
-  "h100": Gpu(bandwidth=3352320000000, memory=84942979072, **_HOPPER),
-  "h200": Gpu(bandwidth=4800000000000, memory=151397597184, **_HOPPER),
+  "h100": Gpu(
+    kind="NVIDIA H100 80GB HBM3",
+    bandwidth=3352320000000,
+    memory=84942979072,
+    **_HOPPER,
+  ),
+  "h200": Gpu(
+    kind="NVIDIA H200",
+    bandwidth=4800000000000,
+    memory=151397597184,
+    **_HOPPER,
+  ),
   "a100": Gpu(
+    kind="NVIDIA A100-SXM4-80GB",
     cores=108,
     clock_ghz=1.41,
     fpus_per_core=64,

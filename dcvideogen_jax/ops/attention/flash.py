@@ -1,5 +1,10 @@
 """Flash attention (arXiv 2307.08691) in Pallas, for GPUs through Triton.
 
+jax 0.12 says that a later version will have no Triton under Pallas. Then this
+kernel, which is only taken by its name, goes too, unless it has been moved to
+Mosaic GPU; masked attention on GPUs is `by_chunks` over cuDNN unless another
+implementation is named, and that stays.
+
 A program of the grid has one tile of queries of one head and walks over the
 tiles of keys that any of them sees; the rest are never read. Going back, one
 kernel walks the same way for the gradient of the queries, and one walks over
@@ -70,13 +75,10 @@ _OTHER = Tiles(Tile(64, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))
 
 
 def tiles(kind: str, e: int, dtype: Any) -> Tiles:
-  """Tiles for a kind of device; small ones for one that is not known.
-
-  A GPU that is not there has a kind of "", and gets the first that fit.
-  """
+  """Tiles for a kind of device; small ones for one that is not known."""
   if jnp.dtype(dtype).itemsize == 2:
     for (name, width), found in TILES.items():
-      if (kind.startswith(name) or not kind) and e <= width:
+      if kind.startswith(name) and e <= width:
         return found
   return _OTHER
 
