@@ -35,7 +35,7 @@ import PIL.Image
 import tqdm
 from absl import flags
 
-from dcvideogen_jax import convert, errors, files
+from dcvideogen_jax import convert, errors, files, levels
 from dcvideogen_jax.data import records
 from dcvideogen_jax.eval import images, sheets
 from dcvideogen_jax.sample import loading, pipeline, streams
@@ -145,15 +145,15 @@ def _reconstruction() -> dict[str, Any]:
 
   @functools.partial(jax.jit, static_argnums=1)
   def reconstruct(video, frames):
-    latents = module.apply(variables, video / 127.5 - 1, method="encode")
+    latents = module.apply(variables, levels.to_float(video), method="encode")
     return module.apply(variables, latents, method="decode")[:, :frames]
 
   values: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": []}
   for i in tqdm.trange(len(clips), unit="clip", disable=None):
     video = clips[i]["video"]
     frames, height, width = video.shape[:3]
-    output = reconstruct(video[None].astype(np.float32), frames)
-    output = images.to_uint8(np.asarray(output)[0, :, :height, :width])
+    output = reconstruct(video[None], frames)
+    output = levels.to_uint8(np.asarray(output)[0, :, :height, :width])
     values["psnr"].append(images.psnr(video, output))
     values["ssim"].append(images.ssim(video, output))
   means = {name: float(np.mean(x)) for name, x in values.items()}

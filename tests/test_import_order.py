@@ -10,7 +10,16 @@ PACKAGE = "dcvideogen_jax"
 
 # Row by first path component below the package; `launch` is above them all.
 ROWS = {
-  0: ["errors", "files", "tree", "sharding", "checkpoint", "report", "memory"],
+  0: [
+    "errors",
+    "files",
+    "tree",
+    "sharding",
+    "checkpoint",
+    "report",
+    "memory",
+    "levels",
+  ],
   1: ["ops"],
   2: ["models", "diffusion", "data"],
   3: ["adapt", "convert", "eval"],

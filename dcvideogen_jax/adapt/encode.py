@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, levels
 from dcvideogen_jax.models import (
   bands,
   clip_vision,
@@ -44,7 +44,7 @@ def base_latents(
   encode images by the mean.
   """
   module = module.clone(dtype=jnp.float32)
-  video = _to_float(video[:, : base_frames(module, video.shape[1])])
+  video = levels.to_float(video[:, : base_frames(module, video.shape[1])])
   return module.normalise(module.apply(variables, video, method="encode").mean)
 
 
@@ -66,7 +66,7 @@ def deep_latents(
       f"clips are multiples of {module.spatial_factor} pixels, found "
       f"{video.shape[2]}x{video.shape[3]}"
     )
-  latents = module.apply(variables, _to_float(video), method="encode")
+  latents = module.apply(variables, levels.to_float(video), method="encode")
   return latents[:, : frames // module.temporal_factor] * module.latent_scale
 
 
@@ -211,7 +211,7 @@ def condition_video(
 
   A last image, if there is one, ends the video as many times.
   """
-  first = _to_float(image)[:, None]
+  first = levels.to_float(image)[:, None]
   yield first.repeat(repeats, 1)
   end = frames if last is None else frames - repeats
   for start in range(repeats, end, _PIECE):
@@ -219,7 +219,7 @@ def condition_video(
     shape = (first.shape[0], count, *first.shape[2:])
     yield np.zeros(shape, np.float32)
   if last is not None:
-    yield _to_float(last)[:, None].repeat(repeats, 1)
+    yield levels.to_float(last)[:, None].repeat(repeats, 1)
 
 
 def base_frames(module: wan_vae.WanVAE, frames: int) -> int:
@@ -239,10 +239,3 @@ def deep_frames(module: dc_ae_v.DCAEV, frames: int) -> int:
       f"{frames}"
     )
   return frames
-
-
-def _to_float(video):
-  """uint8 to [-1, 1] float32, whether of numpy or jax."""
-  if video.dtype != np.uint8:
-    return video
-  return video.astype(np.float32) / 127.5 - 1

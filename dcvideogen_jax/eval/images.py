@@ -22,12 +22,6 @@ _C1 = (0.01 * _RANGE) ** 2
 _C2 = (0.03 * _RANGE) ** 2
 
 
-def to_uint8(video: Float[Array | np.ndarray, "*n h w c"]) -> np.ndarray:
-  """Quantises frames in [-1, 1] to uint8, rounding half up, clamped."""
-  video = np.asarray(video, np.float32)
-  return np.clip(video * 127.5 + 128.0, 0.0, _RANGE).astype(np.uint8)
-
-
 def psnr(
   reference: UInt8[np.ndarray, "n h w c"], other: UInt8[np.ndarray, "n h w c"]
 ) -> Float64[np.ndarray, " n"]:

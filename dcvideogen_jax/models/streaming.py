@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from dcvideogen_jax import errors, sharding
+from dcvideogen_jax import errors, levels, sharding
 from dcvideogen_jax.models import bands, dc_ae_v, layers
 
 Variables = dict[str, Any]
@@ -256,7 +256,7 @@ def apply(module, method, variables, x, *args, state, dtype=None, **static):
   """One compiled call that takes and returns the state."""
   y, state = module.apply(
     {**variables, **state},
-    _to_float(x),
+    levels.to_float(x),
     *args,
     **static,
     method=method,
@@ -275,7 +275,7 @@ def empty_state(
     call = functools.partial(
       module.apply, **static, method=method, mutable=[*collections]
     )
-    return call(variables, _to_float(x), *args)[1]
+    return call(variables, levels.to_float(x), *args)[1]
 
   shapes = jax.eval_shape(run, variables, x, *args)
   return {
@@ -318,22 +318,12 @@ def _pad_rows(x, multiple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _unchunked(module, method, variables, x):
-  return module.unchunked().apply(variables, _to_float(x), method=method)
-
-
-def _to_float(x):
-  """uint8 pixels to [-1, 1]; floats as they are."""
-  if x.dtype != jnp.uint8:
-    return x
-  return x.astype(jnp.float32) / 127.5 - 1
+  return module.unchunked().apply(variables, levels.to_float(x), method=method)
 
 
 def _from_float(x, dtype):
   """[-1, 1] to uint8 pixels, or another float."""
-  if dtype != np.uint8:
-    return x.astype(dtype)
-  x = jnp.clip(x.astype(jnp.float32), -1, 1)
-  return jnp.round(x * 127.5 + 127.5).astype(jnp.uint8)
+  return levels.to_uint8(x) if dtype == np.uint8 else x.astype(dtype)
 
 
 def regroup(

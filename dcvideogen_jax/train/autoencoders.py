@@ -7,20 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import convert, errors, sharding
+from dcvideogen_jax import convert, errors, levels, sharding
 from dcvideogen_jax.models import dc_ae_v, precision, wan_vae
 from dcvideogen_jax.train import initial, losses
 from dcvideogen_jax.train import task as task_lib
-
-
-def to_float(video: jax.Array) -> jax.Array:
-  """uint8 "b t h w c" to float32 in [-1, 1]."""
-  return video.astype(jnp.float32) / 127.5 - 1
-
-
-def to_uint8(video: jax.Array) -> jax.Array:
-  """Float in [-1, 1] to uint8, rounded and clipped."""
-  return jnp.clip(jnp.round((video + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
@@ -52,7 +42,7 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
         f"the model needs clips of a multiple of {frames} frames and {size} "
         f"pixels, config.data gives {t} frames of {h}x{w}"
       )
-    video = to_float(_split(batch["video"]))
+    video = levels.to_float(_split(batch["video"]))
     return video, module.apply({"params": params}, video).astype(jnp.float32)
 
   def loss_fn(params, batch):
@@ -114,7 +104,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
 
   def encode(params, batch):
     frames = module.whole_frames(batch["video"].shape[1], "official")
-    video = to_float(_split(batch["video"])[:, :frames])
+    video = levels.to_float(_split(batch["video"])[:, :frames])
     return video, module.apply(whole(params), video, method="encode")
 
   def decode(params, latents):
@@ -186,7 +176,7 @@ def _predictions(
 
   def measure(params, batch):
     video, output = reconstruct(params, batch)
-    output = to_float(to_uint8(output))
+    output = levels.to_float(levels.to_uint8(output))
     each = jax.vmap(lambda x, y: losses.ssim(x[None], y[None]))
     return {
       "psnr": losses.psnr(output, video),
@@ -194,7 +184,7 @@ def _predictions(
     }
 
   def show(params, batch):
-    return to_uint8(reconstruct(params, batch)[1])
+    return levels.to_uint8(reconstruct(params, batch)[1])
 
   return {"measure": measure, "reconstruct": show}
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dcvideogen_jax import levels
 from dcvideogen_jax.data import pipeline
 from dcvideogen_jax.models import dc_ae_v, wan_vae
 
@@ -74,7 +75,7 @@ def _moments(
 
   @jax.jit
   def moments(video):
-    latents = encode(video.astype(jnp.float32) / 127.5 - 1)
+    latents = encode(levels.to_float(video))
     latents = latents.astype(jnp.float32)
     axes = (0, 1, 2, 3)
     return jnp.stack([latents.mean(axes), jnp.square(latents).mean(axes)])

@@ -46,16 +46,6 @@ def test_frames_smaller_than_the_window(size):
   assert np.all((-1 <= ssim) & (ssim < 1))
 
 
-def test_quantisation_rounds_half_up_and_clamps():
-  levels = np.arange(256, dtype=np.float32)
-  video = (levels / 127.5 - 1)[:, None, None]
-  np.testing.assert_array_equal(images.to_uint8(video).ravel(), levels)
-  edges = np.float32([-9, -1, -1 + 1.01 / 255, -1 + 0.99 / 255, 1, 9])
-  np.testing.assert_array_equal(
-    images.to_uint8(edges[:, None, None]).ravel(), [0, 0, 1, 0, 255, 255]
-  )
-
-
 @pytest.mark.parametrize("metric", [images.psnr, images.ssim])
 def test_wrong_arguments(metric):
   x, y = frames((8, 8), 5, 1)

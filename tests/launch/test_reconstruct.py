@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from dcvideogen_jax import levels
 from dcvideogen_jax.data import video
 from dcvideogen_jax.eval import images
 from tests.launch import launching
@@ -47,7 +48,7 @@ def whole(module, variables, frames):
   x = jnp.asarray(frames, jnp.float32)[None] / 127.5 - 1
   y = quick(module.apply, variables, x)
   t, h, w, _ = frames.shape
-  return images.to_uint8(y[0, :t, :h, :w])
+  return levels.to_uint8(y[0, :t, :h, :w])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_image(programs, model, tmp_path, size):
 
   apply = functools.partial(module.apply, method=reconstruct)
   y = quick(apply, variables, x)
-  expected = images.to_uint8(y[0, :h, :w])
+  expected = levels.to_uint8(y[0, :h, :w])
   found = np.asarray(PIL.Image.open(output / "reconstruction.png"))
   assert np.abs(found.astype(int) - expected).max() <= 1
   assert np.mean(found != expected) < 0.01

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dcvideogen_jax.train import autoencoders, task, tasks
+from dcvideogen_jax import levels
+from dcvideogen_jax.train import task, tasks
 
 
 def _linear(config):
@@ -20,7 +21,7 @@ def _linear(config):
     return {"mix": {"kernel": kernel, "gain": jnp.float32(0.9)}}
 
   def apply(params, batch):
-    video = autoencoders.to_float(batch["video"])
+    video = levels.to_float(batch["video"])
     rows = video.reshape(*video.shape[:3], -1)
     output = (rows @ params["mix"]["kernel"]).reshape(video.shape)
     return video, params["mix"]["gain"] * output
@@ -42,7 +43,7 @@ def _linear(config):
     return {"psnr": -error, "bright": jnp.where(bright, error, jnp.nan)}
 
   def reconstruct(params, batch):
-    return autoencoders.to_uint8(apply(params, batch)[1])
+    return levels.to_uint8(apply(params, batch)[1])
 
   return task.Task(
     init,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from dcvideogen_jax import errors, tree
+from dcvideogen_jax import errors, levels, tree
 from dcvideogen_jax.models import dc_ae_v, wan_vae
-from dcvideogen_jax.train import autoencoders, initial, losses, strips, tasks
+from dcvideogen_jax.train import initial, losses, strips, tasks
 
 WAN = {
   "task": "wan_autoencoder",
@@ -43,11 +43,11 @@ def _video(shape=(2, 4, 16, 16, 3)):
 
 def test_uint8_and_float_are_inverse():
   values = np.arange(256, dtype=np.uint8)
-  video = autoencoders.to_float(values)
+  video = levels.to_float(values)
   assert (float(video[0]), float(video[-1])) == (-1.0, 1.0)
-  np.testing.assert_array_equal(autoencoders.to_uint8(video), values)
+  np.testing.assert_array_equal(levels.to_uint8(video), values)
   np.testing.assert_array_equal(
-    autoencoders.to_uint8(jnp.array([-9.0, 9.0])), [0, 255]
+    levels.to_uint8(jnp.array([-9.0, 9.0])), [0, 255]
   )
 
 
@@ -57,7 +57,7 @@ def _predictions(task, params, batch, frames):
   original = batch["video"][:, :frames]
   assert output.dtype == jnp.uint8 and output.shape == original.shape
   found = jax.jit(task.predict_fns["measure"])(params, batch)
-  expected = losses.psnr(*map(autoencoders.to_float, (output, original)))
+  expected = losses.psnr(*map(levels.to_float, (output, original)))
   np.testing.assert_allclose(found["psnr"], expected, rtol=1e-6)
   assert found["ssim"].shape == (2,)
   return output
@@ -88,9 +88,9 @@ def test_the_wan_autoencoder_trains_samples_and_measures_means():
     )
     mean, logvar = encode(video)
     sample = decode(mean + jnp.exp(logvar / 2) * noise)
-    return mean, logvar, sample, autoencoders.to_uint8(decode(mean))
+    return mean, logvar, sample, levels.to_uint8(decode(mean))
 
-  video = autoencoders.to_float(batch["video"][:, :3])
+  video = levels.to_float(batch["video"][:, :3])
   mean, logvar, sample, output = expected(params, video, drawn["noise"])
   logvar, mean = (np.asarray(x, np.float64) for x in (logvar, mean))
   kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean()
