@@ -17,6 +17,7 @@ the decoded frames, before they are compressed into an mp4.
 
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -140,6 +141,10 @@ def main(argv: Sequence[str]) -> None:
       module, variables = convert.load(
         "dc_ae_v", weights, config, dtype, sharding=everywhere
       )
+    if source.fps is not None and module.time == "non_causal":
+      # It sees the whole clip at once, so what a container claims is not
+      # enough.
+      source = source._replace(frames=_count(source))
     _check_frames(source, source.frames, module)
     settings = _settings(module, variables)
     print(
@@ -238,6 +243,12 @@ def _probe(path: str) -> Input:
   return Input(
     path, height, width, min(frames, _MAX_FRAMES.value or frames), fps
   )
+
+
+def _count(source: Input) -> int:
+  """Frames that are shown, by decoding them all."""
+  shown = video_files.frames(source.path)
+  return sum(1 for _ in itertools.islice(shown, _MAX_FRAMES.value))
 
 
 def _frames(source: Input) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
