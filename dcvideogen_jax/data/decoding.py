@@ -69,6 +69,8 @@ def opened(path: pathlib.Path):
     # With a thread per frame, FFmpeg sometimes hands a frame out before the
     # thread that decodes it has flagged it as damaged.
     stream.thread_type = "SLICE"
+    # Some decoders make a picture up without this.
+    stream.codec_context.options = {"err_detect": "explode"}
     yield container, stream
 
 

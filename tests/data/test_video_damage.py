@@ -162,3 +162,22 @@ def test_a_cover_picture_is_no_video(tmp_path):
     target.mux(audio.encode(None))
   with pytest.raises(errors.UserError, match="no video stream"):
     recordings.read(path)
+
+
+def test_a_broken_picture_in_an_avi_of_jpegs_is_told(tmp_path):
+  path = tmp_path / "a.avi"
+  rng = np.random.default_rng(0)
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("mjpeg", rate=16)
+    stream.height = stream.width = 96
+    stream.pix_fmt = "yuvj420p"
+    for array in rng.integers(0, 256, (6, 96, 96, 3), np.uint8):
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(array)))
+    container.mux(stream.encode(None))
+  assert len(recordings.read(path)) == 6
+  content = bytearray(path.read_bytes())
+  middle = len(content) // 2
+  content[middle : middle + 600] = rng.bytes(600)
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError, match="a.avi is damaged near frame"):
+    recordings.read(path)

@@ -211,3 +211,11 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(av.VideoFrame, "from_ndarray", full)
     writer.write(recordings.clip(2))
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("crf", [0, 1, 18])
+def test_every_quality_is_one_that_browsers_play(tmp_path, crf):
+  path = recordings.write(tmp_path / "a.mp4", recordings.clip(3), crf=crf)
+  with av.open(str(path)) as container:
+    context = container.streams.video[0].codec_context
+    assert (context.profile, context.pix_fmt) == ("High", "yuv420p")
