@@ -1,5 +1,6 @@
 """Loads, recognises and converts models, whatever layout their weights have."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from dcvideogen_jax.convert import (
   engine,
   kinds,
   lora,
+  lora_config,
   lora_names,
   matching,
   sources,
@@ -154,10 +156,11 @@ def load_lora(
 ) -> lora.Lora:
   """Loads low-rank updates, in any spelling that `lora_names` knows.
 
-  Without an alpha, of which PEFT's adapter_config.json and the metadata that
-  diffusers writes are asked too, it is the rank; in a trainer's file, where
-  updates lie beside their weights, `lora.trainer_scaling` holds. Modules that
-  PEFT has trained as a whole (`modules_to_save`) are part of the result.
+  Where tensors do not say alpha, PEFT's adapter_config.json and the metadata
+  that diffusers writes do (see `lora_config`); in a trainer's file, where
+  updates lie beside their weights, `lora.trainer_scaling` holds. Elsewhere it
+  is the rank, with a warning. What PEFT has trained as a whole
+  (`modules_to_save`, biases) is part of the result.
 
   Args:
     kind: a key of `KINDS`.
@@ -167,9 +170,15 @@ def load_lora(
 
   Raises:
     errors.UserError: if the source is damaged, holds no update, or holds names
-      or shapes that are not the model's; all are listed. Also for a scale other
-      than 1 where modules are replaced, which cannot be done by half.
+      or shapes that are not the model's; all are listed. Also if it holds
+      adapters that are no plain LoRA, or of an altered base; for a scale that
+      is not finite, or is not 1 where modules are replaced, which cannot be
+      done by half.
   """
+  if not math.isfinite(scale):
+    raise errors.UserError(
+      f"{_where(source)}: expected a finite scale, found {scale}"
+    )
   expected = matching.parameters(kind, module)
   return _read_lora(kind, source, _open(kind, source), expected, scale)
 
@@ -258,7 +267,9 @@ def config_of(module: Any) -> dict[str, Any]:
 def _open(kind: str, source: sources.Source) -> Tensors:
   if kind not in KINDS:
     raise errors.UserError(f"unknown kind {kind!r}: expected {[*KINDS]}")
-  return sources.open_source(source, KINDS[kind].files)
+  tensors = sources.open_source(source, KINDS[kind].files)
+  lora_names.require_low_rank(tensors, _where(source))
+  return tensors
 
 
 def _split(kind: str, tensors: Tensors) -> tuple[Tensors, Tensors]:
@@ -285,15 +296,19 @@ def _read_lora(
 ) -> lora.Lora:
   """Updates with the alpha that belongs to them."""
   weights: Tensors = {}
-  if any(".base_layer." in name for name in tensors):
-    _, tensors = lora_names.split(tensors)
-    scaling: lora.Scaling = lora.trainer_scaling
+  description = lora_config.find(source)
+  with_base = any(name.endswith(".base_layer.weight") for name in tensors)
+  if description:
+    scaling: lora.Scaling = description.factor
+  elif with_base:
+    scaling = lora.trainer_scaling
   else:
-    config = sources.adapter_config(source)
-    scaling = lora.scaling(config)
-    # Others are not passed over: they are no updates of the model.
-    if config.get("modules_to_save"):
-      weights, tensors = _split(kind, tensors)
+    scaling = lora.unknown_scaling(_where(source))
+  if with_base:
+    _, tensors = lora_names.split(tensors)
+  # Others are not passed over: they are no updates of the model.
+  elif description and description.whole:
+    weights, tensors = _split(kind, tensors)
   layouts = KINDS[kind].layouts
   found = lora.read(tensors, layouts, expected, _where(source), scaling, scale)
   if not weights:

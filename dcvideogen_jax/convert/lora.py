@@ -4,7 +4,8 @@
 model is an error: updates that are silently left out look like bad training.
 """
 
-import re
+import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ import numpy as np
 from dcvideogen_jax import errors, tree
 from dcvideogen_jax.convert import differences, engine, lora_names
 
-# Name of a module and rank -> what the product of an update is multiplied by.
-Scaling = Callable[[str, int], float]
+# An update and its rank -> what its product is multiplied by.
+Scaling = Callable[[lora_names.Update, int], float]
 Factors = tuple[np.ndarray, np.ndarray]
 
 
@@ -33,12 +34,14 @@ class Lora(NamedTuple):
     matched: how many tensors of the source these come from.
     whole: name of a parameter -> what takes its place, of the same shape; from
       files with modules that were trained as a whole.
+    source: where these come from, for messages.
   """
 
   factors: dict[str, Factors]
   deltas: dict[str, np.ndarray]
   matched: int
   whole: Mapping[str, np.ndarray] = {}
+  source: str = "the low-rank updates"
 
   @property
   def rank(self) -> int:
@@ -46,43 +49,35 @@ class Lora(NamedTuple):
     return max((a.shape[-1] for a, _ in self.factors.values()), default=0)
 
 
-def trainer_scaling(module: str, rank: int) -> float:
+def trainer_scaling(update: lora_names.Update, rank: int) -> float:
   """What DC-VideoGen trains and merges with: alpha is twice the rank.
 
   Its files do not say so (DC-Gen `convert_lora_into_base.py`, commit 562077c).
   """
-  del module, rank
+  del update, rank
   return 2.0
 
 
-def scaling(config: Mapping[str, Any]) -> Scaling:
-  """What PEFT multiplies by, according to its adapter_config.json.
+def unknown_scaling(what: str) -> Scaling:
+  """That of files which do not say alpha: the rank, as others read them too.
 
-  An empty one stands for an alpha that equals the rank.
-
-  Raises:
-    errors.UserError: if the updates are of a kind that is more than low-rank.
+  Args:
+    what: names the file, for the one warning.
   """
-  if not config:
-    return lambda module, rank: 1.0
-  if config.get("use_dora") or config.get("peft_type", "LORA") != "LORA":
-    raise errors.UserError(
-      "the updates are no plain LoRA: expected peft_type LORA without use_dora,"
-      f" found {config.get('peft_type')} with use_dora={config.get('use_dora')}"
-    )
-  patterns = {
-    re.compile(rf"(.*\.)?({pattern})"): alpha
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items()
-  }
 
-  def factor(module, rank):
-    alpha = next(
-      (alpha for p, alpha in patterns.items() if p.fullmatch(module)),
-      config.get("lora_alpha", rank),
+  @functools.cache
+  def warn():
+    warnings.warn(
+      f"{what}: no alpha is known, so it is taken to be the rank",
+      stacklevel=2,
     )
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
-  return factor
+  def scaling(update, rank):
+    del update, rank
+    warn()
+    return 1.0
+
+  return scaling
 
 
 def read(
@@ -107,7 +102,7 @@ def read(
   Raises:
     errors.UserError: lists every name that is nothing of the model, every
       missing half and every shape that does not fit; or names the tensor that
-      holds a NaN or an infinity.
+      is not finite, times its scale, or that has rank 0.
   """
   leaves = tree.shapes(expected)
   names = lora_names.parse(tensors, layouts, leaves)
@@ -123,7 +118,7 @@ def read(
   for update in names.updates:
     a = update.place.rule.layout.to_jax(values.of(update.down))
     up = values.of(update.up)
-    b = up.reshape(len(up), -1).T * np.float32(values.factor(update))
+    b = values.scaled(update.up, up.reshape(len(up), -1).T, update)
     pieces.setdefault(update.place.jax, []).append(_Piece(update.place, a, b))
   deltas: dict[str, np.ndarray] = {}
   for delta in names.deltas:
@@ -132,10 +127,10 @@ def read(
     array = values.of(delta.name).reshape(delta.place.torch_shape(shape))
     array = delta.place.rule.layout.to_jax(array)
     region = tuple(slice(*ends) for ends in delta.place.region(shape))
-    by = values.factor(delta.of) if delta.of else scale
-    target[region] += array.reshape(target[region].shape) * np.float32(by)
+    array = values.scaled(delta.name, array, delta.of)
+    target[region] += array.reshape(target[region].shape)
   factors = {n: _assemble(leaves[n], found) for n, found in pieces.items()}
-  return Lora(factors, deltas, len(tensors))
+  return Lora(factors, deltas, len(tensors), source=what)
 
 
 class _Values(NamedTuple):
@@ -147,15 +142,31 @@ class _Values(NamedTuple):
   scale: float
 
   def of(self, name: str) -> np.ndarray:
-    array = self.tensors[name].read()
+    with np.errstate(over="ignore"):  # Of float64.
+      array = np.asarray(self.tensors[name].read(), np.float32)
     if not engine.finite(array):
       raise errors.UserError(f"{self.what}: {name} holds NaN or infinity")
-    return np.asarray(array, np.float32)
+    return array
+
+  def scaled(
+    self, name: str, array: np.ndarray, update: lora_names.Update | None
+  ) -> np.ndarray:
+    """A tensor times its update's scale, or times that of everything."""
+    by = self.factor(update) if update else self.scale
+    with np.errstate(over="ignore", invalid="ignore"):
+      product = array * np.float32(by)
+    if not engine.finite(product):
+      raise errors.UserError(
+        f"{self.what}: {name} times its scale of {by:g} is not finite"
+      )
+    return product
 
   def factor(self, update: lora_names.Update) -> float:
     rank = self.tensors[update.down].shape[0]
+    if not rank:
+      raise errors.UserError(f"{self.what}: {update.down} has rank 0")
     if update.alpha is None:
-      return self.scale * self.scaling(update.module, rank)
+      return self.scale * self.scaling(update, rank)
     return self.scale * self.of(update.alpha).item() / rank
 
 
@@ -208,7 +219,9 @@ def add(loras: Sequence[Lora]) -> Lora:
       factors[name] = (a, b)
     for name, delta in lora.deltas.items():
       deltas[name] = deltas[name] + delta if name in deltas else delta
-  return Lora(factors, deltas, sum(lora.matched for lora in loras), whole)
+  matched = sum(lora.matched for lora in loras)
+  sources = " and ".join(dict.fromkeys(lora.source for lora in loras))
+  return Lora(factors, deltas, matched, whole, sources)
 
 
 def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
@@ -224,17 +237,21 @@ def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
 
   Returns:
     The tree, with unchanged parameters as they are; dtypes and shardings stay.
+
+  Raises:
+    errors.UserError: names parameters that would hold a NaN or an infinity.
   """
   leaves = tree.flatten(params)
+  finite = {}
 
   def update(name, function, *operands):
     leaf = jnp.asarray(leaves[name])
     merged = jax.jit(
-      function,
-      out_shardings=leaf.sharding,
+      _with_check(function),
+      out_shardings=(leaf.sharding, None),
       donate_argnums=(0,) if donate else (),
     )
-    leaves[name] = merged(leaf, *operands)
+    leaves[name], finite[name] = merged(leaf, *operands)
 
   for name, value in lora.whole.items():
     update(name, _replace, value)
@@ -242,7 +259,23 @@ def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
     update(name, _add_product, a, b)
   for name, delta in lora.deltas.items():
     update(name, _add, delta)
+  if wrong := [name for name, good in finite.items() if not good]:
+    raise errors.UserError(
+      f"{lora.source}: with the updates added, {', '.join(wrong)} would hold"
+      " NaN or infinity"
+    )
   return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+@functools.cache
+def _with_check(function):
+  """`function`, and whether what it gives is finite."""
+
+  def checked(*operands):
+    merged = function(*operands)
+    return merged, jnp.isfinite(merged).all()
+
+  return checked
 
 
 def _replace(w, value):

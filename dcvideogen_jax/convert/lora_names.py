@@ -3,15 +3,19 @@
 Known are the names of PEFT and diffusers (`transformer.blocks.0.attn1.to_q.
 lora_A.weight`), of Wan's own layout and ComfyUI (`diffusion_model.blocks.0.
 self_attn.q.lora_down.weight`), of kohya and musubi (`lora_unet_blocks_0_self_
-attn_q.lora_up.weight`), with or without `.alpha`, and whole differences that
-extracted files hold: `.diff` of weights, norms included, `.diff_b` of biases,
-`.diff_m` of modulations.
+attn_q.lora_up.weight`), of LyCORIS (`lycoris_blocks_0_attn1_to_q.lora_up.
+weight`), with or without `.alpha`, and whole differences that extracted files
+and LyCORIS hold: `.diff` of weights, norms included, `.diff_b` of biases,
+`.diff_m` of modulations, `.w_norm` and `.b_norm`.
+
+Updates that are no sums of low-rank products are refused by their names.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from dcvideogen_jax import errors
 from dcvideogen_jax.convert import engine, sources
 
 Tensors = Mapping[str, sources.Tensor]
@@ -29,19 +33,43 @@ _PREFIXES = (
   "dit_",
   "lora_unet_",
   "lora_transformer_",
+  "lycoris_",
   "_",
 )
+# Before `.down` and `.up`, in early files of diffusers and transformers.
+_OLD = r"(lora|lora_linear_layer)"
 # What a tensor is, by the end of its name; adapters may have names.
 _ROLES = {
   role: re.compile(rf"(?P<module>.+)\.{pattern}")
   for role, pattern in {
-    "down": r"(lora_A|lora_down|lora\.down)(\.(?!bias)\w+)?(\.weight)?",
-    "up": r"(lora_B|lora_up|lora\.up)(\.(?!bias)\w+)?(\.weight)?",
-    "up_bias": r"(lora_B|lora_up|lora\.up)(\.\w+)?\.bias",
+    "down": rf"(lora_A|lora_down|{_OLD}\.down)(\.(?!bias)\w+)?(\.weight)?",
+    "up": rf"(lora_B|lora_up|{_OLD}\.up)(\.(?!bias)\w+)?(\.weight)?",
+    "up_bias": rf"(lora_B|lora_up|{_OLD}\.up)(\.\w+)?\.bias",
     "alpha": r"alpha",
     "diff": r"diff",
     "diff_b": r"diff_b",
     "diff_m": r"diff_m",
+    "w_norm": r"w_norm",
+    "b_norm": r"b_norm",
+  }.items()
+}
+# Adapters of other kinds, by what only they have in their names.
+_OTHER_KINDS = {
+  kind: re.compile(rf".*[._]({pattern})([._].*)?")
+  for kind, pattern in {
+    "LoKr (Kronecker products)": r"lokr_[wt]\d?",
+    "LoHa (Hadamard products)": r"hada_[wt]\d?",
+    "DoRA (directions and magnitudes)": r"dora_scale|lora_magnitude_vector",
+    "(IA)3 (learned scales)": r"ia3_l|on_input",
+    "LoCon in Tucker's form": r"lora_mid",
+    "OFT or BOFT (rotations)": r"oft_(blocks|diag|[rRsS])|boft_[rRsS]",
+    "GLoRA": r"(?<=\.)(a1|a2|b1|b2|bm)(?=\.weight$)",
+    "VeRA": r"vera_lambda_[bd]",
+    "AdaLoRA": r"lora_E",
+    "KaSA": r"lora_diag",
+    "MonteCLoRA": r"lora_monteclora_sampler",
+    "VeLoRA": r"lora_velora_embed",
+    "LoRA of embeddings": r"lora_embedding_[AB]",
   }.items()
 }
 # Where a difference belongs: what follows the name of the module.
@@ -50,6 +78,8 @@ _SUFFIXES = {
   "diff_b": ("_bias",),
   "diff_m": ("_modulation",),
   "up_bias": ("_bias",),
+  "w_norm": ("_weight",),
+  "b_norm": ("_bias",),
 }
 
 
@@ -94,6 +124,21 @@ def split(tensors: Tensors) -> tuple[Tensors, Tensors]:
   return weights, updates
 
 
+def require_low_rank(tensors: Tensors, what: str) -> None:
+  """Raises `errors.UserError` if there are adapters of another kind.
+
+  Args:
+    tensors: what a file holds.
+    what: names the file.
+  """
+  for kind, expression in _OTHER_KINDS.items():
+    if name := next((n for n in tensors if expression.fullmatch(n)), None):
+      raise errors.UserError(
+        f"{what} holds {kind}, such as {name}, which is not read: expected"
+        " LoRA, products of two factors"
+      )
+
+
 def parse(
   tensors: Tensors,
   layouts: Mapping[str, Sequence[engine.Rule]],
@@ -129,8 +174,8 @@ def expected_shapes(
   for update in names.updates:
     weight = update.place.torch_shape(leaves[update.place.jax])
     down = found.get(update.down, ())
-    up = found.get(update.up, (0, 0))
-    rank = down[0] if down else up[1:2][0]
+    up = found.get(update.up, ())
+    rank = [*down[:1], *up[1:2], 0][0]
     shapes[update.down] = (rank, *weight[1:])
     # Those of convolutions end in ones.
     shapes[update.up] = (weight[0], rank, *(1 for _ in up[2:]))

@@ -60,32 +60,16 @@ def open_source(
   )
 
 
-def adapter_config(source: Source) -> dict[str, Any]:
-  """PEFT's description of low-rank updates, or {} where there is none.
-
-  It is in adapter_config.json beside adapter_model.safetensors, or in what
-  diffusers adds to the header of its files.
+def metadata(path: pathlib.Path) -> dict[str, Any]:
+  """The texts, by name, that the header of a safetensors file holds.
 
   Raises:
-    errors.UserError: if it is damaged.
+    errors.UserError: if the file is damaged.
   """
-  if isinstance(source, Mapping):
-    return {}
-  path = pathlib.Path(source)
-  beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
-  where = path
-  try:
-    if beside.is_file() and (path.is_dir() or path.stem == "adapter_model"):
-      where = beside
-      return dict(json.loads(beside.read_text()))
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if [file.suffix for file in files] != [".safetensors"]:
-      return {}
-    metadata = _header(files[0])[0].get("__metadata__") or {}
-    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    return {n.removeprefix("transformer."): v for n, v in config.items()}
-  except (ValueError, TypeError, AttributeError, OSError) as e:
-    raise errors.UserError(f"{where}: no readable adapter config: {e}") from e
+  found = _header(path)[0].get("__metadata__") or {}
+  if not isinstance(found, dict):
+    raise errors.UserError(f"{path} is not a whole safetensors file: metadata")
+  return found
 
 
 def _in_memory(array) -> Tensor:

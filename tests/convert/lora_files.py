@@ -67,6 +67,18 @@ SPELLINGS = {
     "lora_down.weight",
     "lora_up.weight",
   ),
+  # kohya's are those whose names have no dots.
+  "kohya_lycoris": ("lycoris_{}", "lora_down.weight", "lora_up.weight"),
+  "kohya_lycoris_diffusers": (
+    "lycoris_{}",
+    "lora_down.weight",
+    "lora_up.weight",
+  ),
+  "diffusers_older": (
+    "transformer.{}",
+    "lora_linear_layer.down.weight",
+    "lora_linear_layer.up.weight",
+  ),
 }
 
 

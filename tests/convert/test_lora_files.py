@@ -93,6 +93,8 @@ def test_differences_of_extracted_files(base):
     "patch_embedding.diff": "patch_embedding.weight",
     "patch_embedding.diff_b": "patch_embedding.bias",
     "head.head.diff": "head.head.weight",
+    "blocks.1.norm3.w_norm": "blocks.1.norm3.weight",
+    "blocks.1.norm3.b_norm": "blocks.1.norm3.bias",
   }
   deltas = {
     name: random.normal(size=shapes[target]).astype(np.float32)
@@ -212,7 +214,8 @@ def test_alpha_of_peft_and_diffusers(base, tmp_path, config, rule, where):
     described = {f"transformer.{name}": x for name, x in config.items()}
     metadata["lora_adapter_metadata"] = json.dumps(described)
   else:
-    config = config | {"peft_type": "LORA", "r": 4}
+    ranks = {module: rank for module, (rank, _) in lora_files.RANKS.items()}
+    config = config | {"peft_type": "LORA", "r": 4, "rank_pattern": ranks}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
   safetensors.numpy.save_file(lora_files.spelt("peft", found), path, metadata)
   source = tmp_path if where == "directory" else path

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dcvideogen_jax import convert
+from dcvideogen_jax import convert, errors
 from dcvideogen_jax.convert import wan_dit
 from dcvideogen_jax.models import wan_dit as model
 from tests.convert import checkpoints
@@ -63,8 +63,18 @@ def assert_merged(base, source, merged):
       "rank_pattern": {"attn1.to_q": 2},
       "alpha_pattern": {"blocks.1.attn1.to_q": 9, "proj_out": 1},
     },
+    {
+      "r": 4,
+      "lora_alpha": 4,
+      "rank_pattern": {"^blocks.0.ffn.net.2": 8},
+      "alpha_pattern": {
+        "^blocks.1.attn1.to_q": 32,
+        r"^proj_out|^blocks\.0\.ffn\.net\.2": 16,
+        "^ffn.net.2": 64,
+      },
+    },
   ],
-  ids=["plain", "rslora", "bias", "patterns"],
+  ids=["plain", "rslora", "bias", "patterns", "anchored"],
 )
 def test_a_directory_of_peft(transformer, tmp_path, options):
   import peft
@@ -81,14 +91,119 @@ def test_a_directory_of_peft(transformer, tmp_path, options):
   assert_merged(base, tmp_path / "adapter_model.safetensors", merged)
 
 
-def test_a_file_of_diffusers(transformer, tmp_path):
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_that_peft_has_trained(transformer, tmp_path, bias):
+  """They replace those of the base, and say nothing about the scale."""
+  import peft
+  import torch
+
+  base = {n: x.copy() for n, x in numpy(transformer.state_dict()).items()}
+  config = peft.LoraConfig(
+    r=2, lora_alpha=12, target_modules=["attn1.to_q", "proj_out"], bias=bias
+  )
+  wrapped = peft.get_peft_model(transformer, config)
+  randomise(wrapped)
+  for name, x in wrapped.named_parameters():
+    if x.requires_grad and "lora" not in name:
+      torch.nn.init.normal_(x, std=0.3)
+  wrapped.save_pretrained(tmp_path)
+  merged = numpy(wrapped.merge_and_unload().state_dict())
+  loaded = convert.load("wan_dit", base, FIELDS)
+  lora = convert.load_lora("wan_dit", tmp_path, loaded[0])
+  assert len(lora.whole) > 1
+  params = convert.merge(loaded[1]["params"], lora)
+  found = convert.to_torch("wan_dit", loaded[0], {"params": params})
+  for name, x in merged.items():
+    np.testing.assert_allclose(found[name], x, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "gaussian"])
+def test_the_base_of_peft(transformer, tmp_path, start):
+  """What alters the base is refused; what PEFT converts is read."""
+  import peft
+
+  base = {n: x.copy() for n, x in numpy(transformer.state_dict()).items()}
+  config = peft.LoraConfig(
+    r=2, lora_alpha=4, target_modules=["to_k", "to_v"], init_lora_weights=start
+  )
+  wrapped = peft.get_peft_model(transformer, config)
+  if start != "gaussian":
+    wrapped.save_pretrained(tmp_path / "altered")
+    module = convert.load("wan_dit", base, FIELDS)[0]
+    with pytest.raises(errors.UserError, match=f"_weights='{start}' PEFT has"):
+      convert.load_lora("wan_dit", tmp_path / "altered", module)
+    wrapped.peft_config["default"].init_lora_weights = True
+    wrapped.save_pretrained(tmp_path / "start")
+    wrapped.peft_config["default"].init_lora_weights = start
+  randomise(wrapped)
+  convertible = None if start == "gaussian" else str(tmp_path / "start")
+  wrapped.save_pretrained(
+    tmp_path / "lora", path_initial_model_for_weight_conversion=convertible
+  )
+  merged = numpy(wrapped.merge_and_unload().state_dict())
+  assert_merged(base, tmp_path / "lora", merged)
+
+
+LYCORIS = {
+  "lora": {"algo": "lora", "linear_dim": 4, "linear_alpha": 2},
+  "rslora": {"algo": "lora", "linear_dim": 4, "rs_lora": True},
+  "full": {"algo": "full"},
+}
+
+
+@pytest.mark.parametrize("kind", LYCORIS)
+def test_a_file_of_lycoris(transformer, tmp_path, kind):
+  """What was trained, by the outputs of its layers, is right."""
+  import lycoris
+  import torch
+
+  base = {n: x.copy() for n, x in numpy(transformer.state_dict()).items()}
+  lycoris.LycorisNetwork.apply_preset(
+    {"enable_conv": False, "target_module": ["WanAttention", "FeedForward"]}
+  )
+  network = lycoris.create_lycoris(transformer, 1.0, **LYCORIS[kind])
+  network.apply_to()
+  for x in network.parameters():
+    torch.nn.init.normal_(x, std=0.3)
+  path = tmp_path / "style.safetensors"
+  network.save_weights(str(path), torch.float32, {})
+  merged = dict(base)
+  for name, layer in transformer.named_modules():
+    if isinstance(layer, torch.nn.Linear):
+      with torch.no_grad():
+        bias = layer(torch.zeros(1, layer.in_features))[0]
+        weight = (layer(torch.eye(layer.in_features)) - bias).T
+      merged |= {f"{name}.weight": weight.numpy(), f"{name}.bias": bias.numpy()}
+  loaded = convert.load("wan_dit", base, FIELDS)
+  lora = convert.load_lora("wan_dit", path, loaded[0])
+  params = convert.merge(loaded[1]["params"], lora)
+  found = convert.to_torch("wan_dit", loaded[0], {"params": params})
+  assert sum(np.abs(merged[n] - x).max() > 0.01 for n, x in base.items()) >= 30
+  for name, x in merged.items():
+    np.testing.assert_allclose(found[name], x, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"r": 3, "lora_alpha": 12},
+    {
+      "r": 4,
+      "lora_alpha": 4,
+      "rank_pattern": {"^blocks.0.attn1.to_k": 2},
+      "alpha_pattern": {"^blocks.1.attn2.to_v": 16},
+    },
+  ],
+  ids=["plain", "anchored"],
+)
+def test_a_file_of_diffusers(transformer, tmp_path, options):
   """With alpha in the header, as its pipelines write it."""
   import diffusers
   import peft
   from diffusers.training_utils import _collate_lora_metadata
 
   base = {n: x.copy() for n, x in numpy(transformer.state_dict()).items()}
-  config = peft.LoraConfig(r=3, lora_alpha=12, target_modules=["to_k", "to_v"])
+  config = peft.LoraConfig(target_modules=["to_k", "to_v"], **options)
   transformer.add_adapter(config)
   randomise(transformer)
   diffusers.WanPipeline.save_lora_weights(
@@ -100,4 +215,42 @@ def test_a_file_of_diffusers(transformer, tmp_path):
   transformer.unload_lora()
   merged = numpy(transformer.state_dict())
   (path,) = tmp_path.iterdir()
+  assert_merged(base, path, merged)
+
+
+def test_mixed_ranks_through_diffusers(transformer, tmp_path):
+  """Read without a description, for which diffusers makes anchored patterns,
+  and saved with it."""
+  import diffusers
+  import safetensors.torch
+  import torch
+  from diffusers.training_utils import _collate_lora_metadata
+  from peft import get_peft_model_state_dict
+
+  base = {n: x.copy() for n, x in numpy(transformer.state_dict()).items()}
+  tensors = {}
+  for i, (block, rank) in enumerate([(0, 2), (1, 2), (2, 4)]):
+    for j, name in enumerate(("to_q", "to_k")):
+      module = f"transformer.blocks.{block}.attn1.{name}"
+      rank += j
+      torch.manual_seed(10 * i + j)
+      tensors[f"{module}.lora_A.weight"] = torch.randn(rank, 16)
+      tensors[f"{module}.lora_B.weight"] = torch.randn(16, rank)
+  safetensors.torch.save_file(tensors, tmp_path / "mixed.safetensors")
+  transformer.load_lora_adapter(tmp_path, weight_name="mixed.safetensors")
+  (adapter,) = transformer.peft_config
+  transformer.peft_config["default"] = transformer.peft_config[adapter]
+  diffusers.WanPipeline.save_lora_weights(
+    tmp_path / "saved",
+    transformer_lora_layers=get_peft_model_state_dict(
+      transformer, adapter_name=adapter
+    ),
+    **_collate_lora_metadata({"transformer": transformer}),
+  )
+  del transformer.peft_config["default"]
+  transformer.fuse_lora()
+  transformer.unload_lora()
+  merged = numpy(transformer.state_dict())
+  assert_merged(base, tmp_path / "mixed.safetensors", merged)
+  (path,) = (tmp_path / "saved").iterdir()
   assert_merged(base, path, merged)

@@ -1,0 +1,266 @@
+"""Reads how strong low-rank updates are, where their tensors do not say it.
+
+PEFT writes adapter_config.json beside its weights, diffusers the same fields
+into the header of its files. Which alpha a module has is found as PEFT 0.21
+finds it: the first pattern that matches, in the order of the file, goes before
+`lora_alpha`. What the fields ask for beyond plain low-rank updates is refused.
+"""
+
+import json
+import math
+import pathlib
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.convert import lora_names, sources
+
+NAME = "adapter_config.json"
+# The entry of a safetensors header, and what its keys may begin with.
+HEADER = "lora_adapter_metadata"
+PREFIXES = ("transformer.", "base_model.model.")
+
+# PEFT's value where a description has no lora_alpha.
+_ALPHA = 8.0
+# Ways to start an adapter that leave the weights of the base as they are.
+_UNCHANGED_BASE = ("gaussian", "eva", "orthogonal", "mica")
+# Fields that make the update more than a product of two factors.
+_VARIANTS = (
+  "use_dora",
+  "use_qalora",
+  "use_bdlora",
+  "arrow_config",
+  "kasa_config",
+  "monteclora_config",
+  "velora_config",
+  "alora_invocation_tokens",
+  "layer_replication",
+  "target_parameters",
+  "trainable_token_indices",
+)
+
+_Number = TypeVar("_Number", int, float)
+
+
+class Description(NamedTuple):
+  """What a file says of low-rank updates.
+
+  Attributes:
+    where: the file.
+    alpha: of modules that no pattern names.
+    rank: likewise; None if it is not said.
+    alphas: patterns of modules' names and their alpha, in order.
+    ranks: likewise.
+    rooted: whether alpha is divided by the root of the rank (rsLoRA).
+    whole: whether weights lie in the file that replace those of the base.
+  """
+
+  where: pathlib.Path
+  alpha: float
+  rank: int | None
+  alphas: Sequence[tuple[re.Pattern[str], float]]
+  ranks: Sequence[tuple[re.Pattern[str], int]]
+  rooted: bool
+  whole: bool
+
+  def factor(self, update: lora_names.Update, rank: int) -> float:
+    """What the product of an update is multiplied by.
+
+    Patterns are searched in the name that the module has in the model and in
+    the one that it has in the file, without what PEFT puts before it.
+
+    Raises:
+      errors.UserError: if the description has another rank.
+    """
+    names = (
+      update.place.torch.removesuffix(".weight"),
+      update.module.removeprefix("base_model.model."),
+    )
+    ranks = _matching(self.ranks, names)
+    if self.rank is not None and rank not in (ranks or [self.rank]):
+      raise errors.UserError(
+        f"{self.where} is not of these weights: it gives {names[0]} the rank"
+        f" {(ranks or [self.rank])[0]}, the weights have {rank}"
+      )
+    alphas = _matching(self.alphas, names)
+    if len(set(alphas)) > 1:
+      warnings.warn(
+        f"{self.where}: more than one alpha_pattern matches the same module;"
+        " the first in the file is taken, as PEFT does",
+        stacklevel=2,
+      )
+    alpha = alphas[0] if alphas else self.alpha
+    return alpha / (rank**0.5 if self.rooted else rank)
+
+
+def find(source: sources.Source) -> Description | None:
+  """The description of low-rank updates; None where there is none.
+
+  It is adapter_config.json in a directory or beside adapter_model.*, or in the
+  header of a safetensors file. An adapter_config.json with no adapter_model.*
+  is taken to be of the file beside it, which is said.
+
+  Args:
+    source: as for `sources.open_source`.
+
+  Raises:
+    errors.UserError: if it is damaged, holds numbers that are none, or is of
+      updates that are more than a product of two factors or not of the base.
+  """
+  if isinstance(source, Mapping):
+    return None
+  path = pathlib.Path(source)
+  beside = (path if path.is_dir() else path.parent) / NAME
+  if path.is_dir() or path.stem == "adapter_model":
+    if beside.is_file():
+      return _read(beside)
+  if (text := _header(path)) is not None:
+    return _parse(path, text)
+  if beside.is_file() and not any(path.parent.glob("adapter_model.*")):
+    warnings.warn(
+      f"{path}: alpha is taken from {beside}, the only description there",
+      stacklevel=2,
+    )
+    return _read(beside)
+  return None
+
+
+def _header(path: pathlib.Path) -> str | None:
+  """The description in a header; of a directory, that of its only file."""
+  paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+  found = {
+    file: sources.metadata(file).get(HEADER)
+    for file in paths
+    if file.suffix == ".safetensors"
+  }
+  if len(found) > 1 and any(text is not None for text in found.values()):
+    raise errors.UserError(
+      f"{path} holds several files of low-rank updates, name one:"
+      f" {', '.join(file.name for file in found)}"
+    )
+  return next(iter(found.values()), None)
+
+
+def _read(path: pathlib.Path) -> Description:
+  try:
+    return _parse(path, path.read_bytes())
+  except OSError as e:
+    raise errors.UserError(f"cannot read {path}: {e.strerror}") from e
+
+
+def _parse(where: pathlib.Path, text: str | bytes) -> Description:
+  """Checks the fields that matter here."""
+  try:
+    fields = json.loads(text)
+  except (ValueError, TypeError, RecursionError) as e:
+    raise errors.UserError(
+      f"{where}: the description of low-rank updates is not JSON: {e}"
+    ) from e
+  if not isinstance(fields, dict):
+    raise errors.UserError(
+      f"{where}: expected the description of low-rank updates to be a JSON"
+      f" object, found {_short(fields)}"
+    )
+  for prefix in PREFIXES:
+    fields = {name.removeprefix(prefix): x for name, x in fields.items()}
+  _require_plain(where, fields)
+  if "lora_alpha" not in fields:
+    warnings.warn(
+      f"{where} has no lora_alpha: PEFT's default of {_ALPHA:g} is taken",
+      stacklevel=2,
+    )
+  return Description(
+    where,
+    _number(where, "lora_alpha", fields.get("lora_alpha", _ALPHA)),
+    _rank(where, "r", fields["r"]) if "r" in fields else None,
+    _patterns(where, fields, "alpha_pattern", _number),
+    _patterns(where, fields, "rank_pattern", _rank),
+    bool(fields.get("use_rslora")),
+    bool(fields.get("modules_to_save"))
+    or fields.get("bias", "none") not in ("none", None),
+  )
+
+
+def _require_plain(where: pathlib.Path, fields: Mapping[str, Any]) -> None:
+  """Raises UserError unless updates are products of two factors on the base."""
+  found = [f"{n}={_short(fields[n])}" for n in _VARIANTS if fields.get(n)]
+  if (kind := fields.get("peft_type", "LORA")) != "LORA":
+    found.insert(0, f"peft_type={_short(kind)}")
+  if found:
+    raise errors.UserError(
+      f"{where}: the updates are no plain LoRA, products of two factors:"
+      f" found {', '.join(found)}"
+    )
+  start = fields.get("init_lora_weights", True)
+  if start in (True, False, None):
+    return
+  if not isinstance(start, str) or start.lower() not in _UNCHANGED_BASE:
+    raise errors.UserError(
+      f"{where}: with init_lora_weights={_short(start)} PEFT has altered the"
+      " base that the updates belong to: expected updates of the base itself;"
+      " PEFT writes them with save_pretrained(...,"
+      " path_initial_model_for_weight_conversion=...)"
+    )
+
+
+def _patterns(
+  where: pathlib.Path,
+  fields: Mapping[str, Any],
+  name: str,
+  convert: Callable[[pathlib.Path, str, Any], _Number],
+) -> list[tuple[re.Pattern[str], _Number]]:
+  """Regular expressions of whole names or their ends, as PEFT reads them."""
+  patterns = fields.get(name) or {}
+  if not isinstance(patterns, dict):
+    raise errors.UserError(
+      f"{where}: expected {name} to be a JSON object, found {_short(patterns)}"
+    )
+  compiled = []
+  for pattern, value in patterns.items():
+    try:
+      expression = re.compile(rf"(.*\.)?({pattern})")
+    except (re.error, OverflowError, RecursionError) as e:
+      raise errors.UserError(
+        f"{where}: {_short(pattern)} in {name} is no regular expression: {e}"
+      ) from e
+    what = f"{name} of {_short(pattern)}"
+    compiled.append((expression, convert(where, what, value)))
+  return compiled
+
+
+def _matching(
+  patterns: Sequence[tuple[re.Pattern[str], _Number]], names: Sequence[str]
+) -> list[_Number]:
+  """The values of all patterns that match one of the names."""
+  return [
+    value
+    for expression, value in patterns
+    if any(expression.fullmatch(name) for name in names)
+  ]
+
+
+def _number(where: pathlib.Path, name: str, value: Any) -> float:
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  # Larger ones are infinite as float32.
+  if not is_number or not abs(value) < 2.0**127 or math.isnan(value):
+    raise errors.UserError(
+      f"{where}: expected {name} to be a finite number, found {_short(value)}"
+    )
+  return float(value)
+
+
+def _rank(where: pathlib.Path, name: str, value: Any) -> int:
+  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    raise errors.UserError(
+      f"{where}: expected {name}, a rank, to be a positive integer, found"
+      f" {_short(value)}"
+    )
+  return value
+
+
+def _short(value: Any, most: int = 60) -> str:
+  """A value for a message."""
+  text = repr(value)
+  return text if len(text) <= most else f"{text[:most]}..."
