@@ -3,7 +3,9 @@
 What a run has trained as a whole (the patch embedding and the head in
 DC-VideoGen's third phase) lies in the same file: modules as PEFT's
 `modules_to_save`, single arrays, such as the head's modulation, by their plain
-names. PEFT 0.21 puts both where they belong:
+names. Alpha is in the file too, as an `.alpha` tensor per module and in the
+header as diffusers has it, so that the file works alone. PEFT 0.21 puts all of
+it where it belongs:
 
     model = diffusers.WanTransformer3DModel.from_pretrained(base)
     model = peft.PeftModel.from_pretrained(model, directory)
@@ -18,9 +20,16 @@ On a base of another latent space the file is enough, since both ends are in it:
     rest = wan.state_dict().items()
     model.load_state_dict(
       {n: x for n, x in rest if not n.startswith(ends)}, strict=False)
+
+diffusers reads low-rank updates alone, without anything trained as a whole:
+
+    model.load_lora_adapter(directory, prefix="base_model.model",
+      weight_name="adapter_model.safetensors")
 """
 
 import functools
+import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -30,9 +39,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import errors, tree
-from dcvideogen_jax.convert import api, engine, sources, writing
+from dcvideogen_jax.convert import (
+  api,
+  engine,
+  lora_config,
+  sources,
+  writing,
+)
 
 _PREFIX = "base_model.model."
+_DOWN = ".lora_A.weight"
 # What a module's own parameters are called in PyTorch.
 _OWN = ("weight", "bias")
 
@@ -56,7 +72,8 @@ def save_adapter(
     kind: a key of `KINDS`.
     variables: "lora", the collection of `layers.Dense`, and "params", those
       that take the place of the base's; there may be none.
-    alpha: `lora_alpha` of the model; its rank is that of the factors.
+    alpha: `lora_alpha` of the model; its rank is that of the factors. It is
+      stored in float32, whatever `dtype` is.
     layout: one of the kind's, whose names are used; None is the first.
     dtype: of the stored weights; None keeps them as they are.
     base: what the update is for, for readers of the description.
@@ -66,16 +83,21 @@ def save_adapter(
 
   Raises:
     errors.UserError: if there is no update, something has no name in PyTorch,
-      the layout is unknown, something cannot be written, or other weights lie
-      there.
+      the layout is unknown, something is not finite or cannot be written, or
+      other weights lie there.
   """
   rules = api.rules_of(kind, layout)
   factors = tree.flatten(variables["lora"])
   if not factors:
     raise errors.UserError(f"there are no low-rank updates of {kind} to write")
+  params = variables.get("params", {})
+  _require_finite(kind, alpha, {**factors, **tree.flatten(params)})
   updates, targets = _updates(rules, factors)
-  whole = engine.torch_tensors(rules, variables.get("params", {}))
+  whole = engine.torch_tensors(rules, params)
   tensors = {_PREFIX + name: x for name, x in {**updates, **whole}.items()}
+  if dtype is not None:
+    tensors = {n: writing.cast(x, dtype) for n, x in tensors.items()}
+  tensors |= _alphas(tensors, alpha)
   rank = next(x for n, x in factors.items() if n.endswith("/a")).shape[-1]
   config = {
     "base_model_name_or_path": base,
@@ -89,15 +111,40 @@ def save_adapter(
     "target_modules": targets,
     "task_type": None,
   }
-  if dtype is not None:
-    tensors = {n: writing.cast(x, dtype) for n, x in tensors.items()}
+  header = {_PREFIX + name: value for name, value in config.items()}
   return writing.write_directory(
     directory,
     "adapter_model",
     tensors,
     config,
-    config_name="adapter_config.json",
+    config_name=lora_config.NAME,
+    metadata={lora_config.HEADER: json.dumps(header)},
   )
+
+
+def _require_finite(kind: str, alpha: float, leaves: Mapping[str, Any]) -> None:
+  """Raises UserError if alpha or an array holds NaN or infinity."""
+  wrong = [n for n, x in leaves.items() if not jnp.isfinite(x).all()]
+  if not math.isfinite(alpha):
+    wrong.append(f"alpha ({alpha})")
+  if wrong:
+    raise errors.UserError(
+      f"the updates of {kind} are not written, as there is NaN or infinity in"
+      f" {', '.join(wrong)}"
+    )
+
+
+def _alphas(
+  tensors: Mapping[str, sources.Tensor], alpha: float
+) -> dict[str, sources.Tensor]:
+  """Alpha for every module with an update."""
+  value = np.float32(alpha)
+  read = functools.partial(np.asarray, value)
+  return {
+    name.removesuffix(_DOWN) + ".alpha": sources.Tensor((), value.dtype, read)
+    for name in tensors
+    if name.endswith(_DOWN)
+  }
 
 
 def _updates(

@@ -69,6 +69,7 @@ def write_directory(
   config: Mapping[str, Any] | None,
   shard_size: int | None = None,
   config_name: str = "config.json",
+  metadata: Mapping[str, str] | None = None,
 ) -> list[pathlib.Path]:
   """Writes tensors as `stem`.safetensors, or as several files with an index.
 
@@ -79,6 +80,7 @@ def write_directory(
     config: what config.json holds, if there shall be one.
     shard_size: bytes of tensors that a file may hold; None writes one file.
     config_name: of that file, where it is called otherwise.
+    metadata: texts for the header of the files of weights.
 
   Returns:
     The files, the weights first.
@@ -109,17 +111,23 @@ def write_directory(
       path.write_text(json.dumps(document, indent=2) + "\n")
     for name, group in zip(names, groups, strict=True):
       path = stack.enter_context(files.atomic(directory / name))
-      write_safetensors(path, group)
+      write_safetensors(path, group, metadata)
   return [directory / name for name in [*names, *documents]]
 
 
-def write_safetensors(path: pathlib.Path, tensors: Tensors) -> None:
+def write_safetensors(
+  path: pathlib.Path,
+  tensors: Tensors,
+  metadata: Mapping[str, str] | None = None,
+) -> None:
   """Writes one file; raises OSError as writing does."""
   # Aligned as the safetensors library does: wide elements first.
   ordered = sorted(
     tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
   )
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  header: dict[str, Any] = {
+    "__metadata__": {"format": "pt", **(metadata or {})}
+  }
   offset = 0
   for name, tensor in ordered:
     end = offset + _bytes(tensor)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 
 import flax.traverse_util
 import jax
@@ -67,7 +68,8 @@ def test_is_read_back(tmp_path, layout, name):
   assert sorted(written) == sorted((tmp_path / "a").iterdir())
   found = convert.load_lora("wan_dit", tmp_path / "a", module)
   tensors = safetensors.numpy.load_file(written[0])
-  assert found.matched == len(tensors) == 2 * (3 * 6 + 3) + 5
+  # Two factors and alpha of each layer.
+  assert found.matched == len(tensors) == 3 * (3 * 6 + 3) + 5
   assert found.rank == RANK
   for name, x in merged(params, changes).items():
     result = tree.flatten(convert.merge(params, found))[name]
@@ -96,7 +98,7 @@ def test_the_factors_keep_every_bit(tmp_path):
   ]
   assert "attn1.to_out.0" in config["target_modules"]
   with safetensors.safe_open(path, "numpy") as file:
-    assert file.metadata() == {"format": "pt"}
+    assert file.metadata().keys() == {"format", "lora_adapter_metadata"}
 
 
 def test_the_collection_stands_for_its_product():
@@ -114,13 +116,59 @@ def test_the_collection_stands_for_its_product():
   assert np.abs(found - module.apply({"params": params}, *inputs)).max() > 0.01
 
 
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+@pytest.mark.parametrize("without", ["alpha", "header"])
+def test_the_file_works_alone(tmp_path, layout, without):
+  """Renamed, in another folder, and with only one of the two that say alpha."""
+  module, params, changes = trained()
+  path, _ = convert.save_adapter(
+    tmp_path / "a", "wan_dit", changes, ALPHA, layout=layout
+  )
+  tensors = safetensors.numpy.load_file(path)
+  with safetensors.safe_open(path, "numpy") as file:
+    metadata = file.metadata()
+  if without == "alpha":
+    tensors = {n: x for n, x in tensors.items() if not n.endswith(".alpha")}
+  else:  # Readers of other headers know no modules that are replaced.
+    metadata, changes = None, {"lora": changes["lora"], "params": {}}
+    tensors = {n: x for n, x in tensors.items() if "lora" in n or "alpha" in n}
+  (tmp_path / "b").mkdir()
+  path = tmp_path / "b" / "style.safetensors"
+  safetensors.numpy.save_file(tensors, path, metadata)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    found = convert.load_lora("wan_dit", path, module)
+  for name, x in merged(params, changes).items():
+    result = tree.flatten(convert.merge(params, found))[name]
+    np.testing.assert_allclose(result, x, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+  "where", ["alpha", "lora/time_proj/b", "params/head/bias"]
+)
+def test_what_is_not_finite_is_not_written(tmp_path, where, bad):
+  _, _, changes = trained()
+  if where != "alpha":
+    leaves = tree.flatten(changes)
+    leaves[where] = jnp.asarray(leaves[where]).at[0].set(bad)
+    changes = nested(leaves)
+  alpha = bad if where == "alpha" else ALPHA
+  name = where.partition("/")[2] or rf"alpha \({bad}\)"
+  with pytest.raises(errors.UserError, match=f"NaN or infinity in {name}"):
+    convert.save_adapter(tmp_path / "a", "wan_dit", changes, alpha)
+  assert not (tmp_path / "a").exists()
+
+
 def test_half_precision(tmp_path):
   module, _, changes = trained()
   (path, _) = convert.save_adapter(
     tmp_path, "wan_dit", changes, ALPHA, dtype=jnp.bfloat16
   )
-  dtypes = {x.dtype for x in safetensors.numpy.load_file(path).values()}
-  assert dtypes == {np.dtype(jnp.bfloat16)}
+  tensors = safetensors.numpy.load_file(path)
+  for name, x in tensors.items():
+    stored = np.float32 if name.endswith(".alpha") else jnp.bfloat16
+    assert x.dtype == stored, name
   assert convert.load_lora("wan_dit", tmp_path, module).rank == RANK
 
 
@@ -267,6 +315,31 @@ def test_peft_turns_wan_s_own_model_into_it(tmp_path):
   )
   wrapped = peft.PeftModel.from_pretrained(model, str(tmp_path / "lora"))
   np.testing.assert_allclose(run(wrapped.base_model.model), expected, atol=1e-5)
+
+
+@pytest.mark.parity
+def test_diffusers_reads_updates_alone_at_full_strength(tmp_path):
+  import diffusers
+
+  module, params, changes = trained()
+  convert.save(
+    tmp_path / "base", "wan_dit", module, {"params": params}, layout="diffusers"
+  )
+  changes = {"lora": changes["lora"], "params": {}}
+  path, description = convert.save_adapter(
+    tmp_path / "lora", "wan_dit", changes, ALPHA
+  )
+  description.unlink()
+  model = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "base")
+  model.load_lora_adapter(
+    path.parent, prefix="base_model.model", weight_name=path.name
+  )
+  model.fuse_lora()
+  model.unload_lora()
+  ours = {name: jnp.asarray(x) for name, x in merged(params, changes).items()}
+  expected = convert.to_torch("wan_dit", module, {"params": nested(ours)})
+  for name, x in model.state_dict().items():
+    np.testing.assert_allclose(x, expected[name], atol=1e-5, err_msg=name)
 
 
 def bare(state):
