@@ -1,7 +1,8 @@
-"""What `--model`, `--source` and `--config` of the programs may be."""
+"""What `--model`, `--source`, `--config` and `--lora` of programs may be."""
 
 import importlib.resources
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -37,6 +38,27 @@ def weights(name: str) -> pathlib.Path:
       f" .safetensors file, or one of {[*_SHIPPED]}"
     )
   return path
+
+
+def lora(text: str) -> tuple[str, float]:
+  """A file of low-rank updates and its scale, "PATH" or "PATH,SCALE".
+
+  Raises:
+    errors.UserError: if there is no such file, or the scale is not finite.
+  """
+  path, comma, end = text.rpartition(",")
+  try:
+    found = (path, float(end)) if comma else (text, 1.0)
+  except ValueError:
+    found = (text, 1.0)
+  if not os.path.exists(found[0]):
+    raise errors.UserError(
+      f"--lora={text}: there is no file {found[0]} (a scale is a number after a"
+      " comma)"
+    )
+  if not math.isfinite(found[1]):
+    raise errors.UserError(f"--lora={text}: the scale must be finite")
+  return found
 
 
 def pipeline(name: str) -> str:

@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
   kind, output = _KIND.value, pathlib.Path(_OUTPUT.value)
   _check_target(output, _TO.value)
   layout = _layout(kind, _TO.value)
-  loras = [_parse_lora(text) for text in _LORA.value]
+  loras = [_model.lora(text) for text in _LORA.value]
   source = _model.weights(_SOURCE.value)
   module, variables = convert.load(
     kind,
@@ -132,21 +132,6 @@ def _layout(kind: str, to: str | None) -> str | None:
       f" {', '.join(convert.KINDS[kind].layouts)}"
     )
   return to
-
-
-def _parse_lora(text: str) -> tuple[pathlib.Path, float]:
-  """PATH or PATH,SCALE."""
-  name, comma, scale = text.rpartition(",")
-  try:
-    factor = float(scale) if comma else 1.0
-  except ValueError:
-    name, comma, factor = text, "", 1.0
-  path = pathlib.Path(name if comma else text)
-  if not path.exists():
-    raise errors.UserError(f"--lora={text}: there is no {path}")
-  if not np.isfinite(factor):
-    raise errors.UserError(f"--lora={text}: the scale must be finite")
-  return path, factor
 
 
 def _merged(kind, module, params, loras):

@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
   task = _TASK.value or ("i2v" if requests[0].image else c.task)
   _check(c, requests, task)
   noise = _read_noise(_NOISE.value)
-  loras = [_parse_lora(text) for text in _LORA.value]
+  loras = [_model.lora(text) for text in _LORA.value]
   with _program.output_directory(_OUTPUT.value) as output:
     with clock.phase("load"):
       made = _load(c, task, loras)
@@ -229,25 +229,6 @@ def _read_noise(path: str | None) -> np.ndarray | None:
   return found[None]
 
 
-def _parse_lora(text: str) -> tuple[str, float]:
-  """A file and its scale, "FILE" or "FILE,SCALE".
-
-  Raises:
-    errors.UserError: if there is no such file.
-  """
-  path, comma, scale = text.rpartition(",")
-  try:
-    found = (path, float(scale)) if comma else (text, 1.0)
-  except ValueError:
-    found = (text, 1.0)
-  if not pathlib.Path(found[0]).exists():
-    raise errors.UserError(
-      f"--lora={text}: there is no file {found[0]} (a scale is a number after a"
-      " comma)"
-    )
-  return found
-
-
 def _load(
   c: Any, task: str, loras: list[tuple[str, float]]
 ) -> pipeline.DCVideoGen:
@@ -266,18 +247,26 @@ def _load(
     load_model=load,
     layout=layout,
   )
-  for path, scale in loras:
-    module, variables = parts.transformer
-    updates = convert.load_lora("wan_dit", path, module, scale)
-    print(f"{path}: {updates.matched} tensors of LoRA matched", flush=True)
-    params = convert.merge(variables["params"], updates, donate=True)
-    part = loading.Part(module, {"params": params})
-    parts = parts._replace(transformer=part)
+  if loras:
+    parts = parts._replace(transformer=_merged(*parts.transformer, loras))
   module, variables = parts.transformer
   part = loading.Part(module.clone(attention=c.attention), variables)
   parts = parts._replace(transformer=part)
   compiled = _program.cache_directory() / "programs"
   return pipeline.DCVideoGen(parts, compiled, layout)
+
+
+def _merged(
+  module: Any, variables: Any, loras: list[tuple[str, float]]
+) -> loading.Part:
+  """The transformer with the sum of all updates, of which it tells."""
+  found = []
+  for path, scale in loras:
+    found.append(convert.load_lora("wan_dit", path, module, scale))
+    matched = found[-1].matched
+    print(f"{path}: {matched} tensors of LoRA matched", flush=True)
+  params = convert.merge(variables["params"], convert.add(found), donate=True)
+  return loading.Part(module, {"params": params})
 
 
 def _read_texts(made, c, requests):

@@ -150,6 +150,7 @@ def test_lora_of_another_model(programs, tmp_path):
     ("--noise=none.npy", "none.npy"),
     ("--task=i2v", "needs an image"),
     ("--lora=none.safetensors,much", "no file none.safetensors,much"),
+    (f"--lora={__file__},nan", ",nan: the scale must be finite"),
     ("--config.grid=fine", "fine"),
     ("--config.shift=0", "shift"),
   ],
