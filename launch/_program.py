@@ -57,6 +57,7 @@ def run(
   # jax has set "1" by now; it is read at XLA's first log line, later.
   if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+  warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
   # An exception, so that temporary files are removed.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
   # Of a GPU's memory; jax takes three quarters unless told.
