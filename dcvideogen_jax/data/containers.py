@@ -12,6 +12,18 @@ from dcvideogen_jax import errors
 
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
+_CLUSTER = b"\x1f\x43\xb6\x75"
+# What may stand in a segment and in a cluster (RFC 9559).
+_ELEMENTS = {
+  _EBML,
+  _SEGMENT,
+  _CLUSTER,
+  *map(
+    bytes.fromhex,
+    "114d9b74 1549a966 1654ae6b 1c53bb6b 1941a469 1043a770 1254c367 ec bf e7 a3"
+    " a0 ab a7 5854 af".split(),
+  ),
+}
 # Boxes that stand at the top of an mp4 or mov; anything else behind the media
 # is a trailer of somebody else's.
 _BOXES = (
@@ -142,6 +154,44 @@ def _segment(start: bytes) -> int:
   size, width = _variable_integer(start, position + 4)
   unknown = size == (1 << 7 * width) - 1
   return 0 if unknown else position + 4 + width + size
+
+
+def check_clusters(path: str | os.PathLike[str]) -> None:
+  """Refuses an mkv or webm whose blocks do not follow each other to its end.
+
+  libav looks for the next cluster where they do not, and says nothing.
+
+  Raises:
+    errors.UserError: if the file is truncated or damaged.
+    OSError: if it cannot be read.
+  """
+  path = pathlib.Path(path)
+  length = path.stat().st_size
+  with path.open("rb") as f:
+    start = f.read(64)
+    header_size, width = _variable_integer(start, 4)
+    position = 4 + width + header_size
+    if start[position : position + 4] != _SEGMENT:
+      return
+    size, width = _variable_integer(start, position + 4)
+    position += 4 + width
+    unknown = size == (1 << 7 * width) - 1
+    end = length if unknown else position + size
+    while position < end:
+      f.seek(position)
+      header = f.read(16)
+      name = header[: 9 - header[0].bit_length()]
+      size, width = _variable_integer(header, len(name))
+      if name not in _ELEMENTS:
+        raise errors.UserError(f"{path} is damaged at byte {position}")
+      position += len(name) + width
+      if name not in (_SEGMENT, _CLUSTER):
+        position += size
+  if position > end:
+    raise errors.UserError(
+      f"{path} is truncated or damaged: its last part ends at byte {position}, "
+      f"after byte {end}"
+    )
 
 
 def _variable_integer(content: bytes, position: int) -> tuple[int, int]:

@@ -119,8 +119,13 @@ def times(container, stream, path) -> np.ndarray:
       (e.timestamp, e.size) for e in stream.index_entries if not e.is_discard
     ]
   else:
+    if container.format.name.startswith("matroska"):
+      containers.check_clusters(path)
+    hidden = stream.codec_context.name == "vp8"
     try:
       for packet in container.demux(stream):
+        if hidden and packet.size and not bytes(packet)[0] & 0x10:
+          continue  # a picture that others are made from (RFC 6386, 9.1)
         if packet.size and not packet.is_discard:
           time = packet.dts if packet.pts is None else packet.pts
           index.append((time, packet.size))

@@ -102,10 +102,10 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     measured = (len(times) - 1) / (times[-1] - times[0])
     # What the container says is exact, unless it is wrong.
     if abs(fps / measured - 1) > 0.02:
-      fps = measured
+      fps = float(measured)
   elif not len(times):
     raise errors.UserError(f"{path} holds no video frames")
-  seconds = (times[-1] - times[0] + 1 / fps) if fps else 0.0
+  seconds = float(times[-1] - times[0]) + 1 / fps if fps else 0.0
   return VideoInfo(first.height, first.width, fps, len(times), seconds, comment)
 
 

@@ -2,6 +2,7 @@
 
 import struct
 
+import av
 import numpy as np
 import pytest
 import recordings
@@ -97,3 +98,46 @@ def test_pictures_that_an_index_promises(tmp_path):
   for function in (video.probe, recordings.read):
     with pytest.raises(errors.UserError, match="truncated"):
       function(path)
+
+
+@pytest.mark.parametrize("live", ["0", "1"])
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm"])
+def test_broken_blocks_are_told(tmp_path, name, live):
+  path = tmp_path / name
+  codec = "libx264" if name == "a.mkv" else "libvpx-vp9"
+  recordings.encode(path, 24, codec=codec, options={"live": live})
+  assert len(recordings.read(path)) == video.probe(path).frames == 24
+  whole = path.read_bytes()
+  # The length of a block: another makes the next one begin elsewhere.
+  with av.open(str(path)) as container:
+    (packet, *_) = [p for p in container.demux(video=0) if p.size][12:]
+  content = bytearray(whole)
+  at = content.index(bytes(packet)) - 6
+  content[at : at + 2] = b"\x7f\x00"
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError, match="damaged"):
+    video.probe(path)
+  for kept in (len(whole) // 3, len(whole) - 30):
+    path.write_bytes(whole[:kept])
+    with pytest.raises(errors.UserError, match="truncated"):
+      video.probe(path)
+
+
+def test_pictures_that_are_never_shown_are_not_counted(tmp_path):
+  """VP8 has some that are only there for others to be made from."""
+  path = tmp_path / "a.webm"
+  recordings.encode(path, 24, codec="libvpx")
+  hidden = tmp_path / "b.webm"
+  with av.open(str(path)) as old, av.open(str(hidden), "w") as new:
+    stream = new.add_stream_from_template(old.streams.video[0])
+    for i, packet in enumerate(old.demux(video=0)):
+      if packet.dts is not None:
+        content = bytearray(bytes(packet))
+        if i % 5 == 3:
+          content[0] &= ~0x10
+        copy = av.Packet(bytes(content))
+        copy.pts, copy.dts = packet.pts, packet.dts
+        copy.time_base, copy.stream = packet.time_base, stream
+        copy.is_keyframe = packet.is_keyframe
+        new.mux(copy)
+  assert len(recordings.read(hidden)) == video.probe(hidden).frames == 19
