@@ -12,7 +12,8 @@ Writes into `--output`, all at the end and all or nothing:
   metrics.json         PSNR and SSIM per frame, settings, time, memory, versions
 
 Files of any length and size pass through in bounded memory. The metrics are of
-the decoded frames, before they are compressed into an mp4.
+the decoded frames, before they are compressed into an mp4. Browsers do not play
+an mp4 whose height or width is odd.
 """
 
 import collections

@@ -358,3 +358,13 @@ def test_geometry_without_a_matrix():
   found = pixels.geometry(frame, None)
   assert found == (1.0, False, False, False, 0.0)
   assert found.shown(48, 64) == (48, 64)
+
+
+def test_transparency_that_is_not_read_is_said(tmp_path):
+  array = np.zeros((32, 32, 4), np.uint8)
+  array[:, :16] = (200, 30, 30, 255)
+  frame = av.VideoFrame.from_ndarray(array, format="rgba")
+  frame = frame.reformat(format="yuva420p")
+  path = _write(tmp_path / "a.webm", [frame], codec="libvpx-vp9")
+  with pytest.warns(UserWarning, match="a.webm is partly transparent"):
+    assert np.abs(recordings.read(path)[0, :, 4] - (200, 30, 30)).max() < 9
