@@ -157,6 +157,18 @@ def test_odd_chunks_of_a_mask(calls, monkeypatch):
   ]
 
 
+def test_what_chunks_are_computed_by_refuses_in_its_own_words(monkeypatch):
+  monkeypatch.setattr(api, "_default", lambda *_: "cudnn")
+  x = jnp.zeros((1, 6, HEADS, E), jnp.float32)
+  with pytest.raises(attention.Unsupported) as e:
+    attention.attention(
+      x, x, x, mask=BlockCausal(2), implementation="by_chunks"
+    )
+  assert str(e.value) == (
+    "attention: cudnn computes bfloat16 and float16, found float32"
+  )
+
+
 @pytest.mark.parametrize("keys", ["tokens", None])
 @pytest.mark.parametrize("axes", [{"context": 2}, {"fsdp": 2, "tensor": 2}])
 def test_odd_numbers_of_tokens_over_a_mesh(calls, keys, axes):

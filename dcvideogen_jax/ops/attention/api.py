@@ -200,6 +200,8 @@ def attention(
   require(implementation)
   try:
     return IMPLEMENTATIONS[implementation](q, k, v, mask)
+  except Unsupported:  # By what `by_chunks` calls.
+    raise
   except NotImplementedError as e:
     raise Unsupported(f"attention: {e}") from e
 
