@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -278,7 +279,7 @@ def _say_copied(
   )
   if message not in _said:
     _said.add(message)
-    logging.warning(message)
+    warnings.warn(message, stacklevel=3)
 
 
 def _named(rule: Any) -> bool:

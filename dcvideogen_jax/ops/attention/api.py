@@ -1,6 +1,6 @@
 """Chooses how attention is computed."""
 
-import logging
+import warnings
 from typing import Any
 
 import jax
@@ -145,15 +145,11 @@ def _say_slow(platform: str, q: Array, k: Array, mask: Any) -> None:
   if platform not in _FAST or kind in _said:
     return
   _said.add(kind)
-  logging.warning(
-    "%sattention of %d queries and %d keys in %s, heads of %d, is computed one "
-    "head after the other (`chunked`), which is slow: %s",
-    masked,
-    q.shape[1],
-    k.shape[1],
-    q.dtype,
-    q.shape[-1],
-    _FAST[platform],
+  warnings.warn(
+    f"{masked}attention of {q.shape[1]} queries and {k.shape[1]} keys in "
+    f"{q.dtype}, heads of {q.shape[-1]}, is computed one head after the other "
+    f"(`chunked`), which is slow: {_FAST[platform]}",
+    stacklevel=2,
   )
 
 
@@ -187,8 +183,8 @@ def attention(
       takes, for `device`, cuDNN for half precision and heads of up to 128 on a
       GPU, with a mask chunk by chunk if they are not too many; splash for
       bfloat16 on a TPU; and otherwise `reference` where the matrix of weights
-      is small and `chunked` where it is not, which is logged once on a GPU or
-      TPU.
+      is small and `chunked` where it is not, which is warned of once on a GPU
+      or TPU.
 
   Raises:
     Unsupported: if the named implementation cannot compute this.
