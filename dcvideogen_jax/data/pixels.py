@@ -87,14 +87,14 @@ def geometry(frame: av.VideoFrame, aspect: float | None) -> Geometry:
     aspect: width of a pixel over its height; None or 0 if the file is silent.
   """
   aspect = float(aspect or 1)
-  if Type.DISPLAYMATRIX not in [data.type for data in frame.side_data]:
+  found = frame.side_data.get(Type.DISPLAYMATRIX)
+  if found is None:
     return Geometry(aspect, False, False, False, 0.0)
   angle = float(frame.rotation)
   if abs((angle + 45) % 90 - 45) > 1:
     return Geometry(aspect, False, False, False, angle)
   # ISO/IEC 14496-12, section 6.2.2: x' = a x + c y and y' = b x + d y.
-  matrix = bytes(frame.side_data.get(Type.DISPLAYMATRIX))
-  a, b, _, c, d = struct.unpack("=5i", matrix[:20])
+  a, b, _, c, d = struct.unpack("=5i", bytes(found)[:20])
   if abs(b) + abs(c) > abs(a) + abs(d):
     return Geometry(aspect, True, c < 0, b < 0, 0.0)
   return Geometry(aspect, False, a < 0, d < 0, 0.0)
@@ -110,7 +110,7 @@ def refusal(frame: av.VideoFrame, geometry: Geometry) -> str | None:
   color = color or _OTHER_TRANSFERS.get(frame.color_trc)
   if color is None and frame.color_trc not in (_PQ, _HLG):
     # The base layer of profile 5 makes sense with its metadata alone.
-    if Type.DOVI_METADATA in [data.type for data in frame.side_data]:
+    if frame.side_data.get(Type.DOVI_METADATA) is not None:
       color = "Dolby Vision's"
   if color is not None:
     return f"has colours that are not read here ({color}): convert it to BT.709"
