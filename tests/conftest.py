@@ -13,6 +13,18 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import pytest
+
+from dcvideogen_jax.data import probing
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _videos_are_remembered_elsewhere(tmp_path_factory):
+  """Not in the cache directory of whoever runs the tests."""
+  path = tmp_path_factory.mktemp("probed")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(probing, "directory", lambda: path)
+    yield

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,14 @@ import numpy as np
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import options as options_lib
-from dcvideogen_jax.data import records, synthetic, video, world
+from dcvideogen_jax.data import (
+  probing,
+  records,
+  skipping,
+  synthetic,
+  video,
+  world,
+)
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".gif")
 SOURCES = ("records", "videos", "synthetic", "world", "mix")
@@ -47,6 +55,10 @@ def batches(
 ) -> grain.DatasetIterator:
   """An endless iterator over {"video": uint8 (b, t, h, w, 3)}.
 
+  Videos that are damaged or too short are left out with a warning. A clip of
+  another video takes the place of one that turns out to be damaged: the same
+  one in every run, named at once and listed when the iterator is closed.
+
   Its `get_state()` and `set_state(state)` continue at exactly the next batch.
   Call `close()` when done.
 
@@ -73,8 +85,9 @@ def batches(
     num_threads: readers; 0 reads in the calling thread.
 
   Raises:
-    errors.UserError: for a bad config, and while iterating when a record or
-      a file turns out to be damaged.
+    errors.UserError: for a bad config, if no video can be used, and while
+      iterating when a record turns out to be damaged, or a hundred videos one
+      after another.
   """
   options = _checked(config)
   if batch_size <= 0:
@@ -85,14 +98,14 @@ def batches(
     )
   if seed < 0:
     raise errors.UserError(f"the data seed must not be negative: {seed}")
-  shard = _Shard(seed, shard_index, shard_count)
+  skipped = skipping.Skipped()
+  shard = _Shard(seed, shard_index, shard_count, skipped)
   dataset = _BUILDERS[options["source"]](options, shard)
   read = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=2 * batch_size
   )
-  return iter(
-    dataset.to_iter_dataset(read).batch(batch_size, drop_remainder=True)
-  )
+  found = dataset.to_iter_dataset(read).batch(batch_size, drop_remainder=True)
+  return skipping.Telling(iter(found), skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +115,7 @@ class _Shard:
   seed: int
   index: int
   count: int
+  skipped: skipping.Skipped
 
   @property
   def part(self) -> slice:
@@ -224,7 +238,8 @@ def _world(options, shard):
 
 
 def _videos(options, shard):
-  return _endless(_VideoFiles(options["path"]), shard, _ReadVideo(options))
+  source = _VideoFiles(options["path"], options["frames"])
+  return _endless(source, shard, _ReadVideo(source, options, shard.skipped))
 
 
 def _mix(options, shard):
@@ -279,17 +294,36 @@ class _Crop(grain.transforms.RandomMap):
 
 
 class _VideoFiles:
-  """A folder's video files; an element is one file's place for one clip.
+  """A folder's videos; an element is the number of one, for one clip.
 
   Long files count more often: about once a second of video.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
+  def __init__(self, path: str | os.PathLike[str], frames: int):
     self._path = pathlib.Path(path)
-    self._files = sorted(self._path / name for name in video_names(path))
-    self._infos = [video.probe(p) for p in self._files]
+    names = sorted(video_names(path), key=pathlib.PurePath)
+    self.videos: list[tuple[str, video.VideoInfo]] = []
+    out = []
+    for name, info in probing.probe(path, names).items():
+      if isinstance(info, errors.UserError):
+        out.append(str(info))
+      elif info.frames < frames:
+        out.append(
+          f"{self._path / name} has {info.frames} frames, fewer than the "
+          f"{frames} asked for"
+        )
+      else:
+        self.videos.append((name, info))
+    if not self.videos:
+      raise errors.UserError(f"no video of {path} can be used: {out[0]}")
+    if out:
+      warnings.warn(
+        f"{len(out)} of {len(names)} videos are left out: "
+        f"{skipping.listed(out)}",
+        stacklevel=4,
+      )
     seconds = [
-      max(1, round(i.frames / i.fps)) if i.fps else 1 for i in self._infos
+      max(1, round(i.frames / i.fps)) if i.fps else 1 for _, i in self.videos
     ]
     self._ends = np.cumsum(seconds).tolist()
 
@@ -297,8 +331,10 @@ class _VideoFiles:
     return self._ends[-1]
 
   def __getitem__(self, index):
-    at = bisect.bisect_right(self._ends, int(index))
-    return {"path": self._files[at], "info": self._infos[at]}
+    return bisect.bisect_right(self._ends, int(index))
+
+  def path(self, number: int) -> pathlib.Path:
+    return self._path / self.videos[number][0]
 
   def __repr__(self) -> str:
     return f"the video folder {self._path}"
@@ -307,17 +343,22 @@ class _VideoFiles:
 class _ReadVideo(grain.transforms.RandomMap):
   """A clip from a random time, at a random scale, of a file."""
 
-  def __init__(self, options):
-    self._options = options
+  def __init__(self, source, options, skipped):
+    self._source, self._options, self._skipped = source, options, skipped
     self._crop = _Crop(options)
 
   def random_map(self, element, rng: np.random.Generator):
-    path, info = element["path"], element["info"]
+    return skipping.first(
+      skipping.candidates(range(len(self._source.videos)), int(element)),
+      self._read,
+      lambda number: str(self._source.path(number)),
+      rng,
+      self._skipped,
+    )
+
+  def _read(self, number: int, rng: np.random.Generator):
+    path, info = self._source.path(number), self._source.videos[number][1]
     frames = self._options["frames"]
-    if info.frames < frames:
-      raise errors.UserError(
-        f"{path} has {info.frames} frames, fewer than the {frames} asked for"
-      )
     fits = (info.frames - 1) // max(1, frames - 1)
     stride = rng.integers(1, max(1, min(self._options["max_stride"], fits)) + 1)
     span = int((frames - 1) * stride + 1)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import ml_collections
 import numpy as np
@@ -356,7 +357,47 @@ def test_a_damaged_video_is_told(tmp_path):
     _take(config, 1)
 
 
-def test_a_video_shorter_than_a_clip_is_told(folder):
-  config = {"source": "videos", "path": folder, **SIZE, "frames": 17}
-  with pytest.raises(errors.UserError, match="16 frames, fewer than the 17"):
-    _take(config, 20)
+def test_a_damaged_and_a_short_video_are_left_out(folder, tmp_path):
+  shutil.copytree(folder, tmp_path / "videos")
+  (tmp_path / "videos" / "c.mp4").write_text("not a video")
+  (tmp_path / "videos" / "._b.mp4").write_text("of another file system")
+  config = {"source": "videos", "path": tmp_path / "videos", **SIZE}
+  config["frames"] = 17
+  words = (
+    "2 of 3 videos .*a.mp4 has 16 frames, fewer than the 17 .*c.mp4 is not"
+  )
+  with pytest.warns(UserWarning, match=words):
+    assert len(_take(config, 20)) == 20
+  with pytest.raises(errors.UserError, match="no video of .* can be used"):
+    _take(config | {"frames": 177}, 1)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_video_that_breaks_off_is_replaced_in_every_run_alike(
+  folder, tmp_path, monkeypatch, threads
+):
+  """From second 3 on: clips before are still taken from it."""
+  real = video.frames
+
+  def frames(path, *, start=0.0):
+    for frame in real(path, start=start):
+      if path.name == "b.mp4" and frame.seconds > 3:
+        raise errors.UserError(f"{path} is damaged")
+      yield frame
+
+  monkeypatch.setattr(video, "frames", frames)
+  config = {"source": "videos", "path": folder, **SIZE}
+  with pytest.warns(UserWarning, match="b.mp4 is left out") as told:
+    whole = _take(config, 12, num_threads=threads)
+  assert any("clips of 1 videos" in str(w.message) for w in told)
+  iterator = pipeline.batches(config, batch_size=3, seed=0)
+  with pytest.warns(UserWarning, match="b.mp4 is left out"):
+    for _ in range(5):
+      next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    iterator.close()
+    again = pipeline.batches(config, batch_size=3, seed=0, num_threads=1)
+    again.set_state(state)
+    found = [next(again)["video"] for _ in range(7)]
+    again.close()
+  np.testing.assert_array_equal(found, whole[5:])

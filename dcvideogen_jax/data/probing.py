@@ -1,0 +1,110 @@
+"""Looks at the videos of a folder, many at a time, and keeps what it saw."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import av
+
+from dcvideogen_jax import errors, files
+from dcvideogen_jax.data import containers, fetch, video
+
+
+def probe(
+  folder: str | os.PathLike[str], names: Iterable[str]
+) -> dict[str, video.VideoInfo | errors.UserError]:
+  """What `video.probe` says of each video, or the error that it raises.
+
+  What can be read is kept in `directory()`, and believed as long as the file
+  has the same size and time of change. A video that cannot be read is looked at
+  anew each time.
+
+  Args:
+    folder: where the names begin.
+    names: of the videos.
+  """
+  folder = pathlib.Path(folder)
+  index = _index(folder)
+  known = _read(index)
+  new: dict[str, list] = {}
+
+  def look(name: str) -> video.VideoInfo | errors.UserError:
+    path = folder / name
+    try:
+      about = os.stat(path)
+      stamp = [about.st_size, about.st_mtime_ns]
+    except (OSError, ValueError):
+      stamp = []
+    row = known.get(name)
+    if stamp and row is not None and row[0] == stamp:
+      with contextlib.suppress(TypeError):
+        return video.VideoInfo(**row[1])
+    try:
+      info = video.probe(path)
+    except errors.UserError as e:
+      return e
+    # A comment can be long, and nobody asks for it here.
+    new[name] = [stamp, dataclasses.asdict(info) | {"comment": None}]
+    return info
+
+  names = list(names)
+  try:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      return dict(zip(names, pool.map(look, names), strict=True))
+  finally:
+    if new:
+      # Without it the next start takes longer, nothing else.
+      with contextlib.suppress(errors.UserError):
+        _write(index, {**known, **new})
+
+
+def directory() -> pathlib.Path:
+  """Where the files are kept, one for each folder of videos."""
+  return fetch.default_cache() / "videos"
+
+
+def _index(folder: pathlib.Path) -> pathlib.Path:
+  """Where the folder's file is."""
+  place = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()
+  return directory() / f"{place[:32]}.json"
+
+
+@functools.cache
+def _reader() -> str:
+  """Changes with what reads videos, and what it says of them."""
+  digest = hashlib.sha256(av.__version__.encode())
+  for module in (video, containers):
+    digest.update(pathlib.Path(str(module.__file__)).read_bytes())
+  return digest.hexdigest()
+
+
+def _read(index: pathlib.Path) -> dict[str, list]:
+  """Rows by name; none if the file is missing, damaged or of other code."""
+  try:
+    found = json.loads(index.read_text(encoding="utf-8"))
+    if found["reader"] != _reader():
+      return {}
+    return {name: [row[0], dict(row[1])] for name, row in found["rows"].items()}
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+  ):
+    return {}
+
+
+def _write(index: pathlib.Path, rows: Mapping[str, list]) -> None:
+  files.make_directory(index.parent)
+  with files.atomic(index) as temporary:
+    content = {"reader": _reader(), "rows": rows}
+    temporary.write_text(json.dumps(content), encoding="utf-8")
