@@ -347,6 +347,9 @@ def _videos(
     c[key] = config_dict.placeholder(int)
     c[key] = None if bucket else size
   c.frames, c.text_tokens = frames, 512
+  # By their times; None is as the files have them.
+  c.fps = config_dict.placeholder(float)
+  c.fps = 16.0
   # 64 for autoencoders that are 64 times smaller in height and width.
   c.factor = 32
   c.image_size = config_dict.placeholder(int)

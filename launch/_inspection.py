@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 
 from dcvideogen_jax import convert, errors
-from dcvideogen_jax.data import buckets, latents, tokenize
+from dcvideogen_jax.data import buckets, latents, timing, tokenize
 from dcvideogen_jax.sample import layouts
 from launch import _encoders
 
@@ -37,6 +37,7 @@ class Found(NamedTuple):
   captions: tuple[str, ...]
   size: buckets.Size | None
   seconds: float | None
+  fps: float
   reason: str | None
 
 
@@ -84,7 +85,7 @@ def inspect(
         raise errors.UserError(_NO_CAPTION)
       place = source.place(number, frames, sizes)
     except errors.UserError as e:
-      return Found(file, captions, None, None, str(e))
+      return Found(file, captions, None, None, 0.0, str(e))
     return Found(file, captions, *place, None)
 
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -129,6 +130,17 @@ def cut(
   texts = [text for x in found if x.reason is None for text in x.captions]
   counts = tokenize.Tokenizer.from_directory(tokenizer).count(texts)
   return int((counts > tokens).sum())
+
+
+def repeating(found: Sequence[Found], fps: float | None) -> list[str]:
+  """A line for each usable clip with so few frames that some are repeated."""
+  slow = [
+    f"  {x.file}: {x.fps:.4g} frames per second, some are repeated"
+    for x in found
+    if x.reason is None and timing.repeats(x.fps, fps)
+  ]
+  more = len(slow) - _LISTED
+  return slow[:_LISTED] + ([f"  and {more} more"] if more > 0 else [])
 
 
 def report(found: Sequence[Found], size_of: Any, notes: Sequence[str]) -> str:

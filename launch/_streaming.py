@@ -13,7 +13,7 @@ from absl import flags
 from jaxtyping import UInt8
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import tables
+from dcvideogen_jax.data import tables, timing
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.sample import pipeline, streams
 
@@ -46,9 +46,15 @@ _CLEAN_LEVEL = flags.DEFINE_float(
 _CONTINUE_FROM = flags.DEFINE_string(
   "continue_from",
   None,
-  "Of a stream: a video to go on from, stretched to the size and frame by frame"
-  " whatever its rate. Its last whole chunks that the first new one sees come"
-  " first in the file, then the --frames.",
+  "Of a stream: a video to go on from, stretched to the size and taken at 16"
+  " frames per second (--continue_fps). Its last whole chunks that the first"
+  " new one sees come first in the file, then the --frames.",
+)
+_CONTINUE_FPS = flags.DEFINE_string(
+  "continue_fps",
+  f"{timing.FPS:g}",
+  'Of --continue_from: frames per second, taken by their times; "file" takes'
+  " them as they come.",
 )
 _PROMPT_AT = flags.DEFINE_multi_string(
   "prompt_at",
@@ -63,6 +69,7 @@ _ONLY_STREAMS = (
   _CHUNK,
   _CLEAN_LEVEL,
   _CONTINUE_FROM,
+  _CONTINUE_FPS,
   _PROMPT_AT,
 )
 
@@ -99,13 +106,19 @@ def check(others: Mapping[str, Any]) -> None:
       f"--chunk is 1 latent frame or more, found {_CHUNK.value}"
     )
   prompts("")
+  timing.parse(_CONTINUE_FPS.value, "--continue_fps")
   if continues():
     video_files.probe(_CONTINUE_FROM.value)
 
 
 def settings() -> dict[str, Any]:
   """What a report says besides; nothing of other videos."""
-  return {"continue_from": _CONTINUE_FROM.value} if asked() else {}
+  if not asked():
+    return {}
+  return {
+    flag.name: flag.value if continues() else None
+    for flag in (_CONTINUE_FROM, _CONTINUE_FPS)
+  }
 
 
 @contextlib.contextmanager
@@ -203,16 +216,24 @@ def prompts(first: str) -> dict[int, str]:
 def _read(made, c, per_chunk) -> UInt8[np.ndarray, "t h w 3"]:
   """The last whole chunks of a video, as far as they are seen."""
   path = _CONTINUE_FROM.value
-  (first,) = video_files.read_frames(path, max_frames=1)
+  fps = timing.parse(_CONTINUE_FPS.value, "--continue_fps")
+  info = video_files.probe(path)
+  timing.tell(path, info, fps)
+  first = next(video_files.frames(path)).rgb()
   size = made.size(c.frames, c.height, c.width, c.area, first)
   most = None
   if _WINDOW.value is not None:
     most = (_SINK.value + _WINDOW.value) * per_chunk
   frames = collections.deque(
-    video_files.read_frames(path, size=tuple(size[1:])), maxlen=most
+    (
+      frame.rgb((size.height, size.width))
+      for frame in timing.frames(path, info, fps)
+    ),
+    maxlen=most,
   )
   if len(frames) < per_chunk:
     raise errors.UserError(
-      f"{path} has {len(frames)} frames, fewer than the {per_chunk} of a chunk"
+      f"{path} has {len(frames)} frames{timing.rate(info, fps)}, fewer than "
+      f"the {per_chunk} of a chunk"
     )
   return np.stack([*frames][len(frames) % per_chunk :])

@@ -8,10 +8,11 @@
 Clips come from --videos (captions: a table such as .jsonl or .csv, or the .txt
 files beside the videos), from --tfds, a TFDS data set in the ArrayRecord format
 with mp4 bytes and text, or from --world, a made-up one. Each is cut to its
-first --frames frames, resized to its bucket of --bucket, and encoded in float32
-by DC-AE-V, by the base model's autoencoder (three frames fewer), by the text
-encoder and, with --i2v, by CLIP; --i2v adds the latents of the first frame as a
-condition. What is encoded is what there is an encoder for.
+first --frames frames at 16 per second (--fps), resized to its bucket of
+--bucket, and encoded in float32 by DC-AE-V, by the base model's autoencoder
+(three frames fewer), by the text encoder and, with --i2v, by CLIP; --i2v adds
+the latents of the first frame as a condition. What is encoded is what there is
+an encoder for.
 
 OUT is read by the data source "latents". All GPUs or TPU chips of the machine
 encode. The same command again continues an interrupted run; the bytes of the
@@ -29,7 +30,14 @@ import tqdm
 from absl import flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import buckets, clip_sources, latents, parts, tokenize
+from dcvideogen_jax.data import (
+  buckets,
+  clip_sources,
+  latents,
+  parts,
+  timing,
+  tokenize,
+)
 from dcvideogen_jax.sample import layouts
 from launch import (
   _distributed,
@@ -81,6 +89,12 @@ _OUTPUT = flags.DEFINE_string("output", None, "A folder to make or continue.")
 _I2V = flags.DEFINE_bool("i2v", False, "For image to video, too.")
 _FRAMES = flags.DEFINE_integer(
   "frames", 80, "Frames of a clip, a multiple of 4.", lower_bound=4
+)
+_FPS = flags.DEFINE_string(
+  "fps",
+  f"{timing.FPS:g}",
+  'Frames per second, taken by their times; "file" takes them as they come, as'
+  " the official training does.",
 )
 _BUCKET = flags.DEFINE_string(
   "bucket",
@@ -219,9 +233,13 @@ def _source() -> Any:
     return clip_sources.World(_WORLD.value, _SPLIT.value, _SEED.value)
   if _TFDS.value is not None:
     return clip_sources.TensorFlowDataset(
-      _TFDS.value, _DATA_DIR.value, _SPLIT.value
+      _TFDS.value, _DATA_DIR.value, _SPLIT.value, _fps()
     )
-  return clip_sources.Folder(_VIDEOS.value, _CAPTIONS.value)
+  return clip_sources.Folder(_VIDEOS.value, _CAPTIONS.value, _fps())
+
+
+def _fps() -> float | None:
+  return timing.parse(_FPS.value, "--fps")
 
 
 def _paths() -> layouts.Paths:
@@ -336,6 +354,7 @@ def _inspect(source: Any, paths: layouts.Paths, mine: range) -> None:
     notes.append(
       f"{cut} captions would be cut to their first {_text_tokens(paths)} tokens"
     )
+  notes += _inspection.repeating(found, _fps())
   print(_inspection.report(found, size_of, notes))
   if found and all(x.reason is not None for x in found):
     raise errors.UserError(f"none of {len(found)} clips can be used")

@@ -9,7 +9,14 @@ import grain
 import numpy as np
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import buckets, clip_sources, latents, tokenize
+from dcvideogen_jax.data import (
+  buckets,
+  clip_sources,
+  latents,
+  skipping,
+  timing,
+  tokenize,
+)
 from dcvideogen_jax.data import options as options_lib
 
 _REQUIRED = ("source", "path", "tokenizer", "frames")
@@ -19,6 +26,7 @@ _DEFAULTS = {
   "height": None,
   "width": None,
   "factor": 32,
+  "fps": timing.FPS,
   "text_tokens": tokenize.LENGTH,
   "image_size": None,
   "stretch": False,
@@ -38,7 +46,9 @@ def batches(
 
   See `buckets.batches` for the order, for resuming and for processes. All
   files are looked at first; those that cannot be used are left out with a
-  warning: without a caption, too short or damaged.
+  warning: without a caption, too short or damaged. Another clip of the same
+  size takes the place of one that turns out to be damaged: the same one in
+  every run, named at once and listed when the iterator is closed.
 
   Args:
     config: keys
@@ -48,6 +58,8 @@ def batches(
         beside the videos.
       tokenizer: a directory with a tokenizer.json.
       frames: of a clip, the first of the video.
+      fps: frames per second of the clips, taken by their times; 16. None takes
+        a file's frames as they come, as the official training does.
       bucket: a name as `buckets.find` takes it; or
       height, width: of all clips.
       factor: pixels of a latent's side, which sizes are multiples of; 32.
@@ -69,26 +81,29 @@ def batches(
 
   Raises:
     errors.UserError: for a bad config, if no video can be used, and while
-      iterating for a video that turns out to be damaged.
+      iterating if a hundred videos one after another are damaged.
   """
   options = _checked(config)
   name = options["bucket"] or f"{options['height']}x{options['width']}"
   sizes = buckets.find(name, options["factor"])
-  folder = clip_sources.Folder(options["path"], options["captions"])
+  folder = clip_sources.Folder(
+    options["path"], options["captions"], options["fps"]
+  )
   tokenizer = tokenize.Tokenizer.from_directory(options["tokenizer"])
   usable = _usable(folder, options["frames"], sizes)
   if shard_index == 0:
     _tell_cut(folder, usable, tokenizer, options["text_tokens"])
+  skipped = skipping.Skipped()
   parts = [
     buckets.Part(
       f"{options['path']}, {size}",
-      usable[size],
-      _Draw(folder, size, tokenizer, options),
+      range(len(usable[size])),
+      _Draw(folder, usable[size], size, tokenizer, options, skipped),
     )
     for size in sizes
     if size in usable
   ]
-  return buckets.batches(
+  found = buckets.batches(
     parts,
     batch_size=batch_size,
     seed=seed,
@@ -96,6 +111,7 @@ def batches(
     shard_count=shard_count,
     num_threads=num_threads,
   )
+  return skipping.Telling(found, skipped)
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,6 +137,7 @@ def _usable(
   folder: clip_sources.Folder, frames: int, sizes: Sequence[buckets.Size]
 ) -> dict[buckets.Size, list[int]]:
   """Numbers of the clips that can be trained on, by bucket."""
+  folder.look()
   usable, out = collections.defaultdict(list), []
   for i in range(len(folder)):
     try:
@@ -133,7 +150,8 @@ def _usable(
     raise errors.UserError(f"no video can be used: {out[0]}")
   if out:
     warnings.warn(
-      f"{len(out)} of {len(folder)} videos are left out, such as {out[0]}",
+      f"{len(out)} of {len(folder)} videos are left out: "
+      f"{skipping.listed(out)}",
       stacklevel=3,
     )
   return usable
@@ -161,15 +179,25 @@ def _tell_cut(
 
 
 class _Draw(grain.transforms.RandomMap):
-  """A clip's number as arrays, with one of its captions."""
+  """The place of a clip among those of its size as arrays, with one caption."""
 
-  def __init__(self, folder, size, tokenizer, options):
-    self._folder, self._size, self._tokenizer = folder, size, tokenizer
-    self._options = options
+  def __init__(self, folder, numbers, size, tokenizer, options, skipped):
+    self._folder, self._numbers, self._size = folder, numbers, size
+    self._tokenizer, self._options = tokenizer, options
+    self._skipped = skipped
 
   def random_map(self, element: int, rng: np.random.Generator):
+    return skipping.first(
+      skipping.candidates(self._numbers, int(element)),
+      self._read,
+      lambda number: self._folder[number].file,
+      rng,
+      self._skipped,
+    )
+
+  def _read(self, number: int, rng: np.random.Generator):
     options = self._options
-    loaded = self._folder.load(int(element), options["frames"], [self._size])
+    loaded = self._folder.load(number, options["frames"], [self._size])
     texts = loaded.meta["captions"]
     odds = latents.caption_weights(len(texts), loaded.meta["scores"])
     text = texts[rng.choice(len(texts), p=odds)]

@@ -1,7 +1,7 @@
 """Where captioned clips come from: files, a TFDS data set, or a made-up world.
 
-All sources give clips alike: the first frames of a video, at its own frame
-rate, brought to the size of a bucket.
+All sources give clips alike: the first frames of a video, at 16 per second or
+as the file has them, brought to the size of a bucket.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ from dcvideogen_jax.data import (
   buckets,
   captions,
   clip_images,
+  probing,
+  timing,
   video,
   world,
 )
@@ -29,7 +31,7 @@ from dcvideogen_jax.data import (
 _VIDEO = ("video", "mp4")
 _CAPTIONS = ("captions", "caption", "text")
 _SCORES = ("scores", "score")
-_WORLD_FPS = 16.0
+_WORLD_FPS = timing.FPS
 
 
 class Loaded(NamedTuple):
@@ -38,7 +40,8 @@ class Loaded(NamedTuple):
   Attributes:
     video: (t, h, w, 3), resized and cut.
     first: the first frame as the file has it.
-    meta: "file", "captions", "scores", "fps" and what else is known.
+    meta: "file", "captions", "scores", "fps" of the clip, and what else is
+      known, such as "file_fps".
   """
 
   video: UInt8[np.ndarray, "t h w 3"]
@@ -52,10 +55,12 @@ class Place(NamedTuple):
   Attributes:
     size: of its bucket.
     seconds: of the whole video; None if its frame rate is unknown.
+    fps: frames per second of the file; 0 if unknown.
   """
 
   size: buckets.Size
   seconds: float | None
+  fps: float
 
 
 class Folder:
@@ -65,9 +70,23 @@ class Folder:
     self,
     folder: str | os.PathLike[str],
     table: str | os.PathLike[str] | None = None,
+    fps: float | None = timing.FPS,
   ):
+    """Reads the captions.
+
+    Args:
+      folder: of the videos.
+      table: of captions, as `captions.read` takes it.
+      fps: frames per second of the clips; None is as the files have them.
+
+    Raises:
+      errors.UserError: as `captions.read`.
+    """
+    timing.require(fps, "fps")
     self._folder = pathlib.Path(folder)
     self._clips = captions.read(folder, table)
+    self._fps = fps
+    self._seen: dict[str, video.VideoInfo | errors.UserError] = {}
 
   def __len__(self) -> int:
     return len(self._clips)
@@ -80,16 +99,30 @@ class Folder:
     digest = hashlib.sha256()
     for clip in self._clips:
       path = self._folder / clip.file
-      size = path.stat().st_size if path.is_file() else None
+      size = path.stat().st_size if os.path.isfile(path) else None
       digest.update(json.dumps([*clip, size]).encode())
-    return {"kind": "videos", "clips": len(self), "sha256": digest.hexdigest()}
+    return {
+      "kind": "videos",
+      "clips": len(self),
+      "sha256": digest.hexdigest(),
+      "fps": self._fps,
+    }
+
+  def look(self) -> None:
+    """Looks at all videos with a caption, so that `place` need not.
+
+    Many at a time, and once for all: see `probing.probe`.
+    """
+    names = [clip.file for clip in self._clips if clip.captions]
+    self._seen = probing.probe(self._folder, names)
 
   def place(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
   ) -> Place:
     """Looks at a video; arguments and errors as of `load`."""
-    path = self._folder / self._clips[index].file
-    return _place(path, frames, sizes)
+    file = self._clips[index].file
+    path = self._folder / file
+    return _place(path, frames, sizes, self._fps, self._seen.get(file))
 
   def load(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
@@ -105,7 +138,10 @@ class Folder:
       errors.UserError: if it is missing, damaged or has fewer frames.
     """
     clip = self._clips[index]
-    return _load(self._folder / clip.file, clip, frames, sizes)
+    path = self._folder / clip.file
+    return _load(
+      path, clip, frames, sizes, self._fps, self._seen.get(clip.file)
+    )
 
 
 class TensorFlowDataset:
@@ -116,18 +152,27 @@ class TensorFlowDataset:
   "scores".
   """
 
-  def __init__(self, name: str, directory: str | None, split: str = "train"):
+  def __init__(
+    self,
+    name: str,
+    directory: str | None,
+    split: str = "train",
+    fps: float | None = timing.FPS,
+  ):
     """Opens the data set.
 
     Args:
       name: as TFDS knows it, "name", "name/config" or "name:version".
       directory: where TFDS keeps data sets; None is its default.
       split: which part, such as "train" or "train[:1000]".
+      fps: frames per second of the clips; None is as the files have them.
 
     Raises:
       errors.UserError: if there is no such data set or it cannot be read.
     """
-    self._opened = (name, directory, split)
+    timing.require(fps, "fps")
+    self._opened = (name, directory, split, fps)
+    self._fps = fps
     # Takes seconds, and registers every data set it knows of.
     import tensorflow_datasets as tfds
 
@@ -169,13 +214,14 @@ class TensorFlowDataset:
       "clips": len(self),
       "name": self._name,
       "split": self._split,
+      "fps": self._fps,
     }
 
   def place(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
   ) -> Place:
     def place(path):
-      return _place(path, frames, sizes)
+      return _place(path, frames, sizes, self._fps)
 
     return self._with_file(self._source[index], place)
 
@@ -186,7 +232,7 @@ class TensorFlowDataset:
     clip = self._captioned(index, row)
 
     def load(path):
-      return _load(path, clip, frames, sizes)
+      return _load(path, clip, frames, sizes, self._fps)
 
     return self._with_file(row, load)
 
@@ -244,7 +290,7 @@ class World:
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
   ) -> Place:
     del index
-    return Place(sizes[0], frames / _WORLD_FPS)
+    return Place(sizes[0], frames / _WORLD_FPS, _WORLD_FPS)
 
   def load(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
@@ -270,13 +316,16 @@ def _listed(value) -> list:
 
 
 def _place(
-  path: pathlib.Path, frames: int, sizes: Sequence[buckets.Size]
+  path: pathlib.Path,
+  frames: int,
+  sizes: Sequence[buckets.Size],
+  fps: float | None,
+  seen: video.VideoInfo | errors.UserError | None = None,
 ) -> Place:
-  with _about(path):
-    info = video.probe(path)
-  _require(info.frames, frames)
+  info = _info(path, seen)
+  _require(timing.count(info, fps), frames, info, fps)
   size = buckets.nearest(info.height, info.width, sizes)
-  return Place(size, info.frames / info.fps if info.fps else None)
+  return Place(size, info.seconds or None, info.fps)
 
 
 def _load(
@@ -284,25 +333,43 @@ def _load(
   clip: captions.Captioned,
   frames: int,
   sizes: Sequence[buckets.Size],
+  fps: float | None,
+  seen: video.VideoInfo | errors.UserError | None = None,
 ) -> Loaded:
-  with _about(path):
-    info = video.probe(path)
-  _require(info.frames, frames)
+  info = _info(path, seen)
+  _require(timing.count(info, fps), frames, info, fps)
   size = buckets.nearest(info.height, info.width, sizes)
-  found, first = [], None
+  timing.tell(clip.file, info, fps)
+  found, first, last = [], None, None
   with _about(path):
-    for frame in video.read_frames(path, max_frames=frames):
-      first = frame if first is None else first
-      found.append(buckets.fit(frame, size))
+    for frame in timing.frames(path, info, fps):
+      if frame is not last:
+        array = frame.rgb()
+        first = array if first is None else first
+        array, last = buckets.fit(array, size), frame
+      found.append(array)
+      if len(found) == frames:
+        break
   # What the container says is not always so.
-  _require(len(found), frames)
+  _require(len(found), frames, info, fps)
   meta = {
     "file": clip.file,
     "captions": list(clip.captions),
     "scores": None if clip.scores is None else list(clip.scores),
-    "fps": round(info.fps, 3),
+    "fps": round(fps or info.fps, 3),
+    "file_fps": round(info.fps, 3),
   }
   return Loaded(np.stack(found), first, meta)
+
+
+def _info(
+  path: pathlib.Path, seen: video.VideoInfo | errors.UserError | None
+) -> video.VideoInfo:
+  """What is known of a video, or what the file says."""
+  with _about(path):
+    if isinstance(seen, errors.UserError):
+      raise seen
+    return seen or video.probe(path)
 
 
 @contextlib.contextmanager
@@ -314,9 +381,13 @@ def _about(path: pathlib.Path):
     raise errors.UserError(str(e).replace(str(path), "it")) from e
 
 
-def _require(found: int, needed: int) -> None:
+def _require(
+  found: int, needed: int, info: video.VideoInfo, fps: float | None
+) -> None:
   if found < needed:
-    raise errors.UserError(f"it has {found} frames, fewer than {needed}")
+    raise errors.UserError(
+      f"it has {found} frames{timing.rate(info, fps)}, fewer than {needed}"
+    )
 
 
 def pixels(loaded: Loaded, size: int, stretch: bool) -> np.ndarray:

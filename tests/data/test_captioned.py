@@ -102,7 +102,10 @@ def test_batches_hold_clips_with_one_of_their_captions(folder):
 
 
 def test_what_cannot_be_used_is_told_once(folder):
-  with pytest.warns(UserWarning, match=r"2 of 7 .* 5.mp4 \(it has 4 frames"):
+  with pytest.warns(
+    UserWarning,
+    match=r"2 of 7 .* 5.mp4 \(it has 4 frames.*6.mp4 \(it has no capt",
+  ):
     _take(_config(folder), 1)
   with pytest.raises(errors.UserError, match="no video can be used: 0.mp4"):
     _take(_config(folder, frames=99), 1)
@@ -144,6 +147,60 @@ def test_resuming_is_exact_and_a_batch_has_one_size(folder, monkeypatch):
   assert set(shapes) == {(32, 64), (64, 32)}
 
 
+@pytest.fixture
+def damaged(tmp_path):
+  """Six videos; one is damaged in the middle, which looking does not show."""
+  rng = np.random.default_rng(0)
+  for i in range(6):
+    frames = rng.integers(0, 256, (16, 32, 64, 3), np.uint8)
+    with video.VideoWriter(tmp_path / f"{i}.mp4") as writer:
+      writer.write(frames)
+    (tmp_path / f"{i}.txt").write_text(f"clip number {i}")
+  content = bytearray((tmp_path / "2.mp4").read_bytes())
+  middle = len(content) // 2
+  content[middle : middle + 4000] = bytes(4000)
+  (tmp_path / "2.mp4").write_bytes(content)
+  with pytest.raises(errors.UserError, match="damaged"):
+    list(video.read_frames(tmp_path / "2.mp4"))
+  return tmp_path
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_damaged_video_is_replaced_in_every_run_alike(damaged, threads):
+  config = _config(damaged, captions=None, frames=16)
+
+  def start():
+    return captioned.batches(config, batch_size=2, seed=1, num_threads=threads)
+
+  iterator = start()
+  with pytest.warns(
+    UserWarning, match="a clip of 2.mp4 is left out, .*damaged"
+  ):
+    whole = [next(iterator) for _ in range(9)]
+  with pytest.warns(UserWarning, match=r"clips of 1 videos .*: 2.mp4 \(\d"):
+    iterator.close()
+  again = start()
+  with pytest.warns(UserWarning, match="a clip of 2.mp4 is left out"):
+    for _ in range(4):
+      next(again)
+    state = json.loads(json.dumps(again.get_state()))
+    with pytest.warns(UserWarning, match="clips of 1 videos were left out"):
+      again.close()
+    again = start()
+    again.set_state(state)
+    for batch in whole[4:]:
+      for name, values in next(again).items():
+        np.testing.assert_array_equal(values, batch[name])
+    again.close()
+
+
+def test_nothing_but_damaged_videos_is_an_error(damaged):
+  for path in damaged.glob("[013-5].mp4"):
+    path.unlink()
+  with pytest.raises(errors.UserError, match="none of 1 videos, one after"):
+    _take(_config(damaged, captions=None, frames=16), 1)
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
@@ -157,6 +214,8 @@ def test_resuming_is_exact_and_a_batch_has_one_size(folder, monkeypatch):
     ({"width": None}, "either a bucket or height and width, found None"),
     ({"frames": 1.5}, "frames of the data config must be positive, not 1.5"),
     ({"width": 65}, "32x65 is no multiple of 32"),
+    ({"fps": 0}, "fps must be frames per second, from 0.1 to 1000"),
+    ({"fps": "16"}, "fps must be frames per second, from 0.1 to 1000"),
     ({"path": "nowhere"}, "nowhere is not a folder of videos"),
   ],
 )

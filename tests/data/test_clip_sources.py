@@ -64,7 +64,7 @@ def data_set(tmp_path_factory, folder):
 
 
 def test_clips_of_files(folder):
-  source = clip_sources.Folder(folder)
+  source = clip_sources.Folder(folder, fps=None)
   assert [source[i].file for i in range(len(source))] == [
     "a.mp4",
     "b.mp4",
@@ -78,12 +78,14 @@ def test_clips_of_files(folder):
     "captions": ["video b"],
     "scores": None,
     "fps": 12.5,
+    "file_fps": 12.5,
   }
   frames = [*video.read_frames(folder / "b.mp4", max_frames=6)]
   np.testing.assert_array_equal(loaded.first, frames[0])
   for found, frame in zip(loaded.video, frames, strict=True):
     np.testing.assert_array_equal(found, buckets.fit(frame, SIZES[1]))
-  assert source.place(1, 6, SIZES) == (SIZES[1], 7 / 12.5)
+  place = source.place(1, 6, SIZES)
+  assert place == (SIZES[1], pytest.approx(7 / 12.5), 12.5)
 
 
 @pytest.mark.parametrize("method", ["load", "place"])
@@ -95,7 +97,7 @@ def test_clips_that_cannot_be_used(folder, tmp_path, method, index, words):
   """Told without the folder, whose place is nobody's business."""
   table = tmp_path / "t.csv"
   table.write_text("file,caption\nz.mp4,gone\na.mp4,there\n")
-  source = clip_sources.Folder(folder, table)
+  source = clip_sources.Folder(folder, table, fps=None)
   with pytest.raises(errors.UserError, match=f"^{re.escape(words)}") as error:
     getattr(source, method)(index, 6, SIZES)
   assert str(folder) not in str(error.value)
@@ -108,9 +110,29 @@ def test_containers_may_claim_more_frames_than_they_have(folder, monkeypatch):
     return dataclasses.replace(real(path), frames=99)
 
   monkeypatch.setattr(video, "probe", claim)
-  source = clip_sources.Folder(folder)
+  source = clip_sources.Folder(folder, fps=None)
   with pytest.raises(errors.UserError, match="it has 5 frames, fewer than 6"):
     source.load(2, 6, SIZES)
+
+
+def test_clips_at_16_frames_per_second(folder):
+  """5 frames at 12.5 per second, 0.4 s, are 6; place and load agree."""
+  source = clip_sources.Folder(folder)
+  words = "c.mp4 has 12.5 frames per second, fewer than 16: some are repeated"
+  with pytest.warns(UserWarning, match=words):
+    loaded = source.load(2, 6, SIZES)
+  assert loaded.meta["fps"] == 16 and loaded.meta["file_fps"] == 12.5
+  expected = clip_sources.Folder(folder, fps=None).load(2, 5, SIZES).video
+  # At 0, 62.5 ... 312.5 ms, where the file has 0, 80 ... 320 ms.
+  np.testing.assert_array_equal(loaded.video, expected[[0, 1, 2, 2, 3, 4]])
+  for method in (source.place, source.load):
+    with pytest.raises(
+      errors.UserError, match="^it has 6 frames at 16 per second, fewer than 7"
+    ):
+      method(2, 7, SIZES)
+  # Read again they are as before: what was seen does not change it.
+  source.look()
+  assert source.place(2, 6, SIZES).seconds == 0.4
 
 
 def test_sources_tell_themselves_apart(folder, tmp_path):
@@ -120,14 +142,15 @@ def test_sources_tell_themselves_apart(folder, tmp_path):
   assert one == clip_sources.Folder(folder).about()
   assert one != clip_sources.Folder(folder, table).about()
   assert one["clips"] == 4
+  assert one != clip_sources.Folder(folder, fps=None).about()
   worlds = [clip_sources.World(3, "train", seed).about() for seed in (0, 1)]
   assert worlds[0] != worlds[1]
 
 
 def test_tfds_without_tensorflow(folder, data_set):
-  source = clip_sources.TensorFlowDataset("tiny_clips", str(data_set))
+  source = clip_sources.TensorFlowDataset("tiny_clips", str(data_set), fps=None)
   assert len(source) == source.about()["clips"] == 2
-  files = clip_sources.Folder(folder)
+  files = clip_sources.Folder(folder, fps=None)
   expected = {files[i].captions[0]: i for i in range(2)}
   for i in range(2):
     assert source[i].captions[1] == "é" and source[i].scores == (0.25, 0.5)
@@ -164,7 +187,7 @@ def test_the_world():
   assert loaded.meta["captions"] == [caption] == [*source[1].captions]
   assert loaded.meta["scene"] == scene._asdict()
   assert loaded.meta["file"] == source[1].file
-  assert source.place(1, 4, SIZES) == (SIZES[0], 4 / 16)
+  assert source.place(1, 4, SIZES) == (SIZES[0], 4 / 16, 16.0)
   for count, split in ((0, "train"), (1, "dusk")):
     with pytest.raises(errors.UserError):
       clip_sources.World(count, split)

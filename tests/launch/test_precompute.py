@@ -44,7 +44,7 @@ VAE = {
 SKIPPED = {
   "broken.mp4": "it is truncated",
   "gone.mp4": "it does not exist",
-  "short.mp4": "it has 5 frames, fewer than 8",
+  "short.mp4": "it has 6 frames at 16 per second, fewer than 8",
   "silent.mp4": "it has no caption",
 }
 
@@ -407,10 +407,14 @@ def test_a_look_beforehand(programs, videos):
   # Per clip 2 x 1 x 2 x 32 + 2 x 4 x 8 x 16 latents, 3 + 12 tokens or so.
   size = 4 * 4 * (128 + 1024 + (1 + 7 // 4 + 1 + 39 // 4) * 4096)
   assert lines[4] == f"about {size / 1e3:.3g} kB would be written"
-  assert lines[5] == (
+  assert lines[5:9] == [
+    f"  {name}.mp4: 12.5 frames per second, some are repeated"
+    for name in "abcd"
+  ]
+  assert lines[9] == (
     "left out: 1 without a caption, 3 missing, damaged or too short"
   )
-  assert {line.split(":")[0].strip() for line in lines[6:]} == SKIPPED.keys()
+  assert {line.split(":")[0].strip() for line in lines[10:]} == SKIPPED.keys()
 
 
 def test_a_look_tells_of_captions_that_are_cut(programs):
@@ -458,6 +462,10 @@ def test_a_look_at_a_tfds_data_set(programs, videos, tmp_path):
   ("arguments", "words"),
   [
     ((), "expected one of --videos, --tfds, --world, found none"),
+    (
+      ("--videos=.", "--output=o", "--fps=x"),
+      "--fps must be frames per second",
+    ),
     (("--world=2", "--output=o", "--frames=9"), "multiple of 4, not 9"),
     (("--world=2", "--output=o", "--process=1"), "below --processes=1, not 1"),
     (("--world=2", "--output=o"), "there is no autoencoder: give --model"),

@@ -184,6 +184,7 @@ def test_noise_in_an_archive(programs, tmp_path):
     (("--stream", "--chunk=2", "--one_program"), "do not go together"),
     (("--stream", "--chunk=2", "--frames=0"), "frames must be at least 1"),
     (("--stream", "--chunk=2", "--continue_from=x.mp4"), "x.mp4"),
+    (("--stream", "--chunk=2", "--continue_fps=0"), "--continue_fps must be"),
   ],
 )
 def test_flags_of_streams(programs, tmp_path, flags, word):
@@ -191,9 +192,10 @@ def test_flags_of_streams(programs, tmp_path, flags, word):
 
 
 def test_too_short_to_go_on_from(programs, tmp_path):
-  path = launching.write_video(tmp_path / "a.mp4", launching.clip(7, 20, 20))
+  path = launching.write_video(tmp_path / "a.mp4", launching.clip(5, 20, 20))
   flags = ("--stream", "--chunk=2", f"--continue_from={path}")
-  refuse(programs, tmp_path, ["7 frames, fewer than the 8 of a chunk"], *flags)
+  words = ["6 frames at 16 per second, fewer than the 8 of a chunk"]
+  refuse(programs, tmp_path, words, *flags)
 
 
 def test_no_prompt(programs, tmp_path):
