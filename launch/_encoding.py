@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, files
 from dcvideogen_jax.data import buckets, clip_sources, latents, parts
 from dcvideogen_jax.sample import layouts, weights_cache
-from launch import _encoders, _program
+from launch import _encoders
 
 _NO_CAPTION = "it has no caption"
 _NOT_FINITE = "its latents are not finite"
@@ -79,6 +79,8 @@ def run(
 ) -> None:
   """Makes parts in this process, one at a time on each of its devices.
 
+  Parts that another process makes at the same time are left to it.
+
   Args:
     job: what to do.
     numbers: of the parts, in order; may wait for more.
@@ -89,7 +91,7 @@ def run(
     errors.UserError: for anything but a clip that cannot be used.
   """
   devices = jax.local_devices()
-  load = weights_cache.caching(_program.cache_directory() / "weights")
+  load = weights_cache.caching(files.cache_directory() / "weights")
   encoders = []
   for device in devices:
     with jax.default_device(device):
@@ -117,10 +119,13 @@ def run(
         return
       with (
         jax.default_device(device),
-        parts.Writer(job.output, number, encoders.facts()) as writer,
+        parts.locked(job.output, number) as locked,
       ):
-        part = _Part(job, encoders, sizes, writer, count)
-        part.run(job.clips(number), readers, ahead)
+        if locked and not parts.is_done(job.output, number):
+          writer = parts.Writer(job.output, number, encoders.facts())
+          with writer:
+            part = _Part(job, encoders, sizes, writer, count)
+            part.run(job.clips(number), readers, ahead)
 
   with (
     concurrent.futures.ThreadPoolExecutor(threads) as readers,

@@ -244,7 +244,7 @@ def _load() -> pipeline.DCVideoGen:
     task=_TASK.value,
     autoencoder=_AUTOENCODER.value,
   )
-  return pipeline.DCVideoGen(parts, _program.cache_directory() / "programs")
+  return pipeline.DCVideoGen(parts, files.cache_directory() / "programs")
 
 
 def _sampling() -> dict[str, Any]:

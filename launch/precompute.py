@@ -18,8 +18,9 @@ OUT is read by the data source "latents". All GPUs or TPU chips of the machine
 encode. The same command again continues an interrupted run; the bytes of the
 result do not depend on interruptions, on the number of devices, on --workers or
 on --processes, several machines that share the folder: each is told its number
-by --process, or all of a pod or cluster --distributed. Videos that are damaged,
-too short or without a caption are listed in OUT/skipped.jsonl.
+by --process, or all of a pod or cluster --distributed. Two that are started
+alike share the work too, as each part is locked while it is made. Videos that
+are damaged, too short or without a caption are listed in OUT/skipped.jsonl.
 """
 
 import pathlib

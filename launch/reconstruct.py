@@ -22,7 +22,6 @@ import itertools
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -156,13 +155,11 @@ def main(argv: Sequence[str]) -> None:
       " pixels; compiling for the first chunk",
       flush=True,
     )
-    with tempfile.TemporaryDirectory(prefix=".new.", dir=output) as new:
+    with files.atomic_files(output) as new:
       metrics = _reconstruct(module, variables, source, settings, new, clock)
-      with files.atomic(pathlib.Path(new) / "metrics.json") as path:
+      with files.atomic(new / "metrics.json") as path:
         path.write_text(_report.to_json(metrics), encoding="utf-8")
       written = sorted(os.listdir(new))
-      for name in written:
-        os.replace(pathlib.Path(new) / name, output / name)
   print(_summary(metrics))
   print(f"wrote {output}: {', '.join(written)}")
 
@@ -172,7 +169,7 @@ def _reconstruct(
   variables: streaming.Variables,
   source: Input,
   settings: dict[str, Any],
-  directory: str,
+  directory: pathlib.Path,
   clock: _clock.Clock,
 ) -> dict[str, Any]:
   """Writes everything but the metrics, which it returns."""

@@ -25,7 +25,6 @@ Writes per prompt and seed `{index}_{prompt}_seed{seed}`
 
 import json
 import pathlib
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -237,7 +236,7 @@ def _load(
   print(f"loading {source} for {task}", flush=True)
   load = convert.load
   if _WEIGHTS_CACHE.value:
-    load = weights_cache.caching(_program.cache_directory() / "weights")
+    load = weights_cache.caching(files.cache_directory() / "weights")
   parts = loading.load(
     source,
     task=task,
@@ -252,7 +251,7 @@ def _load(
   module, variables = parts.transformer
   part = loading.Part(module.clone(attention=c.attention), variables)
   parts = parts._replace(transformer=part)
-  compiled = _program.cache_directory() / "programs"
+  compiled = files.cache_directory() / "programs"
   return pipeline.DCVideoGen(parts, compiled, layout)
 
 
@@ -354,14 +353,14 @@ def _write(path: pathlib.Path, request, result, clock) -> None:
     "fps": generation.FPS,
     **result.settings,
   }
-  with tempfile.TemporaryDirectory(prefix=".new.", dir=path.parent) as new:
-    new = pathlib.Path(new)
-    shown, chunks = _write_video(new / "video.mp4", result, settings, clock)
+  with files.atomic_files(path.parent, last=".mp4") as new:
+    made = new / f"{path.name}.mp4"
+    shown, chunks, stopped = _write_video(made, result, settings, clock)
     with clock.phase("write"):
       title = f"{request.prompt[:90]}  (seed {request.seed})"
-      _sheet.write_frames(new / "sheet.png", title, shown)
+      _sheet.write_frames(new / f"{path.name}.png", title, shown)
     seconds = clock.report()
-    with files.atomic(new / "report.json") as file:
+    with files.atomic(new / f"{path.name}.json") as file:
       report = {
         "settings": settings,
         "seconds": seconds,
@@ -373,12 +372,11 @@ def _write(path: pathlib.Path, request, result, clock) -> None:
         "versions": _report.versions(),
       }
       file.write_text(_report.to_json(report), encoding="utf-8")
-    for name in ("sheet.png", "report.json", "video.mp4"):
-      target = path.with_name(path.name + pathlib.Path(name).suffix)
-      (new / name).replace(target)
   if (count := chunks[-1]["frames"]) < result.size.frames:
     print(f"{path}.mp4: {count} of {result.size.frames} frames", flush=True)
-    raise KeyboardInterrupt
+    if stopped:
+      raise KeyboardInterrupt
+    raise RuntimeError("the decoder gave fewer frames than it was to give")
   phases = ", ".join(f"{k} {v:.1f}" for k, v in seconds.items() if k != "total")
   print(f"{path}.mp4: {seconds['total']:.1f} s ({phases})", flush=True)
 
@@ -388,11 +386,13 @@ def _write_video(path, result, settings, clock):
 
   Returns:
     (title, frame)s for the sheet; of each chunk the number of frames so far,
-    the seconds since the first was asked for, and the most memory so far.
+    the seconds since the first was asked for, and the most memory so far;
+    whether the user has stopped it.
   """
   frames = result.size.frames
   wanted = set(np.linspace(0, frames - 1, _SHEET_FRAMES).round().astype(int))
   shown, chunks, count, since = [], [], 0, time.perf_counter()
+  stopped = False
   with (
     video_files.VideoWriter(
       path,
@@ -415,9 +415,9 @@ def _write_video(path, result, settings, clock):
       count += chunk.shape[1]
       bar.update(chunk.shape[1])
       chunks.append(_clock.arrival(count, since))
-      if interrupted():
+      if stopped := interrupted():
         break
-  return shown, chunks
+  return shown, chunks, stopped
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import zlib
 
 from dcvideogen_jax import errors, files
 
-CACHE_VARIABLE = "DCVIDEOGEN_CACHE"
 SPLITS = ("train", "heldout")
 
 
@@ -74,14 +73,6 @@ def names(split: str) -> list[str]:
   return [e.name for e in manifest().values() if e.split == split]
 
 
-def default_cache() -> pathlib.Path:
-  """$DCVIDEOGEN_CACHE, else dcvideogen_jax in the user's cache folder."""
-  if chosen := os.environ.get(CACHE_VARIABLE):
-    return pathlib.Path(chosen).expanduser()
-  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  return pathlib.Path(root) / "dcvideogen_jax"
-
-
 def fetch(name: str, cache: str | os.PathLike[str] | None = None):
   """Returns the path of a file of the manifest, fetching it if need be.
 
@@ -90,7 +81,7 @@ def fetch(name: str, cache: str | os.PathLike[str] | None = None):
 
   Args:
     name: a key of `manifest()`.
-    cache: a folder; `default_cache()` if None.
+    cache: a folder; `files.cache_directory()` if None.
 
   Returns:
     A `pathlib.Path`.
@@ -103,7 +94,7 @@ def fetch(name: str, cache: str | os.PathLike[str] | None = None):
   if name not in manifest():
     raise errors.UserError(f"the manifest lists no file named {name!r}")
   entry = manifest()[name]
-  folder = pathlib.Path(cache or default_cache()) / "media"
+  folder = pathlib.Path(cache or files.cache_directory()) / "media"
   path = folder / name
   if _holds(path, entry.sha256):
     return path

@@ -17,8 +17,6 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +42,14 @@ def begin(
   """Makes the folder, or continues one that has the same settings.
 
   Raises:
-    errors.UserError: if it has other settings, or is no such folder.
+    errors.UserError: if it has other settings, is no such folder, or is in an
+      object store, where processes could not lock their parts.
   """
+  if files.is_remote(directory):
+    raise errors.UserError(
+      "expected a directory of this machine, where parts can be locked, found"
+      f" {files.path(directory)}"
+    )
   directory = files.make_directory(directory)
   path = directory / SETTINGS
   if not path.exists():
@@ -80,6 +84,16 @@ def is_done(directory: pathlib.Path, number: int) -> bool:
   return (directory / name(number)).is_dir()
 
 
+def locked(
+  directory: pathlib.Path, number: int
+) -> contextlib.AbstractContextManager[bool]:
+  """A context that yields whether this process alone may make a part now.
+
+  It may not while another process makes it; see `files.lock`.
+  """
+  return files.lock(directory / f".{name(number)}.lock")
+
+
 class Writer:
   """Writes one part, as a context manager; an exception leaves nothing."""
 
@@ -94,6 +108,7 @@ class Writer:
       facts: what readers may want to know; the same for all parts.
     """
     self._path = directory / name(number)
+    self._stack = contextlib.ExitStack()
     self._writers: dict[str, Any] = {}
     self._about: dict[str, Any] = {
       "facts": dict(facts),
@@ -102,13 +117,9 @@ class Writer:
     }
 
   def __enter__(self) -> "Writer":
-    with _writing(self._path):
-      # What an interrupted process left of this very part.
-      for left in self._path.parent.glob(f".{self._path.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
-      self._temporary = pathlib.Path(
-        tempfile.mkdtemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-      )
+    self._temporary = self._stack.enter_context(
+      files.atomic_directory(self._path, keep_other=True)
+    )
     return self
 
   def write(
@@ -142,28 +153,21 @@ class Writer:
     """Notes a clip that is left out."""
     self._about["skipped"].append({"file": file, "reason": reason})
 
-  def __exit__(self, kind, value, traceback) -> None:
-    try:
-      with _writing(self._path):
-        for writer in self._writers.values():
-          writer.close()
-        if kind is None:
-          self._finish()
-    finally:
-      shutil.rmtree(self._temporary, ignore_errors=True)
+  def __exit__(self, kind, value, traceback) -> bool | None:
+    if kind is not None:
+      with contextlib.suppress(errors.UserError):
+        self._close()
+      return self._stack.__exit__(kind, value, traceback)
+    with self._stack:
+      self._close()
+      text = _json(self._about)
+      (self._temporary / PART).write_text(text, encoding="utf-8")
+    return None
 
-  def _finish(self) -> None:
-    (self._temporary / PART).write_text(_json(self._about), encoding="utf-8")
-    for path in self._temporary.iterdir():
-      with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    self._temporary.chmod(0o777 & ~umask)
-    with contextlib.suppress(OSError):
-      self._temporary.rename(self._path)
-    if not self._path.is_dir():
-      raise OSError(f"{self._temporary} could not be renamed")
+  def _close(self) -> None:
+    with _writing(self._path):
+      for writer in self._writers.values():
+        writer.close()
 
 
 def write_negative(directory: pathlib.Path, text: np.ndarray) -> None:

@@ -7,9 +7,7 @@ adds zstd compression and a checksum.
 import contextlib
 import os
 import pathlib
-import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import SupportsIndex
 
@@ -61,8 +59,12 @@ def require_empty(directory: str | os.PathLike[str]) -> None:
   """Refuses a path that exists, unless it is an empty folder.
 
   Raises:
-    errors.UserError: if something is there.
+    errors.UserError: if something is there, or it is in an object store.
   """
+  if files.is_remote(directory):
+    raise errors.UserError(
+      f"expected a folder of this machine, found {files.path(directory)}"
+    )
   path = pathlib.Path(directory)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise errors.UserError(f"{path} exists and is not an empty folder")
@@ -90,18 +92,13 @@ def write_shards(
     errors.UserError: if the directory exists with something in it, cannot be
       written, or there are no clips.
   """
-  directory = pathlib.Path(directory)
   require_empty(directory)
-  parent = files.make_directory(directory.absolute().parent)
-  count = 0
-  try:
-    with contextlib.ExitStack() as stack:
-      temporary = pathlib.Path(
-        tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent)
-      )
-      stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-      writer = None
-      for clip in clips:
+  directory = pathlib.Path(directory).absolute()
+  files.make_directory(directory.parent)
+  count, writer = 0, None
+  with files.atomic_directory(directory) as temporary:
+    for clip in clips:
+      with _writing(directory):
         if count % clips_per_shard == 0:
           if writer is not None:
             writer.close()
@@ -110,19 +107,23 @@ def write_shards(
             str(temporary / name), _OPTIONS
           )
         writer.write(encode(clip))
-        count += 1
-      if writer is None:
-        raise errors.UserError(f"there are no clips to write to {directory}")
+      count += 1
+    if writer is None:
+      raise errors.UserError(f"there are no clips to write to {directory}")
+    with _writing(directory):
       writer.close()
-      for name, text in (extra() if extra else {}).items():
-        (temporary / name).write_text(text, encoding="utf-8")
-      umask = os.umask(0)
-      os.umask(umask)
-      temporary.chmod(0o777 & ~umask)
-      temporary.rename(directory)
+    for name, text in (extra() if extra else {}).items():
+      (temporary / name).write_text(text, encoding="utf-8")
+  return count
+
+
+@contextlib.contextmanager
+def _writing(directory: pathlib.Path):
+  """Turns what ArrayRecord complains of into one sentence."""
+  try:
+    yield
   except (OSError, RuntimeError) as e:
     raise errors.UserError(f"cannot write {directory}: {e}") from e
-  return count
 
 
 def _shards(directory: pathlib.Path) -> list[str]:

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, files
 from dcvideogen_jax.data import fetch
 
 FIRST, SECOND = b"first clip" * 50, b"second clip" * 70
@@ -122,8 +122,8 @@ def test_the_cache_can_be_moved_by_the_environment(
   tmp_path, monkeypatch, wheel
 ):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-  assert fetch.default_cache() == tmp_path / "x" / "dcvideogen_jax"
-  monkeypatch.setenv(fetch.CACHE_VARIABLE, str(tmp_path / "c"))
+  assert files.cache_directory() == tmp_path / "x" / "dcvideogen_jax"
+  monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "c"))
   path = fetch.fetch("a.mp4")
   assert tmp_path / "c" in path.parents and path.read_bytes() == FIRST
 

@@ -1,11 +1,12 @@
 """Folders of encoded clips: written part by part, in any order, once."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, files
 from dcvideogen_jax.data import latents, parts
 from tests.data import encoded_clips
 
@@ -28,8 +29,9 @@ def test_bytes_do_not_depend_on_order_or_interruption(folder, tmp_path):
     writer.write(clips[5][0], *clips[5][1])
     raise KeyError
   # What a killed process leaves.
-  (other / ".part-00002.abc").mkdir()
-  (other / ".part-00002.abc" / "24x48.array_record").write_bytes(b"half")
+  left = other / f".new-{files._machine()}-00000000-part-00002"
+  left.mkdir()
+  (left / "24x48.array_record").write_bytes(b"half")
   assert not any(parts.is_done(other, n) for n in range(3))
   for number in (2, 0, 1):
     assert parts.finish(other, 3) is None
@@ -66,6 +68,12 @@ def test_a_folder_is_continued_with_the_same_settings_only(tmp_path):
   (tmp_path / "b" / "mine.txt").write_text("")
   with pytest.raises(errors.UserError, match="is not empty and has no"):
     parts.begin(tmp_path / "b", encoded_clips.SETTINGS)
+
+
+@pytest.mark.parametrize("where", ["gs://b/x", pathlib.Path("gs://b/x")])
+def test_object_stores_are_refused(where):
+  with pytest.raises(errors.UserError, match="can be locked, found gs://b/x"):
+    parts.begin(where, encoded_clips.SETTINGS)
 
 
 def test_clips_of_a_bucket_are_alike(tmp_path):

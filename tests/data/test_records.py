@@ -116,6 +116,17 @@ def test_a_failing_producer_leaves_nothing(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_another_file_is_not_blamed_on_the_one_that_is_written(tmp_path):
+  def clips():
+    yield from _clips(1)
+    (tmp_path / "source.mp4").read_bytes()
+
+  with pytest.raises(FileNotFoundError) as e:
+    records.write_shards(clips(), tmp_path / "clips")
+  assert e.value.filename == str(tmp_path / "source.mp4")
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_no_clips_are_told(tmp_path):
   with pytest.raises(errors.UserError, match="no clips"):
     records.write_shards([], tmp_path / "clips")

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from dcvideogen_jax import files
 from dcvideogen_jax.data import fetch, records, video
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def _run(media, *arguments):
       "HOME": str(media),
       "JAX_PLATFORMS": "cpu",
       "PIP_NO_INDEX": "1",
-      fetch.CACHE_VARIABLE: str(media / "cache"),
+      files.CACHE_VARIABLE: str(media / "cache"),
     },
     capture_output=True,
     text=True,

@@ -161,7 +161,7 @@ def test_an_interrupted_stream_keeps_its_chunks(tmp_path):
   with process:
     for _ in range(1000):
       time.sleep(0.2)
-      if [*tmp_path.glob("out/.new.*/*")]:
+      if [*tmp_path.glob("out/.new-*/*")]:
         break
     time.sleep(1)
     process.send_signal(signal.SIGINT)
