@@ -19,6 +19,7 @@ ROWS = {
     "report",
     "memory",
     "levels",
+    "digests",
   ],
   1: ["ops"],
   2: ["models", "diffusion", "data"],

@@ -7,12 +7,14 @@ devices, versions, flags and sources of this package.
 Safety. An executable is machine code inside a pickle, and reading a pickle runs
 whatever it says. Files are therefore read only if they belong to the user of
 the process and nobody else may write to them, which is how they are written:
-never point this at a directory that came from somewhere else.
+never point this at a directory that came from somewhere else. A file begins
+with the SHA-256 of the rest: machine code with a flipped bit would run.
 """
 
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import pathlib
 import pickle
@@ -28,6 +30,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import dcvideogen_jax
 from dcvideogen_jax import errors, files
+
+_DIGEST = hashlib.sha256().digest_size  # bytes
 
 
 class Programs:
@@ -156,7 +160,12 @@ def _load(path: pathlib.Path) -> Any | None:
   try:
     if not _is_own(path):
       return None
-    ids, *program = pickle.loads(path.read_bytes())
+    content = path.read_bytes()
+    digest, data = content[:_DIGEST], content[_DIGEST:]
+    if hashlib.sha256(data).digest() != digest:
+      logging.warning("%s is damaged: the program is compiled again", path)
+      return None
+    ids, *program = pickle.loads(data)
     devices = {d.id: d for d in jax.devices()}
     return serialize_executable.deserialize_and_load(
       *program, execution_devices=[devices[i] for i in ids]
@@ -183,6 +192,5 @@ def _save(path: pathlib.Path, program: Any) -> None:
     return
   with contextlib.suppress(errors.UserError):
     files.make_directory(path.parent)
-    with files.atomic(path) as temporary:
-      temporary.write_bytes(data)
-    path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    with files.atomic(path, stat.S_IRUSR | stat.S_IWUSR) as temporary:
+      temporary.write_bytes(hashlib.sha256(data).digest() + data)

@@ -10,13 +10,15 @@ names, stacked and in the dtypes that are used, to
 
 where `source` stands for the path and the options of loading, `version` for the
 names, sizes and times of the files and for this package. An entry is a
-checkpoint like any other, and source.json in it says whose. A new version of a
+checkpoint like any other, and source.json in it says whose, with a digest of
+every weight, by which damage is noticed. A new version of a
 source replaces the entry of the old one; any entry may be deleted at any time.
 """
 
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -28,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dcvideogen_jax
-from dcvideogen_jax import convert, errors, files, tree
+from dcvideogen_jax import convert, digests, errors, files, tree
 from dcvideogen_jax.convert import sources, writing
 
 Loader = Callable[..., tuple[Any, dict[str, Any]]]
@@ -143,8 +145,15 @@ def _read(
     about = json.loads((entry / _ABOUT).read_text())
     module, variables = convert.load(kind, entry, None, dtype, sharding)
     param_dtype = jnp.dtype(about["param_dtype"])
-  except (errors.UserError, OSError, ValueError, KeyError, TypeError):
+    known = about["digests"]
+  except (errors.UserError, OSError, ValueError, KeyError, TypeError) as e:
+    logging.warning("%s is damaged (%s): it is made anew", entry, e)
     return None
+  # Several processes would have to agree on what each has on its own disk.
+  if all(x.is_fully_addressable for x in jax.tree.leaves(variables)):
+    if digests.of_tree(variables["params"]) != known:
+      logging.warning("%s holds other values than it was made with", entry)
+      return None
   if module.param_dtype != param_dtype:  # Layers are counted differently here.
     module = module.clone(param_dtype=param_dtype)
   return module, variables
@@ -171,6 +180,7 @@ def _write(
   about = {
     "source": os.path.abspath(source),
     "param_dtype": jnp.dtype(module.param_dtype).name,
+    "digests": digests.of_tree(variables["params"]),
   }
   try:
     files.make_directory(entry.parent)

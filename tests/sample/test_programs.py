@@ -209,6 +209,22 @@ def test_a_truncated_file_is_replaced(tmp_path):
   assert run(tmp_path, function)[2] == 1
 
 
+def test_a_flipped_bit_is_noticed(tmp_path, caplog):
+  """In machine code or a constant nothing else would notice it."""
+  function = Function()
+  _, expected, _ = run(tmp_path, function)
+  (file,) = tmp_path.iterdir()
+  whole = file.read_bytes()
+  for at in np.random.default_rng(0).integers(0, len(whole), 8):
+    flipped = bytearray(whole)
+    flipped[at] ^= 4
+    file.write_bytes(flipped)
+    _, found, loaded = run(tmp_path, function)
+    assert loaded == 0
+    assert f"{file} is damaged" in caplog.text
+    assert_equal(found, expected)
+
+
 class Trap:
   """Leaves a trace when it is unpickled."""
 

@@ -151,9 +151,17 @@ def test_what_makes_another_entry(tmp_path, load, counting, source):
   assert sorted(about) == [str(copy)] + 4 * [str(source)]
 
 
+def _flip(entry):
+  path = entry / "model.safetensors"
+  content = bytearray(path.read_bytes())
+  content[-3] ^= 1
+  path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
   "damage",
   [
+    _flip,
     lambda entry: (entry / "model.safetensors").unlink(),
     lambda entry: (entry / "model.safetensors").write_bytes(b"\0" * 99),
     lambda entry: (entry / "config.json").unlink(),
