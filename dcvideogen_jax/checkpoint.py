@@ -7,11 +7,17 @@ a temporary directory and renames it, so a killed process leaves either a whole
 checkpoint or none; in an object store its last file, commit_success.txt, makes
 a checkpoint count. Several processes share the directory and call everything
 together.
+
+"meta" also holds a digest of every leaf and of every position, so that bits
+that flipped on a disk are noticed: Orbax stores arrays without checksums.
 """
 
+import contextlib
+import json
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -20,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dcvideogen_jax import errors, files, tree
+from dcvideogen_jax import digests, errors, files, tree
 
 # Orbax describes an item only if it knows the handler beforehand.
 _HANDLERS = {
@@ -28,6 +34,8 @@ _HANDLERS = {
   "data": grain.checkpoint.CheckpointHandler,
   "meta": ocp.JsonCheckpointHandler,
 }
+_DIGESTS = "digests"
+_LONGEST = 2000  # bytes of a message that processes share
 
 
 class Restored(NamedTuple):
@@ -77,6 +85,8 @@ class Checkpointer:
         cleanup_tmp_directories=True,
       )
     )
+    for name in ("absl", "asyncio"):  # Twice is once.
+      logging.getLogger(name).addFilter(_is_news)
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
@@ -89,8 +99,14 @@ class Checkpointer:
   def __enter__(self) -> "Checkpointer":
     return self
 
-  def __exit__(self, *exc: object) -> None:
-    self._manager.close()
+  def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+    try:
+      with self._saving():
+        self._manager.close()
+    except Exception as e:
+      if kind is None:
+        raise
+      logging.warning("the last save failed, too: %s", _first_line(e))
 
   def save(
     self,
@@ -102,22 +118,50 @@ class Checkpointer:
     """Starts saving; the arrays may be donated as soon as this returns.
 
     A step that is already there is left as it is.
+
+    Raises:
+      errors.UserError: if the disk has no room for this save or the one before.
     """
     if step in self._manager.all_steps():
       return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        data=grain.checkpoint.CheckpointSave(data),
-        meta=ocp.args.JsonSave({"step": step, **(meta or {})}),
-      ),
-      force=True,
-    )
+    known = {
+      "state": digests.of_tree(state),
+      "data": _gather(digests.of_json(data.get_state())),
+    }
+    with self._saving():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          data=grain.checkpoint.CheckpointSave(data),
+          meta=ocp.args.JsonSave(
+            {"step": step, **(meta or {}), _DIGESTS: known}
+          ),
+        ),
+        force=True,
+      )
 
   def wait(self) -> None:
-    """Blocks until the save under way is on disk."""
-    self._manager.wait_until_finished()
+    """Blocks until the save under way is on disk; raises as `save`."""
+    with self._saving():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    """Tells of a disk that takes no more in one sentence.
+
+    What fails in an object store is no fault of the input, and raised as it is.
+    """
+    try:
+      yield
+    except Exception as e:
+      reason = None if files.is_remote(self._directory) else _full(e)
+      if reason is None:
+        raise
+      raise errors.UserError(
+        f"cannot save to {self._directory}: {reason}; the checkpoints there are"
+        " whole, and the same command continues from the newest"
+      ) from e
 
   def restore(
     self,
@@ -126,9 +170,10 @@ class Checkpointer:
   ) -> Restored | None:
     """Restores the newest readable checkpoint, or returns None if none exist.
 
-    Where one cannot be read, a warning says so and the one before it is tried.
-    Once that has been read, the others are renamed to "<step>.unreadable", so
-    that a continued run can save these steps again.
+    Where one cannot be read, or its values are not those that were saved, a
+    warning says so and the one before it is tried. Once that has been read, the
+    others are renamed to "<step>.unreadable", so that a continued run can save
+    these steps again.
 
     Args:
       target: tree of `jax.ShapeDtypeStruct`s whose shardings say where each
@@ -143,18 +188,23 @@ class Checkpointer:
     self.wait()
     steps = sorted(self._manager.all_steps(), reverse=True)
     for i, step in enumerate(steps):
-      found, problem = None, "another process failed"
+      found, wrong, problem = None, None, "another process failed"
       try:
         found = self._restore(step, target, data)
-      except errors.UserError:
-        raise
+      except errors.UserError as e:
+        wrong = str(e)
       # Orbax and TensorStore raise many types for a damaged file.
       except Exception as e:
         problem = _first_line(e)
+      # Raised once all are here, or the others would wait for this process.
+      _raise_together(wrong)
       if _everywhere(found is not None):
-        if i and not self._read_only:
-          self._set_aside(steps[:i])
-        return found
+        damage = self._damage(found, data is not None)
+        if _everywhere(damage is None):
+          if i and not self._read_only:
+            self._set_aside(steps[:i])
+          return found
+        problem = damage or problem
       logging.warning(
         "checkpoint %s cannot be read (%s), trying the one before it",
         self._directory / str(step),
@@ -191,6 +241,35 @@ class Checkpointer:
     }
     return Restored(step, found["state"], found["meta"])
 
+  def _damage(self, found: Restored, with_data: bool) -> str | None:
+    """What is not as it was saved; takes the digests out of the meta data.
+
+    Several processes call this together.
+    """
+    known = found.meta.pop(_DIGESTS, None)
+    where = self._directory / str(found.step)
+    if known is None:
+      logging.warning(
+        "checkpoint %s is of an earlier version and has no digests: damaged"
+        " values in it would not be noticed",
+        where,
+      )
+      return None
+    values = digests.of_tree(found.state)
+    # What is damaged may be the digests themselves.
+    if not isinstance(known, dict) or known.keys() != {"state", "data"}:
+      return "its digests are damaged"
+    if wrong := [k for k in values if values[k] != known["state"].get(k)]:
+      more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+      return f"the values of {wrong[0]}{more} are not those that were saved"
+    if with_data:
+      index, count = jax.process_index(), jax.process_count()
+      path = where / "data" / f"process_{index}-of-{count}.json"
+      position = digests.of_json(json.loads(path.read_text()))
+      if known["data"][index : index + 1] != [position]:
+        return "the position in the data is not the one that was saved"
+    return None
+
   def _set_aside(self, steps: Sequence[int]) -> None:
     """Renames damaged checkpoints, so that their steps can be saved again."""
     self._manager.close()
@@ -221,9 +300,59 @@ def _require_processes(directory: files.Path, step: int) -> None:
 
 def _everywhere(found: bool) -> bool:
   """Whether all processes found it, once all of them have asked."""
+  return all(_gather(int(found)))
+
+
+def _gather(number: int) -> list[int]:
+  """The number below 2^32 that each process has, once all have come here."""
   if jax.process_count() == 1:
-    return found
-  return bool(np.all(multihost_utils.process_allgather(np.array([found]))))
+    return [number]
+  found = multihost_utils.process_allgather(np.array([number], np.uint32))
+  return [int(x) for x in found.reshape(-1)]
+
+
+def _raise_together(wrong: str | None) -> None:
+  """Raises, in all processes, what is wrong in one of them.
+
+  Raises:
+    errors.UserError: what the first process has that has something.
+  """
+  if jax.process_count() > 1:
+    text = np.zeros(_LONGEST, np.uint8)
+    data = (wrong or "").encode()[:_LONGEST]
+    text[: len(data)] = np.frombuffer(data, np.uint8)
+    every = multihost_utils.process_allgather(text)
+    said = [x.tobytes().rstrip(b"\0").decode(errors="ignore") for x in every]
+    wrong = next((x for x in said if x), None)
+  if wrong is not None:
+    raise errors.UserError(wrong)
+
+
+def _full(error: BaseException | None) -> str | None:
+  """Why a disk takes no more, if that is what an error is about."""
+  while error is not None:
+    # TensorStore raises ValueErrors with the number in the text.
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number:
+      cause = OSError(int(number[1]), os.strerror(int(number[1])))
+    elif isinstance(error, OSError):
+      cause = error
+    else:
+      cause = OSError()
+    if files.is_full(cause):
+      return cause.strerror
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a record is not a traceback of what Orbax raises as well.
+
+  Asyncio writes those of tasks that Orbax leaves behind when one of them fails.
+  """
+  if not record.exc_info:
+    return True
+  return "orbax" not in record.pathname and _full(record.exc_info[1]) is None
 
 
 def _unused(path: files.Path) -> files.Path:

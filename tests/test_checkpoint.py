@@ -1,8 +1,16 @@
 """Checkpoints survive restarts, damage and other meshes."""
 
+import contextlib
+import json
 import logging
+import os
 import pathlib
+import re
+import resource
 import shutil
+import socket
+import subprocess
+import sys
 
 import grain
 import jax
@@ -165,6 +173,168 @@ def test_a_damaged_newest_falls_back(saved, damage, caplog):
     saver.save(3, _state(30), data)
     saver.wait()
     _assert_same(saver.restore(_target(_state(0))).state, _state(30))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+  """Steps 1 and 2 of arrays large enough to be stored as they are."""
+  path = tmp_path_factory.mktemp("large")
+  with checkpoint.Checkpointer(path) as saver:
+    for step in (1, 2):
+      saver.save(step, _large(step), _data())
+  return path
+
+
+def _large(step):
+  x = jax.random.normal(jax.random.key(step), (128, 128))
+  return {"params": {"w": x, "v": x.astype(jnp.bfloat16)}, "step": step + x[0]}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_flipped_bit_is_never_restored(large, tmp_path, seed, caplog):
+  """Whatever the file: the values are right, or those of the step before."""
+  shutil.copytree(large, tmp_path, dirs_exist_ok=True)
+  rng = np.random.default_rng(seed)
+  paths = [p for p in (tmp_path / "2").rglob("*") if p.is_file()]
+  # Most of the bytes are weights.
+  sizes = np.array([p.stat().st_size for p in paths])
+  path = paths[rng.choice(len(paths), p=sizes / sizes.sum())]
+  content = bytearray(path.read_bytes())
+  content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+  path.write_bytes(content)
+  with checkpoint.Checkpointer(tmp_path, read_only=True) as saver:
+    found = saver.restore(_target(_large(0)))
+  _assert_same(found.state, _large(found.step))
+  if found.step == 1:
+    assert f"{tmp_path / '2'} cannot be read" in caplog.text
+
+
+def test_damaged_values_are_named(large, tmp_path, caplog):
+  """Bits that the format's own checks do not cover."""
+  shutil.copytree(large, tmp_path, dirs_exist_ok=True)
+  path = max((tmp_path / "2").rglob("*"), key=lambda p: p.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  with checkpoint.Checkpointer(tmp_path) as saver:
+    assert saver.restore(_target(_large(0))).step == 1
+  assert re.search("the values of params/[vw] are not those", caplog.text)
+  assert (tmp_path / "2.unreadable").is_dir()
+
+
+def test_a_flipped_digit_of_the_position_is_noticed(saved, caplog):
+  directory, following = saved
+  (path,) = (directory / "3" / "data").glob("process*")
+  text = path.read_text()
+  at = re.search(r"\d", text).start()
+  path.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
+  data = _data()
+  with checkpoint.Checkpointer(directory) as saver:
+    assert saver.restore(_target(_state(0)), data).step == 2
+  np.testing.assert_array_equal(next(data), following[2])
+  assert "the position in the data is not the one" in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digests(saved, caplog):
+  directory, _ = saved
+  path = directory / "3" / "meta" / "metadata"
+  meta = json.loads(path.read_text())
+  assert meta.pop("digests")["state"].keys() == {"params/w", "opt/0", "step"}
+  path.write_text(json.dumps(meta))
+  with checkpoint.Checkpointer(directory) as saver:
+    found = saver.restore(_target(_state(0)), _data())
+  assert found.step == 3 and found.meta == {"step": 3, "note": "x"}
+  _assert_same(found.state, _state(3))
+  (said,) = [x for x in caplog.messages if "digests" in x]
+  assert f"{directory / '3'} is of an earlier version" in said
+
+
+@contextlib.contextmanager
+def _largest_file(size):
+  """A limit that acts like a full disk, also on threads in C++."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("asks", ["wait", "save", "close"])
+def test_a_full_disk_is_one_sentence(tmp_path, asks, caplog):
+  """It is met in the background, and told to whoever asks next."""
+  with contextlib.ExitStack() as stack:
+    saver = stack.enter_context(checkpoint.Checkpointer(tmp_path))
+    saver.save(1, _large(1), _data())
+    saver.wait()
+    with _largest_file(20_000):
+      saver.save(2, _large(2), _data())
+      with pytest.raises(errors.UserError) as e:
+        if asks == "wait":
+          saver.wait()
+        elif asks == "save":
+          saver.save(3, _large(3), _data())
+        else:
+          stack.pop_all().close()
+  said = str(e.value)
+  assert said.startswith(f"cannot save to {tmp_path}: File too large; the")
+  assert not [x for x in caplog.records if x.levelno >= logging.ERROR]
+  with checkpoint.Checkpointer(tmp_path) as saver:
+    found = saver.restore(_target(_large(0)))
+  assert found.step == 1
+  _assert_same(found.state, _large(1))
+  assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+PROCESS = """
+import sys
+import jax
+from dcvideogen_jax import checkpoint, errors
+index = int(sys.argv[2])
+jax.distributed.initialize(sys.argv[1], 2, index)
+from tests import test_checkpoint as t
+mesh = jax.make_mesh((2,), ("x",), (jax.sharding.AxisType.Auto,))
+split = jax.sharding.NamedSharding(mesh, jax.P("x"))
+make = jax.jit(lambda: {"w": jax.numpy.arange(8.0)}, out_shardings=split)
+with checkpoint.Checkpointer(sys.argv[3]) as saver:
+  saver.save(1, make(), t._data())
+  saver.wait()
+  found = saver.restore(t._target(make()), t._data())
+  assert (found.state["w"] == make()["w"]).all()
+  def fail(directory, step):
+    raise errors.UserError("only here")
+  if index == 1:
+    checkpoint._require_processes = fail
+  try:
+    saver.restore(t._target(make()), t._data())
+  except errors.UserError as e:
+    print(e)
+"""
+
+
+def test_processes_that_disagree_raise_together(tmp_path):
+  """Where one refuses a checkpoint the other one does not wait for it."""
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    address = f"localhost:{s.getsockname()[1]}"
+  pair = [
+    subprocess.Popen(
+      [sys.executable, "-c", PROCESS, address, str(i), tmp_path / "run"],
+      cwd=pathlib.Path(__file__).parents[1],
+      env={**os.environ, "XLA_FLAGS": ""},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  try:
+    ended = [process.communicate(timeout=100) for process in pair]
+  finally:
+    for process in pair:
+      process.kill()
+  for out, err in ended:
+    assert out.splitlines()[-1:] == ["only here"], err
 
 
 def test_reading_changes_nothing(saved):
