@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX
 from PIL import Image
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
 from dcvideogen_jax import errors, files
 
@@ -47,7 +48,7 @@ class Records:
       self._lines.append(line)
       self._waiting = True
     else:
-      with self._path.open("a") as out:
+      with files.writing(self._path), self._path.open("a") as out:
         out.write(line)
 
   def flush(self) -> None:
@@ -101,18 +102,24 @@ class Report:
     if files.is_remote(directory):
       self._spool = tempfile.TemporaryDirectory()
       events = self._spool.name
-    self._board = tensorboardX.SummaryWriter(events, purge_step=first_step + 1)
+    with files.writing(self._directory):
+      self._board = _Board(events, first_step + 1)
     self._mark = (first_step, time.monotonic())
     self._flushed = time.monotonic()
 
   def __enter__(self) -> "Report":
     return self
 
-  def __exit__(self, *exc: object) -> None:
-    self._board.close()  # Only now it has written all events.
-    self.flush()
-    if self._spool:
-      self._spool.cleanup()
+  def __exit__(self, kind: object, value: object, traceback: object) -> None:
+    try:
+      self.flush()
+      self._board.close()
+    except errors.UserError:
+      if kind is None:  # Otherwise what has ended the run is told.
+        raise
+    finally:
+      if self._spool:
+        self._spool.cleanup()
 
   def flush(self) -> None:
     """Sees to it that what was recorded is in the directory."""
@@ -155,18 +162,11 @@ class Report:
 
   def record(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends one line to metrics.jsonl and the same to TensorBoard."""
-    try:
-      self._records.add({"step": step, **metrics})
-      for name, value in metrics.items():
-        self._board.add_scalar(name, value, step)
-      if not self._spool or time.monotonic() > self._flushed + _PERIOD:
-        self.flush()
-    except OSError as e:
-      if self._spool:
-        raise  # No fault of the input, so worth another try.
-      raise errors.UserError(
-        f"cannot write the metrics in {self._directory}: {e.strerror or e}"
-      ) from e
+    self._records.add({"step": step, **metrics})
+    for name, value in metrics.items():
+      self._board.add(step, summary.scalar(name, value))
+    if not self._spool or time.monotonic() > self._flushed + _PERIOD:
+      self.flush()
 
   def image(self, step: int, name: str, pixels: np.ndarray) -> files.Path:
     """Writes a PNG under strips/ and shows it in TensorBoard.
@@ -184,8 +184,44 @@ class Report:
     )
     with files.atomic(path) as temporary:
       Image.fromarray(pixels).save(temporary)
-    self._board.add_image(name, pixels, step, dataformats="HWC")
+    self._board.add(step, summary.image(name, pixels, dataformats="HWC"))
     return path
+
+
+class _Board:
+  """Writes TensorBoard events in the caller's thread.
+
+  A `SummaryWriter` writes in a thread of its own, which ends at the first
+  error; ten events later the program would wait for it for ever.
+  """
+
+  def __init__(self, directory: str, purge_step: int):
+    """Opens a new file, which hides what was written of later steps."""
+    os.makedirs(directory, exist_ok=True)
+    self._path = files.path(directory)
+    prefix = os.path.join(directory, "events")
+    self._writer = event_file_writer.EventsWriter(prefix)
+    begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(step=purge_step, session_log=begin)
+
+  def add(self, step: int, value: Any) -> None:
+    """Appends a summary of a step."""
+    self._write(step=step, summary=value)
+
+  def _write(self, **fields: Any) -> None:
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    with files.writing(self._path):
+      self._writer.write_event(event)
+
+  def flush(self) -> None:
+    """Puts all events on the disk."""
+    with files.writing(self._path):
+      self._writer.flush()
+
+  def close(self) -> None:
+    """Does so, and closes the file."""
+    with files.writing(self._path):
+      self._writer.close()
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,8 @@
 """Files, records and checkpoints where nothing grows and nothing is renamed."""
 
 import json
+import pathlib
+import time
 import types
 
 import jax
@@ -17,6 +19,9 @@ def test_a_file_appears_as_a_whole_or_not_at_all(bucket):
   with files.atomic("gs://bucket/run/a.json") as temporary:
     temporary.write_text("first")
     assert temporary.suffix == ".json" and not bucket
+  assert files.path(pathlib.Path("gs://bucket/a")) == files.path(
+    "gs://bucket/a"
+  )
   with (
     pytest.raises(RuntimeError, match="stop"),
     files.atomic("gs://bucket/run/a.json") as temporary,
@@ -66,7 +71,7 @@ def _steps(bucket):
 
 def test_records_are_written_when_due(bucket, monkeypatch):
   now = [0.0]
-  clock = types.SimpleNamespace(monotonic=lambda: now[0])
+  clock = types.SimpleNamespace(monotonic=lambda: now[0], time=time.time)
   monkeypatch.setattr(report, "time", clock)
   with report.Report("gs://bucket/run", 10) as log:
     log.record(1, {"loss": 1.0})

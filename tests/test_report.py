@@ -50,6 +50,24 @@ def test_images_are_png(tmp_path):
     np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
+@pytest.mark.parametrize("steps", [3, 60])
+def test_a_full_disk_is_told_and_nothing_waits(tmp_path, monkeypatch, steps):
+  """A thread that wrote the events would end, and be waited for for ever."""
+
+  def fail(*args):
+    raise OSError(28, "No space left on device")
+
+  with (
+    pytest.raises(errors.UserError, match="cannot write .*No space left"),
+    report.Report(tmp_path, 100) as log,
+  ):
+    log.record(1, {"loss": 1.0})
+    monkeypatch.setattr(report.event_file_writer.RecordWriter, "write", fail)
+    for step in range(2, steps):
+      log.record(step, {"loss": 1.0})
+  assert _steps(tmp_path) == [1, 2]
+
+
 def test_a_parent_that_is_a_file(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(errors.UserError, match="cannot create"):

@@ -146,14 +146,25 @@ def load(workdir: str | os.PathLike[str]) -> Result:
 def _read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   try:
     config = json.loads((files.path(workdir) / "config.json").read_text())
-  except (OSError, ValueError) as e:
+  except FileNotFoundError as e:
     raise errors.UserError(f"{workdir} holds no run: {e}") from e
+  except (OSError, ValueError) as e:
+    raise _damaged(workdir, e) from e
+  if not isinstance(config, dict) or "task" not in config:
+    raise _damaged(workdir, "expected the config of a run")
   if config["task"] not in _ROWS:
     raise errors.UserError(
       f"a run of task {config['task']!r} cannot be exported: expected one of "
       f"{', '.join(_ROWS)}"
     )
   return config
+
+
+def _damaged(workdir: str | os.PathLike[str], reason: Any) -> errors.UserError:
+  return errors.UserError(
+    f"{files.path(workdir) / 'config.json'} cannot be read ({reason}): starting"
+    " the training again writes it anew"
+  )
 
 
 def export(

@@ -73,14 +73,26 @@ class _Silent:
   note = progress = record = image = restart_clock = flush = _nothing
 
 
-def _remember(config: Mapping[str, Any], workdir: files.Path) -> list[str]:
-  """Writes config.json; returns the keys that differ from an earlier run's."""
+def _remember(
+  config: Mapping[str, Any], workdir: files.Path
+) -> list[str] | None:
+  """Writes config.json.
+
+  Returns:
+    The keys that differ from an earlier run's; None if its file is damaged.
+  """
   path = workdir / "config.json"
   new = json.loads(json.dumps(config, default=dict))
-  changed = []
+  changed: list[str] | None = []
   if path.exists():
-    old, now = _flat(json.loads(path.read_text())), _flat(new)
-    changed = [k for k in {**old, **now} if old.get(k) != now.get(k)]
+    try:
+      old = json.loads(path.read_text())
+    except ValueError:  # Also of bytes that are no text.
+      old = None
+    changed = None
+    if isinstance(old, dict):
+      old, now = _flat(old), _flat(new)
+      changed = [k for k in {**old, **now} if old.get(k) != now.get(k)]
   with files.atomic(path) as temporary:
     temporary.write_text(json.dumps(new, indent=2) + "\n")
   return changed
@@ -176,6 +188,11 @@ def fit(
 
 def _tell_start(config, workdir, first, log) -> None:
   changed = _remember(config, workdir)
+  if changed is None:
+    log.note(
+      f"{workdir / 'config.json'} was damaged and is written anew: whether the"
+      " config has changed since the last start is not known"
+    )
   if first:
     log.note(f"resuming after step {first}")
     if changed:
