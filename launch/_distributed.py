@@ -6,7 +6,8 @@ and which of them it is.
 
 All of them compute the same and end alike, with the same exit code where the
 same is wrong; but only process 0 speaks, and what it writes stays
-(`_program.output_directory`).
+(`_program.output_directory`). Where something is wrong in one of them only, the
+others hear of it and end with it (`_together`).
 """
 
 import os
@@ -17,6 +18,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from dcvideogen_jax import errors
+from launch import _together
 
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join the other processes that the machine knows of."
@@ -62,6 +64,7 @@ def join(saves: bool = False) -> None:
     jax.distributed.initialize(*given, shutdown_timeout_seconds=_LAST_WORDS)
   except (RuntimeError, ValueError) as e:
     raise errors.UserError(f"cannot join the other processes: {e}") from e
+  _together.watch()
   if jax.process_index() > 0:
     sys.stdout = open(os.devnull, "w")
 

@@ -27,6 +27,7 @@ from ml_collections import config_flags
 
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.plan import hardware
+from launch import _together
 
 _COMPILE_CACHE = flags.DEFINE_string(
   "compile_cache",
@@ -35,6 +36,7 @@ _COMPILE_CACHE = flags.DEFINE_string(
   " machines can share. Unset: in the user's cache directory.",
 )
 
+_BUG = 1
 _BAD_INPUT = 2
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
@@ -45,9 +47,9 @@ def run(
 ) -> None:
   """Parses the flags, calls `main` and exits; never returns.
 
-  An `errors.UserError` becomes one line on stderr and exit code 2, and so does
-  memory that runs out. Any other exception is a bug of ours and keeps its
-  traceback.
+  An `errors.UserError` becomes one line on stderr and exit code 2, and so do
+  memory that runs out and files that cannot be used. Any other exception is a
+  bug of ours and keeps its traceback.
 
   Args:
     main: gets the arguments that are no flags.
@@ -102,19 +104,13 @@ def output_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     raise
 
 
-def cache_directory() -> pathlib.Path:
-  """Where this user's programs keep what can be made again."""
-  root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  return pathlib.Path(root) / "dcvideogen_jax"
-
-
 def _keep_compiled_programs() -> None:
   """Turns the persistent compilation cache on; the flag goes first."""
   if _COMPILE_CACHE.value is not None:
     cache = os.fspath(files.make_directory(_COMPILE_CACHE.value))
     jax.config.update("jax_compilation_cache_dir", cache)
   elif jax.config.jax_compilation_cache_dir is None:
-    cache = os.fspath(cache_directory() / "xla")
+    cache = os.fspath(files.cache_directory() / "xla")
     jax.config.update("jax_compilation_cache_dir", cache)
   # A cache that cannot be written costs time, nothing else.
   warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compil")
@@ -133,18 +129,39 @@ def _one_sentence(function):
       _stop("interrupted", _INTERRUPTED)
     except MemoryError as e:
       _stop(f"the host is out of memory: {e}", _BAD_INPUT)
+    except OSError as e:
+      if e.filename is not None:
+        _stop(f"cannot use {e.filename}: {e.strerror or e}", _BAD_INPUT)
+      if not files.is_full(e):  # Such as a connection that broke.
+        _bug(e)
+        raise
+      _stop(f"the disk takes no more: {e.strerror or e}", _BAD_INPUT)
     except jax.errors.JaxRuntimeError as e:
       if "RESOURCE_EXHAUSTED" not in str(e):
+        _bug(e)
         raise
       # Further lines list every allocation.
       first = str(e).splitlines()[0]
       _stop(f"the device is out of memory: {first}", _BAD_INPUT)
+    except Exception as e:
+      _bug(e)
+      raise
 
   return guarded
 
 
+def _bug(error: Exception) -> None:
+  """Ends the other processes, if there are any, and this one with them."""
+  if jax.distributed.is_initialized():
+    traceback.print_exception(error)
+    message = f"{type(error).__name__}: {error}"
+    _together.end(" ".join(message.split())[:300], _BUG)
+
+
 def _stop(message: str, code: int) -> None:
-  print(f"error: {' '.join(message.split())}", file=sys.stderr)
+  message = " ".join(message.split())
+  _together.end(message, code)
+  print(f"error: {message}", file=sys.stderr)
   sys.exit(code)
 
 

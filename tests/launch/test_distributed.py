@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -30,6 +31,14 @@ PROGRAM = """
     match _DO.value:
       case "user_error":
         raise errors.UserError("this is wrong")
+      case "one_user_error":
+        if index == 1:
+          raise errors.UserError("this is wrong")
+        _distributed.wait()  # For ever, in the middle of a computation.
+      case "one_bug":
+        if index == 0:
+          raise ValueError("a bug")
+        _distributed.wait()
       case "wait":
         print("ready", file=sys.stderr, flush=True)
         time.sleep(600)
@@ -98,6 +107,24 @@ def test_process_0_speaks_and_writes(place):
 def test_all_tell_what_is_wrong_and_end_alike(place):
   for ended in finish(*start_pair(place, "--do=user_error")):
     assert (ended.code, ended.stderr) == (2, "error: this is wrong\n")
+
+
+@pytest.mark.parametrize(
+  ("do", "guilty", "code", "last"),
+  [
+    ("one_user_error", 1, 2, "this is wrong"),
+    ("one_bug", 0, 1, "ValueError: a bug"),
+  ],
+)
+def test_one_that_fails_ends_the_other(place, do, guilty, code, last):
+  """Which waits for it, and would for minutes."""
+  start_time = time.monotonic()
+  ended = finish(*start_pair(place, f"--do={do}"))
+  assert time.monotonic() - start_time < 45
+  assert [x.code for x in ended] == [code, code], ended
+  assert ended[1 - guilty].stderr == f"error: process {guilty}: {last}\n"
+  assert ended[guilty].stderr.endswith(f"error: {last}\n")
+  assert ("Traceback" in ended[guilty].stderr) == (code == 1)
 
 
 def test_sigterm_ends_what_does_not_save(place):

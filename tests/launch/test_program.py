@@ -38,6 +38,12 @@ PROGRAM = """
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9T\\nlong list")
       case "device_bug":
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+      case "file":
+        open("nowhere/at_all")
+      case "full":
+        raise OSError(28, "No space left on device")
+      case "connection":
+        raise ConnectionResetError(104, "Connection reset by peer")
       case "logs":
         logging.info("quiet")
         logging.warning("loud")
@@ -148,6 +154,16 @@ def run(place, *flags, **environment):
       "error: unexpected argument 'stray': write options as --name=value",
     ),
     (
+      ["--do=file"],
+      2,
+      "error: cannot use nowhere/at_all: No such file or directory",
+    ),
+    (
+      ["--do=full"],
+      2,
+      "error: the disk takes no more: No space left on device",
+    ),
+    (
       ["--config=conf.py", "--config.model.depth=3", "--config.rate=1"],
       2,
       "error: the config has no such key: --config.model.depth",
@@ -182,6 +198,7 @@ def test_one_sentence(place, flags, code, line):
   [
     (["--do=bug"], "ValueError: a bug"),
     (["--do=device_bug"], "INTERNAL: broken"),
+    (["--do=connection"], "Connection reset by peer"),
     (["--config=conf.py:broken"], "KeyError: 'missing'"),
   ],
 )
@@ -215,6 +232,7 @@ def test_compiled_programs_are_kept(place):
   assert "/y\n" in run(place, **told).stdout
   assert "z/xla\n" in run(place, "--compile_cache=z/xla", **told).stdout
   assert (place / "z" / "xla").is_dir()
+  assert "/w/xla\n" in run(place, DCVIDEOGEN_CACHE="/w").stdout
 
 
 @pytest.mark.parametrize(
