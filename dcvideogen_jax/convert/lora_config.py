@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import re
+import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -41,6 +42,8 @@ _VARIANTS = (
   "trainable_token_indices",
 )
 
+# Values in messages: short, whatever they are.
+_short = reprlib.repr
 _Number = TypeVar("_Number", int, float)
 
 
@@ -258,9 +261,3 @@ def _rank(where: pathlib.Path, name: str, value: Any) -> int:
       f" {_short(value)}"
     )
   return value
-
-
-def _short(value: Any, most: int = 60) -> str:
-  """A value for a message."""
-  text = repr(value)
-  return text if len(text) <= most else f"{text[:most]}..."
