@@ -12,6 +12,7 @@ The grids follow, bit for bit,
 
 import re
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -148,9 +149,9 @@ def schedule(
   Raises:
     errors.UserError: for steps or a shift out of range, or an unknown name.
   """
-  if steps < 1 or steps != int(steps):
+  if not _whole(steps) or steps < 1:
     raise errors.UserError(f"steps must be a whole number >= 1, found {steps}")
-  if not 0 < shift < np.inf:
+  if not isinstance(shift, Real) or not 0 < shift < np.inf:
     raise errors.UserError(f"the flow shift must be positive, found {shift}")
   if grid not in GRIDS:
     raise errors.UserError(
@@ -160,7 +161,7 @@ def schedule(
     raise errors.UserError(
       f"the final noise level is zero or sigma_min, found {final!r}"
     )
-  if train_steps < 2 or train_steps != int(train_steps):
+  if not _whole(train_steps) or train_steps < 2:
     raise errors.UserError(
       f"training steps must be a whole number >= 2, found {train_steps}"
     )
@@ -172,6 +173,11 @@ def schedule(
     timesteps = (exact * train_steps).astype(np.int32)
   last = sigmas[-1:] if final == "sigma_min" else np.zeros(1, np.float32)
   return Schedule(np.concatenate([sigmas, last]), timesteps)
+
+
+def _whole(value: Any) -> bool:
+  """Whether it is a whole number, such as 4 and 4.0."""
+  return isinstance(value, Real) and np.isfinite(value) and value % 1 == 0
 
 
 def _expand(sigma: Any, x: Array) -> Array:
@@ -329,7 +335,8 @@ def _refuse_unsupported(
 
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:
   value = config.get(key, default)
-  if isinstance(value, bool) or not isinstance(value, int | float):
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not number or not np.isfinite(value):
     raise errors.UserError(f"{key} must be a number, found {value!r}")
   return float(value)
 

@@ -124,6 +124,10 @@ def coefficients(
       f"found {', '.join(unknown)}"
     )
   levels = np.asarray(sigmas, np.float64)
+  if levels.ndim != 1 or len(levels) < 2:
+    raise errors.UserError(
+      f"noise levels are (steps + 1,), found the shape {levels.shape}"
+    )
   between = (levels[:-1] > 0) & (levels[:-1] <= 1)
   falling = (np.diff(levels[:-1]) < 0).all() and levels[-1] <= levels[-2]
   if not (between.all() and falling and levels[-1] >= 0):
@@ -200,6 +204,12 @@ def unipc(
   """
   _check_choice("UniPC", "order", order, (1, 2, 3))
   _check_choice("UniPC", "variant", variant, ("bh1", "bh2"))
+  if isinstance(disable_corrector, str) or not isinstance(
+    disable_corrector, Sequence
+  ):
+    raise errors.UserError(
+      f"disable_corrector of UniPC lists steps, found {disable_corrector!r}"
+    )
   if sigmas[0] == 1:
     raise errors.UserError(
       "UniPC needs a first noise level below 1, found 1: choose another grid"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.models import dc_ae_v
@@ -88,7 +89,11 @@ def plan(
 
   Raises:
     errors.UserError: if nothing fits; the message gives the least that would.
+      Or for sizes that are no positive whole numbers.
   """
+  for name, n in (("height", height), ("width", width), ("devices", devices)):
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+      raise errors.UserError(f"{name} must be at least 1, found {n!r}")
   widest = -(-width // (module.spatial_factor * devices))
   widest *= module.spatial_factor
   overhead = _OVERHEAD.get(platform or jax.default_backend(), 1)

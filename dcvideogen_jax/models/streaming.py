@@ -16,7 +16,7 @@ video, and all get all of the result.
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,10 @@ WHOLE = bands.Plan()
 
 # The axis of columns in what each collection of the state holds.
 COLUMNS = {"cache": 3, "rows": 4}
+_OF_BANDS = ("cache", "rows")
+TAILS = ("pad", "official")
+# What floats of a video may exceed -1 and 1 by: decoders overshoot.
+_OVERSHOOT = 1.0
 
 
 def encode(
@@ -62,14 +66,24 @@ def encode(
     The latents of each chunk, unscaled.
 
   Raises:
+    errors.UserError: if the plan or the tail is none for this model, the pieces
+      are no video, or with `tail="official"` the number of frames does not fit.
     ValueError: if there are no frames or the pieces do not fit together.
   """
+  _check(module, plan, tail)
   step = _encode_whole if plan.cut is None else _encode_banded
-  state = None
+  state, seen = None, 0
+  video = (require_video(piece) for piece in video)
   for piece, last in regroup(video, module.chunk_frames, eager):
+    seen += piece.shape[1]
     chunk = dc_ae_v.pad_edge(piece, 1, module.spatial_factor)
     if chunk.shape[1] < module.chunk_frames:
       if tail == "official":
+        if seen % module.temporal_factor:
+          raise errors.UserError(
+            "the official rule for frames that do not fill a chunk needs a "
+            f"multiple of {module.temporal_factor} frames, found {seen}"
+          )
         # Fewer frames than a chunk need no more memory than one.
         yield _unchunked(module, "encode", variables, put(chunk))
         return
@@ -104,13 +118,17 @@ def decode(
     The video of each chunk `b t h w 3`, in host memory.
 
   Raises:
+    errors.UserError: if the plan or the tail is none for this model, or the
+      latents are another model's.
     ValueError: if there are no latents or the pieces do not fit together.
   """
+  _check(module, plan, tail)
   dtype = np.dtype(dtype)
   frames = module.chunk_frames // module.temporal_factor
   step = _decode_whole if plan.cut is None else _decode_banded
   state = None
   for chunk, last in regroup(latents, frames, eager):
+    require_latents(chunk, module)
     found = chunk.shape[1]
     if found < frames:
       if tail == "official":
@@ -120,6 +138,57 @@ def decode(
       chunk = dc_ae_v.pad_edge(chunk, frames)
     video, state = step(module, variables, chunk, state, plan, last, dtype)
     yield video[:, : found * module.temporal_factor]
+
+
+def _check(module: dc_ae_v.DCAEV, plan: bands.Plan, tail: str) -> None:
+  """Raises UserError for a plan or a tail that a model does not have."""
+  if tail not in TAILS:
+    raise errors.UserError(
+      f"tail must be one of {', '.join(TAILS)}, found {tail!r}"
+    )
+  stages = len(module.widths)
+  if plan.cut is not None and not (1 <= plan.cut < stages and plan.rows > 0):
+    raise errors.UserError(
+      f"a plan cuts at a stage from 1 to {stages - 1} into bands of 1 row or "
+      f"more, found stage {plan.cut} and {plan.rows} rows"
+    )
+
+
+def require_video(piece: Any) -> Any:
+  """A piece of a video on the host, if it is one.
+
+  Raises:
+    errors.UserError: unless it is uint8, or float and within [-1, 1] but for
+      what decoders overshoot, and has 3 channels.
+  """
+  piece = sharding.to_host(piece)
+  if piece.ndim == 5 and piece.shape[-1] != 3:
+    raise errors.UserError(
+      f"a video has 3 channels, the last axis, found {piece.shape}"
+    )
+  if piece.dtype == np.uint8 or not piece.size:
+    return piece
+  if not jnp.issubdtype(piece.dtype, jnp.floating):
+    raise errors.UserError(
+      "a video is uint8, 0 to 255, or float, -1 to 1, found " + str(piece.dtype)
+    )
+  lowest, highest = float(piece.min()), float(piece.max())
+  if not (-1 - _OVERSHOOT <= lowest and highest <= 1 + _OVERSHOOT):
+    raise errors.UserError(
+      "a video of floats is within -1 to 1, found values from "
+      f"{lowest:g} to {highest:g}"
+    )
+  return piece
+
+
+def require_latents(piece: Any, module: Any) -> None:
+  """Raises UserError unless latents have the channels of an autoencoder."""
+  floats = jnp.issubdtype(piece.dtype, jnp.floating)
+  if not floats or piece.shape[-1] != module.latent_channels:
+    raise errors.UserError(
+      f"latents are floats with {module.latent_channels} channels, the last "
+      f"axis, found {piece.dtype} {piece.shape}"
+    )
 
 
 def _encode_whole(module, variables, video, state, plan, last):
@@ -142,7 +211,6 @@ def _encode_banded(module, variables, video, state, plan, last):
   late = bands.lag(module, plan.cut, decode=False)
   n = bands.count(module, plan, height, decode=False)
   rows = plan.rows * scale
-  coarse, fine = state or (None, [None] * n)
 
   def band(i):
     """Rows of the video; what is below it is never looked at."""
@@ -152,16 +220,17 @@ def _encode_banded(module, variables, video, state, plan, last):
 
   static = {"height": height, "cut": plan.cut}
   args = (module, "encode_fine", variables)
-  empty = empty_state(
-    *args, band(0), 0, collections=("cache", "rows"), **static
-  )
-  lines, features = empty["rows"], None
+  if state is None:
+    shapes = state_shapes(*args, band(0), 0, collections=_OF_BANDS, **static)
+    state = _Bands(None, [None] * n, shapes)
+  coarse, fine, empty = state
+  lines, features = _empty(empty, "rows"), None
   for i in range(n):
     x, new = apply(
       *args,
       band(i),
       i,
-      state={"cache": _again(fine[i], empty["cache"]), "rows": lines},
+      state={"cache": _again(fine[i], empty), "rows": lines},
       **static,
     )
     fine[i], lines = _keep(new["cache"], plan, last), new["rows"]
@@ -174,7 +243,7 @@ def _encode_banded(module, variables, video, state, plan, last):
   args = (module, "encode_coarse", variables, features)
   coarse = coarse or empty_state(*args, cut=plan.cut)
   latents, coarse = apply(*args, state=coarse, cut=plan.cut)
-  return latents, (coarse, fine)
+  return latents, _Bands(coarse, fine, empty)
 
 
 def _decode_banded(module, variables, latents, state, plan, last, dtype):
@@ -182,17 +251,19 @@ def _decode_banded(module, variables, latents, state, plan, last, dtype):
   height = latents.shape[2] * module.spatial_factor
   n = bands.count(module, plan, height, decode=True)
   rows = plan.rows * module.scale_at(plan.cut)
-  coarse, fine = state or (None, [None] * n)
 
   args = (module, "decode_coarse", variables, put(latents))
-  coarse = coarse or empty_state(*args, cut=plan.cut)
+  coarse = state.coarse if state else empty_state(*args, cut=plan.cut)
   features, coarse = apply(*args, state=coarse, cut=plan.cut)
   features = _pad_rows(features, plan.rows)
 
   static = {"height": height, "cut": plan.cut, "rows": plan.rows}
   args = (module, "decode_fine", variables, features)
-  empty = empty_state(*args, 0, collections=("cache", "rows"), **static)
-  lines = empty["rows"]
+  if state is None:
+    shapes = state_shapes(*args, 0, collections=_OF_BANDS, **static)
+    state = _Bands(coarse, [None] * n, shapes)
+  _, fine, empty = state
+  lines = _empty(empty, "rows")
   late = bands.lag(module, plan.cut, decode=True)
   video = None
   previous = None
@@ -202,7 +273,7 @@ def _decode_banded(module, variables, latents, state, plan, last, dtype):
       piece, new = apply(
         *args,
         i,
-        state={"cache": _again(fine[i], empty["cache"]), "rows": lines},
+        state={"cache": _again(fine[i], empty), "rows": lines},
         dtype=dtype,
         **static,
       )
@@ -218,33 +289,55 @@ def _decode_banded(module, variables, latents, state, plan, last, dtype):
     first, end = max(start, 0), min(start + rows, height)
     if first < end:
       video[:, :, first:end] = piece[:, :, first - start : end - start]
-  return video, (coarse, fine)
+  return video, _Bands(coarse, fine, empty)
+
+
+class _Bands(NamedTuple):
+  """What a chunk that is computed in bands leaves for the next one.
+
+  Attributes:
+    coarse: state of the coarse part; None before the first chunk.
+    fine: state of each band, likewise.
+    empty: shapes of a band's state.
+  """
+
+  coarse: Any
+  fine: list[Any]
+  empty: dict[str, Any]
+
+
+class _Waiting(NamedTuple):
+  """A band's state in host memory, and where its leaves were; None anywhere."""
+
+  leaves: list[np.ndarray]
+  where: list[Any]
 
 
 def _keep(cache, plan: bands.Plan, last: bool):
   """Where a band's streaming state waits for the next chunk."""
-  if last:
-    return None
-  if plan.offload and not jax.tree.leaves(cache)[0].is_fully_addressable:
+  if last or not plan.offload:
+    return None if last else cache
+  leaves = jax.tree.leaves(cache)
+  if not leaves[0].is_fully_addressable:
     raise errors.UserError(
       "bands cannot wait in host memory when several processes share a "
       "picture: expected a larger memory budget or devices of one process"
     )
-  return jax.device_get(cache) if plan.offload else cache
+  where = [x.sharding if x.committed else None for x in leaves]
+  return _Waiting(jax.device_get(leaves), where)
 
 
 def _again(cache, empty):
-  """The state that a band goes on with, `empty` if there is none yet.
-
-  A copy, because a state that goes into `apply` is given away.
-  """
+  """The state that a band goes on with, nothing if there is none yet."""
   if cache is None:
-    return jax.tree.map(jnp.copy, empty)
-  return jax.tree.map(
-    lambda x, e: jax.device_put(x, e.sharding) if e.committed else x,
-    cache,
-    empty,
-  )
+    return _empty(empty, "cache")
+  if not isinstance(cache, _Waiting):
+    return cache
+  leaves = [
+    x if where is None else jax.device_put(x, where)
+    for x, where in zip(*cache, strict=True)
+  ]
+  return jax.tree.unflatten(jax.tree.structure(empty["cache"]), leaves)
 
 
 @functools.partial(
@@ -266,10 +359,16 @@ def apply(module, method, variables, x, *args, state, dtype=None, **static):
   return (y if dtype is None else _from_float(y, dtype)), state
 
 
-def empty_state(
+def empty_state(module, method, variables, x, *args, **static):
+  """The state before anything was seen: zeros of the right shapes."""
+  shapes = state_shapes(module, method, variables, x, *args, **static)
+  return {name: _empty(shapes, name) for name in shapes}
+
+
+def state_shapes(
   module, method, variables, x, *args, collections=("cache",), **static
 ):
-  """The state before anything was seen: zeros of the right shapes."""
+  """Shapes of the state by collection; the module is traced for them."""
 
   def run(variables, x, *args):
     call = functools.partial(
@@ -278,12 +377,12 @@ def empty_state(
     return call(variables, levels.to_float(x), *args)[1]
 
   shapes = jax.eval_shape(run, variables, x, *args)
-  return {
-    name: jax.tree.map(
-      functools.partial(_zeros, axis=COLUMNS[name]), shapes.get(name, {})
-    )
-    for name in collections
-  }
+  return {name: shapes.get(name, {}) for name in collections}
+
+
+def _empty(shapes, name):
+  zeros = functools.partial(_zeros, axis=COLUMNS[name])
+  return jax.tree.map(zeros, shapes[name])
 
 
 @functools.partial(jax.jit, static_argnames=("like", "axis"))

@@ -235,10 +235,11 @@ def stream_encode(
 
   Raises:
     errors.UserError: if frames are left over at the end, after everything
-      before them was given.
+      before them was given, or the pieces are no video.
     ValueError: if there are no frames or the pieces do not fit together.
   """
   state, seen = None, 0
+  video = (streaming.require_video(piece) for piece in video)
   for chunk in _chunks(video, module.temporal_factor):
     method = "encode_next" if seen else "encode"
     seen += chunk.shape[1]
@@ -270,10 +271,12 @@ def stream_decode(
     One frame, then `temporal_factor` frames per latent frame, in host memory.
 
   Raises:
+    errors.UserError: if the latents are another model's.
     ValueError: if there are no latents or the pieces do not fit together.
   """
   state = None
   for chunk in _chunks(latents, 1):
+    streaming.require_latents(chunk, module)
     method = "decode_next" if state else "decode"
     args = (module, method, variables, streaming.put(chunk))
     state = state or streaming.empty_state(*args)

@@ -143,6 +143,11 @@ def test_double_shift_is_an_option():
     ((2.5, 5.0), {}, "steps .* found 2.5"),
     ((4, -1.0), {}, "shift must be positive, found -1.0"),
     ((4, float("nan")), {}, "shift .* found nan"),
+    ((4, "5"), {}, "shift .* found 5"),
+    ((float("nan"), 5.0), {}, "steps .* found nan"),
+    ((float("inf"), 5.0), {}, "steps .* found inf"),
+    (("4", 5.0), {}, "steps .* found 4"),
+    ((4, 5.0), {"train_steps": float("nan")}, "training steps .* found nan"),
     ((4, 5.0), {"grid": "karras"}, "grids are wan, .* found 'karras'"),
     ((4, 5.0), {"final": "one"}, "zero or sigma_min, found 'one'"),
     ((4, 5.0), {"train_steps": 1}, "training steps .* found 1"),
@@ -229,6 +234,8 @@ def test_options_of_another_solver_are_left_out():
     ({"thresholding": True, "predict_x0": False}, "predict_x0.*thresholding"),
     ({"flow_shift": "5"}, "flow_shift must be a number, found '5'"),
     ({"num_train_timesteps": None}, "num_train_timesteps must be a number"),
+    ({"num_train_timesteps": float("inf")}, "num_train_timesteps .* found inf"),
+    ({"flow_shift": float("nan")}, "flow_shift must be a number, found nan"),
     (
       {
         "_class_name": "DPMSolverMultistepScheduler",

@@ -362,6 +362,10 @@ FALLING = np.linspace(0.9, 0, 6)
     ("euler", [0.5, 0.7, 0.0], {}, "must fall"),
     ("euler", [1.1, 0.7, 0.0], {}, "must fall from at most 1"),
     ("euler", [0.5, 0.3, -0.1], {}, "to at least 0"),
+    ("euler", [0.5, np.nan, 0.0], {}, "must fall"),
+    ("euler", [], {}, r"are \(steps \+ 1,\), found the shape \(0,\)"),
+    ("euler", [FALLING], {}, r"found the shape \(1, 6\)"),
+    ("unipc", FALLING, {"disable_corrector": None}, "lists steps, found None"),
   ],
 )
 def test_what_cannot_be_solved_is_refused(solver, sigmas, options, message):

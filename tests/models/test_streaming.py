@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import convert, errors, levels
-from dcvideogen_jax.models import bands, blended, dc_ae_v, streaming
+from dcvideogen_jax.models import bands, blended, dc_ae_v, streaming, wan_vae
 from tests import golden_data
 
 NAME = "f32t4_chunk8"
@@ -159,6 +159,65 @@ def test_empty_and_changing_video_are_refused():
     next(streaming.encode(module, variables, [x[:, :4], x[:, :4, :8]]))
 
 
+@pytest.mark.parametrize("plan", [bands.Plan(), bands.Plan(cut=2, rows=3)])
+def test_official_tail_takes_whole_latent_frames(plan):
+  """Frames of the whole video count, also where they come in pieces."""
+  module, variables = small()
+  x = video(10, 16, 24)
+  pieces = streaming.encode(
+    module, variables, [x[:, :3], x[:, 3:]], plan=plan, tail="official"
+  )
+  with pytest.raises(errors.UserError, match="multiple of 4 frames, found 10"):
+    joined(pieces)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"tail": "zero"}, "tail must be one of pad, official, found 'zero'"),
+    ({"plan": bands.Plan(cut=9, rows=1)}, "a stage from 1 to .* found stage 9"),
+    ({"plan": bands.Plan(cut=1)}, "1 row or more, found stage 1 and 0 rows"),
+  ],
+)
+def test_ways_that_there_are_not(change, message):
+  module, variables = small()
+  for run, x in (
+    (streaming.encode, video(8, 16, 24)),
+    (streaming.decode, np.zeros((1, 2, 1, 1, module.latent_channels))),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      next(run(module, variables, [x], **change))
+
+
+@pytest.mark.parametrize(
+  ("x", "message"),
+  [
+    (np.zeros((1, 8, 16, 24, 4), np.uint8), "a video has 3 channels"),
+    (np.zeros((1, 8, 16, 24, 3), int), "uint8, 0 to 255, or float, .* int64"),
+    (np.full((1, 8, 16, 24, 3), np.nan), "within -1 to 1, found values from n"),
+    (255 * np.ones((1, 8, 16, 24, 3)), "found values from 255 to 255"),
+  ],
+)
+def test_what_is_no_video(x, message):
+  """The second one in a stream, too."""
+  module, variables = small()
+  pieces = streaming.encode(module, variables, [video(8, 16, 24), x])
+  with pytest.raises(errors.UserError, match=message):
+    next(pieces)
+  vae, of_vae = wan_vae.WanVAE(), {}
+  with pytest.raises(errors.UserError, match=message):
+    next(wan_vae.stream_encode(vae, of_vae, [x]))
+
+
+def test_latents_of_another_model():
+  module, variables = small()
+  z = np.zeros((1, 2, 2, 3, module.latent_channels + 1), np.float32)
+  with pytest.raises(errors.UserError, match="latents are floats with"):
+    next(streaming.decode(module, variables, [z]))
+  with pytest.raises(errors.UserError, match="latents are floats with 16"):
+    next(wan_vae.stream_decode(wan_vae.WanVAE(), {}, [z]))
+
+
 @functools.cache
 def _reference(height, width, time="chunk_causal"):
   """Two chunks and a tail, computed whole."""
@@ -222,6 +281,27 @@ def test_one_compiled_function_serves_all_bands_and_chunks():
   assert streaming.apply._cache_size() - before <= 3
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_the_state_of_bands_is_made_once(monkeypatch, offload):
+  """Not in every chunk, where it is known already."""
+  module, variables = small()
+  x, z, _ = _reference(75, 35)  # Three chunks.
+  traced = []
+
+  def eval_shape(function, *args):
+    if function.__module__ == streaming.__name__:
+      traced.append(function)
+    return real(function, *args)
+
+  real = jax.eval_shape
+  monkeypatch.setattr(jax, "eval_shape", eval_shape)
+  plan = bands.Plan(cut=3, rows=4, offload=offload)
+  list(streaming.encode(module, variables, [x], plan=plan))
+  assert len(traced) == 2  # Of the fine part and the coarse part.
+  list(streaming.decode(module, variables, [z], plan=plan))
+  assert len(traced) == 4
+
+
 @pytest.mark.parametrize(
   ("case", "image", "tile", "overlap", "frames"),
   [
@@ -282,6 +362,12 @@ def test_plan_for_a_tpu_leaves_room_for_layouts():
   assert gpu.cut is tpu.cut is None
   assert tpu.bytes == int(1.9 * gpu.bytes)
   assert bands.plan(module, *size, 2**33, **options, platform="tpu").cut
+
+
+@pytest.mark.parametrize("size", [(0, 64), (64, -32), (64, 64.0)])
+def test_sizes_that_cannot_be_planned(size):
+  with pytest.raises(errors.UserError, match="must be at least 1, found"):
+    bands.plan(small()[0], *size, 1e9, decode=True)
 
 
 def test_plan_that_cannot_be_says_what_would_do():
