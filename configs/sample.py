@@ -140,6 +140,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.attention = config_dict.placeholder(str)
   # "exact" honours the size; "official" rounds down (720 rows become 704).
   c.size_rule = "exact"
+  # Of image to video, where frames do not fill the autoencoder's chunk: "pad"
+  # repeats the last; "official" pads with zeros; None is as the size rule.
+  c.condition_tail = config_dict.placeholder(str)
   c.shift = config_dict.placeholder(float)
   # "unipc", "dpm++" or "euler", and a grid of noise levels; None is as the
   # checkpoint says.

@@ -181,6 +181,7 @@ def _check(c: Any, requests: list[_requests.Request], task: str) -> None:
       f"config.size_rule must be {' or '.join(sizes.RULES)}, found "
       f"{c.size_rule!r}"
     )
+  arguments.condition_tail(c.condition_tail, c.size_rule)
   if c.attention is not None:
     attention.require(c.attention)
   if c.dtype not in _DTYPES:
@@ -198,6 +199,7 @@ def _check(c: Any, requests: list[_requests.Request], task: str) -> None:
       "noise": _NOISE.value,
       "one_program": _ONE_PROGRAM.value,
       "config.size_rule": c.size_rule != "exact",
+      "config.condition_tail": c.condition_tail,
     }
   )
   if c.negative_prompt is not None:
@@ -331,6 +333,7 @@ def _sample(
       last_image=last_image,
       noise=noise,
       size_rule=c.size_rule,
+      condition_tail=c.condition_tail,
       one_program=_ONE_PROGRAM.value,
       phase=phase,
       on_step=lambda i, x: bar.update(),

@@ -178,6 +178,7 @@ def stream_deep(
   video: Iterable[Any],
   frames: int,
   plan: bands.Plan,
+  tail: str = "pad",
 ) -> Latents:
   """As `deep_latents`, of a video in pieces, chunk by chunk and in bands.
 
@@ -187,13 +188,15 @@ def stream_deep(
     video: pieces `b t h w 3`.
     frames: of the video.
     plan: of `bands.plan`, for the module in float32.
+    tail: what becomes of frames that do not fill a chunk, as of
+      `streaming.encode`.
 
   Raises:
     errors.UserError: as `deep_latents`.
   """
   module = module.clone(dtype=jnp.float32)
   frames = deep_frames(module, frames) // module.temporal_factor
-  chunks = streaming.encode(module, variables, video, plan=plan)
+  chunks = streaming.encode(module, variables, video, plan=plan, tail=tail)
   latents = jnp.concatenate(list(chunks), axis=1)[:, :frames]
   return latents * module.latent_scale
 

@@ -2,7 +2,8 @@
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.models import streaming
 
 Image = UInt8[np.ndarray, "h w 3"]
 
@@ -19,6 +21,8 @@ Prompt = str | Sequence[str] | Float[Array, "b s d"]
 
 # Keys of jax's generator have 32 bits here; larger numbers would repeat.
 _SEEDS = 2**32
+# More numbers of latents than any run has: 32 GiB of them.
+_MOST = 2**33
 
 
 def prompts(given: Prompt) -> tuple[list[str] | Any, int]:
@@ -30,15 +34,25 @@ def prompts(given: Prompt) -> tuple[list[str] | Any, int]:
   if isinstance(given, str):
     return [given], 1
   if hasattr(given, "ndim"):
-    if given.ndim != 3:
+    if given.ndim != 3 or not given.size:
       raise errors.UserError(
         f"expected text embeddings (b, s, d), found {given.shape}"
       )
+    _require_finite(given, "text embeddings")
     return given, len(given)
-  texts = list(given)
+  texts = list(given) if isinstance(given, Iterable) else []
   if not texts or not all(isinstance(text, str) for text in texts):
     raise errors.UserError(f"expected prompts, found {given!r}")
   return texts, len(texts)
+
+
+def _require_finite(given: Any, name: str) -> None:
+  """Raises UserError unless an array holds finite floats."""
+  found = np.asarray(given) if np.isscalar(given) else given
+  if not jnp.issubdtype(found.dtype, jnp.floating):
+    raise errors.UserError(f"{name} must be floats, found {found.dtype}")
+  if not jnp.isfinite(found).all():
+    raise errors.UserError(f"{name} must be finite, found nan or infinity")
 
 
 def image(given: Any, name: str) -> Image | None:
@@ -51,9 +65,10 @@ def image(given: Any, name: str) -> Image | None:
   if given is None:
     return None
   array = np.asarray(given)
-  if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+  shape = array.shape
+  if array.dtype != np.uint8 or shape[2:] != (3,) or not array.size:
     raise errors.UserError(
-      f"{name} must be uint8 (h, w, 3), found {array.dtype} {array.shape}"
+      f"{name} must be uint8 (h, w, 3), found {array.dtype} {shape}"
     )
   return array
 
@@ -73,9 +88,9 @@ def steps(given: Any) -> int:
   Raises:
     errors.UserError: unless it is a positive whole number.
   """
-  if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+  if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
     raise errors.UserError(f"steps must be at least 1, found {given!r}")
-  return given
+  return int(given)
 
 
 def guidance_scale(given: Any) -> float:
@@ -84,10 +99,18 @@ def guidance_scale(given: Any) -> float:
   Raises:
     errors.UserError: unless it is a finite number.
   """
-  if not isinstance(given, int | float) or not math.isfinite(given):
-    raise errors.UserError(
-      f"guidance_scale must be a finite number, found {given!r}"
-    )
+  return number(given, "guidance_scale")
+
+
+def number(given: Any, name: str) -> float:
+  """A number.
+
+  Raises:
+    errors.UserError: unless it is a finite one.
+  """
+  wrong = isinstance(given, bool) or not isinstance(given, Real)
+  if wrong or not math.isfinite(given):
+    raise errors.UserError(f"{name} must be a finite number, found {given!r}")
   return float(given)
 
 
@@ -98,34 +121,57 @@ def noise(
 
   Args:
     given: the noise itself, or None.
-    seed: one for all samples or one each, from 0 up to 2^32 (not included).
+    seed: as of `seeds`.
     shape: of the noise, samples first.
 
   Raises:
-    errors.UserError: if the noise or the seeds do not fit.
+    errors.UserError: if the noise or the seeds do not fit, or there would be
+      more than fits into any memory.
   """
+  if math.prod(shape) > _MOST:
+    raise errors.UserError(
+      f"latents of the shape {shape} are too large, expected fewer frames or "
+      "a smaller picture"
+    )
   if given is not None:
     if np.shape(given) != shape:
       raise errors.UserError(
         f"the noise must have the shape {shape}, found {np.shape(given)}"
       )
-    return jnp.asarray(given, jnp.float32), None
+    values = jnp.asarray(given, jnp.float32)
+    _require_finite(values, "the noise")
+    return values, None
+  found = seeds(seed, shape[0])
+  samples = [
+    jax.random.normal(jax.random.key(s), shape[1:], jnp.float32) for s in found
+  ]
+  return jnp.stack(samples), found
+
+
+def seeds(given: int | Sequence[int], count: int) -> list[int]:
+  """A seed for each of so many samples.
+
+  Args:
+    given: one for all or one each, from 0 up to 2^32 (not included).
+    count: of the samples.
+
+  Raises:
+    errors.UserError: if they are no such numbers, or as many.
+  """
   try:
-    seeds = [operator.index(seed)] * shape[0]
-  except TypeError:
-    seeds = [operator.index(s) for s in seed]
-  if len(seeds) != shape[0]:
+    every = [given] * count if isinstance(given, Integral) else given
+    found = [operator.index(seed) for seed in every]
+  except TypeError as e:
+    raise errors.UserError(f"seeds are whole numbers, found {given!r}") from e
+  if len(found) != count:
     raise errors.UserError(
-      f"expected a seed per prompt, {shape[0]}, found {len(seeds)}"
+      f"expected a seed per prompt, {count}, found {len(found)}"
     )
-  if wrong := [s for s in seeds if not 0 <= s < _SEEDS]:
+  if wrong := [seed for seed in found if not 0 <= seed < _SEEDS]:
     raise errors.UserError(
       f"a seed is from 0 to {_SEEDS - 1}, found {wrong[0]}"
     )
-  samples = [
-    jax.random.normal(jax.random.key(s), shape[1:], jnp.float32) for s in seeds
-  ]
-  return jnp.stack(samples), seeds
+  return found
 
 
 def condition(
@@ -149,4 +195,26 @@ def condition(
     raise errors.UserError(
       f'expected a condition of "image" and of "extra" {wanted}, found {found}'
     )
+  for name, x in given.items():
+    _require_finite(x, f'a condition\'s "{name}"')
   return given
+
+
+def condition_tail(given: Any, size_rule: str) -> str:
+  """What becomes of a condition's frames that do not fill a chunk.
+
+  Args:
+    given: out of `streaming.TAILS`; None is as the size rule has it.
+    size_rule: out of `sizes.RULES`.
+
+  Raises:
+    errors.UserError: if there is no such way.
+  """
+  if given is None:
+    return "official" if size_rule == "official" else "pad"
+  if given not in streaming.TAILS:
+    raise errors.UserError(
+      f"condition_tail must be one of {', '.join(streaming.TAILS)}, found "
+      f"{given!r}"
+    )
+  return str(given)

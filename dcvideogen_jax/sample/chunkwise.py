@@ -32,6 +32,9 @@ from dcvideogen_jax.sample import conditions, denoise, loading, placement, sizes
 
 Latents = Float[Array, "b t h w c"]
 
+# Comes first among the numbers of `noise`; there is no such chunk.
+CLEAN = 2**32 - 1
+
 
 class Kept:
   """What the chunks that are still seen left, by pass through the model."""
@@ -71,7 +74,8 @@ def noise(
   Args:
     seeds: of the samples.
     shape: of a sample's chunk.
-    *numbers: of the chunk, from 0; another one gives other noise.
+    *numbers: of the chunk, from 0; after `CLEAN`, for what a finished chunk is
+      looked at with. No other numbers may begin with those of a noise.
   """
   keys = [
     functools.reduce(jax.random.fold_in, numbers, jax.random.key(seed))
@@ -161,7 +165,7 @@ class Run:
     """Keys and values of finished chunk `i` of all, by pass."""
     module, variables = self.transformer
     if self.clean_level:
-      other = self.made.put(noise(self.seeds, self.shape, i, 1))
+      other = self.made.put(noise(self.seeds, self.shape, CLEAN, i))
       x = flow.add_noise(x, other, self.clean_level)
     time = np.float32(self.clean_level * flow.TRAIN_STEPS)
     t = self.made.put(np.full(len(self.seeds), time))

@@ -44,7 +44,12 @@ class Deep(_Space):
     return self.module.clone(dtype=dtype)
 
   def condition(
-    self, first: Image, last: Image | None, frames: int, budget: float
+    self,
+    first: Image,
+    last: Image | None,
+    frames: int,
+    budget: float,
+    tail: str = "pad",
   ) -> Condition:
     """The encoded images, each repeated for one latent frame, amid grey.
 
@@ -56,6 +61,8 @@ class Deep(_Space):
       last: the same, or None.
       frames: of the video.
       budget: bytes that may be used.
+      tail: what becomes of frames that do not fill a chunk, as of
+        `streaming.encode`.
 
     Raises:
       errors.UserError: if there are too few frames for two images.
@@ -78,7 +85,7 @@ class Deep(_Space):
       streamed=frames > module.chunk_frames,
       devices=_sharing(),
     )
-    return encode.stream_deep(module, self.variables, video, frames, plan)
+    return encode.stream_deep(module, self.variables, video, frames, plan, tail)
 
   def encode(
     self,
@@ -183,14 +190,19 @@ class Wan(_Space):
     return self.module.clone(dtype=jnp.float32)
 
   def condition(
-    self, first: Image, last: Image | None, frames: int, budget: float
+    self,
+    first: Image,
+    last: Image | None,
+    frames: int,
+    budget: float,
+    tail: str = "pad",
   ) -> Condition:
     """The encoded images amid grey; the mean of the posterior, normalised.
 
     Raises:
       errors.UserError: if a last image would not be the last frame.
     """
-    del budget
+    del budget, tail  # There are neither bands nor chunks.
     if last is not None and (frames == 1 or (frames - 1) % self.temporal):
       raise errors.UserError(
         f"with a last image, Wan's models make 1 + {self.temporal}k frames, "

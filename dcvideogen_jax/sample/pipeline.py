@@ -7,9 +7,10 @@
 Follows DC-Gen `dc_videogen/pipeline_dc_videogen_wan_{t2v,i2v}.py` (commit
 cae2205) and, for Wan's own models, diffusers' `WanPipeline` (commit 58eb52c).
 Deviations, each with the official behaviour as an option or a figure: sizes are
-honoured and not rounded down (`size_rule`), everything stays on the device,
-conditions are encoded in float32, and noise comes from `jax.random`, which is
-the same on every device up to rounding.
+honoured and not rounded down (`size_rule`); where a condition's frames do not
+fill a chunk of DC-AE-V the last one is repeated (`condition_tail`); everything
+stays on the device; conditions are encoded in float32; and noise comes from
+`jax.random`, which is the same on every device up to rounding.
 """
 
 import contextlib
@@ -116,6 +117,7 @@ class DCVideoGen:
     seed: int | Sequence[int] = 0,
     noise: Float[Any, "b t h w c"] | None = None,
     size_rule: str = "exact",
+    condition_tail: str | None = None,
     one_program: bool = False,
     memory_budget: float | None = None,
     phase: Callable[
@@ -148,6 +150,10 @@ class DCVideoGen:
       noise: standard normal, instead of the seeds'.
       size_rule: "exact", or "official", which rounds down as the reference
         (720 rows become 704, 81 frames 80).
+      condition_tail: how DC-AE-V encodes images where the video's frames do not
+        fill its last chunk: "pad" repeats the last frame; "official" is the
+        reference's, which forgets the chunks before and pads with zeros. None
+        is "official" with that size rule, else "pad".
       one_program: run all steps as one program, without `on_step`.
       memory_budget: bytes for encoding and decoding with DC-AE-V; None is most
         of what is free.
@@ -165,6 +171,7 @@ class DCVideoGen:
     image = arguments.image(image, "image")
     last_image = arguments.image(last_image, "last_image")
     size = self.size(frames, height, width, area, image, size_rule)
+    tail = arguments.condition_tail(condition_tail, size_rule)
     shape = self.latent_shape(size)
     module = self.parts.transformer.module
     condition = arguments.condition(
@@ -181,7 +188,9 @@ class DCVideoGen:
         uncond = {"text": self.embed(negative, b)}
     if self.task == "i2v" and not condition:
       with phase("condition"):
-        condition = self._last_condition(image, last_image, size, memory_budget)
+        condition = self._last_condition(
+          image, last_image, size, memory_budget, tail
+        )
     shared = {k: jnp.repeat(x, b, axis=0) for k, x in condition.items()}
     inputs = (cond | shared, uncond and uncond | shared)
     if batched is None:
@@ -216,6 +225,7 @@ class DCVideoGen:
       **options._asdict(),
       "seeds": seeds,
       "size_rule": size_rule,
+      "condition_tail": tail,
       "one_program": one_program,
       "dtype": jnp.dtype(self.parts.dtype).name,
       "mesh": self.layout and dict(self.layout.mesh.shape),
@@ -242,7 +252,7 @@ class DCVideoGen:
     """How a run is sampled; arguments and errors as of `generate`."""
     options = options or self.parts.options
     if shift is not None:
-      options = options._replace(shift=float(shift))
+      options = options._replace(shift=arguments.number(shift, "shift"))
     schedule = options.schedule(arguments.steps(steps))
     plan = sampler.plan(schedule, options.solver, **options.solver_options)
     return options, plan
@@ -333,8 +343,16 @@ class DCVideoGen:
     last_image: arguments.Image | None,
     size: sizes.Size,
     memory_budget: float | None = None,
+    tail: str = "pad",
   ) -> dict[str, Array]:
     """What an image-to-video model is told of its images.
+
+    Args:
+      image: first frame, uint8 (h, w, 3).
+      last_image: last frame, or None.
+      size: of the video.
+      memory_budget: as for `generate`.
+      tail: "pad" or "official", as `generate` has it for `condition_tail`.
 
     Returns:
       "image", CLIP features (1, tokens, width): of both images only where the
@@ -357,7 +375,7 @@ class DCVideoGen:
     last = padded[1] if len(padded) == 2 else None
     with placement.in_force(self.layout):
       encoded = space.condition(
-        padded[0], last, size.frames, self.budget(memory_budget)
+        padded[0], last, size.frames, self.budget(memory_budget), tail
       )
     mask = space.mask(size.frames, last is not None)
     mask = np.broadcast_to(mask[None, :, None, None], (1, t, h, w, 4))
@@ -379,12 +397,13 @@ class DCVideoGen:
       features = conditions.encode_images(clip.module, clip.variables, pixels)
     return features.reshape(1, -1, features.shape[-1])
 
-  def _last_condition(self, image, last_image, size, memory_budget):
+  def _last_condition(self, image, last_image, size, memory_budget, tail):
     """`condition`, which is the same for every seed of an image."""
-    key = (size, *(x is not None and x.tobytes() for x in (image, last_image)))
+    images = (image, last_image)
+    key = (size, tail, *(x is not None and x.tobytes() for x in images))
     if self._conditioned is None or self._conditioned[0] != key:
       self._conditioned = None
-      found = self.condition(image, last_image, size, memory_budget)
+      found = self.condition(image, last_image, size, memory_budget, tail)
       self._conditioned = (key, found)
     return self._conditioned[1]
 

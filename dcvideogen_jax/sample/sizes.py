@@ -8,6 +8,8 @@ from dcvideogen_jax import errors
 
 # Pixels of the official image-to-video default, 720 x 1280.
 AREA = 720 * 1280
+# Of a side, in pixels.
+_LONGEST = 2**16
 
 RULES = ("exact", "official")
 
@@ -34,6 +36,8 @@ def checked(frames: Any, height: Any, width: Any) -> Size:
       found[name] = 0
     if isinstance(n, bool) or found[name] < 1:
       raise errors.UserError(f"{name} must be at least 1, found {n!r}")
+    if name != "frames" and found[name] > _LONGEST:
+      raise errors.UserError(f"{name} must be at most {_LONGEST}, found {n!r}")
   return Size(**found)
 
 
@@ -70,6 +74,10 @@ def asked(
   if height is None:
     height, width = 480, 832
     if image is not None:
+      if isinstance(area, bool) or not 1 <= area <= _LONGEST**2:
+        raise errors.UserError(
+          f"area must be from 1 to {_LONGEST**2} pixels, found {area!r}"
+        )
       # Two exact sides are even, as players like them.
       rounding = multiple if rule == "official" else 2
       height, width = of_image(*image, area, rounding)

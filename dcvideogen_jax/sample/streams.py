@@ -158,7 +158,7 @@ def start(
       "the first is 0"
     )
   shape = made.latent_shape(size._replace(frames=per_chunk))
-  _, seeds = arguments.noise(None, seed, (b, 0))
+  seeds = arguments.seeds(seed, b)
   options, plan = made.plan(options, shift, steps)
   if batched is None:
     batched = denoise.batched_by_default(module, (b, *shape), made.layout)

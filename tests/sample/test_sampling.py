@@ -1,5 +1,7 @@
 """The pipeline's promises: sizes, seeds, batches, memory, refusals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from dcvideogen_jax import errors
 from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.sample import (
+  arguments,
   conditions,
   denoise,
   latents,
@@ -135,6 +138,57 @@ def test_condition_holds_the_images_and_grey(i2v):
   np.testing.assert_allclose(encoded, 0.9 * expected[:, :3], atol=2e-5)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_condition_that_fills_no_chunk(i2v, last):
+  """Repeated, or as the reference: without the chunk before, amid zeros."""
+  space = i2v.parts.space
+  size = i2v.size(12, 8, 12)  # A chunk has 8 frames.
+  images = (PHOTO[:8, :12], PHOTO[8:16, :12] if last else None)
+  video = np.zeros((1, 12, 8, 12, 3), np.float32)
+  video[:, :4] = images[0] / np.float32(127.5) - 1
+  if last:
+    video[:, -4:] = images[1] / np.float32(127.5) - 1
+  module, variables = space.module, space.variables
+  encode = functools.partial(module.apply, variables, method="encode")
+  alone = module.unchunked().apply(variables, video[:, 8:], method="encode")
+  expected = {
+    "pad": encode(np.concatenate([video, video[:, -1:].repeat(4, 1)], 1)),
+    "official": np.concatenate([encode(video[:, :8]), alone], axis=1),
+  }
+  found = {
+    tail: i2v.condition(*images, size, tail=tail)["extra"][..., 4:]
+    for tail in ("pad", "official")
+  }
+  for tail, x in found.items():
+    scaled = expected[tail][:, :3] * module.latent_scale
+    np.testing.assert_allclose(x, scaled, atol=2e-5, rtol=0)
+  assert np.abs(found["pad"] - found["official"])[:, 2].max() > 0.01
+
+
+@pytest.mark.parametrize(
+  ("options", "tail"),
+  [
+    ({}, "pad"),
+    ({"size_rule": "official"}, "official"),
+    ({"size_rule": "official", "condition_tail": "pad"}, "pad"),
+    ({"condition_tail": "official"}, "official"),
+  ],
+)
+def test_the_official_sizes_imply_the_official_condition(
+  i2v, monkeypatch, options, tail
+):
+  asked = []
+
+  def condition(*args):
+    asked.append(args[-1])
+    raise errors.UserError("seen")
+
+  monkeypatch.setattr(i2v, "condition", condition)
+  with pytest.raises(errors.UserError, match="seen"):
+    run(i2v, image=PHOTO, frames=12, **options)
+  assert asked == [tail]
+
+
 def test_images_have_the_size_of_their_video_unless_told(i2v):
   size = i2v.size(8, None, None, image=PHOTO)
   assert size.width / size.height == pytest.approx(50 / 30, rel=0.01)
@@ -222,6 +276,21 @@ def test_a_video_is_saved(t2v, tmp_path):
     ({"prompt": TEXT[..., :5]}, "embeddings"),
     ({"seed": [1, 2]}, "a seed per prompt"),
     ({"size_rule": "nearest"}, "size_rule"),
+    ({"condition_tail": "zero"}, "condition_tail must be one of pad, official"),
+    ({"steps": 2.0}, "steps must be at least 1, found 2.0"),
+    ({"shift": "high"}, "shift must be a finite number, found 'high'"),
+    ({"shift": float("nan")}, "shift must be a finite number, found nan"),
+    ({"shift": -1}, "flow shift must be positive, found -1"),
+    ({"guidance_scale": True}, "guidance_scale must be a finite number"),
+    ({"seed": 1.5}, "seeds are whole numbers, found 1.5"),
+    ({"seed": "one"}, "seeds are whole numbers, found 'one'"),
+    ({"prompt": 7}, "expected prompts, found 7"),
+    ({"prompt": TEXT[:, :0]}, "text embeddings"),
+    ({"prompt": np.nan * TEXT}, "text embeddings must be finite"),
+    ({"prompt": TEXT.astype(int)}, "text embeddings must be floats, found int"),
+    ({"noise": np.full((1, 3, 3, 5, 4), np.inf)}, "the noise must be finite"),
+    ({"height": 10**6}, "height must be at most 65536, found 1000000"),
+    ({"frames": 10**12}, "too large, expected fewer frames"),
   ],
 )
 def test_refusals(t2v, changes, message):
@@ -229,9 +298,29 @@ def test_refusals(t2v, changes, message):
     run(t2v, **changes)
 
 
+def test_numbers_of_numpy_are_welcome():
+  assert arguments.steps(np.int64(4)) == 4
+  assert arguments.guidance_scale(np.float32(2.5)) == 2.5
+  assert arguments.noise(None, np.int32(3), (2, 1))[1] == [3, 3]
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
+    ({"image": np.zeros((0, 5, 3), np.uint8)}, "image must be uint8"),
+    (
+      {"image": PHOTO, "height": None, "width": None, "area": 0},
+      "area must be",
+    ),
+    (
+      {
+        "condition": {
+          "image": np.full((1, 5, 16), np.nan, np.float32),
+          "extra": np.zeros((1, 3, 3, 5, 8), np.float32),
+        }
+      },
+      '"image" must be finite',
+    ),
     ({}, "give an image"),
     ({"image": PHOTO[..., :1]}, "image must be uint8"),
     ({"image": PHOTO, "last_image": PHOTO / 255}, "last_image must be uint8"),

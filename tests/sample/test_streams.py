@@ -12,6 +12,7 @@ from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.diffusion import guidance, sampler
 from dcvideogen_jax.models import rope, wan_blocks
 from dcvideogen_jax.sample import chunkwise, conditions
+from tests import keys
 from tests.sample.small import NEGATIVE, PHOTO, TEXT, make
 
 # Latent frames, and frames, of a chunk of the transformer and of DC-AE-V.
@@ -93,7 +94,8 @@ def recomputed(
   clean = [*known]
   for n in range(chunks):
     prefix = [
-      (1 - level) * x + level * chunkwise.noise([0], x.shape[1:], j, 1)
+      (1 - level) * x
+      + level * chunkwise.noise([0], x.shape[1:], chunkwise.CLEAN, j)
       for j, x in enumerate(clean)
     ]
 
@@ -143,8 +145,12 @@ def test_image_to_video(without_caches):
   assert_same(found, recomputed("i2v", chunks=3, extra=extra))
 
 
-def test_clean_chunks_at_a_level():
-  found = latents(chunks=3, clean_level=0.1)
+def test_clean_chunks_at_a_level(monkeypatch):
+  watched = keys.Keys(monkeypatch)
+  with jax.debug_key_reuse(True):
+    found = latents(chunks=3, clean_level=0.1)
+  assert len(watched.uses) > 5 and not watched.reused()
+  monkeypatch.undo()
   assert_same(found, recomputed(chunks=3, level=0.1))
   assert np.abs(found[2] - latents(chunks=3)[2]).max() > 1e-3
 
