@@ -1,24 +1,30 @@
-"""Tests run on eight fake CPU devices, strictly; see the settings below."""
+"""Tests run on eight fake CPU devices, strictly; see the settings below.
+
+A part of them runs once more as programs do: `test_production.py`.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-  [
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=8",
-    # Tests compile hundreds of programs and run each once or twice.
-    "--xla_backend_optimization_level=0",
-  ]
-)
+PRODUCTION = os.environ.get("DCVIDEOGEN_TEST_SETTINGS") == "production"
+if not PRODUCTION:
+  os.environ["XLA_FLAGS"] = " ".join(
+    [
+      os.environ.get("XLA_FLAGS", ""),
+      "--xla_force_host_platform_device_count=8",
+      # Tests compile hundreds of programs and run each once or twice.
+      "--xla_backend_optimization_level=0",
+    ]
+  )
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
-from dcvideogen_jax.data import probing
+from dcvideogen_jax.data import probing  # noqa: E402
 
-jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if not PRODUCTION:
+  jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,6 +13,7 @@ import numpy as np
 from dcvideogen_jax import convert
 from dcvideogen_jax.data import video
 from dcvideogen_jax.models import dc_ae_v
+from tests.conftest import PRODUCTION
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = {
@@ -45,9 +46,9 @@ class Server:
       text=True,
       env={
         **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
         # Compiled quickly.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-        f"--xla_force_host_platform_device_count={devices}",
+        + (" --xla_backend_optimization_level=0" if not PRODUCTION else ""),
         "XDG_CACHE_HOME": str(directory / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       },
