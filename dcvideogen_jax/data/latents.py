@@ -130,15 +130,20 @@ def padded(text: np.ndarray, tokens: int) -> Float[np.ndarray, "{tokens} e"]:
     errors.UserError: if it is longer. A text that is cut before it is encoded,
       as in sampling, is another embedding than one that is cut afterwards.
   """
-  if len(text) > tokens:
-    raise errors.UserError(
-      f"a text has {len(text)} tokens, expected at most the text_tokens "
-      f"{tokens}: encode with python -m launch.precompute "
-      f"--text_tokens={tokens}, as sampling will"
-    )
+  require_tokens(len(text), tokens)
   row = np.zeros((tokens, text.shape[-1]), np.float32)
   row[: len(text)] = text
   return row
+
+
+def require_tokens(found: int, tokens: int) -> None:
+  """Raises UserError if a text has more than so many tokens."""
+  if found > tokens:
+    raise errors.UserError(
+      f"a text has {found} tokens, expected at most the text_tokens "
+      f"{tokens}: encode with python -m launch.precompute "
+      f"--text_tokens={tokens}, as sampling will"
+    )
 
 
 def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -176,12 +181,12 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def negative(
-  directory: str | os.PathLike[str], tokens: int = 512
-) -> Float[np.ndarray, "{tokens} e"]:
+  directory: str | os.PathLike[str],
+) -> Float[np.ndarray, "s e"]:
   """The embedding of the negative prompt, which a dropped text becomes.
 
   Raises:
-    errors.UserError: if the folder has none, it is damaged, or longer.
+    errors.UserError: if the folder has none, or it is damaged.
   """
   path = pathlib.Path(directory) / NEGATIVE
   try:
@@ -192,7 +197,8 @@ def negative(
     ) from e
   except (OSError, ValueError, KeyError) as e:
     raise errors.UserError(f"cannot read {path}: {e}") from e
-  return padded(arrays["text"][0], tokens)
+  found: np.ndarray = arrays["text"][0].astype(np.float32)
+  return found
 
 
 class Records:

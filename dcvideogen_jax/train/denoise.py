@@ -26,8 +26,8 @@ SPACES = ("deep", "base")
 def denoise(config: Mapping[str, Any]) -> task_lib.Task:
   """A transformer predicts the velocity of noisy latents.
 
-  Variables are "params", with the phase's low-rank updates "lora", and the
-  "encoders" of raw video.
+  Variables are "params", with the phase's low-rank updates "lora", the
+  "encoders" of raw video, and "negative/text", which dropped texts become.
 
   Args:
     config: "phase", a key of `phases.PHASES`; "space", "deep" or "base": the
@@ -75,6 +75,8 @@ class _Denoising:
       raise errors.UserError(
         f"text_dropout must be within 0..1, found {config['text_dropout']}"
       )
+    # What dropped texts become; None is zeros.
+    self._drops = config["negative"] if config["text_dropout"] else None
     self._forcing = forcing.read(config.get("forcing"), self._module)
     self._images = self._module.image_width is not None
     names = [self._space, "text"]
@@ -83,7 +85,19 @@ class _Denoising:
 
   def init(self, rng: jax.Array) -> dict[str, Any]:
     transformer, encoders = jax.random.split(rng)
-    return {**self._transformer(transformer), **self.encoders.init(encoders)}
+    return {
+      **self._transformer(transformer),
+      **self.encoders.init(encoders),
+      **self._negative(),
+    }
+
+  def _negative(self):
+    """A variable, as what is closed over is written into the program."""
+    if self._drops is None:
+      return {}
+    found = embedding(self._drops)
+    _require_width(self._drops, found.shape[1], self._module.text_width)
+    return {"negative": {"text": found}}
 
   def start(self, where: Mapping[str, Any]) -> dict[str, Any]:
     encoders, config = self._config["encoders"] or {}, self._config
@@ -100,10 +114,12 @@ class _Denoising:
       where,
       self._config["seed"],
     )
-    return {**found, **self.encoders.load(where)}
+    new = self._negative()
+    placed = weights.place(new, new, {key: where[key] for key in new})
+    return {**found, **self.encoders.load(where), **placed}
 
   def draw(self, batch: task_lib.Batch, rng: jax.Array) -> task_lib.Batch:
-    noise, level, drop = jax.random.split(rng, 3)
+    noise, level, drop, clean = jax.random.split(rng, 4)
     shape = batch[self._space].shape
     levels = training.levels(
       level,
@@ -119,8 +135,7 @@ class _Denoising:
       "drop": jax.random.bernoulli(drop, share, shape[:1]),
     }
     if self._forcing.clean:
-      other = jax.random.fold_in(noise, 1)
-      found["clean_noise"] = jax.random.normal(other, shape, jnp.float32)
+      found["clean_noise"] = jax.random.normal(clean, shape, jnp.float32)
     return found
 
   def _predict(self, variables, batch, sigma, timestep, text):
@@ -158,7 +173,11 @@ class _Denoising:
 
   def loss_fn(self, variables, drawn):
     text = drawn["text"]
-    dropped = negative(self._config["negative"], *text.shape[1:])
+    dropped = jnp.zeros(text.shape[1:])
+    if self._drops is not None:
+      found = variables["negative"]["text"]
+      latents_lib.require_tokens(len(found), len(dropped))
+      dropped = dropped.at[: len(found)].set(found)
     text = jnp.where(drawn["drop"][:, None, None], dropped[None], text)
     v = self._predict(variables, drawn, drawn["sigma"], drawn["timestep"], text)
     x0 = drawn[self._space]
@@ -186,7 +205,6 @@ class _Denoising:
     }
 
 
-@functools.lru_cache(1)
 def negative(
   source: str | os.PathLike[str] | None, tokens: int, width: int
 ) -> np.ndarray:
@@ -197,16 +215,39 @@ def negative(
   """
   if source is None:
     return np.zeros((tokens, width), np.float32)
+  found = embedding(source)
+  _require_width(source, found.shape[1], width)
+  return latents_lib.padded(found, tokens)
+
+
+@functools.lru_cache(1)
+def embedding(source: str | os.PathLike[str]) -> np.ndarray:
+  """The negative prompt's, float32 (s, e).
+
+  Raises:
+    errors.UserError: if it cannot be read, or is no such array.
+  """
   if os.path.isdir(source):
-    found = latents_lib.negative(source, tokens)
-  else:
-    try:
-      text = np.load(source)
-    except (OSError, ValueError) as e:
-      raise errors.UserError(f"negative: cannot read {source}: {e}") from e
-    found = latents_lib.padded(text, tokens)
-  if found.shape != (tokens, width):
+    return latents_lib.negative(source)
+  try:
+    text = np.load(source)
+  except (OSError, ValueError, EOFError) as e:
+    raise errors.UserError(f"negative: cannot read {source}: {e}") from e
+  if getattr(text, "ndim", None) != 2 or not np.isrealobj(text):
     raise errors.UserError(
-      f"negative: {source} has width {found.shape[-1]}, the texts {width}"
+      f"negative: {source} must hold an embedding (s, e), found "
+      f"{getattr(text, 'shape', type(text).__name__)}"
     )
-  return found
+  text = text.astype(np.float32)
+  if not np.isfinite(text).all():
+    raise errors.UserError(
+      f"negative: {source} has numbers that are not finite"
+    )
+  return text
+
+
+def _require_width(source, found, width):
+  if found != width:
+    raise errors.UserError(
+      f"negative: {source} has width {found}, the texts {width}"
+    )

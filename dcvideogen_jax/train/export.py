@@ -113,10 +113,10 @@ def load(workdir: str | os.PathLike[str]) -> Result:
   config = _read_config(workdir)
   row = _ROWS[config["task"]]
   # The machine that exports need not be the one that trained, and what encoded
-  # the data is no part of the result.
+  # the data, or replaced a text, is no part of the result.
+  changes = {"encoders": None, "negative": None}
   run = step.plan(
-    config
-    | {"mesh": {"fsdp": -1}, "sharding": ((".*", "fsdp"),), "encoders": None}
+    config | {"mesh": {"fsdp": -1}, "sharding": ((".*", "fsdp"),), **changes}
   )
   directory, restored = files.path(workdir) / "checkpoints", None
   if directory.exists():

@@ -68,10 +68,11 @@ class Encoders:
   def init(self, rng: jax.Array) -> dict[str, Any]:
     """{"encoders": random parameters}, {} where clips are encoded already."""
     found: dict[str, Any] = {}
-    for name, module in self._modules.items():
+    for i, (name, module) in enumerate(self._modules.items()):
       example = convert.KINDS[_KINDS[name]].example(module)
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
-      found[name] = module.init(rng, *zeros)["params"]
+      key = jax.random.fold_in(rng, i)
+      found[name] = module.init(key, *zeros)["params"]
     return {"encoders": found} if found else {}
 
   def load(self, where: Mapping[str, Any]) -> dict[str, Any]:

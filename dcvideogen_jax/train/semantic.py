@@ -19,7 +19,7 @@ from dcvideogen_jax.adapt import encode, phases
 from dcvideogen_jax.data import clip_images, stills, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.eval import held_out, semantics, sheets
-from dcvideogen_jax.train import denoise, rendering, weights
+from dcvideogen_jax.train import denoise, ranges, rendering, weights
 
 Found = tuple[dict[str, float], dict[str, np.ndarray]]
 
@@ -118,6 +118,7 @@ def build(config: Mapping[str, Any]) -> list[Samples]:
     errors.UserError: for a config that does not fit, or a model that cannot be
       read.
   """
+  ranges.check(config)
   given = config.get("evaluators") or {}
   if given and config["task"] != "denoise":
     raise errors.UserError(

@@ -16,9 +16,10 @@ class TrainState:
 
   `params`, `opt` and `ema` hold trainable leaves only, nested as the task's
   variables are; frozen ones are a tree of their own, which no step changes and
-  no checkpoint holds. `ema` is None where the run keeps no average. `rng` is
-  never advanced: a step folds its number into it, so that a resumed step draws
-  what an uninterrupted one would have drawn.
+  no checkpoint holds. `ema` is None where the run keeps no average. `rng`, the
+  numbers of a key, is never advanced: a step folds its number into the key
+  (`step_key`), so that a resumed step draws what an uninterrupted one would
+  have drawn.
   """
 
   step: jax.Array
@@ -40,13 +41,23 @@ def create(
     params=params,
     opt=optimiser.init(params),
     ema=jax.tree.map(jnp.copy, params) if with_ema else None,
-    rng=_keys(seed)[1],
+    rng=jax.random.key_data(_keys(seed)[1]),
   )
 
 
 def start_key(seed: int) -> jax.Array:
-  """What a task's `init` gets."""
+  """What everything that starts at random is drawn from, and nothing else."""
   return _keys(seed)[0]
+
+
+def validation_key() -> jax.Array:
+  """What every validation draws from, whatever the seed of its run."""
+  return _keys(0)[2]
+
+
+def step_key(state: TrainState) -> jax.Array:
+  """What the next step draws from."""
+  return jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
 
 def averaged(state: TrainState, frozen: Any) -> Any:
@@ -55,4 +66,4 @@ def averaged(state: TrainState, frozen: Any) -> Any:
 
 
 def _keys(seed: int) -> jax.Array:
-  return jax.random.split(jax.random.PRNGKey(seed))
+  return jax.random.split(jax.random.key(seed), 3)

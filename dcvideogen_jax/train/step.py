@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import errors, sharding, tree
-from dcvideogen_jax.train import accumulate, optim, tasks
+from dcvideogen_jax.train import accumulate, optim, ranges, tasks
 from dcvideogen_jax.train import state as state_lib
 from dcvideogen_jax.train import task as task_lib
 
@@ -52,6 +52,7 @@ def plan(
   Raises:
     errors.UserError: for anything in the config that does not fit.
   """
+  ranges.check(config)
   task = tasks.build(config)
   optimiser = optim.build(config["optim"], config["steps"])
   average = optim.averaging(config["ema"])
@@ -172,9 +173,9 @@ def compile_step(
   def step(state, frozen, batch):
     variables = tree.merge(state.params, frozen)
     batch = accumulate.encode(run.task, variables, batch, parts)
-    rng = jax.random.fold_in(state.rng, state.step)
+    drawn = run.task.draw(batch, state_lib.step_key(state))
     metrics, grads = accumulate.gradients(
-      run.task, state.params, frozen, run.task.draw(batch, rng), parts
+      run.task, state.params, frozen, drawn, parts
     )
     updates, opt = run.optimiser.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -99,5 +99,5 @@ class Validation:
 def _draw(
   task: task_lib.Task, variables: Any, batch: task_lib.Batch, number: Any
 ) -> task_lib.Batch:
-  rng = jax.random.fold_in(jax.random.PRNGKey(0), number)
+  rng = jax.random.fold_in(state_lib.validation_key(), number)
   return task.draw(task.encode(variables, batch), rng)

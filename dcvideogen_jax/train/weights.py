@@ -16,6 +16,7 @@ from dcvideogen_jax.adapt import align, assemble, phases
 from dcvideogen_jax.convert import sources
 from dcvideogen_jax.models import wan_dit
 from dcvideogen_jax.ops import attention
+from dcvideogen_jax.train import state as state_lib
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _KEYS = {"base", "weights", "patch_embed", "head", "random"}
@@ -162,7 +163,7 @@ def load(
     module: the model.
     init: rng -> variables; gives dtypes, and what no weights give.
     where: like the variables, with a `jax.sharding.Sharding` for each.
-    seed: of what starts at random.
+    seed: of the run, for what starts at random.
 
   Returns:
     "params", and "lora" if `init` has it, each leaf where it shall be.
@@ -170,8 +171,8 @@ def load(
   Raises:
     errors.UserError: if weights cannot be read or are another model's.
   """
-  same, rng = bool(start["weights"]), jax.random.PRNGKey(seed)
-  expected = jax.eval_shape(init, jax.random.PRNGKey(0))
+  same, rng = bool(start["weights"]), state_lib.start_key(seed)
+  expected = jax.eval_shape(init, rng)
   shapes = tree.shapes(expected["params"])
   source = start["weights"] or start["base"]
   if not source:

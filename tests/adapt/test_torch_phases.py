@@ -34,7 +34,7 @@ TEXT = {"t2v": 5, "i2v": 512}
 
 def start(task, seed, head):
   """Variables that are random all over, but for what starts as zero."""
-  abstract = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  abstract = jax.eval_shape(task.init, jax.random.key(0))
   variables = tiny_models.random(abstract, seed)
   zero = {"params/head/kernel", "params/head/bias"} if head == "zero" else set()
   leaves = {

@@ -236,11 +236,13 @@ def test_captions_are_drawn_by_their_scores(tmp_path, scores, expected):
 def test_negative_prompt(tmp_path):
   text = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
   parts.write_negative(tmp_path, text)
-  found = latents.negative(tmp_path, 5)
-  np.testing.assert_array_equal(found[:3], text)
-  assert found.shape == (5, 4) and not found[3:].any()
+  found = latents.negative(tmp_path)
+  np.testing.assert_array_equal(found, text)
+  more = latents.padded(found, 5)
+  np.testing.assert_array_equal(more[:3], text)
+  assert more.shape == (5, 4) and not more[3:].any()
   with pytest.raises(errors.UserError, match="has 3 tokens, .* text_tokens 2"):
-    latents.negative(tmp_path, 2)
+    latents.padded(found, 2)
   with pytest.raises(errors.UserError, match="made without a text encoder"):
     latents.negative(tmp_path / "nowhere")
 

@@ -14,7 +14,7 @@ from tests.adapt import runs, tiny_models
 
 def anywhere(task):
   where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  abstract = jax.eval_shape(task.init, jax.random.key(0))
   return jax.tree.map(lambda _: where, abstract)
 
 
@@ -47,7 +47,7 @@ def test_the_teacher_is_the_bases_patch_embedding(tmp_path, kind, layout):
 @pytest.mark.parametrize("kind", ["t2v", "i2v"])
 def test_loss_and_measure_by_hand(kind):
   task = align.align(runs.config("embed", kind))
-  variables = jax.jit(task.init)(jax.random.PRNGKey(0))
+  variables = jax.jit(task.init)(jax.random.key(0))
   batch = runs.batch(kind=kind)
   loss, metrics = jax.jit(task.loss_fn)(variables, batch)
 
@@ -84,7 +84,7 @@ def test_another_loss_is_measured_alike():
     align.align(runs.config("embed", align={"loss": x, "upsample": "linear"}))
     for x in ("pool", "upsample")
   ]
-  variables = jax.jit(tasks[0].init)(jax.random.PRNGKey(0))
+  variables = jax.jit(tasks[0].init)(jax.random.key(0))
   (pool, measured), (up, same) = (
     jax.jit(task.loss_fn)(variables, batch) for task in tasks
   )
@@ -96,7 +96,7 @@ def test_another_loss_is_measured_alike():
 def test_it_aligns_what_can_be_aligned():
   """Deep latents that hold the base's averages, and noise in other channels."""
   task = align.align(runs.config("embed"))
-  variables = jax.jit(task.init)(jax.random.PRNGKey(0))
+  variables = jax.jit(task.init)(jax.random.key(0))
   batch = runs.batch(64)
   pooled = align_lib.pool(batch["base"], (2, 2, 2))
   batch["deep"][..., :4] = 2 * pooled - 1

@@ -46,6 +46,7 @@ def test_the_loss_by_hand(kind, tmp_path):
   )
   task = denoise.denoise(config)
   variables = tiny_models.variables(tiny_models.module(f"deep_{kind}"))
+  variables["negative"] = {"text": negative}
   drawn = dict(task.draw(runs.batch(kind=kind), jax.random.key(3)))
   drawn["drop"] = jnp.asarray([True, False, True, False])
   loss, metrics = jax.jit(task.loss_fn)(variables, drawn)
@@ -103,7 +104,7 @@ def test_half_precision_keeps_masters_and_losses():
     "lora", dtype="bfloat16", frozen_dtype="bfloat16", levels=OFFICIAL
   )
   task = denoise.denoise(config)
-  variables = jax.jit(task.init)(jax.random.PRNGKey(0))
+  variables = jax.jit(task.init)(jax.random.key(0))
   trains = tree.match(task.trainable, tree.names(variables))
   for name, leaf in tree.flatten(variables).items():
     kept = any(part in name for part in ("norm", "modulation", "time_embed"))
@@ -174,7 +175,29 @@ def test_a_negative_prompt_of_another_width(tmp_path):
   np.save(tmp_path / "n.npy", np.ones((3, 7), np.float32))
   path = str(tmp_path / "n.npy")
   task = denoise.denoise(runs.config("scratch", negative=path))
-  variables = tiny_models.variables(tiny_models.module("deep_t2v"))
-  drawn = task.draw(runs.batch(), jax.random.key(0))
   with pytest.raises(errors.UserError, match="has width 7, the texts 12"):
-    jax.eval_shape(task.loss_fn, variables, drawn)
+    jax.eval_shape(task.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  ("array", "message"),
+  [
+    (np.ones((1, 3, 12), np.float32), r"an embedding \(s, e\), found \(1, 3"),
+    (np.full((3, 12), np.nan, np.float32), "numbers that are not finite"),
+  ],
+)
+def test_a_negative_prompt_that_is_none(tmp_path, array, message):
+  np.save(tmp_path / "n.npy", array)
+  with pytest.raises(errors.UserError, match=message):
+    denoise.negative(str(tmp_path / "n.npy"), 3, 12)
+
+
+def test_the_negative_prompt_is_no_part_of_the_program(tmp_path):
+  """What is closed over becomes a literal, of 8 MB at the released size."""
+  np.save(tmp_path / "n.npy", np.full((4, 12), 0.1234567, np.float32))
+  path = str(tmp_path / "n.npy")
+  task = denoise.denoise(runs.config("scratch", negative=path))
+  variables = jax.eval_shape(task.init, jax.random.key(0))
+  drawn = task.draw(runs.batch(), jax.random.key(0))
+  text = jax.jit(task.loss_fn).lower(variables, drawn).as_text()
+  assert "0.123456" not in text and 'dense<"0x' not in text

@@ -23,7 +23,7 @@ def step(mesh, phase="lora", **changes):
   """(loss, gradients of what trains by name) on the host, and the program."""
   config = runs.config(phase, "i2v", model=FIELDS, **changes)
   task = denoise.denoise(config)
-  abstract = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  abstract = jax.eval_shape(task.init, jax.random.key(0))
   variables = tiny_models.random(abstract)
   where = sharding.shardings({"params": abstract}, mesh, common.DIT_SHARDING)[
     "params"

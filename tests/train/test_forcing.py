@@ -142,7 +142,7 @@ def test_teacher_forcing_is_every_chunk_after_clean_ones(kind, level):
 def test_gradients_reach_what_trains():
   settings = config(phase="lora", clean=0.0)
   task = denoise.denoise(settings)
-  variables = jax.jit(task.init)(jax.random.PRNGKey(0))
+  variables = jax.jit(task.init)(jax.random.key(0))
   variables = tiny_models.random(jax.eval_shape(lambda: variables))
   drawn = drawn_by(task)
   found = jax.jit(jax.grad(lambda v: task.loss_fn(v, drawn)[0]))(variables)

@@ -76,7 +76,7 @@ def config(task):
 def test_weights_to_start_from(tmp_path, task, kind):
   fields = config(task)["model"]
   made = tasks.build(config(task))
-  params = jax.jit(made.init)(jax.random.PRNGKey(1))
+  params = jax.jit(made.init)(jax.random.key(1))
   module = convert.KINDS[kind].build(fields)
   convert.save(tmp_path, kind, module, {"params": params}, dtype=jnp.bfloat16)
   again = tasks.build(config(task) | {"weights": str(tmp_path)})
@@ -92,7 +92,7 @@ def test_weights_to_start_from(tmp_path, task, kind):
 def test_the_scale_of_deep_latents(clips):
   fields = config("autoencoder")["model"]
   made = tasks.build(config("autoencoder"))
-  params = jax.jit(made.init)(jax.random.PRNGKey(1))
+  params = jax.jit(made.init)(jax.random.key(1))
   module = convert.KINDS["dc_ae_v"].build(fields)
   video = np.concatenate([clips, clips[:, :3]], axis=1)  # Whole chunks.
   found = statistics.deep(module, params, [video])
@@ -109,7 +109,7 @@ def test_the_scale_of_deep_latents(clips):
 )
 def test_what_an_export_measures(task, names):
   made, kind = tasks.build(config(task)), {"autoencoder": "dc_ae_v"}
-  params = jax.jit(made.init)(jax.random.PRNGKey(1))
+  params = jax.jit(made.init)(jax.random.key(1))
   fields = config(task)["model"]
   module = convert.KINDS[kind.get(task, "wan_vae")].build(fields)
   found = statistics.measure(config(task), module, params)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,7 +126,7 @@ def test_encoders_in_the_step_on_a_mesh(files):
 def test_what_each_phase_encodes(files, phase, kind, expected):
   build = align.align if phase == "embed" else denoise.denoise
   task = build(runs.config(phase, kind, encoders=files))
-  variables = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  variables = jax.eval_shape(task.init, jax.random.key(0))
   found = jax.eval_shape(task.encode, variables, clips(2))
   assert sorted(found) == sorted(expected)
   shapes = {"base": (2, 2, 2, 2, 16), "deep": (2, 2, 2, 2, 4)}
@@ -149,6 +150,18 @@ def test_products_in_the_step_have_a_precision(files):
   with jax.default_matmul_precision(None):
     program = str(jax.make_jaxpr(found.encode)(variables, clips(1)))
   assert "precision=None" not in program and "Precision.HIGH" in program
+
+
+def test_encoders_start_unlike_each_other(files, monkeypatch):
+  used = []
+
+  def init(module, key, *args):
+    used.append(tuple(jax.random.key_data(key).tolist()))
+    return {"params": {}}
+
+  monkeypatch.setattr(nn.Module, "init", init)
+  inputs.Encoders(files, ["base", "deep", "text"]).init(jax.random.key(0))
+  assert len(set(used)) == 3
 
 
 def test_encoded_clips_stay_as_they_are():

@@ -65,7 +65,7 @@ def _predictions(task, params, batch, frames):
 
 def test_loss_and_predictions_agree(small):
   task = tasks.build(small)
-  params = jax.jit(task.init)(jax.random.PRNGKey(0))
+  params = jax.jit(task.init)(jax.random.key(0))
   batch = {"video": jnp.asarray(_video())}
   loss, metrics = jax.jit(task.loss_fn)(params, batch)
   np.testing.assert_allclose(loss, metrics["l1"] + metrics["mse"], rtol=1e-6)
@@ -74,9 +74,9 @@ def test_loss_and_predictions_agree(small):
 
 def test_the_wan_autoencoder_trains_samples_and_measures_means():
   task, module = tasks.build(WAN), wan_vae.build(WAN["model"])
-  params = jax.jit(task.init)(jax.random.PRNGKey(0))
+  params = jax.jit(task.init)(jax.random.key(0))
   batch = {"video": jnp.asarray(_video())}
-  drawn = jax.jit(task.draw)(batch, jax.random.PRNGKey(1))
+  drawn = jax.jit(task.draw)(batch, jax.random.key(1))
   assert drawn["noise"].shape == (2, 2, 8, 8, 3)
   loss, metrics = jax.jit(task.loss_fn)(params, drawn)
 
@@ -108,7 +108,7 @@ def test_the_wan_autoencoder_trains_samples_and_measures_means():
 )
 def test_clips_that_would_be_padded_are_refused(small, shape):
   task = tasks.build(small)
-  params = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  params = jax.eval_shape(task.init, jax.random.key(0))
   batch = {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
   with pytest.raises(errors.UserError, match="multiple of 4 frames and 4"):
     jax.eval_shape(task.loss_fn, params, batch)
@@ -117,7 +117,7 @@ def test_clips_that_would_be_padded_are_refused(small, shape):
 def test_clips_that_the_wan_autoencoder_would_pad_are_refused():
   batch = {"video": jax.ShapeDtypeStruct((1, 5, 15, 16, 3), jnp.uint8)}
   with pytest.raises(errors.UserError, match="multiple of 2 pixels"):
-    jax.eval_shape(tasks.build(WAN).draw, batch, jax.random.PRNGKey(0))
+    jax.eval_shape(tasks.build(WAN).draw, batch, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_shortcuts_start_with_the_mean_of_each_block(time):
   colours = rng.uniform(-0.9, 0.9, (2, 2, 2, 2, 3)).astype(np.float32)
   video = jnp.asarray(colours.repeat(4, 1).repeat(32, 2).repeat(32, 3))
   init = jax.jit(module.init)
-  params = init(jax.random.PRNGKey(0), video[:1, :, :32, :32])["params"]
+  params = init(jax.random.key(0), video[:1, :, :32, :32])["params"]
   started = initial.through_shortcuts(params, time)
   assert tree.shapes(started) == tree.shapes(params)
   apply = jax.jit(module.apply)

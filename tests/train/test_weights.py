@@ -33,7 +33,7 @@ def files(tmp_path_factory):
 def anywhere(task):
   """A place for every variable."""
   where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  abstract = jax.eval_shape(task.init, jax.random.key(0))
   return jax.tree.map(lambda _: where, abstract)
 
 
@@ -41,7 +41,7 @@ def begin(config):
   """(task, name -> leaf of what it starts with)."""
   task = denoise.denoise(config)
   variables = task.start(anywhere(task))
-  expected = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  expected = jax.eval_shape(task.init, jax.random.key(0))
   found, leaves = tree.flatten(expected), tree.flatten(variables)
   assert {n: (x.shape, x.dtype) for n, x in leaves.items()} == {
     n: (x.shape, x.dtype) for n, x in found.items()
@@ -50,7 +50,7 @@ def begin(config):
 
 
 def nested(task, leaves):
-  abstract = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  abstract = jax.eval_shape(task.init, jax.random.key(0))
   return jax.tree.unflatten(jax.tree.structure(abstract), leaves.values())
 
 
@@ -199,7 +199,7 @@ def test_every_leaf_is_put_where_it_shall_be(files, phase, start, name):
   given = {start: files(name)} if start else {}
   task = denoise.denoise(runs.config(phase, **runs.started(phase, **given)))
   mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
-  abstract = jax.eval_shape(task.init, jax.random.PRNGKey(0))
+  abstract = jax.eval_shape(task.init, jax.random.key(0))
   where = sharding.shardings({"frozen": abstract}, mesh, common.DIT_SHARDING)
   found = task.start(where["frozen"])
   split = 0
@@ -241,13 +241,13 @@ def test_only_what_is_asked_for_is_made():
   )
   rules = phases.PHASES["head"].trainable
   init = weights.init(module, runs.started("head")["start"], rules)
-  abstract = jax.eval_shape(init, jax.random.PRNGKey(0))
+  abstract = jax.eval_shape(init, jax.random.key(0))
   where = jax.tree.map(
     lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract
   )
   make = weights.drawing(init, ["params/patch_embed/kernel"], where)
-  memory = make.lower(jax.random.PRNGKey(0)).compile().memory_analysis()
+  memory = make.lower(jax.random.key(0)).compile().memory_analysis()
   whole = sum(4 * x.size for x in jax.tree.leaves(abstract))
   assert memory.temp_size_in_bytes < whole / 20
-  found = make(jax.random.PRNGKey(0))
+  found = make(jax.random.key(0))
   assert tree.shapes(found) == {"params/patch_embed/kernel": (1, 1, 1, 6, 256)}
