@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fractions
+import functools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -282,7 +283,7 @@ class VideoWriter:
     odd = height % 2 or width % 2
     stream.pix_fmt = "yuv444p" if odd else "yuv420p"
     stream.time_base = 1 / self._rate
-    stream.options = {"crf": str(self._crf)}
+    stream.options = {"crf": str(self._crf), **_repeatable()}
     context = stream.codec_context
     context.colorspace = context.color_primaries = _BT709_TAG
     context.color_trc = _SRGB_TAG
@@ -319,3 +320,19 @@ class VideoWriter:
         f"cannot write {self._path}: only {found} of {self._count} frames "
         "reached the disk"
       )
+
+
+@functools.cache
+def _repeatable() -> dict[str, str]:
+  """Options with which x264 gives the same bytes for the same frames.
+
+  With AVX-512 its macroblock tree reads memory that nobody has written (x264
+  core 165, in PyAV 18.1): files of the same frames then differ, by 9 levels and
+  more, with what the process did before. Without AVX-512 they are what zeros in
+  that memory give.
+  """
+  try:
+    avx512 = "avx512f" in pathlib.Path("/proc/cpuinfo").read_text()
+  except OSError:
+    avx512 = False  # Only Linux tells.
+  return {"x264-params": "asm=avx2"} if avx512 else {}

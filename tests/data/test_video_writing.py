@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -219,3 +220,30 @@ def test_every_quality_is_one_that_browsers_play(tmp_path, crf):
   with av.open(str(path)) as container:
     context = container.streams.video[0].codec_context
     assert (context.profile, context.pix_fmt) == ("High", "yuv420p")
+
+
+def test_the_same_frames_are_the_same_file(tmp_path):
+  """Whatever lies in memory that x264 takes; MALLOC_PERTURB_ fills it."""
+  write = """
+import sys
+import numpy as np
+from dcvideogen_jax.data import video
+t, y, x = np.ogrid[:16, :112, :112]
+waves = [np.sin((x + 3 * t) / a) + np.cos((y - 2 * t) / b)
+         for a, b in ((5, 9), (7, 4), (11, 6))]
+noise = np.random.default_rng(0).normal(size=(16, 112, 112, 3))
+fading = (0.6 + 0.4 * np.cos(t / 3))[..., None]
+frames = 128 + 60 * np.stack(waves, -1) * fading + 3 * noise
+with video.VideoWriter(sys.argv[1]) as writer:
+  writer.write(np.clip(frames, 0, 255).astype(np.uint8))
+"""
+  found = set()
+  for perturb in ("0", "1", "85"):
+    path = tmp_path / f"{perturb}.mp4"
+    subprocess.run(
+      [sys.executable, "-c", write, str(path)],
+      env={**os.environ, "MALLOC_PERTURB_": perturb},
+      check=True,
+    )
+    found.add(path.read_bytes())
+  assert len(found) == 1
