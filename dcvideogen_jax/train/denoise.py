@@ -114,8 +114,12 @@ class _Denoising:
       where,
       self._config["seed"],
     )
-    new = self._negative()
-    placed = weights.place(new, new, {key: where[key] for key in new})
+    placed = jax.tree.map(
+      # Each process brings what its devices hold of it.
+      lambda x, to: jax.make_array_from_callback(x.shape, to, x.__getitem__),
+      self._negative(),
+      {key: where[key] for key in self._negative()},
+    )
     return {**found, **self.encoders.load(where), **placed}
 
   def draw(self, batch: task_lib.Batch, rng: jax.Array) -> task_lib.Batch:
