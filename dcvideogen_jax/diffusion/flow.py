@@ -10,6 +10,7 @@ The grids follow, bit for bit,
     `DPMSolverMultistepScheduler`, `FlowMatchEulerDiscreteScheduler` of 0.42.1.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -177,7 +178,10 @@ def schedule(
 
 def _whole(value: Any) -> bool:
   """Whether it is a whole number, such as 4 and 4.0."""
-  return isinstance(value, Real) and np.isfinite(value) and value % 1 == 0
+  if not isinstance(value, Real):
+    return False
+  number = float(value)
+  return math.isfinite(number) and number % 1 == 0
 
 
 def _expand(sigma: Any, x: Array) -> Array:
