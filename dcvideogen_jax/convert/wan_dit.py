@@ -10,18 +10,8 @@ from typing import Any
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.convert.engine import CONV3D, COPY, DENSE, Layout, Rule
+from dcvideogen_jax.models import fields as model_fields
 
-# Fields that a model cannot do without.
-_COUNTS = (
-  "layers",
-  "width",
-  "heads",
-  "ffn_width",
-  "in_channels",
-  "out_channels",
-  "text_width",
-  "frequencies",
-)
 # Of the CLIP that Wan's own code builds in, and its tokens for two images.
 _IMAGE_WIDTH, _IMAGE_POSITIONS = 1280, 514
 # Of one head, in every released Wan 2.1 model; what weights do not tell.
@@ -150,44 +140,27 @@ def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
   """Fields from the config.json of diffusers or of the original.
 
   Returns:
-    What `models.wan_dit.build` takes, or None if this is another model's.
+    What `models.wan_dit.build` takes and checks, or None if this is another
+    model's.
 
   Raises:
     errors.UserError: if the model has parts that ours lacks, or a value is
       missing.
+    ValueError: if its heads are no numbers.
   """
   readers = {
     "WanTransformer3DModel": _from_diffusers,
     "WanModel": _from_original,
   }
-  reader = readers.get(json.get("_class_name", ""))
-  if reader is None:
+  name = json.get("_class_name")
+  if not isinstance(name, str) or name not in readers:
     return None
   try:
-    fields = reader(json)
-  except (KeyError, TypeError, ValueError) as e:
+    return readers[name](json)
+  except KeyError as e:
     raise errors.UserError(
-      f"the config.json of a {json['_class_name']} is incomplete: {e!r}"
+      f"the config.json of a {name} is incomplete: {e!r}"
     ) from e
-  for name in _COUNTS:
-    if not (isinstance(fields[name], int) and fields[name] > 0):
-      raise errors.UserError(
-        f"config.json: expected a positive whole number for {name}, "
-        f"found {fields[name]!r}"
-      )
-  scale = fields["rope_scale"]
-  numbers = all(isinstance(x, int | float) and x > 0 for x in scale)
-  if len(scale) != 3 or not numbers:
-    raise errors.UserError(
-      "config.json: expected three positive numbers for rope_scale, of frames, "
-      f"rows and columns, found {[*scale]}"
-    )
-  chunk = fields["chunk"]
-  if chunk is not None and not (isinstance(chunk, int) and chunk > 0):
-    raise errors.UserError(
-      f"config.json: expected frames of tokens for chunk, found {chunk!r}"
-    )
-  return fields
 
 
 def _require(json: Mapping[str, Any], **needed: tuple[Any, ...]) -> None:
@@ -204,6 +177,8 @@ def _from_diffusers(json: Mapping[str, Any]) -> dict[str, Any]:
     qk_norm=("rms_norm_across_heads",),
     cross_attn_norm=(True,),
   )
+  for name in ("num_attention_heads", "attention_head_dim"):
+    model_fields.count(name, json[name])
   heads = json["num_attention_heads"]
   width = heads * json["attention_head_dim"]
   _require(json, added_kv_proj_dim=(width, None))
@@ -214,13 +189,13 @@ def _from_diffusers(json: Mapping[str, Any]) -> dict[str, Any]:
     "ffn_width": json["ffn_dim"],
     "in_channels": json["in_channels"],
     "out_channels": json.get("out_channels") or json["in_channels"],
-    "patch": tuple(json["patch_size"]),
+    "patch": json["patch_size"],
     "text_width": json["text_dim"],
     "image_width": json.get("image_dim"),
     "image_positions": json.get("pos_embed_seq_len"),
     "frequencies": json["freq_dim"],
     "eps": json.get("eps", 1e-6),
-    "rope_scale": tuple(json.get("rope_scale", _ROPE_SCALE)),
+    "rope_scale": json.get("rope_scale", _ROPE_SCALE),
     "chunk": json.get("chunk"),
   }
 
@@ -241,13 +216,13 @@ def _from_original(json: Mapping[str, Any]) -> dict[str, Any]:
     "ffn_width": json["ffn_dim"],
     "in_channels": json["in_dim"],
     "out_channels": json["out_dim"],
-    "patch": tuple(json.get("patch_size", (1, 2, 2))),
+    "patch": json.get("patch_size", (1, 2, 2)),
     "text_width": json.get("text_dim", 4096),
     "image_width": None if kind == "t2v" else _IMAGE_WIDTH,
     "image_positions": _IMAGE_POSITIONS if kind == "flf2v" else None,
     "frequencies": json["freq_dim"],
     "eps": json.get("eps", 1e-6),
-    "rope_scale": tuple(json.get("rope_scale", _ROPE_SCALE)),
+    "rope_scale": json.get("rope_scale", _ROPE_SCALE),
     "chunk": json.get("chunk"),
   }
 

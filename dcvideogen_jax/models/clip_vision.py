@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import layers, precision
+from dcvideogen_jax.models import fields, layers, precision
 from dcvideogen_jax.ops import attention
 
 
@@ -182,19 +182,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(fields: Mapping[str, Any], **overrides: Any) -> CLIPVision:
+def build(config: Mapping[str, Any], **overrides: Any) -> CLIPVision:
   """A tower from its fields, such as a row of `VARIANTS`.
 
   Raises:
     TypeError: for an unknown or a missing field.
     ValueError: for a value that the tower cannot have.
   """
-  module = CLIPVision(**{**fields, **overrides})
-  counts = ("image_size", "patch", "layers", "width", "heads", "ffn_width")
-  for name in counts:
-    value = getattr(module, name)
-    if not (isinstance(value, int) and value > 0):
-      raise ValueError(f"{name} is {value!r}, expected a positive whole number")
+  module = CLIPVision(**{**config, **overrides})
+  fields.layers("layers", module.layers)
+  for name in ("image_size", "patch", "width", "heads", "ffn_width"):
+    fields.count(name, getattr(module, name))
+  fields.positive("eps", module.eps)
   for whole, part in (("width", "heads"), ("image_size", "patch")):
     if getattr(module, whole) % getattr(module, part):
       raise ValueError(

@@ -9,7 +9,7 @@ Deviations: the temporal design is a field; normalisation is always computed in
 float32; nothing falls back silently when frames do not fill a chunk.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import chunk_attention, layers, precision
+from dcvideogen_jax.models import chunk_attention, fields, layers, precision
 from dcvideogen_jax.models.chunk_causal import FRAMES_KEPT, Band, Conv
 
 Video = Float[Array, "b t h w 3"]
@@ -115,10 +115,10 @@ class Stage(nn.Module):
       ops = [*ops, (Down, self.down)]
     if self.attention:
       ops = [*ops, (chunk_attention.ChunkAttention, self.attention)]
-    for j, (op, fields) in enumerate(ops):
+    for j, (op, options) in enumerate(ops):
       if self.remat and band is None:
         op = nn.remat(op)
-      x, band = op(**fields, name=f"op_list_{j}")(x, band)
+      x, band = op(**options, name=f"op_list_{j}")(x, band)
     return x, band
 
 
@@ -442,8 +442,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Frames of a chunk, and how much smaller latents are.
+_MOST_FACTOR = 4096
 _COUNTS = (
-  "latent_channels",
   "chunk_frames",
   "spatial_factor",
   "temporal_factor",
@@ -460,35 +461,38 @@ def build(config: Mapping[str, Any], **overrides: Any) -> DCAEV:
   Raises:
     ValueError: if a field is unknown or the fields do not fit together.
   """
-  fields = {**config, **overrides}
+  values = {**config, **overrides}
   known = set(DCAEV.__annotations__) - {"parent", "name"}
-  if unknown := sorted(set(fields) - known):
+  if unknown := sorted(set(values) - known):
     raise ValueError(
       f"unknown fields of DC-AE-V: {unknown}; known are {sorted(known)}"
     )
-  if missing := {"latent_channels", "widths", "depths"} - set(fields):
+  if missing := {"latent_channels", "widths", "depths"} - set(values):
     raise ValueError(f"missing fields of DC-AE-V: {sorted(missing)}")
   for name in ("widths", "depths"):
-    if not isinstance(fields[name], Sequence):
-      raise ValueError(f"{name} is {fields[name]!r}, expected a list")
-    fields[name] = tuple(fields[name])
-  module = DCAEV(**fields)
+    values[name] = fields.sequence(name, values[name])
+  module = DCAEV(**values)
   _check(module)
   return module
 
 
 def _check(m: DCAEV) -> None:
   """Raises ValueError if fields do not fit together."""
-  counts = {name: getattr(m, name) for name in _COUNTS}
-  counts |= {f"widths[{i}]": n for i, n in enumerate(m.widths)}
-  counts |= {f"depths[{i}]": n for i, n in enumerate(m.depths) if i}
-  for name, n in counts.items():
-    if not (isinstance(n, int) and n > 0):
-      # The reference gives a stage without blocks no resampling either.
-      raise ValueError(f"{name} is {n!r}, expected a positive whole number")
+  for name in _COUNTS:
+    fields.count(name, getattr(m, name), most=_MOST_FACTOR)
+  fields.count("latent_channels", m.latent_channels)
+  for i, n in enumerate(m.widths):
+    fields.count(f"widths[{i}]", n)
+  for i, n in enumerate(m.depths[1:], 1):
+    # The reference gives a stage without blocks no resampling either.
+    fields.layers(f"depths[{i}]", n)
+  fields.positive("latent_scale", m.latent_scale)
   stages = len(m.widths)
-  if len(m.depths) != stages:
-    raise ValueError(f"{stages} widths but {len(m.depths)} depths")
+  if len(m.depths) != stages or stages < 2:
+    raise ValueError(
+      f"{stages} widths and {len(m.depths)} depths, expected as many of both,"
+      " 2 or more"
+    )
   if 2 ** (stages - 2) != m.spatial_factor:
     raise ValueError(
       f"{stages} stages halve the picture {stages - 2} times, "
@@ -504,8 +508,7 @@ def _check(m: DCAEV) -> None:
       f"expected a multiple of temporal_factor {m.temporal_factor}"
     )
   heads = m.attention_heads
-  if not isinstance(heads, int) or heads < 0:
-    raise ValueError(f"attention_heads is {heads!r}, expected 0 or more")
+  fields.count("attention_heads", heads, least=0)
   if heads and m.widths[-1] % (2 * heads):
     raise ValueError(
       f"{m.widths[-1]} channels are no even multiple of {heads} heads"

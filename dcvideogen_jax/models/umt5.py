@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dcvideogen_jax.models import layers, precision
+from dcvideogen_jax.models import fields, layers, precision
 
 
 def relative_buckets(
@@ -255,19 +255,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(fields: Mapping[str, Any], **overrides: Any) -> UMT5Encoder:
+def build(config: Mapping[str, Any], **overrides: Any) -> UMT5Encoder:
   """An encoder from its fields, such as a row of `VARIANTS`.
 
   Raises:
     TypeError: for an unknown or a missing field.
     ValueError: for a value that the encoder cannot have.
   """
-  module = UMT5Encoder(**{**fields, **overrides})
-  for name in ("vocab", "layers", "width", "heads", "head_width", "ffn_width"):
-    value = getattr(module, name)
-    if not (isinstance(value, int) and value > 0):
-      raise ValueError(f"{name} is {value!r}, expected a positive whole number")
-  if module.buckets < 4 or module.buckets % 4:
+  module = UMT5Encoder(**{**config, **overrides})
+  fields.layers("layers", module.layers)
+  counts = ("vocab", "width", "heads", "head_width", "ffn_width")
+  for name in (*counts, "buckets", "max_distance"):
+    fields.count(name, getattr(module, name))
+  fields.positive("eps", module.eps)
+  if module.buckets % 4:
     raise ValueError(
       f"buckets is {module.buckets}, expected a positive multiple of 4"
     )

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dcvideogen_jax import sharding
-from dcvideogen_jax.models import layers, rope, wan_blocks
+from dcvideogen_jax.models import fields, layers, rope, wan_blocks
 from dcvideogen_jax.ops import attention as attention_ops
 
 # What the backward pass finds of a block, and does not compute again.
@@ -327,6 +327,18 @@ def kept(variables: Mapping[str, Any]) -> wan_blocks.Past:
   return wan_blocks.Past(*(found[name][0] for name in wan_blocks.Past._fields))
 
 
+_COUNTS = (
+  "width",
+  "heads",
+  "ffn_width",
+  "in_channels",
+  "out_channels",
+  "text_width",
+  "frequencies",
+)
+# Latent frames, rows or columns that a token has at most.
+_MOST_PATCH = 256
+
 _SMALL = {"layers": 30, "width": 1536, "heads": 12, "ffn_width": 8960}
 _LARGE = {"layers": 40, "width": 5120, "heads": 40, "ffn_width": 13824}
 _WAN = {"in_channels": 16, "out_channels": 16, "patch": (1, 2, 2)}
@@ -348,27 +360,42 @@ VARIANTS = {
 }
 
 
-def build(fields: Mapping[str, Any], **overrides: Any) -> WanDiT:
+def build(config: Mapping[str, Any], **overrides: Any) -> WanDiT:
   """A model from its fields, such as a row of `VARIANTS`.
 
   Raises:
     TypeError: for an unknown or a missing field.
-    ValueError: if the heads do not divide the width, a head is odd, `remat` is
-      unknown, or the chunk is not positive.
+    ValueError: for a value that the model cannot have: sizes and patches are
+      positive whole numbers, scales finite and positive, the heads divide the
+      width, a head is even, `remat` is one of `REMAT`.
   """
-  fields = {**fields, **overrides}
-  fields["patch"] = tuple(fields.get("patch", (1, 2, 2)))
-  fields["rope_scale"] = tuple(fields.get("rope_scale", (1, 1, 1)))
-  module = WanDiT(**fields)
+  values = {**config, **overrides}
+  for name, default in (("patch", (1, 2, 2)), ("rope_scale", (1, 1, 1))):
+    values[name] = fields.sequence(name, values.get(name, default), 3)
+  module = WanDiT(**values)
+  _check_fields(module)
+  return module
+
+
+def _check_fields(module: WanDiT) -> None:
+  """Raises ValueError unless the fields are what a model can have."""
+  fields.layers("layers", module.layers)
+  for name in _COUNTS:
+    fields.count(name, getattr(module, name))
+  for name in ("image_width", "image_positions", "chunk"):
+    if getattr(module, name) is not None:
+      fields.count(name, getattr(module, name))
+  fields.positive("eps", module.eps)
+  for i, n in enumerate(module.patch):
+    fields.count(f"patch[{i}]", n, most=_MOST_PATCH)
+  for i, scale in enumerate(module.rope_scale):
+    fields.positive(f"rope_scale[{i}]", scale)
   if module.remat not in (None, False, True, *REMAT):
     raise ValueError(
       f"remat is True, False or one of {', '.join(REMAT)}, "
       f"found {module.remat!r}"
     )
-  if module.chunk is not None and module.chunk < 1:
-    raise ValueError(f"a chunk has 1 frame or more, found {module.chunk}")
   if module.width % (2 * module.heads):
     raise ValueError(
       f"width {module.width} is no even multiple of {module.heads} heads"
     )
-  return module

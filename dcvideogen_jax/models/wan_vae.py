@@ -17,7 +17,7 @@ XLA compiles for a CPU need 9.5 + 2.2 GB and 8.5 + 3.8 GB for that. A whole clip
 holds activations of all its frames.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.models import (
   dc_ae_v,
+  fields,
   precision,
   streaming,
   wan_vae_layers,
@@ -320,34 +321,40 @@ def build(config: Mapping[str, Any], **overrides: Any) -> WanVAE:
   Raises:
     ValueError: if a field is unknown or the fields do not fit together.
   """
-  fields = {**config, **overrides}
+  values = {**config, **overrides}
   known = set(WanVAE.__annotations__) - {"parent", "name"}
-  if unknown := sorted(set(fields) - known):
+  if unknown := sorted(set(values) - known):
     raise ValueError(
       f"unknown fields of the Wan autoencoder: {unknown}; "
       f"known are {sorted(known)}"
     )
   for name in ("multipliers", "temporal", "mean", "std"):
-    value = fields.get(name, ())
-    if isinstance(value, str) or not isinstance(value, Sequence):
-      raise ValueError(f"{name} is {value!r}, expected a list")
-    if name in fields:
-      fields[name] = tuple(value)
-  module = WanVAE(**fields)
+    if name in values:
+      values[name] = fields.sequence(name, values[name])
+  module = WanVAE(**values)
   _check(module)
   return module
 
 
+# Each halves the picture: what is left of 65536 pixels is one.
+_MOST_LEVELS = 17
+
+
 def _check(m: WanVAE) -> None:
   """Raises ValueError if fields do not fit together."""
-  counts = {
-    name: getattr(m, name)
-    for name in ("latent_channels", "base_width", "blocks")
-  }
-  counts |= {f"multipliers[{i}]": n for i, n in enumerate(m.multipliers)}
-  for name, n in counts.items():
-    if not (isinstance(n, int) and n > 0):
-      raise ValueError(f"{name} is {n!r}, expected a positive whole number")
+  fields.count("latent_channels", m.latent_channels)
+  fields.count("base_width", m.base_width)
+  fields.layers("blocks", m.blocks)
+  fields.count(
+    "the number of multipliers", len(m.multipliers), most=_MOST_LEVELS
+  )
+  for i, n in enumerate(m.multipliers):
+    fields.count(f"multipliers[{i}]", n)
+  for i, value in enumerate(m.temporal):
+    if not isinstance(value, bool):
+      raise ValueError(
+        f"temporal[{i}] is {fields.told(value)}, expected true or false"
+      )
   if len(m.temporal) != len(m.multipliers) - 1:
     raise ValueError(
       f"{len(m.multipliers)} multipliers but {len(m.temporal)} steps in "
@@ -359,6 +366,9 @@ def _check(m: WanVAE) -> None:
         f"{name} has {len(getattr(m, name))} values, "
         f"expected latent_channels, {m.latent_channels}"
       )
+  for i in range(m.latent_channels):
+    fields.finite(f"mean[{i}]", m.mean[i])
+    fields.positive(f"std[{i}]", m.std[i])
   for level, n in enumerate(m.multipliers[1:], 1):
     if m.base_width * n % 2:
       raise ValueError(

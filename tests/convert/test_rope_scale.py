@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from dcvideogen_jax import convert, errors
+from dcvideogen_jax import convert
 from dcvideogen_jax.models import wan_dit
 from tests.convert import checkpoints
 
@@ -33,8 +33,8 @@ def test_is_read_again(tmp_path, layout, scale):
 @pytest.mark.parametrize("scale", [[1, 1], [1, 0, 1], [1, 1, "2"], []])
 def test_what_is_no_scale(scale):
   config = wan_dit_config() | {"rope_scale": scale}
-  with pytest.raises(errors.UserError, match="three positive numbers for rope"):
-    convert.KINDS["wan_dit"].config_from(config)
+  with pytest.raises(ValueError, match="rope_scale"):
+    wan_dit.build(convert.KINDS["wan_dit"].config_from(config))
 
 
 def wan_dit_config():
