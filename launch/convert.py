@@ -155,7 +155,7 @@ def _write_file(output, kind, module, variables, layout) -> None:
     if output.suffix == ".safetensors":
       convert.write_safetensors(path, tensors)
     else:
-      state_dict = {name: tensor.read() for name, tensor in tensors.items()}
+      state_dict = {n: convert.finite(n, x) for n, x in tensors.items()}
       _save_pt(path, state_dict, flat=layout is not None)
 
 

@@ -12,6 +12,7 @@ PACKAGE = "dcvideogen_jax"
 ROWS = {
   0: [
     "errors",
+    "documents",
     "files",
     "tree",
     "sharding",

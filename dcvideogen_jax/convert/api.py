@@ -1,7 +1,6 @@
 """Loads, recognises and converts models, whatever layout their weights have."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,23 +18,14 @@ from dcvideogen_jax.convert import (
   lora_config,
   lora_names,
   matching,
+  quantised,
   sources,
+  wrappings,
 )
 
 KINDS = kinds.KINDS
 Variables = dict[str, Any]
 Tensors = Mapping[str, sources.Tensor]
-
-# Names of whole state dicts begin with one of these in files of trainers
-# ("0." in DC-VideoGen's first phase), of PEFT, ComfyUI and torch.compile.
-_PREFIXES = (
-  "0.",
-  "base_model.model.",
-  "model.diffusion_model.",
-  "diffusion_model.",
-  "module.",
-  "_orig_mod.",
-)
 
 
 def load(
@@ -61,8 +51,8 @@ def load(
       fields from the shapes (the heads of Wan's transformer are then assumed
       to have 128 channels, as in all released ones).
     dtype: of the parameters, but those that the model keeps in float32, and of
-      the computation; None keeps every parameter as it is stored (float64 and
-      integers become float32, float8 becomes bfloat16), computes in float32.
+      the computation; None keeps every parameter as it is stored (float64
+      becomes float32, float8 becomes bfloat16), computes in float32.
     sharding: a `jax.sharding.Sharding` for all parameters, a tree of them like
       `{"params": ...}`, or a function from the abstract tree to that tree, such
       as `functools.partial(sharding.shardings, mesh=mesh, rules=rules)`.
@@ -74,18 +64,23 @@ def load(
     The module and its variables, `{"params": ...}`.
 
   Raises:
-    errors.UserError: if the source is missing, damaged, not finite, not safe
-      to read or does not fit the configuration; every difference is listed.
+    errors.UserError: if the source is missing, damaged, quantised, not finite,
+      not safe to read or does not fit the configuration; every difference is
+      listed.
   """
   tensors = _open(kind, source)
-  weights, updates = _split(kind, tensors)
+  weights, updates = _split(kind, source, tensors)
   if updates and not weights:
     raise errors.UserError(
-      f"{_where(source)} holds low-rank updates only, no weights of {kind}"
+      f"{sources.told(source)} holds low-rank updates only, no weights of"
+      f" {kind}"
     )
+  matching.require_known(kind, sources.told(source), weights)
   module = _build(kind, source, config, weights, dtype)
   expected = matching.parameters(kind, module)
   layout, rules = matching.nearest_layout(kind, weights, expected)
+  names = engine.torch_shapes(rules, expected)
+  quantised.require_floats(sources.told(source), weights, names)
   if dtype is None:
     expected = matching.as_stored(rules, weights, expected)
   params = engine.torch_to_jax(
@@ -122,7 +117,7 @@ def load_part(
     errors.UserError: as `load`, also if nothing or only some layers of a
       parameter are there.
   """
-  weights, _ = _split(kind, _open(kind, source))
+  weights, _ = _split(kind, source, _open(kind, source))
   expected = matching.parameters(kind, module)
   return _read_part(kind, source, weights, expected)
 
@@ -140,6 +135,8 @@ def _read_part(
   what = _what(kind, source, layout)
   if not named:
     raise errors.UserError(f"{what} holds no parameter of the model")
+  names = engine.torch_shapes(rules, expected)
+  quantised.require_floats(sources.told(source), weights, names)
   part = flax.traverse_util.unflatten_dict(
     {n: leaf for n, leaf in tree.flatten(expected).items() if n in named},
     sep="/",
@@ -177,7 +174,7 @@ def load_lora(
   """
   if not math.isfinite(scale):
     raise errors.UserError(
-      f"{_where(source)}: expected a finite scale, found {scale}"
+      f"{sources.told(source)}: expected a finite scale, found {scale}"
     )
   expected = matching.parameters(kind, module)
   return _read_lora(kind, source, _open(kind, source), expected, scale)
@@ -268,21 +265,25 @@ def _open(kind: str, source: sources.Source) -> Tensors:
   if kind not in KINDS:
     raise errors.UserError(f"unknown kind {kind!r}: expected {[*KINDS]}")
   tensors = sources.open_source(source, KINDS[kind].files)
-  lora_names.require_low_rank(tensors, _where(source))
+  quantised.require_plain(sources.told(source), tensors)
+  tensors = wrappings.without_inner(sources.told(source), tensors)
+  lora_names.require_low_rank(tensors, sources.told(source))
   return tensors
 
 
-def _split(kind: str, tensors: Tensors) -> tuple[Tensors, Tensors]:
+def _split(
+  kind: str, source: sources.Source, tensors: Tensors
+) -> tuple[Tensors, Tensors]:
   """Weights, by their plain names, and low-rank updates."""
+  where, names = sources.told(source), matching.names(kind)
   weights, updates = lora_names.split(tensors)
-  for prefix in _PREFIXES:
-    if all(name.startswith(prefix) for name in weights):
-      weights = {n.removeprefix(prefix): t for n, t in weights.items()}
-  ignored = [re.compile(pattern) for pattern in KINDS[kind].ignored]
+  weights = wrappings.unwrap(where, kind, weights, names)
+  weights = wrappings.without_passengers(where, weights, names)
+  weights = matching.by_one_name(kind, where, weights)
   weights = {
     name: tensor
     for name, tensor in weights.items()
-    if not any(expression.fullmatch(name) for expression in ignored)
+    if not any(expression.fullmatch(name) for expression in names.ignored)
   }
   return weights, updates
 
@@ -303,28 +304,26 @@ def _read_lora(
   elif with_base:
     scaling = lora.trainer_scaling
   else:
-    scaling = lora.unknown_scaling(_where(source))
+    scaling = lora.unknown_scaling(sources.told(source))
   if with_base:
     _, tensors = lora_names.split(tensors)
   # Others are not passed over: they are no updates of the model.
   elif description and description.whole:
-    weights, tensors = _split(kind, tensors)
+    weights, tensors = _split(kind, source, tensors)
   layouts = KINDS[kind].layouts
-  found = lora.read(tensors, layouts, expected, _where(source), scaling, scale)
+  found = lora.read(
+    tensors, layouts, expected, sources.told(source), scaling, scale
+  )
   if not weights:
     return found
   if scale != 1:
     raise errors.UserError(
-      f"{_where(source)} replaces {len(weights)} weights, which cannot be"
+      f"{sources.told(source)} replaces {len(weights)} weights, which cannot be"
       f" scaled: expected a scale of 1, found {scale:g}"
     )
   part = tree.flatten(_read_part(kind, source, weights, expected))
   whole = {name: np.asarray(x, np.float32) for name, x in part.items()}
   return found._replace(whole=whole, matched=found.matched + len(weights))
-
-
-def _where(source: sources.Source) -> str:
-  return "the mapping" if isinstance(source, Mapping) else str(source)
 
 
 def _what(kind: str, source: sources.Source, layout: str) -> str:

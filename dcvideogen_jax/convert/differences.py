@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.convert import reading
 
 Shape = tuple[int, ...]
 
@@ -77,6 +78,7 @@ def tell(
 
 def _together(names: list[str]) -> str:
   """Names that differ in their numbers, as one."""
+  shown = [reading.brief(name) for name in names]
   if len(names) < 4:
-    return ", ".join(names)
-  return f"{names[0]} ... {names[-1]} ({len(names)} names)"
+    return ", ".join(shown)
+  return f"{shown[0]} ... {shown[-1]} ({len(names)} names)"

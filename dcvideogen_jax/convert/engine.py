@@ -308,10 +308,13 @@ def _pieces(
   if tensor.rows is None or 0 in place.rule.layout.ones or not tensor.shape:
     yield None
     return
-  bytes_per_row = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
-  step = max(1, _PIECE // max(1, bytes_per_row))
+  step = max(1, _PIECE // max(1, _row_bytes(tensor)))
   for start in range(0, tensor.shape[0], step):
     yield start, min(start + step, tensor.shape[0])
+
+
+def _row_bytes(tensor: sources.Tensor) -> int:
+  return math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
 
 
 def _fill(
@@ -330,11 +333,32 @@ def _fill(
     region[axis] = (first + rows[0], first + rows[1])
   if not host.needs(region):
     return
-  array = tensor.read() if rows is None else _read(tensor, *rows)
+  stored = tensor.read() if rows is None else _read(tensor, *rows)
+  with np.errstate(over="ignore"):  # What does not fit is told below.
+    array = stored.astype(host.dtype, copy=False)
   if not finite(array):
-    raise errors.UserError(f"{what}: {place.torch} holds NaN or infinity")
+    reason = "NaN or infinity"
+    if finite(stored):
+      reason = f"values that {host.dtype.name} cannot hold"
+    raise errors.UserError(f"{what}: {place.torch} holds {reason}")
   array = layout.to_jax(array)
   host.write(array if place.layer is None else array[None], region)
+
+
+def same(a: sources.Tensor, b: sources.Tensor) -> bool:
+  """Whether two tensors hold the same; they are read in pieces."""
+  if a is b:
+    return True
+  if a.shape != b.shape or a.dtype != b.dtype:
+    return False
+  if a.rows is None or b.rows is None or not a.shape:
+    return np.array_equal(a.read(), b.read())
+  step = max(1, _PIECE // max(1, _row_bytes(a)))
+  return all(
+    np.array_equal(a.rows(i, stop, None), b.rows(i, stop, None))
+    for i in range(0, a.shape[0], step)
+    for stop in [min(i + step, a.shape[0])]
+  )
 
 
 _scratch = threading.local()

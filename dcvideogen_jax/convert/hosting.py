@@ -21,6 +21,7 @@ class Host:
 
   Attributes:
     shape: of the whole parameter.
+    dtype: of the parameter.
   """
 
   def __init__(
@@ -31,6 +32,7 @@ class Host:
   ):
     """Allocates; `sharding=None` is one buffer, for the default device."""
     self.shape = tuple(shape)
+    self.dtype = np.dtype(dtype)
     self._sharding = sharding
     whole = tuple((0, n) for n in self.shape)
     self._devices = {None: whole}

@@ -31,6 +31,8 @@ class Kind(NamedTuple):
     build: configuration -> module.
     example: module -> shapes of the arguments of `__call__`.
     ignored: regular expressions of PyTorch names that hold nothing of ours.
+    aliases: further PyTorch names of parameters -> those of the layouts, for
+      what is one array in the model and is stored under either name.
     config_from: another library's config.json -> configuration, or None if it
       is another model's; raises `errors.UserError` for what we cannot do.
     configs: layout -> function from a configuration to the config.json of the
@@ -46,6 +48,7 @@ class Kind(NamedTuple):
   build: Callable[..., nn.Module]
   example: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
   ignored: Sequence[str] = ()
+  aliases: Mapping[str, str] = {}
   config_from: Callable[[Fields], Fields | None] = _nothing
   configs: Mapping[str, Callable[[Fields], dict[str, Any]]] = {}
   infer: Callable[[Mapping[str, engine.Shape]], Fields | None] = _nothing
@@ -130,6 +133,7 @@ KINDS = {
     umt5.build,
     _tokens,
     ignored=umt5_table.IGNORED,
+    aliases=umt5_table.ALIASES,
     config_from=umt5_table.config_from,
     configs={"transformers": umt5_table.config_to},
     files=("models_t5_*.pth",),

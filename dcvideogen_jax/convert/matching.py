@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +12,69 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcvideogen_jax import errors, tree
-from dcvideogen_jax.convert import differences, engine, kinds, sources
+from dcvideogen_jax import documents, errors, tree
+from dcvideogen_jax.convert import (
+  differences,
+  engine,
+  kinds,
+  reading,
+  sources,
+  wrappings,
+)
+from dcvideogen_jax.models import fields as model_fields
 
 Tensors = Mapping[str, sources.Tensor]
 
 # The layout of our own names.
 OWN = "jax"
+
+
+@functools.cache
+def names(kind: str) -> wrappings.Known:
+  """All names that tensors of a kind may have."""
+  about = kinds.KINDS[kind]
+  return wrappings.known(about.layouts.values(), about.ignored, about.aliases)
+
+
+def require_known(kind: str, where: str, tensors: Tensors) -> None:
+  """Raises errors.UserError if no name is one of the kind's, or few are.
+
+  A few are those of any model with blocks and norms. The message says what the
+  names are instead, as far as that is known.
+  """
+  if not tensors:
+    raise errors.UserError(f"{where} holds no weights of {kind}")
+  counts = {k: wrappings.count(tensors, names(k)) for k in kinds.KINDS}
+  likely = max(counts, key=lambda k: counts[k])
+  if counts[kind] and counts[likely] <= 2 * counts[kind]:
+    return
+  first = [reading.brief(name) for name in [*tensors][:3]]
+  rules = kinds.KINDS[kind].layouts.values()
+  expected = dict.fromkeys(table[0].torch for table in rules)
+  raise errors.UserError(
+    f"{where} does not hold a {kind}: expected names such as"
+    f" {' or '.join(expected)}, found {len(tensors)} such as {', '.join(first)}"
+    + (f": these are names of {likely}" if counts[likely] else "")
+  )
+
+
+def by_one_name(kind: str, where: str, tensors: Tensors) -> Tensors:
+  """Tensors that may be stored under several names, under that of the table.
+
+  Raises:
+    errors.UserError: if they are stored under several and differ.
+  """
+  found = dict(tensors)
+  for alias, name in kinds.KINDS[kind].aliases.items():
+    if alias not in found:
+      continue
+    other = found.pop(alias)
+    if not engine.same(found.setdefault(name, other), other):
+      raise errors.UserError(
+        f"{where} holds two different arrays for what is one in {kind}:"
+        f" {name} and {alias}"
+      )
+  return found
 
 
 @functools.cache
@@ -70,7 +125,7 @@ def find_config(
       )
     return variants[config]
   if config is not None:
-    return kinds.KINDS[kind].config_from(config) or config
+    return _foreign(kind, config, "the configuration") or config
   if not isinstance(source, Mapping):
     path = pathlib.Path(source)
     beside = (path if path.is_dir() else path.parent) / "config.json"
@@ -78,7 +133,7 @@ def find_config(
       fields := _read_config(kind, beside, strict=path.is_dir())
     ):
       return fields
-  return _infer(kind, tensors) or variants[_recognise(kind, tensors)]
+  return _infer(kind, tensors) or variants[_recognise(kind, source, tensors)]
 
 
 def _read_config(
@@ -90,17 +145,36 @@ def _read_config(
   hold a single model, which is then demanded if `strict`.
   """
   try:
-    fields = json.loads(path.read_text())
+    fields = documents.parse(path.read_bytes())
     found = fields.pop("kind", None)
+    how = fields.get("quantization_config")
   except (ValueError, TypeError, AttributeError, OSError) as e:
     raise errors.UserError(f"{path} is not a model's configuration: {e}") from e
+  if how is not None:
+    how = how.get("quant_method", how) if isinstance(how, dict) else how
+    raise errors.UserError(
+      f"{path} says that the weights are quantised by {model_fields.told(how)},"
+      " which is not read here"
+    )
   if found is None:
-    return kinds.KINDS[kind].config_from(fields)
+    return _foreign(kind, fields, path)
   if found == kind:
     return fields
   if strict:
     raise errors.UserError(f"{path} is of a {found}, expected {kind}")
   return None
+
+
+def _foreign(
+  kind: str, config: Mapping[str, Any], where: object
+) -> Mapping[str, Any] | None:
+  """The fields in what another library calls a configuration, if it is one."""
+  try:
+    return kinds.KINDS[kind].config_from(config)
+  except errors.UserError:
+    raise
+  except (ValueError, TypeError, AttributeError) as e:
+    raise errors.UserError(f"{where} of {kind} cannot be read: {e}") from e
 
 
 def _infer(kind: str, tensors: Tensors) -> Mapping[str, Any] | None:
@@ -111,7 +185,7 @@ def _infer(kind: str, tensors: Tensors) -> Mapping[str, Any] | None:
   return kinds.KINDS[kind].infer(_shapes(tensors))
 
 
-def _recognise(kind: str, tensors: Tensors) -> str:
+def _recognise(kind: str, source: sources.Source, tensors: Tensors) -> str:
   """The released variant whose names and shapes these are."""
   found = _shapes(tensors)
   nearest = {}
@@ -125,9 +199,9 @@ def _recognise(kind: str, tensors: Tensors) -> str:
   name = min(nearest, key=lambda name: nearest[name][0])
   count, shapes = nearest[name]
   raise errors.UserError(
-    f"these weights are no released variant of {kind}, so a config is needed; "
-    f"the nearest, {name}, differs in {count} names, such as "
-    + differences.tell(shapes, found, most=2)
+    f"{sources.told(source)}: these weights are no released variant of {kind},"
+    f" so a config is needed; the nearest, {name}, differs in {count} names,"
+    " such as " + differences.tell(shapes, found, most=2)
   )
 
 

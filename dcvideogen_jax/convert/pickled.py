@@ -1,7 +1,8 @@
 """Reads the tensors of a `.pt` file without torch.
 
 A pickle is a program, and the ones that hold weights never need more than
-dictionaries of tensors: the unpickler here knows those and nothing else.
+dictionaries of tensors beside a trainer's settings: the unpickler here builds
+the former, leaves blanks for the latter, and refuses everything else.
 """
 
 import collections
@@ -11,61 +12,152 @@ import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import reading
+from dcvideogen_jax.convert import nested, quantised, reading
 
-_STORAGES = {
-  "DoubleStorage": np.dtype(np.float64),
-  "FloatStorage": np.dtype(np.float32),
-  "HalfStorage": np.dtype(np.float16),
-  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-  "LongStorage": np.dtype(np.int64),
-  "IntStorage": np.dtype(np.int32),
-  "ByteStorage": np.dtype(np.uint8),
-  "BoolStorage": np.dtype(np.bool_),
+# torch's dtypes, and the names of its storages that have one.
+_DTYPES = {
+  "float64": np.dtype(np.float64),
+  "float32": np.dtype(np.float32),
+  "float16": np.dtype(np.float16),
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
+  "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+  "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+  "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+  "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+  "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
+  "complex64": np.dtype(np.complex64),
+  "complex128": np.dtype(np.complex128),
+  "int64": np.dtype(np.int64),
+  "int32": np.dtype(np.int32),
+  "int16": np.dtype(np.int16),
+  "int8": np.dtype(np.int8),
+  "uint64": np.dtype(np.uint64),
+  "uint32": np.dtype(np.uint32),
+  "uint16": np.dtype(np.uint16),
+  "uint8": np.dtype(np.uint8),
+  "bool": np.dtype(np.bool_),
 }
+_STORAGES = {
+  "DoubleStorage": "float64",
+  "FloatStorage": "float32",
+  "HalfStorage": "float16",
+  "BFloat16Storage": "bfloat16",
+  "ComplexFloatStorage": "complex64",
+  "ComplexDoubleStorage": "complex128",
+  "LongStorage": "int64",
+  "IntStorage": "int32",
+  "ShortStorage": "int16",
+  "CharStorage": "int8",
+  "ByteStorage": "uint8",
+  "BoolStorage": "bool",
+  "UntypedStorage": "uint8",  # Of its bytes; the tensor has the dtype.
+}
+# Where the classes of settings come from that trainers keep beside weights.
+_SETTINGS = (
+  "argparse",
+  "collections",
+  "enum",
+  "lightning",
+  "lightning_fabric",
+  "numpy",
+  "omegaconf",
+  "pathlib",
+  "pytorch_lightning",
+  "typing",
+)
+_BUILT_IN = ("dict", "list", "set", "frozenset", "tuple", "int", "float", "str")
+# Bytes of a pickle; that of a model of 14B has less than one.
+_LONGEST = 1 << 27
 
 
 class _Storage(NamedTuple):
-  """A flat array inside the archive."""
+  """A flat array inside the archive.
 
-  dtype: np.dtype
-  size: int
-  read: reading.Elements
+  Attributes:
+    dtype: a key of `_DTYPES`.
+    bytes: that it has.
+    read: dtype -> its elements.
+  """
+
+  dtype: str
+  bytes: int
+  read: Callable[[np.dtype], reading.Elements]
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_):
-  shape, strides = tuple(shape), tuple(strides)
+class _Blank:
+  """Stands for an object of a trainer's settings, and forgets what it holds."""
+
+  __slots__ = ()
+
+  def __new__(cls, *_, **__):
+    return object.__new__(cls)
+
+  def __setstate__(self, state):
+    pass
+
+  def __setitem__(self, key, value):
+    pass
+
+  def append(self, value):
+    pass
+
+  def extend(self, values):
+    pass
+
+  def add(self, value):
+    pass
+
+
+def _rebuild_tensor(storage, offset, shape, strides, dtype):
+  """A view of a storage; everything is checked before anything is read."""
+  if not isinstance(storage, _Storage):
+    raise ValueError("a tensor has no storage")
+  dtype = _DTYPES[dtype or storage.dtype]
+  if not (
+    reading.is_shape(shape)
+    and reading.is_shape(strides)
+    and reading.is_shape([offset])
+    and len(shape) == len(strides)
+  ):
+    raise ValueError(
+      "a tensor's offset, shape and strides are not whole numbers of 0 or more"
+    )
+  shape, empty = tuple(shape), not math.prod(shape)
   needed = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-  if math.prod(shape) and offset + needed > storage.size:
+  if not empty and (offset + needed) * dtype.itemsize > storage.bytes:
     raise ValueError("a tensor reaches outside its storage")
+  stored = storage.read(dtype)
   products = itertools.accumulate(shape[:0:-1], lambda a, b: a * b, initial=1)
   row_major = tuple(products)[::-1][: len(shape)]
-  if all(
+  if empty or all(
     n == 1 or s == r for n, s, r in zip(shape, strides, row_major, strict=True)
   ):
 
     def elements(start, stop, memory=None):
-      return storage.read(offset + start, offset + stop, memory)
+      return stored(offset + start, offset + stop, memory)
 
-    return reading.tensor(shape, storage.dtype, elements)
+    return reading.tensor(shape, dtype, elements)
 
   def read():
-    flat = storage.read(offset, offset + needed)
-    steps = [s * storage.dtype.itemsize for s in strides]
-    return np.lib.stride_tricks.as_strided(flat, shape, steps)
+    flat = stored(offset, offset + needed, None)
+    steps = [s * dtype.itemsize for s in strides]
+    # Of as_strided, float8 is not known, and bounds are not checked.
+    array = np.ndarray(shape, dtype, flat, strides=steps)
+    array.flags.writeable = False
+    return array
 
-  return reading.Tensor(shape, storage.dtype, read)
+  return reading.Tensor(shape, dtype, read)
 
 
 class _WeightsUnpickler(pickle.Unpickler):
-  """Builds dictionaries of tensors; refuses every other object."""
+  """Builds dictionaries of tensors; refuses what may be a program."""
 
   def __init__(self, file, path, storage):
     super().__init__(file)
@@ -73,19 +165,36 @@ class _WeightsUnpickler(pickle.Unpickler):
     self._storage = storage
 
   def find_class(self, module, name):
-    if module == "torch" and name in _STORAGES:
+    if module == "torch" and name in _DTYPES:
+      return name
+    if module in ("torch", "torch.storage") and name in _STORAGES:
       return _STORAGES[name]
+    # Made anew for each file: a pickle can change what it is given.
     allowed = {
-      ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+      ("torch._utils", "_rebuild_tensor_v2"): lambda *x: _rebuild_tensor(
+        *x[:4], None
+      ),
+      ("torch._utils", "_rebuild_tensor_v3"): lambda *x: _rebuild_tensor(
+        *x[:4], x[6]
+      ),
       ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+      ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
+      ("torch", "Size"): lambda *x: tuple(*x),
+      ("torch", "device"): lambda *x: None,
       ("collections", "OrderedDict"): collections.OrderedDict,
+      ("collections", "defaultdict"): lambda *x: {},
+      ("_codecs", "encode"): lambda *x: None,
     }
-    if (module, name) not in allowed:
-      raise errors.UserError(
-        f"{self._path} was refused: it asks for {module}.{name}, "
-        "and a checkpoint of weights holds tensors only"
-      )
-    return allowed[module, name]
+    if module in ("builtins", "__builtin__") and name in _BUILT_IN:
+      module = "typing"
+    if (module, name) in allowed:
+      return allowed[module, name]
+    if module.partition(".")[0] in _SETTINGS:
+      return type("Blank", (_Blank,), {"__slots__": ()})
+    raise errors.UserError(
+      f"{self._path} was refused: it asks for {module}.{name}, and a checkpoint"
+      f" of weights holds tensors only{quantised.hint(module, name)}"
+    )
 
   def persistent_load(self, pid):
     _, dtype, key, _, count = pid
@@ -95,12 +204,11 @@ class _WeightsUnpickler(pickle.Unpickler):
 def open_torch(path: pathlib.Path) -> dict[str, reading.Tensor]:
   """Lists the tensors of what `torch.save` wrote.
 
-  Besides a state dict alone, the trainers' files are known: averaged weights
-  (`ema_model_state_dict`, a single entry) replace those of the same name in
-  `model_state_dict`, which may hold more: what was not trained.
+  See `nested.state_dict` for what trainers put around them.
 
   Raises:
-    errors.UserError: if the file is damaged or holds anything but tensors.
+    errors.UserError: if the file is damaged or holds more than tensors and
+      settings.
   """
   try:
     with zipfile.ZipFile(path) as archive:
@@ -112,32 +220,45 @@ def open_torch(path: pathlib.Path) -> dict[str, reading.Tensor]:
       f"{path} is truncated or not a PyTorch checkpoint "
       f"(the zip format of torch.save since 1.6): {e}"
     ) from e
-  except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
-    raise errors.UserError(f"{path} is not a readable checkpoint: {e}") from e
-  except (pickle.UnpicklingError, EOFError, struct.error, OSError) as e:
-    raise errors.UserError(f"{path} is damaged: {e}") from e
-  return _state_dict(path, loaded)
+  # A damaged pickle is a program that does anything: there is no list of what
+  # it may raise.
+  except Exception as e:
+    reason = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
+    raise errors.UserError(
+      f"{path} is damaged or not a readable checkpoint: {reading.brief(reason)}"
+    ) from e
+  return nested.state_dict(path, loaded)
 
 
 def _unpickle(path: pathlib.Path, archive: zipfile.ZipFile) -> Any:
   members = {info.filename: info for info in archive.infolist()}
-  (pickled,) = [name for name in members if name.endswith("/data.pkl")]
-  root = pickled.removesuffix("data.pkl")
+  pickles = [name for name in members if name.endswith("/data.pkl")]
+  if len(pickles) != 1:
+    raise ValueError(f"it has {len(pickles)} files data.pkl, expected one")
+  root = pickles[0].removesuffix("data.pkl")
+  if members[pickles[0]].file_size > _LONGEST:
+    raise ValueError(f"its data.pkl is longer than {_LONGEST} bytes")
+  size = path.stat().st_size
 
   def storage(dtype, key, count):
+    if type(count) is not int or count < 0:
+      raise ValueError("a storage has no size")
     info = members[f"{root}data/{key}"]
     if info.compress_type != zipfile.ZIP_STORED:
       raise ValueError(f"{info.filename} is compressed")
-    if info.file_size < count * dtype.itemsize:
-      raise ValueError(f"{info.filename} is too short")
+    stored = count * _DTYPES[dtype].itemsize
     offset = _data_offset(path, info)
-    return _Storage(dtype, count, reading.reader(path, offset, dtype))
+    if info.file_size < stored or offset + stored > size:
+      raise ValueError(f"{info.filename} is too short")
+    return _Storage(
+      dtype, stored, lambda kind: reading.reader(path, offset, kind)
+    )
 
   if members.get(f"{root}byteorder") and (
     archive.read(f"{root}byteorder") != b"little"
   ):
     raise ValueError("it is big-endian")
-  with archive.open(pickled) as file:
+  with archive.open(pickles[0]) as file:
     return _WeightsUnpickler(file, path, storage).load()
 
 
@@ -147,28 +268,3 @@ def _data_offset(path: pathlib.Path, info: zipfile.ZipInfo) -> int:
     file.seek(info.header_offset + 26)
     name, extra = struct.unpack("<HH", file.read(4))
   return info.header_offset + 30 + name + extra
-
-
-def _state_dict(path: pathlib.Path, loaded: Any) -> dict[str, reading.Tensor]:
-  """Finds the weights in what a `.pt` file holds."""
-  found = loaded
-  if isinstance(found, Mapping):
-    for name in ("model_state_dict", "state_dict"):
-      found = found.get(name, found)
-    if "ema_model_state_dict" in loaded:
-      averages = loaded["ema_model_state_dict"]
-      if not isinstance(averages, Mapping) or len(averages) != 1:
-        raise errors.UserError(
-          f"{path}: expected a single entry in ema_model_state_dict"
-        )
-      (averaged,) = averages.values()
-      found = averaged if found is loaded else {**found, **averaged}
-  if not isinstance(found, Mapping):
-    raise errors.UserError(
-      f"{path}: expected a dictionary of tensors, found {type(found).__name__}"
-    )
-  if others := [
-    name for name, t in found.items() if not isinstance(t, reading.Tensor)
-  ]:
-    raise errors.UserError(f"{path}: {others[0]!r} is not a tensor")
-  return dict(found)

@@ -6,13 +6,16 @@ memory for as long as the mapping lives.
 
 import math
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
 from dcvideogen_jax import errors
 
+# What numpy counts elements and bytes with, with 16 bytes each.
+_MOST_ELEMENTS = 1 << 59
+_MOST_AXES = 32
 # Elements from a first to a last index, not included; into the given bytes, if
 # any, which the result then shares.
 Elements = Callable[[int, int, np.ndarray | None], np.ndarray]
@@ -59,10 +62,31 @@ def reader(path: pathlib.Path, offset: int, dtype: np.dtype) -> Elements:
   def read(start, stop, memory=None):
     size = (stop - start) * dtype.itemsize
     memory = np.empty(size, np.uint8) if memory is None else memory[:size]
-    with path.open("rb") as file:
-      file.seek(offset + start * dtype.itemsize)
-      if file.readinto(memory.data) != size:
-        raise errors.UserError(f"{path} is truncated")
+    try:
+      with path.open("rb") as file:
+        file.seek(offset + start * dtype.itemsize)
+        found = file.readinto(memory.data)
+    except OSError as e:
+      raise errors.UserError(f"cannot read {path}: {e.strerror or e}") from e
+    if found != size:
+      raise errors.UserError(f"{path} is truncated")
     return memory.view(dtype)
 
   return read
+
+
+def is_shape(value: Any) -> TypeGuard[Sequence[int]]:
+  """Whether a value is a list of sizes, whose product an index can count."""
+  return (
+    isinstance(value, list | tuple)
+    and len(value) <= _MOST_AXES
+    and all(type(n) is int and 0 <= n < _MOST_ELEMENTS for n in value)
+    and math.prod(max(n, 1) for n in value) < _MOST_ELEMENTS
+  )
+
+
+def brief(name: str, most: int = 120) -> str:
+  """A name for a message: one of thousands of characters is cut."""
+  if len(name) <= most:
+    return name
+  return f"{name[: most // 2]}...{name[-most // 4 :]} ({len(name)} characters)"

@@ -5,25 +5,36 @@ read their data when asked.
 """
 
 import fnmatch
-import json
-import math
 import os
 import pathlib
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from dcvideogen_jax import errors
-from dcvideogen_jax.convert import pickled, reading
+from dcvideogen_jax import documents, errors
+from dcvideogen_jax.convert import pickled, reading, tensor_files
 
 Tensor = reading.Tensor
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 INDEX_SUFFIX = ".index.json"
+# What files begin with that are no weights, or none that are read here, and
+# what they are.
+_OTHERS = {
+  b"GGUF": (
+    "is a GGUF file, which holds quantised weights as a rule and is not read"
+    " here: expected .safetensors, .pt or .pth in float32, bfloat16 or float16"
+  ),
+  b"version https://git-lfs": (
+    "is only the pointer that Git LFS leaves in place of a file: fetch the"
+    " file itself, for instance with `git lfs pull`"
+  ),
+  b"<!doctype": "is a web page, as failed downloads leave it",
+  b"<!DOCTYPE": "is a web page, as failed downloads leave it",
+  b"<html": "is a web page, as failed downloads leave it",
+}
 
 
 def open_source(
@@ -32,8 +43,9 @@ def open_source(
   """Lists the tensors of a file, a directory or a mapping of arrays.
 
   Args:
-    source: `.safetensors`, `.pt`, `.pth`, `.bin`, the index (`.index.json`) of
-      a checkpoint in several files, a directory that holds one of them or
+    source: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, the index
+      (`.index.json`) of a checkpoint in several files, a directory that holds
+      one of them or
       several `.safetensors`, or a mapping from names to arrays.
     patterns: names (`*` for any characters) of the files that count in a
       directory, if it holds any: repositories keep several models side by side.
@@ -45,19 +57,41 @@ def open_source(
   if isinstance(source, Mapping):
     return {name: _in_memory(array) for name, array in source.items()}
   path = pathlib.Path(source)
-  if path.is_dir():
+  # Not the methods of a path: they raise where a name is too long.
+  if os.path.isdir(path):
     return _open_directory(path, patterns)
-  if not path.is_file():
-    raise errors.UserError(f"there is no file or directory {path}")
+  if not os.path.isfile(path):
+    raise errors.UserError(
+      f"there is no file or directory {reading.brief(str(path))}"
+    )
   if path.name.endswith(INDEX_SUFFIX):
     return _open_index(path)
+  return _open_file(path)
+
+
+def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
+  try:
+    with path.open("rb") as file:
+      start = file.read(max(map(len, _OTHERS)))
+  except OSError as e:
+    raise errors.UserError(f"cannot read {path}: {e.strerror or e}") from e
+  for mark, what in _OTHERS.items():
+    if start.startswith(mark):
+      raise errors.UserError(f"{path} {what}")
   if path.suffix == ".safetensors":
-    return _open_safetensors(path)
+    return tensor_files.open_safetensors(path)
   if path.suffix in _TORCH_SUFFIXES:
     return pickled.open_torch(path)
   raise errors.UserError(
     f"{path} is not a checkpoint: expected .pt, .pth or .safetensors"
   )
+
+
+def told(source: Source) -> str:
+  """What messages call a source."""
+  if isinstance(source, Mapping):
+    return "the mapping"
+  return reading.brief(str(source), 300)
 
 
 def metadata(path: pathlib.Path) -> dict[str, Any]:
@@ -66,7 +100,7 @@ def metadata(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     errors.UserError: if the file is damaged.
   """
-  found = _header(path)[0].get("__metadata__") or {}
+  found = tensor_files.read_header(path)[0].get("__metadata__") or {}
   if not isinstance(found, dict):
     raise errors.UserError(f"{path} is not a whole safetensors file: metadata")
   return found
@@ -86,8 +120,8 @@ def _open_directory(
     return _open_index(_only(directory, indices))
   if files_here := _ending(files, ".safetensors"):
     return _together(files_here)
-  if files_here := _ending(files, *_TORCH_SUFFIXES):
-    return pickled.open_torch(_only(directory, files_here))
+  if files_here := _ending(files, *_TORCH_SUFFIXES) or _ending(files, ".gguf"):
+    return _open_file(_only(directory, files_here))
   inside = sorted(
     folder.name
     for folder in directory.iterdir()
@@ -129,7 +163,7 @@ def _only(
 def _together(files: Iterable[pathlib.Path]) -> dict[str, Tensor]:
   tensors: dict[str, Tensor] = {}
   for file in files:
-    more = _open_safetensors(file)
+    more = _open_file(file)
     if twice := sorted(tensors.keys() & more.keys()):
       raise errors.UserError(f"{file} repeats {twice[0]} of another file")
     tensors.update(more)
@@ -139,21 +173,24 @@ def _together(files: Iterable[pathlib.Path]) -> dict[str, Tensor]:
 def _open_index(path: pathlib.Path) -> dict[str, Tensor]:
   """The tensors of a checkpoint in several files, as its index has them."""
   try:
-    where = dict(json.loads(path.read_text())["weight_map"])
+    where = dict(documents.parse(path.read_bytes())["weight_map"])
     shards = sorted(set(where.values()))
     if not shards:
       raise ValueError("it lists no file")
-    if outside := [n for n in shards if pathlib.PurePath(n).name != n]:
-      raise ValueError(f"{outside[0]!r} is no file name")
+    if outside := [n for n in shards if not _is_shard(n)]:
+      raise ValueError(
+        f"{reading.brief(outside[0])!r} is no name of a file of weights beside"
+        " it"
+      )
   except (ValueError, KeyError, TypeError, OSError) as e:
     raise errors.UserError(f"{path} is not an index of weights: {e!r}") from e
-  missing = [n for n in shards if not (path.parent / n).is_file()]
+  missing = [n for n in shards if not os.path.isfile(path.parent / n)]
   if missing:
     raise errors.UserError(
       f"{path} lists {len(shards)} files, of which {len(missing)} are missing:"
       f" {_some(missing)}"
     )
-  opened = {name: open_source(path.parent / name) for name in shards}
+  opened = {name: _open_file(path.parent / name) for name in shards}
   lost = [name for name, shard in where.items() if name not in opened[shard]]
   if lost:
     raise errors.UserError(
@@ -174,61 +211,12 @@ def _open_index(path: pathlib.Path) -> dict[str, Tensor]:
   return {name: opened[shard][name] for name, shard in where.items()}
 
 
+def _is_shard(name: str) -> bool:
+  """Whether an index may list this: a file of weights in its directory."""
+  suffixes = (".safetensors", *_TORCH_SUFFIXES)
+  return pathlib.PurePath(name).name == name and name.endswith(suffixes)
+
+
 def _some(names: Sequence[str], most: int = 5) -> str:
   rest = f" and {len(names) - most} more" if len(names) > most else ""
-  return ", ".join(names[:most]) + rest
-
-
-# --- safetensors -------------------------------------------------------------
-
-_SAFETENSORS_DTYPES = {
-  "F64": np.dtype(np.float64),
-  "F32": np.dtype(np.float32),
-  "F16": np.dtype(np.float16),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-  "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-  "I64": np.dtype(np.int64),
-  "I32": np.dtype(np.int32),
-  "U8": np.dtype(np.uint8),
-  "BOOL": np.dtype(np.bool_),
-}
-SAFETENSORS_NAMES = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}
-
-
-def _header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
-  """What a file says of its contents, and where they start."""
-  size = path.stat().st_size
-  try:
-    with path.open("rb") as file:
-      (length,) = struct.unpack("<Q", file.read(8))
-      if length > size:
-        raise ValueError("header longer than the file")
-      return dict(json.loads(file.read(length))), 8 + length
-  except (ValueError, TypeError, struct.error) as e:
-    raise errors.UserError(
-      f"{path} is not a whole safetensors file: {e}"
-    ) from e
-
-
-def _open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
-  header, start = _header(path)
-  size = path.stat().st_size
-  tensors = {}
-  try:
-    for name, entry in header.items():
-      if name == "__metadata__":
-        continue
-      dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
-      shape = tuple(entry["shape"])
-      first, last = entry["data_offsets"]
-      count = math.prod(shape)
-      if last - first != count * dtype.itemsize or start + last > size:
-        raise ValueError(f"{name} ends outside the file")
-      elements = reading.reader(path, start + first, dtype)
-      tensors[name] = reading.tensor(shape, dtype, elements)
-  except (ValueError, KeyError, TypeError) as e:
-    raise errors.UserError(
-      f"{path} is not a whole safetensors file: {e}"
-    ) from e
-  return tensors
+  return ", ".join(map(reading.brief, names[:most])) + rest

@@ -55,8 +55,14 @@ LAYOUTS = {
   "transformers": _rules(0, "encoder.block"),
   "original": _rules(1, "blocks"),
 }
-# A second name of the token embedding, and what a whole UMT5 has besides.
-IGNORED = [r"encoder\.embed_tokens\.weight", r"decoder\..*", r"lm_head\..*"]
+# Other names of the token embedding, which the whole model shares: writers that
+# drop duplicates keep any one of them.
+ALIASES = {
+  "encoder.embed_tokens.weight": "shared.weight",
+  "decoder.embed_tokens.weight": "shared.weight",
+}
+# What a whole UMT5 has besides.
+IGNORED = [r"decoder\..*", r"lm_head\..*"]
 
 # Fields of ours -> name in config.json, and what transformers takes where the
 # file leaves it out, as it does for its defaults.

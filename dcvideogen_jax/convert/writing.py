@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.convert import api, kinds, sources
+from dcvideogen_jax.convert import api, engine, kinds, sources, tensor_files
 
 Tensors = Mapping[str, sources.Tensor]
 
@@ -48,7 +48,7 @@ def save(
 
   Raises:
     errors.UserError: if something cannot be written, other weights lie there
-      already, or the layout is unknown.
+      already, the layout is unknown, or a weight is not finite.
   """
   tensors = api.to_tensors(kind, module, variables, layout)
   config: Mapping[str, Any] | None = {"kind": kind, **api.config_of(module)}
@@ -115,12 +115,32 @@ def write_directory(
   return [directory / name for name in [*names, *documents]]
 
 
+def finite(name: str, tensor: sources.Tensor) -> np.ndarray:
+  """What a tensor holds.
+
+  Raises:
+    errors.UserError: if something of it is not finite: nobody could load it.
+  """
+  array = tensor.read()
+  if not engine.finite(array):
+    raise errors.UserError(
+      f"{name} holds NaN, infinity or what {tensor.dtype.name} cannot hold, so"
+      " nothing is written"
+    )
+  return array
+
+
 def write_safetensors(
   path: pathlib.Path,
   tensors: Tensors,
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes one file; raises OSError as writing does."""
+  """Writes one file.
+
+  Raises:
+    OSError: as writing does.
+    errors.UserError: for weights that are not finite.
+  """
   # Aligned as the safetensors library does: wide elements first.
   ordered = sorted(
     tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
@@ -132,7 +152,7 @@ def write_safetensors(
   for name, tensor in ordered:
     end = offset + _bytes(tensor)
     header[name] = {
-      "dtype": sources.SAFETENSORS_NAMES[tensor.dtype],
+      "dtype": tensor_files.NAMES[tensor.dtype],
       "shape": [*tensor.shape],
       "data_offsets": [offset, end],
     }
@@ -141,8 +161,9 @@ def write_safetensors(
   text += b" " * (-len(text) % 8)
   with path.open("wb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in ordered:
-      file.write(np.ascontiguousarray(tensor.read()).view(np.uint8).data)
+    for name, tensor in ordered:
+      array = np.ascontiguousarray(finite(name, tensor))
+      file.write(array.view(np.uint8).data)
 
 
 def _bytes(tensor: sources.Tensor) -> int:
@@ -155,8 +176,13 @@ def cast(tensor: sources.Tensor, dtype: jnp.dtype) -> sources.Tensor:
   return sources.Tensor(
     tensor.shape,
     dtype,
-    lambda: tensor.read().astype(dtype, copy=False),
+    lambda: _astype(tensor.read(), dtype),
   )
+
+
+def _astype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  with np.errstate(over="ignore"):  # What does not fit is found in writing.
+    return array.astype(dtype, copy=False)
 
 
 def _groups(

@@ -100,7 +100,7 @@ def no_index(index):
     (unlisted_tensor, r"does not list 1 tensors of its files: proj_out\.bias"),
     (moved_tensor, r"files that do not hold them: proj_out\.bias in"),
     (truncated_shard, r"-00003-of-00003\.safetensors is not a whole"),
-    (escaping_shard, r"'\.\./x\.safetensors' is no file name"),
+    (escaping_shard, r"'\.\./x\.safetensors' is no name of a file"),
     (no_index, r"is not an index of weights"),
   ],
 )

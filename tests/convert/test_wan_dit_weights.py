@@ -188,14 +188,18 @@ def test_released_config_files():
   [
     ("diffusers", {"qk_norm": "layer_norm"}, "qk_norm is 'layer_norm', expec"),
     ("diffusers", {"cross_attn_norm": False}, "cross_attn_norm is False"),
-    ("diffusers", {"num_layers": None}, "number for layers, found None"),
+    (
+      "diffusers",
+      {"num_layers": None},
+      "layers is None, expected a positive whole number",
+    ),
     (
       "original",
       {"model_type": "vace"},
       "model_type is 'vace', expected 't2v'",
     ),
     ("original", {"window_size": [4, 4]}, r"window_size is \[4, 4\]"),
-    ("original", {"dim": "wide"}, "whole number for width, found 'wide'"),
+    ("original", {"dim": "wide"}, "width is 'wide', expected a positive whole"),
   ],
 )
 def test_models_that_are_not_this_one(layout, change, message):

@@ -102,3 +102,41 @@ def test_the_original_code_knows_one_clip(tmp_path):
 def test_unknown_layouts():
   with pytest.raises(errors.UserError, match="unknown layout 'keras'"):
     convert.to_torch("wan_dit", *loaded(), "keras")
+
+
+@pytest.mark.parametrize(
+  ("value", "dtype"),
+  [(np.nan, None), (np.inf, None), (1e30, np.float16), (3.4e38, "bfloat16")],
+)
+def test_nothing_that_is_not_finite_is_written(tmp_path, value, dtype):
+  """No training's NaN, and nothing that a smaller dtype cannot hold."""
+  module, variables = loaded()
+  bias = variables["params"]["head"]["bias"]
+  variables["params"]["head"]["bias"] = bias.at[1].set(value)
+  save = functools.partial(
+    convert.save, tmp_path, "wan_dit", module, variables, dtype
+  )
+  with pytest.raises(
+    errors.UserError, match=r"proj_out\.bias holds NaN, infini"
+  ):
+    save()
+  assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+  ("stored", "value", "dtype"),
+  [
+    (np.float64, 1e300, None),
+    (np.float32, 1e5, np.float16),
+    (np.float32, 3.4e38, "bfloat16"),
+  ],
+)
+def test_what_the_dtype_asked_for_cannot_hold(stored, value, dtype):
+  """It became infinity without a word."""
+  weights = {
+    name: x.astype(stored) for name, x in checkpoints.random_weights().items()
+  }
+  weights["blocks.0.attn1.to_q.bias"][1] = value
+  told = "blocks.0.attn1.to_q.bias holds values that .*float.* cannot hold"
+  with pytest.raises(errors.UserError, match=told):
+    convert.load("wan_dit", weights, checkpoints.MODELS["t2v"], dtype)

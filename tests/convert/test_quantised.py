@@ -1,0 +1,184 @@
+"""Quantised weights are refused by the name of their format, never misread."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dcvideogen_jax import convert, errors
+from tests.convert import checkpoints
+
+FIELDS = checkpoints.T2V | {"layers": 1}
+NAME = "blocks.0.ffn.0"
+FLOAT8 = ml_dtypes.float8_e4m3fn
+
+
+@pytest.fixture(scope="module")
+def plain():
+  return checkpoints.state_dict("wan_dit", FIELDS, "original")
+
+
+def quantised(plain, prefix="", **beside):
+  """One layer as a tool writes it: what replaces or accompanies its weight."""
+  tensors = dict(plain)
+  weight = tensors.pop(f"{NAME}.weight")
+  for suffix, value in beside.items():
+    name = NAME + "." + suffix.replace("__", ".")
+    tensors[name] = value(weight) if callable(value) else value
+  return {prefix + name: x for name, x in tensors.items()}
+
+
+SCALE = np.array(0.01, np.float32)
+ROWS = np.full((24, 1), 0.01, np.float32)
+TEXT = np.frombuffer(b'{"format": "nvfp4"}', np.uint8)
+
+
+def fp8(x):
+  return x.astype(FLOAT8)
+
+
+def int8(x):
+  return (x * 100).astype(np.int8)
+
+
+def fp4(x):
+  return np.zeros((24, 8), np.uint8)
+
+
+FORMATS = {
+  "scaled fp8 as ComfyUI and musubi-tuner": {
+    "weight": fp8,
+    "scale_weight": SCALE,
+  },
+  "in ComfyUI's mixed precision, format nvfp4": {
+    "weight": fp4,
+    "weight_scale": fp8,
+    "weight_scale_2": SCALE,
+    "comfy_quant": TEXT,
+  },
+  "to float8_e4m3fn with scales": {"weight": fp8, "weight_scale": ROWS},
+  "to int8 with scales": {"weight": int8, "weight_scale": ROWS},
+  "4 bits .NVFP4 or MXFP4. with scales": {"weight": fp4, "weight_scale": fp8},
+  "to NVFP4": {
+    "weight": fp4,
+    "weight_scale": fp8,
+    "weight_global_scale": SCALE,
+    "input_absmax": SCALE,
+  },
+  "int8 as TurboDiffusion": {"int8_weight": int8, "scale": ROWS},
+  "fp8 with scales of blocks": {"weight": fp8, "weight_scale_inv": ROWS},
+  "by bitsandbytes": {"weight": int8, "SCB": ROWS[:, 0]},
+  "bitsandbytes": {
+    "weight": fp4,
+    "weight__absmax": ROWS,
+    "weight__quant_map": np.ones(16, np.float32),
+  },
+  "by optimum-quanto": {"weight___data": int8, "weight___scale": ROWS},
+  "by torchao": {"weight_qdata": int8, "weight_zero_point": ROWS},
+  "by Nunchaku": {"qweight": int8, "wscales": ROWS},
+  "GPTQ, AWQ or MLX": {"qweight": int8, "qzeros": ROWS},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_formats_are_named(tmp_path, plain, name, prefix):
+  path = tmp_path / "x.safetensors"
+  tensors = quantised(plain, prefix, **FORMATS[name])
+  safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(errors.UserError, match=f"is quantised .*{name}") as e:
+    convert.load("wan_dit", path, FIELDS)
+  told = str(e.value)
+  assert told.startswith(f"{path} is quantised ")
+  assert NAME in told and "which is not read here" in told
+  assert len(told) < 400 + len(str(path)) and "\n" not in told
+
+
+@pytest.mark.parametrize("marker", ["scaled_fp8", "model.scaled_fp8"])
+def test_the_mark_of_a_file_without_its_scales(plain, marker):
+  tensors = quantised(plain, weight=fp8) | {marker: np.zeros(0, FLOAT8)}
+  with pytest.raises(errors.UserError, match="scaled fp8 as ComfyUI"):
+    convert.load("wan_dit", tensors, FIELDS)
+
+
+@pytest.mark.parametrize(
+  "dtype", [np.int8, np.uint8, np.int16, np.int64, ml_dtypes.float8_e8m0fnu]
+)
+def test_numbers_without_scales_are_no_weights(plain, dtype):
+  """They were taken for floats, each of them wrong."""
+  tensors = quantised(plain, weight=lambda x: np.ones_like(x).astype(dtype))
+  told = rf"{NAME}\.weight holds {np.dtype(dtype).name}, quantised in a form"
+  with pytest.raises(errors.UserError, match=told):
+    convert.load("wan_dit", tensors, FIELDS)
+
+
+def test_a_cast_to_float8_is_still_read(plain):
+  tensors = quantised(plain, weight=fp8)
+  module, variables = convert.load("wan_dit", tensors, FIELDS)
+  found = convert.to_torch("wan_dit", module, variables, "original")
+  weight = plain[f"{NAME}.weight"]
+  np.testing.assert_array_equal(
+    found[f"{NAME}.weight"].astype(np.float32), fp8(weight).astype(np.float32)
+  )
+
+
+def test_a_config_that_says_so(tmp_path, plain):
+  safetensors.numpy.save_file(plain, tmp_path / "x.safetensors")
+  fields = convert.config_of(convert.KINDS["wan_dit"].build(FIELDS))
+  config = convert.KINDS["wan_dit"].configs["diffusers"](fields)
+  config["quantization_config"] = {"quant_method": "torchao", "quant_type": {}}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  told = "config.json says that the weights are quantised by 'torchao'"
+  with pytest.raises(errors.UserError, match=told):
+    convert.load("wan_dit", tmp_path)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "uint16"])
+def test_dtypes_of_pt(tmp_path, name):
+  """What torch has no storage for: bytes with a dtype beside them."""
+  import torch
+
+  from dcvideogen_jax.convert import sources
+
+  x = torch.arange(24).reshape(4, 6).to(getattr(torch, name))
+  torch.save({"x": x, "turned": x.T, "rows": x[1:3]}, tmp_path / "x.pt")
+  opened = sources.open_source(tmp_path / "x.pt")
+  expected = np.arange(24).reshape(4, 6)
+  for key, value in (
+    ("x", expected),
+    ("turned", expected.T),
+    ("rows", expected[1:3]),
+  ):
+    found = opened[key].read()
+    assert found.dtype.name == name
+    value = value.astype(found.dtype).astype(np.float32)
+    np.testing.assert_array_equal(found.astype(np.float32), value)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantised_tensors_of_torch(tmp_path):
+  import torch
+
+  x = torch.quantize_per_tensor(torch.ones(3, 4), 0.1, 0, torch.qint8)
+  torch.save({"x": x}, tmp_path / "x.pt")
+  with pytest.raises(errors.UserError, match="weights quantised by PyTorch"):
+    convert.load("wan_dit", tmp_path / "x.pt", FIELDS)
+
+
+@pytest.mark.parity
+def test_gguf(tmp_path, plain):
+  import gguf
+
+  writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "wan")
+  writer.add_tensor("x", np.ones((4, 32), np.float32))
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  for source in (tmp_path / "x.gguf", tmp_path):
+    with pytest.raises(errors.UserError, match=r"x\.gguf is a GGUF file"):
+      convert.load("wan_dit", source, FIELDS)
