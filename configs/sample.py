@@ -39,16 +39,32 @@ from ml_collections import config_dict
 
 from configs import common
 
-_DC = "nvidia/DC-VideoGen-Wan2.1-14B"
 # Repository, directory or shipped model; the transformer in it; task, frames,
-# steps, guidance. A revision is pinned by --model=owner/name@commit; nobody has
-# published DC-VideoGen with 1.3B, which configs/adapt.py makes.
+# steps, guidance. A revision is pinned by --model=owner/name@commit.
+# DC-VideoGen was first published as nvidia/DC-VideoGen-Wan2.1-14B, which can be
+# given as --model too; CLIP for dc-i2v-14b is that of
+# Wan-AI/Wan2.1-I2V-14B-720P-Diffusers. Nobody has published DC-VideoGen with
+# 1.3B, which configs/adapt.py makes.
 MODELS = {
   "tiny": ("tiny", None, "t2v", 16, 20, 3.0),
   "tiny-i2v": ("tiny", None, "i2v", 16, 20, 3.0),
   "dc-t2v-1.3b": ("out/dc-t2v-1.3b", "dc-wan2.1-t2v-1.3b", "t2v", 80, 50, 3.0),
-  "dc-t2v-14b": (_DC, "dc-wan2.1-t2v-14b", "t2v", 80, 50, 5.0),
-  "dc-i2v-14b": (_DC, "dc-wan2.1-i2v-14b", "i2v", 80, 50, 5.0),
+  "dc-t2v-14b": (
+    "dc-ai/DC-Gen-Wan2.1-T2V-14B",
+    "dc-wan2.1-t2v-14b",
+    "t2v",
+    80,
+    50,
+    5.0,
+  ),
+  "dc-i2v-14b": (
+    "dc-ai/DC-Gen-Wan2.1-I2V-14B",
+    "dc-wan2.1-i2v-14b",
+    "i2v",
+    80,
+    50,
+    5.0,
+  ),
   "wan-t2v-1.3b": (
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     "wan2.1-t2v-1.3b",

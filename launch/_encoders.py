@@ -14,7 +14,7 @@ from dcvideogen_jax import convert, errors
 from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.data import buckets, tokenize
 from dcvideogen_jax.models import bands
-from dcvideogen_jax.sample import layouts
+from dcvideogen_jax.sample import hub, layouts
 from launch import _model
 
 # The parts that encode, and the kinds of model they are.
@@ -88,8 +88,10 @@ def find(
     without = {"transformer", "scheduler", *found} - {"dc_ae_v", "wan_vae"}
     if task == "t2v":
       without.add("image_encoder")
-    if layouts.is_repository(source):
-      source = layouts.download(source, task, without)
+    if hub.is_repository(source):
+      repository, source = source, layouts.download(source, task, without)
+      if "image_encoder" not in without:
+        found |= layouts.companions(repository, task)
     for part, path in layouts.find(source, task, without)._asdict().items():
       if path is not None:
         found.setdefault(part, path)

@@ -1,15 +1,14 @@
 """What `--model`, `--source`, `--config` and `--lora` of programs may be."""
 
 import importlib.resources
-import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dcvideogen_jax import convert, errors
-from dcvideogen_jax.sample import layouts
+from dcvideogen_jax import convert, documents, errors
+from dcvideogen_jax.sample import hub
 
 CONFIG_HELP = (
   "Name of a released variant, a JSON file, or JSON text with the model's own"
@@ -32,7 +31,7 @@ def weights(name: str) -> pathlib.Path:
     path = pathlib.Path(str(assets / _SHIPPED[name]))
   else:
     path = pathlib.Path(name)
-  if not path.exists():
+  if not os.path.exists(path):
     raise errors.UserError(
       f"there are no weights at {path}: expected a directory, a .pt or"
       f" .safetensors file, or one of {[*_SHIPPED]}"
@@ -70,7 +69,7 @@ def pipeline(name: str) -> str:
   if name == "tiny":
     assets = importlib.resources.files("dcvideogen_jax") / "assets"
     return str(assets / "dcvideogen_tiny")
-  if not pathlib.Path(name).is_dir() and not layouts.is_repository(name):
+  if not os.path.isdir(name) and not hub.is_repository(name):
     raise errors.UserError(
       f"there is no model {name}: expected tiny, a directory, or a Hugging"
       " Face repository owner/name@revision"
@@ -97,7 +96,7 @@ def config(text: str | None) -> str | Mapping[str, Any] | None:
   elif not text.lstrip().startswith("{"):
     return text
   try:
-    fields = json.loads(text)
+    fields = documents.parse(text)
   except ValueError as e:
     raise errors.UserError(f"{where} is not valid JSON: {e}") from e
   if not isinstance(fields, dict):

@@ -1,7 +1,7 @@
 """Encodes captioned videos beforehand, for training on their latents.
 
   python -m launch.precompute --videos=DIR --captions=FILE.jsonl \\
-    --model=nvidia/DC-VideoGen-Wan2.1-14B \\
+    --model=dc-ai/DC-Gen-Wan2.1-T2V-14B \\
     --base=Wan-AI/Wan2.1-T2V-14B-Diffusers --output=OUT
   python -m launch.precompute --videos=DIR --dry_run
 

@@ -9,16 +9,18 @@ transformer was trained, where they are not Wan's 512:
 Keys are the fields of `layouts.Paths`; paths are relative to the directory.
 """
 
-import json
+import os
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import documents, errors
 
 FILE = "parts.json"
 # What is no path.
 OPTIONS = ("text_tokens",)
+# Of a text: far more than any model was trained for.
+_MOST_TOKENS = 1 << 16
 
 
 class Said(NamedTuple):
@@ -43,7 +45,7 @@ def read(directory: pathlib.Path, parts: Collection[str]) -> Said:
   if not path.is_file():
     return Said({}, {})
   try:
-    table = json.loads(path.read_text())
+    table = documents.parse(path.read_bytes())
   except (OSError, ValueError) as e:
     raise errors.UserError(f"{path} is not readable as JSON: {e}") from e
   known = (*parts, *OPTIONS)
@@ -60,11 +62,12 @@ def read(directory: pathlib.Path, parts: Collection[str]) -> Said:
   for part, place in table.items():
     if not isinstance(place, str):
       raise errors.UserError(f"{path}: {part} is no path: found {place!r}")
-    if not (directory / place).exists():
-      raise errors.UserError(f"{path}: there is no {place} for {part}")
+    if not os.path.exists(directory / place):
+      raise errors.UserError(f"{path}: there is no {place[:200]} for {part}")
   for name, value in options.items():
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= _MOST_TOKENS:
       raise errors.UserError(
-        f"{path}: {name} must be a positive whole number, found {value!r}"
+        f"{path}: {name} must be a whole number from 1 to {_MOST_TOKENS},"
+        f" found {value!r}"
       )
   return Said({part: directory / x for part, x in table.items()}, options)

@@ -1,21 +1,21 @@
 """Where the parts of a published model lie, and fetching them.
 
 Known are the directories and repositories of DC-VideoGen
-(`nvidia/DC-VideoGen-Wan2.1-14B`, `dc-ai/DC-Gen-Wan2.1-*`), of Wan 2.1 in
-diffusers' form and of Wan 2.1 itself. What a directory's `parts.json` says (see
-`sample.elsewhere`) comes before what the directory itself holds.
+(`dc-ai/DC-Gen-Wan2.1-T2V-14B` and `-I2V-14B`, published first together as
+`nvidia/DC-VideoGen-Wan2.1-14B`), of Wan 2.1 in diffusers' form and of Wan 2.1
+itself. What a directory's `parts.json` says (see `sample.elsewhere`) comes
+before what the directory itself holds.
 """
 
 import fnmatch
-import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.sample import elsewhere
+from dcvideogen_jax.sample import elsewhere, hub
 
 TASKS = ("t2v", "i2v")
 
@@ -39,8 +39,6 @@ _ROOT = "diffusion_pytorch_model*"
 
 _CONFIG = "config.json"
 _INDEX = ".safetensors.index.json"
-# Characters of a library's message that are passed on.
-_REASON = 300
 
 
 class Paths(NamedTuple):
@@ -69,27 +67,37 @@ def locate(
   """Finds all parts that a task needs, fetching what is not here.
 
   Args:
-    source: a directory, or a Hugging Face repository (see `is_repository`).
+    source: a directory, or a Hugging Face repository (see `hub.is_repository`).
     task: "t2v" or "i2v".
     autoencoder: DC-AE-V or, by its published names, Wan's, where `source` has
       none or another one shall be used: its file or directory, a directory or a
       repository that holds it as one of several parts.
-    image_encoder: CLIP, likewise.
+    image_encoder: CLIP, likewise; None is Wan's own for DC-VideoGen's
+      repository of image to video, which has none.
 
   Returns:
     One of the two autoencoders, CLIP for image to video only.
 
   Raises:
     errors.UserError: names all parts that are missing; or if something cannot
-      be fetched, or several files could be the same part.
+      be fetched, several files could be the same part, or the repository is
+      known to be for the other task.
   """
+  for other, repository in hub.REPOSITORIES.items():
+    if other != task and hub.name(source) == repository:
+      raise errors.UserError(
+        f"{source} is for {other}, not {task}: expected"
+        f" {hub.REPOSITORIES[task]} or {hub.OLDER}"
+      )
   given = {}
   if autoencoder is not None:
     given |= _given(autoencoder, ("dc_ae_v", "wan_vae"), task)
   if image_encoder is not None and task == "i2v":
     given |= _given(image_encoder, ("image_encoder",), task)
-  if is_repository(source):
+  if hub.is_repository(source):
     directory = download(os.fspath(source), task, given)
+    if image_encoder is None:
+      given |= companions(os.fspath(source), task)
   else:
     directory = pathlib.Path(source)
   found = find(directory, task, given)._asdict()
@@ -111,22 +119,10 @@ def find(
       same part, or parts.json is damaged or names what does not exist.
   """
   directory = pathlib.Path(directory)
-  if not directory.is_dir():
+  if not os.path.isdir(directory):
     raise errors.UserError(f"there is no directory {directory}")
   found = _inside(directory, _PLACES.keys() - set(without), task)
   return Paths(**found, **_said(directory).options)
-
-
-def is_repository(source: str | os.PathLike[str]) -> bool:
-  """Whether this is a Hugging Face repository, "owner/name[@revision]".
-
-  What exists as a file or directory is none.
-  """
-  return (
-    not pathlib.Path(source).exists()
-    and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", os.fspath(source))
-    is not None
-  )
 
 
 def download(
@@ -135,14 +131,15 @@ def download(
   """Fetches what one task needs from Hugging Face, or finds it cached.
 
   Nothing is fetched twice in different formats, nor before it is known that all
-  parts are there. Without a network, what was fetched before is used.
+  parts are there. Where the network cannot be reached, what was fetched before
+  is used, and a warning says so.
 
   Args:
     repository: "owner/name@revision"; the revision is a commit, a tag or a
       branch. Without one the newest commit is taken, and the path that is
       returned ends in it.
     task: "t2v" or "i2v"; the files of the other are left out.
-    without: parts that come from elsewhere.
+    without: parts that come from elsewhere, beside `companions`.
 
   Returns:
     The snapshot's directory, whose name is the commit.
@@ -151,6 +148,7 @@ def download(
     errors.UserError: if a part is missing, or the repository cannot be fetched
       and is not in the cache.
   """
+  without = {*without, *_companions(repository, task)}
 
   def choose(names: list[str]) -> list[str]:
     entries = _entries(names)
@@ -168,7 +166,25 @@ def download(
     }
     return sorted(wanted | ({elsewhere.FILE} & set(names)))
 
-  return _fetch(repository, choose)
+  return hub.fetch(repository, choose)
+
+
+def companions(repository: str, task: str) -> dict[str, pathlib.Path]:
+  """Fetches parts that a repository lacks and its code takes from another.
+
+  Raises:
+    errors.UserError: as `download`.
+  """
+  found: dict[str, pathlib.Path] = {}
+  for part, other in _companions(repository, task).items():
+    found |= _given(other, (part,), task)
+  return found
+
+
+def _companions(repository: str, task: str) -> dict[str, str]:
+  """Part -> repository; only DC-VideoGen's of image to video lacks one."""
+  lacks = task == "i2v" and hub.name(repository) == hub.REPOSITORIES["i2v"]
+  return {"image_encoder": hub.CLIP} if lacks else {}
 
 
 def _given(
@@ -176,7 +192,7 @@ def _given(
 ) -> dict[str, pathlib.Path]:
   """A part that the user names: {which of `parts` it is: its path}."""
   path = pathlib.Path(source)
-  if is_repository(source):
+  if hub.is_repository(source):
 
     def choose(names: list[str]) -> list[str]:
       entries = _entries(names)
@@ -185,7 +201,7 @@ def _given(
           return _files(names, part, place)
       return _files(names, parts[0], ".")
 
-    path = _fetch(os.fspath(source), choose)
+    path = hub.fetch(os.fspath(source), choose)
   if path.is_dir():
     inside = _inside(path, parts, task)
     if held := [part for part in parts if inside[part] is not None]:
@@ -329,38 +345,3 @@ def _weights(names: Iterable[str]) -> list[str]:
     if found := [name for name in found if name not in whole]:
       return found
   return []
-
-
-def _fetch(
-  repository: str, choose: Callable[[list[str]], list[str]]
-) -> pathlib.Path:
-  """Fetches what `choose` takes of the names of a repository's files."""
-  import huggingface_hub  # Takes a second, and is seldom needed.
-
-  name, _, revision = repository.partition("@")
-  snapshot = functools.partial(
-    huggingface_hub.snapshot_download, name, revision=revision or None
-  )
-  try:
-    names = huggingface_hub.list_repo_files(name, revision=revision or None)
-  except Exception as e:  # Its errors, and those of its network library.
-    try:
-      return pathlib.Path(snapshot(local_files_only=True))
-    except Exception as missing:
-      # Complete for one task is not complete for the library.
-      if path := getattr(missing, "snapshot_path", None):
-        return pathlib.Path(path)
-    raise _unreachable(repository, e) from e
-  chosen = choose(names)
-  try:
-    return pathlib.Path(snapshot(allow_patterns=chosen))
-  except Exception as e:
-    raise _unreachable(repository, e) from e
-
-
-def _unreachable(repository: str, e: Exception) -> errors.UserError:
-  reason = " ".join(str(e).split()) or repr(e)
-  return errors.UserError(
-    f"{repository} is no directory here and could not be fetched: "
-    + (reason if len(reason) <= _REASON else reason[:_REASON] + "...")
-  )

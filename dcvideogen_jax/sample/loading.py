@@ -1,7 +1,6 @@
 """Loads the parts of a pipeline from published files."""
 
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import convert, errors
+from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.sample import latents, layouts, placement
@@ -207,7 +206,7 @@ def _read_scheduler(path: pathlib.Path | None) -> flow.Options:
   if path is None:
     return DEFAULT_OPTIONS
   try:
-    config = dict(json.loads(path.read_text()))
+    config = dict(documents.parse(path.read_bytes()))
   except (OSError, ValueError, TypeError) as e:
     raise errors.UserError(f"cannot read {path}: {e}") from e
   return flow.from_config(config)

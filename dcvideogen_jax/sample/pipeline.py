@@ -1,6 +1,6 @@
 """From a prompt, and maybe an image, to a video.
 
-    pipeline = DCVideoGen.from_pretrained("nvidia/DC-VideoGen-Wan2.1-14B@main")
+    pipeline = DCVideoGen.from_pretrained("dc-ai/DC-Gen-Wan2.1-T2V-14B@main")
     video = pipeline.generate("a cat walks", height=720, width=1280, frames=80)
     video.save("cat.mp4")
 

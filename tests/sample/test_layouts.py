@@ -6,7 +6,9 @@ import pathlib
 import huggingface_hub
 import pytest
 
+from configs import sample as configs
 from dcvideogen_jax import errors
+from dcvideogen_jax.sample import hub as hubs
 from dcvideogen_jax.sample import layouts
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -212,20 +214,132 @@ def test_weights_are_fetched_in_one_format(hub):
 
 
 def test_nothing_is_fetched_if_a_part_is_missing(hub):
+  hub.files["owner/copy"] = hub.files["dc-ai/DC-Gen-Wan2.1-I2V-14B"]
   with pytest.raises(errors.UserError, match="lacks image_encoder") as caught:
-    layouts.locate("dc-ai/DC-Gen-Wan2.1-I2V-14B", "i2v")
+    layouts.locate("owner/copy", "i2v")
   assert "no image_encoder was given" in str(caught.value)
   assert not hub.fetched
+
+
+@pytest.mark.parametrize("revision", ["", "@v1.0"])
+def test_clip_of_the_official_image_to_video(hub, revision):
+  """Its repository has none: the official code takes Wan's."""
+  name = "dc-ai/DC-Gen-Wan2.1-I2V-14B"
+  clip = "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"
+  paths = layouts.locate(name + revision, "i2v")
+  assert hub.fetched == {
+    name: sorted(
+      [*_TEXTS, *sharded("transformer/"), "dc-ae-v-f32t4c32-1.0.pt"]
+    ),
+    clip: ["image_encoder/config.json", "image_encoder/model.safetensors"],
+  }
+  assert paths.image_encoder.is_relative_to(hub.cache / clip)
+  assert paths.transformer.is_relative_to(hub.cache / name)
+  given = layouts.locate(name, "i2v", image_encoder=paths.image_encoder.parent)
+  assert given == paths
+
+
+def test_a_repository_that_is_for_the_other_task(hub):
+  told = (
+    "dc-ai/DC-Gen-Wan2.1-T2V-14B@v1 is for t2v, not i2v: expected "
+    "dc-ai/DC-Gen-Wan2.1-I2V-14B or nvidia/DC-VideoGen-Wan2.1-14B"
+  )
+  with pytest.raises(errors.UserError) as caught:
+    layouts.locate("dc-ai/DC-Gen-Wan2.1-T2V-14B@v1", "i2v")
+  assert str(caught.value) == told
+  assert not hub.revisions
+
+
+@pytest.mark.parametrize(
+  ("name", "others"),
+  [
+    ("dc-ai/DC-Gen-Wan2.1-T2V-14B", ["nvidia/DC-VideoGen-Wan2.1-14B"]),
+    ("dc-ai/DC-Gen-Wan2.1-I2V-14B", ["nvidia/DC-VideoGen-Wan2.1-14B"]),
+    (
+      "nvidia/DC-VideoGen-Wan2.1-14B",
+      ["dc-ai/DC-Gen-Wan2.1-T2V-14B", "dc-ai/DC-Gen-Wan2.1-I2V-14B"],
+    ),
+  ],
+)
+def test_both_names_of_what_cannot_be_fetched(hub, name, others):
+  hub.files.clear()
+  task = "i2v" if "I2V" in name else "t2v"
+  with pytest.raises(errors.UserError, match="Repository Not Found") as caught:
+    layouts.locate(name, task)
+  assert all(other in str(caught.value) for other in [name, *others])
+
+
+def test_configs_name_what_is_published(hub):
+  """The repositories of sampling's configs, with all that their task needs."""
+  name = "dc-ai/DC-Gen-Wan2.1-T2V-14B"
+  hub.files[name] = hub.files["dc-ai/DC-Gen-Wan2.1-I2V-14B"]
+  for model in ("dc-t2v-14b", "dc-i2v-14b"):
+    c = configs.get_config(model)
+    assert c.model.startswith("dc-ai/DC-Gen-Wan2.1-")
+    paths = layouts.locate(c.model, c.task)
+    assert paths.dc_ae_v is not None
+    assert (paths.image_encoder is None) == (c.task == "t2v")
 
 
 def test_offline(hub):
   name = "nvidia/DC-VideoGen-Wan2.1-14B"
   online = layouts.locate(name, "t2v")
   hub.offline = True
-  assert layouts.locate(name, "t2v") == online
-  with pytest.raises(errors.UserError, match="lacks transformer") as caught:
+  told = f"{name} cannot be reached .*: {COMMIT}"
+  with pytest.warns(UserWarning, match=told):
+    assert layouts.locate(name, "t2v") == online
+  with (
+    pytest.warns(UserWarning, match=told),
+    pytest.raises(errors.UserError, match="lacks transformer") as caught,
+  ):
     layouts.locate(name, "i2v")
   assert "image_encoder" in str(caught.value)
+
+
+def responding(status):
+  import httpx2
+
+  request = httpx2.Request("GET", "https://huggingface.co")
+  response = httpx2.Response(status, request=request)
+  return huggingface_hub.errors.HfHubHTTPError("it said", response=response)
+
+
+@pytest.mark.parametrize("unreached", [True, False])
+def test_only_what_cannot_be_reached_is_taken_from_before(
+  hub, monkeypatch, unreached
+):
+  """No rights, a name that is gone: the copy may be stale, and is not used."""
+  import httpx2
+
+  name = "nvidia/DC-VideoGen-Wan2.1-14B"
+  online = layouts.locate(name, "t2v")
+  for error in (
+    [
+      httpx2.ConnectTimeout("slow"),
+      httpx2.ConnectError("refused"),
+      huggingface_hub.errors.OfflineModeIsEnabled("offline"),
+      responding(503),
+    ]
+    if unreached
+    else [
+      responding(401),
+      responding(404),
+      RuntimeError("no such revision"),
+      huggingface_hub.errors.HFValidationError("bad name"),
+      OSError("no token"),
+    ]
+  ):
+
+    def fail(*_, error=error, **__):
+      raise error
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
+    if unreached:
+      with pytest.warns(UserWarning, match=f"cannot be reached .*{COMMIT}"):
+        assert layouts.locate(name, "t2v") == online
+    else:
+      with pytest.raises(errors.UserError, match="could not be fetched: "):
+        layouts.locate(name, "t2v")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, "incomplete"])
@@ -244,13 +358,14 @@ def test_offline_with_a_partial_snapshot(hub, monkeypatch, error):
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
   if error == "incomplete":
-    assert layouts.locate(name, "t2v") == online
+    with pytest.warns(UserWarning, match="what was fetched before is used"):
+      assert layouts.locate(name, "t2v") == online
     return
   with pytest.raises(errors.UserError) as caught:
     layouts.locate(name, "t2v")
-  assert str(caught.value) == (
+  assert str(caught.value).startswith(
     f"{name} is no directory here and could not be fetched: "
-    "no route to host Check your connection."
+    "no route to host Check your connection.; the same models are "
   )
 
 
@@ -284,7 +399,7 @@ def test_interrupted_download(hub, monkeypatch):
 def test_what_a_repository_is(tmp_path, monkeypatch, text, expected):
   monkeypatch.chdir(tmp_path)
   pathlib.Path("here/is").mkdir(parents=True)
-  assert layouts.is_repository(text) == expected
+  assert hubs.is_repository(text) == expected
 
 
 # --- directories -------------------------------------------------------------
@@ -350,6 +465,11 @@ def test_parts_elsewhere(tmp_path):
     ("[]", "is not an object of parts"),
     ('{"vae": "x"}', "no meaning for vae: expected transformer,"),
     ('{"tokens": 3}', "no meaning for tokens: expected .*, text_tokens"),
+    ("[" * 100_000, "not readable as JSON: it is nested too deep"),
+    ('{"dc_ae_v": "a", "dc_ae_v": "b"}', "it has 'dc_ae_v' twice"),
+    (json.dumps({"dc_ae_v": "x" * 5000}), "there is no xxx"),
+    ('{"text_tokens": true}', "must be a whole number from 1 to"),
+    ('{"text_tokens": 1000000000}', "must be a whole number from 1 to"),
     ('{"dc_ae_v": 3}', "dc_ae_v is no path: found 3"),
     (json.dumps({"dc_ae_v": "../gone"}), "there is no .*gone for dc_ae_v"),
   ],
