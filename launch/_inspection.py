@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import json
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
-from dcvideogen_jax import convert, errors
+from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.data import buckets, latents, timing, tokenize
 from dcvideogen_jax.sample import layouts
 from launch import _encoders
@@ -58,7 +57,7 @@ def _module(part: str, path: pathlib.Path | None) -> Any:
   fields = kind.variants[_RELEASED[part]]
   if config is not None and config.is_file():
     try:
-      found = json.loads(config.read_text())
+      found = documents.parse(config.read_bytes())
       own = {k: v for k, v in found.items() if k != "kind"}
       theirs = None if "kind" in found else kind.config_from(found)
       return kind.build(theirs or own)

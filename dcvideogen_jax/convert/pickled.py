@@ -6,10 +6,12 @@ the former, leaves blanks for the latter, and refuses everything else.
 """
 
 import collections
+import io
 import itertools
 import math
 import pathlib
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
@@ -254,12 +256,23 @@ def _unpickle(path: pathlib.Path, archive: zipfile.ZipFile) -> Any:
       dtype, stored, lambda kind: reading.reader(path, offset, kind)
     )
 
-  if members.get(f"{root}byteorder") and (
-    archive.read(f"{root}byteorder") != b"little"
-  ):
+  order = members.get(f"{root}byteorder")
+  if order and (order.file_size > 9 or archive.read(order) != b"little"):
     raise ValueError("it is big-endian")
-  with archive.open(pickles[0]) as file:
-    return _WeightsUnpickler(file, path, storage).load()
+  pickled = archive.read(pickles[0])
+  _check_memo(pickled)
+  return _WeightsUnpickler(io.BytesIO(pickled), path, storage).load()
+
+
+def _check_memo(pickled: bytes) -> None:
+  """Raises ValueError for a place in the memo that no pickle needs.
+
+  Python makes a list as long as the largest place, whatever there is in it: a
+  single damaged byte can ask for 64 GB.
+  """
+  for opcode, place, _ in pickletools.genops(pickled):
+    if "PUT" in opcode.name and int(place or 0) > len(pickled):
+      raise ValueError("it numbers more objects than it holds")
 
 
 def _data_offset(path: pathlib.Path, info: zipfile.ZipInfo) -> int:

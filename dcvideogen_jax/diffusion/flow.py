@@ -301,7 +301,7 @@ def from_config(config: Mapping[str, Any]) -> Options:
       package does not have, such as a prediction type other than flow.
   """
   name = config.get("_class_name")
-  if name not in _CLASSES:
+  if not isinstance(name, str) or name not in _CLASSES:
     raise errors.UserError(
       f"scheduler classes are {', '.join(_CLASSES)}, found {name!r}"
     )
@@ -337,16 +337,24 @@ def _refuse_unsupported(
     )
 
 
+# Of shifts and of noise levels in training, far more than there are.
+_MOST = 1_000_000
+
+
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:
   value = config.get(key, default)
   number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not number or not np.isfinite(value):
+  if not number or value != value or abs(value) == np.inf:
     raise errors.UserError(f"{key} must be a number, found {value!r}")
+  if not 0 < value < _MOST:
+    raise errors.UserError(
+      f"{key} must be above 0 and below {_MOST:,}, found {str(value)[:40]}"
+    )
   return float(value)
 
 
 def _unipc_grid(version: Any) -> str:
-  known = re.match(r"(\d+)\.(\d+)", str(version))
+  known = re.match(r"(\d{1,9})\.(\d{1,9})", str(version))
   if not known:
     return "wan"
   newer = (int(known[1]), int(known[2])) >= (0, 37)

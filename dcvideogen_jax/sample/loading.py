@@ -209,7 +209,10 @@ def _read_scheduler(path: pathlib.Path | None) -> flow.Options:
     config = dict(documents.parse(path.read_bytes()))
   except (OSError, ValueError, TypeError) as e:
     raise errors.UserError(f"cannot read {path}: {e}") from e
-  return flow.from_config(config)
+  try:
+    return flow.from_config(config)
+  except errors.UserError as e:
+    raise errors.UserError(f"{path}: {e}") from e
 
 
 def check_channels(module: Any, space: latents.Deep | latents.Wan) -> None:

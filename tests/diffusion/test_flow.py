@@ -292,3 +292,28 @@ def test_mathematics_is_float32():
   assert {x.dtype, v.dtype, flow.to_x0(x0, x0, 0.5).dtype} == {
     jnp.dtype("float32")
   }
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"_class_name": ["UniPCMultistepScheduler"]},
+    {"flow_shift": float("nan")},
+    {"flow_shift": float("inf")},
+    {"flow_shift": 0},
+    {"flow_shift": -5.0},
+    {"flow_shift": 10**400},
+    {"num_train_timesteps": 0},
+    {"num_train_timesteps": float("inf")},
+  ],
+)
+def test_settings_that_are_no_schedule(change):
+  """Each went into the noise levels, or ended in a traceback."""
+  config = {
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+  }
+  flow.from_config(config)
+  with pytest.raises(errors.UserError, match=next(iter(change)).strip("_")[:5]):
+    flow.from_config(config | change)
