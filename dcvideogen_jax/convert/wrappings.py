@@ -68,7 +68,7 @@ def count(tensors: Tensors, names: Known) -> int:
   return sum(_numberless(name) in names.names for name in tensors)
 
 
-def without_inner(where: str, tensors: Tensors) -> Tensors:
+def without_inner(where: str, tensors: Tensors) -> dict[str, reading.Tensor]:
   """The same tensors without the words that wrappers put between names.
 
   Raises:

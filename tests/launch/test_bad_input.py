@@ -112,7 +112,7 @@ def missing_key(directory, state_dict):
 
 def no_weights(directory, state_dict):
   safetensors.numpy.save_file({}, directory / "model.safetensors")
-  return "missing"
+  return "holds no weights of dc_ae_v"
 
 
 def not_an_object(directory, state_dict):
