@@ -1,5 +1,6 @@
 """Finds parts in directories and repositories, and fetches no more."""
 
+import importlib
 import json
 import pathlib
 
@@ -296,11 +297,15 @@ def test_offline(hub):
   assert "image_encoder" in str(caught.value)
 
 
-def responding(status):
-  import httpx2
+def network():
+  """The network library of the installed huggingface_hub."""
+  base = huggingface_hub.errors.HfHubHTTPError.__mro__[1]
+  return importlib.import_module(base.__module__.partition(".")[0])
 
-  request = httpx2.Request("GET", "https://huggingface.co")
-  response = httpx2.Response(status, request=request)
+
+def responding(status):
+  request = network().Request("GET", "https://huggingface.co")
+  response = network().Response(status, request=request)
   return huggingface_hub.errors.HfHubHTTPError("it said", response=response)
 
 
@@ -309,14 +314,12 @@ def test_only_what_cannot_be_reached_is_taken_from_before(
   hub, monkeypatch, unreached
 ):
   """No rights, a name that is gone: the copy may be stale, and is not used."""
-  import httpx2
-
   name = "nvidia/DC-VideoGen-Wan2.1-14B"
   online = layouts.locate(name, "t2v")
   for error in (
     [
-      httpx2.ConnectTimeout("slow"),
-      httpx2.ConnectError("refused"),
+      network().ConnectTimeout("slow"),
+      network().ConnectError("refused"),
       huggingface_hub.errors.OfflineModeIsEnabled("offline"),
       responding(503),
     ]
