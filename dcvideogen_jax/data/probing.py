@@ -11,9 +11,17 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 import av
+import tqdm
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.data import containers, fetch, video
+from dcvideogen_jax.data import (
+  containers,
+  decoding,
+  fetch,
+  pixels,
+  stills,
+  video,
+)
 
 
 def probe(
@@ -56,7 +64,15 @@ def probe(
   names = list(names)
   try:
     with concurrent.futures.ThreadPoolExecutor() as pool:
-      return dict(zip(names, pool.map(look, names), strict=True))
+      # A terminal sees a bar where this takes more than a few seconds.
+      seen = tqdm.tqdm(
+        pool.map(look, names),
+        desc="looking at videos",
+        total=len(names),
+        delay=5,
+        disable=None,
+      )
+      return dict(zip(names, seen, strict=True))
   finally:
     if new:
       # Without it the next start takes longer, nothing else.
@@ -79,7 +95,7 @@ def _index(folder: pathlib.Path) -> pathlib.Path:
 def _reader() -> str:
   """Changes with what reads videos, and what it says of them."""
   digest = hashlib.sha256(av.__version__.encode())
-  for module in (video, containers):
+  for module in (video, containers, decoding, pixels, stills):
     digest.update(pathlib.Path(str(module.__file__)).read_bytes())
   return digest.hexdigest()
 
