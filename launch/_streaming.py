@@ -218,7 +218,6 @@ def _read(made, c, per_chunk) -> UInt8[np.ndarray, "t h w 3"]:
   path = _CONTINUE_FROM.value
   fps = timing.parse(_CONTINUE_FPS.value, "--continue_fps")
   info = video_files.probe(path)
-  timing.tell(path, info, fps)
   first = next(video_files.frames(path)).rgb()
   size = made.size(c.frames, c.height, c.width, c.area, first)
   most = None
@@ -236,4 +235,5 @@ def _read(made, c, per_chunk) -> UInt8[np.ndarray, "t h w 3"]:
       f"{path} has {len(frames)} frames{timing.rate(info, fps)}, fewer than "
       f"the {per_chunk} of a chunk"
     )
+  timing.tell(path, info, fps)
   return np.stack([*frames][len(frames) % per_chunk :])
