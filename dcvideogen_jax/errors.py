@@ -1,9 +1,25 @@
 """The one exception that means "the user can fix this"."""
 
+import re
+
+# Characters of a word in a message; longer than any path. Damaged files have
+# names of thousands.
+_WORD = 600
+
 
 class UserError(ValueError):
   """A problem with the input, told in one sentence.
 
   The message says what was wrong, what was expected and what was found.
-  Programs print it without a traceback and exit with code 2.
+  Programs print it without a traceback and exit with code 2. Of very long words
+  the middle is left out.
   """
+
+  def __init__(self, message: str):
+    """Takes the sentence."""
+    super().__init__(re.sub(rf"\S{{{_WORD},}}", _shortened, message))
+
+
+def _shortened(word: re.Match[str]) -> str:
+  text = word[0]
+  return f"{text[: _WORD // 3]}...({len(text)} characters)...{text[-40:]}"
