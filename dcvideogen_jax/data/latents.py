@@ -18,6 +18,7 @@ a bucket have equal shapes, but for the texts.
 """
 
 import json
+import math
 import os
 import pathlib
 import struct
@@ -31,8 +32,8 @@ from grain import sources
 from jaxtyping import Float
 from safetensors import numpy as safetensors
 
-from dcvideogen_jax import errors
-from dcvideogen_jax.data import buckets
+from dcvideogen_jax import documents, errors
+from dcvideogen_jax.data import buckets, descriptions
 from dcvideogen_jax.data import options as options_lib
 
 KEYS = ("base", "deep", "base_condition", "deep_condition", "text", "image")
@@ -46,6 +47,8 @@ SCORE_POWER = 10
 _LENGTH = struct.Struct("<Q")
 _STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _META = "__metadata__"
+# What taking a damaged record apart may raise.
+_MALFORMED = (struct.error, AttributeError, KeyError, TypeError, ValueError)
 _REQUIRED = ("source", "path")
 _DEFAULTS = {"keys": None, "text_tokens": 512, "latent_frames": None}
 _OVER_TIME = ("base", "deep", "base_condition", "deep_condition")
@@ -90,17 +93,25 @@ def decode(
   try:
     (length,) = _LENGTH.unpack_from(record)
     start = _LENGTH.size + length
-    header = json.loads(record[_LENGTH.size : start])
-    meta = json.loads(header.pop(_META)["meta"])
-    flat = {}
-    for key, entry in header.items():
+    header = documents.parse(record[_LENGTH.size : start])
+    meta = documents.parse(header.pop(_META)["meta"])
+    flat, end = {}, 0
+    # As they lie: without gaps, overlaps and surplus.
+    for key, entry in sorted(header.items(), key=_offsets):
+      dtype, shape = _STORED[entry["dtype"]], entry["shape"]
+      first, last = ends = entry["data_offsets"]
+      whole = descriptions.are_counts(shape) and descriptions.are_counts(ends)
+      if not whole or first != end:
+        raise ValueError(f"{key} is no array where the last one ends")
+      end = first + math.prod(shape) * dtype.itemsize
+      if last != end or start + end > len(record):
+        raise ValueError(f"{key} ends elsewhere")
       if key.partition(".")[0] in keys:
-        first, last = entry["data_offsets"]
-        flat[key] = np.frombuffer(
-          memoryview(record)[start + first : start + last],
-          _STORED[entry["dtype"]],
-        ).reshape(entry["shape"])
-  except (struct.error, KeyError, TypeError, ValueError) as e:
+        data = memoryview(record)[start + first : start + end]
+        flat[key] = np.frombuffer(data, dtype).reshape(shape)
+    if start + end != len(record):
+      raise ValueError("it is followed by something else")
+  except _MALFORMED as e:
     raise ValueError(f"it is no record of encoded clips: {e!r}") from e
   texts = [key for key in flat if key.startswith("text.")]
   texts.sort(key=lambda key: int(key.partition(".")[2]))
@@ -108,6 +119,11 @@ def decode(
   if texts:
     arrays["text"] = [flat[key] for key in texts]
   return arrays, meta
+
+
+def _offsets(item: tuple[str, Any]) -> list[int]:
+  """Where an array of a record lies, to sort them by."""
+  return item[1]["data_offsets"]
 
 
 def caption_weights(count: int, scores: Sequence[float] | None) -> np.ndarray:
@@ -159,24 +175,22 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
   """
   path = pathlib.Path(directory) / INDEX
   try:
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = documents.parse(path.read_bytes())
     if index["format"] != FORMAT:
       raise errors.UserError(
         f"{path} has the format {index['format']}, expected {FORMAT}: make the "
         "folder again with python -m launch.precompute"
       )
-    known = {"records", "settings", "facts", "buckets", "parts"}
-    if missing := sorted(known - index.keys()):
-      raise errors.UserError(f"{path} lacks {', '.join(missing)}")
+    descriptions.require(index, descriptions.INDEX)
   except FileNotFoundError as e:
     raise errors.UserError(
       f"{directory} has no {INDEX}: it is not a folder of python -m "
       "launch.precompute, or that was not finished"
     ) from e
-  except (OSError, KeyError, TypeError, UnicodeDecodeError) as e:
-    raise errors.UserError(f"cannot read {path}: {e}") from e
-  except json.JSONDecodeError as e:
-    raise errors.UserError(f"{path} is damaged: {e}") from e
+  except errors.UserError:
+    raise
+  except (OSError, KeyError, TypeError, ValueError) as e:
+    raise errors.UserError(f"cannot read {path}, it is damaged: {e}") from e
   return index
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
-from dcvideogen_jax import errors, files
-from dcvideogen_jax.data import latents
+from dcvideogen_jax import documents, errors, files
+from dcvideogen_jax.data import descriptions, latents
 
 SETTINGS, PART, SKIPPED = "settings.json", "part.json", "skipped.jsonl"
 # One clip per chunk, or reading one would decompress its neighbours too.
@@ -64,7 +64,7 @@ def begin(
         temporary.write_text(_json(settings), encoding="utf-8")
       return directory
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = documents.parse(path.read_bytes())
     differ = [
       f"{key} was {found.get(key)!r} and is {settings.get(key)!r}"
       for key in sorted(found.keys() | settings.keys())
@@ -192,7 +192,7 @@ def finish(directory: pathlib.Path, count: int) -> dict[str, Any] | None:
   facts: dict[str, Any] = {}
   table, skipped = {}, []
   for number in numbers:
-    about = read(directory / name(number) / PART)
+    about = read(directory / name(number) / PART, descriptions.PART)
     if (facts := facts or about["facts"]) != about["facts"]:
       raise errors.UserError(
         f"{directory / name(number)}: expected {facts}, found {about['facts']}"
@@ -211,7 +211,7 @@ def finish(directory: pathlib.Path, count: int) -> dict[str, Any] | None:
   index = {
     "format": latents.FORMAT,
     "records": sum(about["records"] for about in buckets.values()),
-    "settings": read(directory / SETTINGS),
+    "settings": read(directory / SETTINGS, descriptions.SETTINGS),
     "facts": facts,
     "buckets": dict(sorted(buckets.items())),
     "parts": table,
@@ -224,16 +224,18 @@ def finish(directory: pathlib.Path, count: int) -> dict[str, Any] | None:
   return index
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON file of the folder.
+def read(path: pathlib.Path, fields: descriptions.Fields) -> dict[str, Any]:
+  """A JSON file of the folder, with the fields that it has to have.
 
   Raises:
     errors.UserError: if it is missing or damaged.
   """
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    document = documents.parse(path.read_bytes())
+    descriptions.require(document, fields)
   except (OSError, ValueError) as e:
     raise errors.UserError(f"{path} is missing or damaged: {e}") from e
+  return document
 
 
 @contextlib.contextmanager

@@ -84,6 +84,68 @@ def test_what_is_no_record():
       latents.encode(arrays, {})
 
 
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("data_offsets", [-8, 40]),  # Not where the data begin,
+    ("data_offsets", [0, 96]),  # of two arrays the same,
+    ("data_offsets", [48.0, 96.0]),
+    ("data_offsets", None),
+    ("shape", [-3, -4]),
+    ("shape", [3, 4, 1.0]),
+    ("shape", None),
+    ("dtype", "BF16"),
+    ("dtype", []),
+  ],
+)
+def test_arrays_that_are_not_where_a_record_says(field, value):
+  arrays = {"text": [np.ones((3, 4), np.float32)] * 2}
+  record = latents.encode(arrays, {})
+  length = int.from_bytes(record[:8], "little")
+  header = json.loads(record[8 : 8 + length])
+  header["text.1"][field] = value
+  text = json.dumps(header).encode()
+  spoilt = len(text).to_bytes(8, "little") + text + record[8 + length :]
+  with pytest.raises(ValueError, match="no record of encoded clips"):
+    latents.decode(spoilt, ("image",))
+
+
+def test_a_record_is_nothing_but_its_arrays():
+  record = latents.encode({"image": np.ones((3, 4), np.float32)}, {})
+  latents.decode(record)
+  with pytest.raises(ValueError, match="followed by something else"):
+    latents.decode(record + bytes(4))
+
+
+@pytest.mark.parametrize(
+  ("keys", "value"),
+  [
+    (["records"], "12"),
+    (["records"], True),
+    (["facts"], None),
+    (["settings"], []),
+    (["buckets"], -1),
+    (["buckets", "24x48"], float("inf")),
+    (["buckets", "24x48", "records"], -1),
+    (["buckets", "24x48", "shapes"], [[]]),
+    (["buckets", "24x48", "shapes", "deep"], [2, 3, 4, 6.0]),
+    (["parts", "part-00000"], 5),
+    (["parts", "part-00000", "24x48"], None),
+  ],
+)
+def test_fields_of_the_index_that_make_no_sense(folder, tmp_path, keys, value):
+  def change(content):
+    index = holder = json.loads(content)
+    for key in keys[:-1]:
+      holder = holder[key]
+    holder[keys[-1]] = value
+    return json.dumps(index).encode()
+
+  copy = _spoilt(folder, tmp_path, "index.json", change)
+  with pytest.raises(errors.UserError, match=f"index.json.* its {keys[0]} "):
+    latents.read_index(copy)
+
+
 def test_index(folder):
   index = latents.read_index(folder)
   assert index["records"] == 12 and index["settings"] == encoded_clips.SETTINGS
@@ -264,6 +326,7 @@ def _spoilt(folder, tmp_path, name, change):
   [
     ("index.json", None, "was not finished"),
     ("index.json", lambda x: x[:50], "is damaged"),
+    ("index.json", lambda x: b"[" * 100_000, "nested too deep"),
     ("index.json", lambda x: b"[]", "cannot read"),
     ("index.json", lambda x: b'{"format": 1}', "lacks buckets, facts"),
     ("index.json", lambda x: b'{"format": 9}', "has the format 9, expected 1"),

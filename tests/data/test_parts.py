@@ -70,6 +70,34 @@ def test_a_folder_is_continued_with_the_same_settings_only(tmp_path):
     parts.begin(tmp_path / "b", encoded_clips.SETTINGS)
 
 
+@pytest.mark.parametrize(
+  ("name", "text", "word"),
+  [
+    (parts.PART, "4", "expected an object"),
+    (parts.PART, "[" * 100_000, "nested too deep"),
+    (parts.PART, '{"facts": {}, "buckets": {}}', "lacks skipped"),
+    (
+      parts.PART,
+      '{"facts": {}, "buckets": {"a": {"records": 1}}, "skipped": []}',
+      "its buckets",
+    ),
+    (
+      parts.PART,
+      '{"facts": {}, "buckets": {}, "skipped": {"a": 1}}',
+      "its skipped",
+    ),
+    (parts.SETTINGS, "[]", "expected an object"),
+    (parts.SETTINGS, "[" * 100_000, "nested too deep"),
+  ],
+)
+def test_damaged_descriptions(folder, tmp_path, name, text, word):
+  shutil.copytree(folder, tmp_path / "copy")
+  path = min((tmp_path / "copy").rglob(name))
+  path.write_text(text)
+  with pytest.raises(errors.UserError, match=f"{name}.*{word}"):
+    parts.finish(tmp_path / "copy", 3)
+
+
 @pytest.mark.parametrize("where", ["gs://b/x", pathlib.Path("gs://b/x")])
 def test_object_stores_are_refused(where):
   with pytest.raises(errors.UserError, match="can be locked, found gs://b/x"):
