@@ -341,7 +341,8 @@ def _build(kind, source, config, weights: Tensors, dtype) -> nn.Module:
       param_dtype=dtype or matching.stored_dtype(weights),
     )
   except (TypeError, ValueError) as e:
-    raise errors.UserError(f"the configuration of {kind}: {e}") from e
+    where = "" if isinstance(source, Mapping) else f"{source}: "
+    raise errors.UserError(f"{where}the configuration of {kind}: {e}") from e
 
 
 def _shardings(sharding: Any, expected: Any) -> Callable[..., Any]:

@@ -8,17 +8,17 @@ denoise           the transformer, low-rank updates merged; or, as "lora", the
                   updates and whatever else was trained, for PEFT
 """
 
-import json
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import checkpoint, convert, errors, files, tree
+from dcvideogen_jax import checkpoint, convert, documents, errors, files, tree
 from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.convert import api, engine, matching, writing
 from dcvideogen_jax.models import dc_ae_v, wan_vae
@@ -114,10 +114,10 @@ def load(workdir: str | os.PathLike[str]) -> Result:
   row = _ROWS[config["task"]]
   # The machine that exports need not be the one that trained, and what encoded
   # the data, or replaced a text, is no part of the result.
-  changes = {"encoders": None, "negative": None}
-  run = step.plan(
-    config | {"mesh": {"fsdp": -1}, "sharding": ((".*", "fsdp"),), **changes}
-  )
+  changes = {"mesh": {"fsdp": -1}, "sharding": ((".*", "fsdp"),)}
+  changes |= {"encoders": None, "negative": None}
+  with _blamed(workdir):
+    run = step.plan(config | changes)
   directory, restored = files.path(workdir) / "checkpoints", None
   if directory.exists():
     with checkpoint.Checkpointer(directory, read_only=True) as saver:
@@ -145,26 +145,45 @@ def load(workdir: str | os.PathLike[str]) -> Result:
 
 def _read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   try:
-    config = json.loads((files.path(workdir) / "config.json").read_text())
+    config = documents.parse(_config_of(workdir).read_bytes())
   except FileNotFoundError as e:
     raise errors.UserError(f"{workdir} holds no run: {e}") from e
   except (OSError, ValueError) as e:
     raise _damaged(workdir, e) from e
-  if not isinstance(config, dict) or "task" not in config:
+  if not isinstance(config, dict) or not isinstance(config.get("task"), str):
     raise _damaged(workdir, "expected the config of a run")
   if config["task"] not in _ROWS:
     raise errors.UserError(
       f"a run of task {config['task']!r} cannot be exported: expected one of "
       f"{', '.join(_ROWS)}"
     )
+  with _blamed(workdir):
+    _ROWS[config["task"]].build(config)
   return config
+
+
+def _config_of(workdir: str | os.PathLike[str]) -> files.Path:
+  return files.path(workdir) / "config.json"
 
 
 def _damaged(workdir: str | os.PathLike[str], reason: Any) -> errors.UserError:
   return errors.UserError(
-    f"{files.path(workdir) / 'config.json'} cannot be read ({reason}): starting"
-    " the training again writes it anew"
+    f"{_config_of(workdir)} cannot be read ({reason}): starting the training"
+    " again writes it anew"
   )
+
+
+@contextlib.contextmanager
+def _blamed(workdir: str | os.PathLike[str]) -> Iterator[None]:
+  """Names the config that nothing can be made of; its fields may be any."""
+  try:
+    yield
+  except errors.UserError as e:
+    raise errors.UserError(f"{_config_of(workdir)}: {e}") from e
+  except (ArithmeticError, AttributeError, LookupError) as e:
+    raise _damaged(workdir, repr(e)) from e
+  except (TypeError, ValueError) as e:
+    raise _damaged(workdir, (str(e).splitlines() or [repr(e)])[0]) from e
 
 
 def export(

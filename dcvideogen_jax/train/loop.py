@@ -11,7 +11,7 @@ import grain
 import jax
 import numpy as np
 
-from dcvideogen_jax import checkpoint, files, report, sharding
+from dcvideogen_jax import checkpoint, documents, files, report, sharding
 from dcvideogen_jax.train import history as history_lib
 from dcvideogen_jax.train import interrupt as interrupt_lib
 from dcvideogen_jax.train import profiling, validation, window
@@ -86,7 +86,7 @@ def _remember(
   changed: list[str] | None = []
   if path.exists():
     try:
-      old = json.loads(path.read_text())
+      old = documents.parse(path.read_bytes())
     except ValueError:  # Also of bytes that are no text.
       old = None
     changed = None

@@ -209,10 +209,22 @@ def test_tokenizer_with_more_tokens_than_the_encoder(damaged):
   assert "has 1026 tokens, more than the 1024 of" in found
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"_class_name": "PNDM"}'])
+@pytest.mark.parametrize(
+  "text",
+  [
+    "{",
+    "[1]",
+    '{"_class_name": "PNDM"}',
+    '{"_class_name": ["FlowMatchEulerDiscreteScheduler"]}',
+    '{"_class_name": "UniPCMultistepScheduler"}',
+    '{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": "4"}',
+    "[" * 100_000,
+  ],
+)
 def test_damaged_scheduler(damaged, text):
-  (damaged / "scheduler" / "scheduler_config.json").write_text(text)
-  assert "scheduler" in refused(damaged)
+  path = damaged / "scheduler" / "scheduler_config.json"
+  path.write_text(text)
+  assert str(path) in refused(damaged)
 
 
 def test_missing_shard(damaged):

@@ -293,6 +293,39 @@ def test_runs_that_are_none(tmp_path):
     export.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("keys", "value"),
+  [
+    ([], "["),
+    ([], -0.5),
+    ([], ["["] * 3),
+    (["task"], []),
+    (["phase"], None),
+    (["steps"], -1),
+    (["optim"], {}),
+    (["optim", "betas"], 3),
+    (["ema", "steps"], "few"),
+    (["start"], "../../out"),
+    (["model", "text_width"], 0.5),
+    (["model", "layers"], [None]),
+    (["model", "patch"], [1, 1]),
+  ],
+)
+def test_configs_that_no_run_has(scratch, tmp_path, keys, value):
+  config = holder = json.loads((scratch[0] / "config.json").read_text())
+  for key in keys[:-1]:
+    holder = holder[key]
+  if keys:
+    holder[keys[-1]] = value
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(config if keys else value))
+  with pytest.raises(errors.UserError, match=str(path)):
+    export.load(tmp_path)
+  path.write_text("[" * 100_000)
+  with pytest.raises(errors.UserError, match="nested too deep"):
+    export.load(tmp_path)
+
+
 def test_weights_that_a_run_started_from_are_needed(adapted, tmp_path):
   shutil.copytree(adapted.workdir, tmp_path / "run")
   path = tmp_path / "run" / "config.json"
