@@ -250,8 +250,10 @@ def _unpickle(path: pathlib.Path, archive: zipfile.ZipFile) -> Any:
       raise ValueError(f"{info.filename} is compressed")
     stored = count * _DTYPES[dtype].itemsize
     offset = _data_offset(path, info)
-    if info.file_size < stored or offset + stored > size:
-      raise ValueError(f"{info.filename} is too short")
+    if info.file_size != stored or offset + stored > size:
+      raise ValueError(
+        f"{info.filename} has {info.file_size} bytes, expected {stored}"
+      )
     return _Storage(
       dtype, stored, lambda kind: reading.reader(path, offset, kind)
     )

@@ -50,7 +50,8 @@ def opened(path: pathlib.Path):
   """Yields (container, the video stream that players show)."""
   try:
     containers.check_complete(path)
-    container = av.open(str(path))
+    # Tags are no part of the picture, and may be in any encoding.
+    container = av.open(str(path), metadata_errors="replace")
   except (av.FFmpegError, OSError) as e:
     raise errors.UserError(
       f"{path} is not a readable video or is damaged ({_reason(e)})"

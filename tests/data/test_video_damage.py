@@ -181,3 +181,16 @@ def test_a_broken_picture_in_an_avi_of_jpegs_is_told(tmp_path):
   path.write_bytes(content)
   with pytest.raises(errors.UserError, match="a.avi is damaged near frame"):
     recordings.read(path)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm"])
+def test_tags_in_no_encoding_are_no_damage(tmp_path, suffix):
+  codec = "libvpx-vp9" if suffix == "webm" else "libx264"
+  path = tmp_path / f"in.{suffix}"
+  recordings.encode(path, 3, codec=codec)
+  expected = recordings.read(path)
+  content = path.read_bytes()
+  assert b"Lavf" in content
+  path.write_bytes(content.replace(b"Lavf", b"\xcc\xff\xfe\xfd"))
+  np.testing.assert_array_equal(recordings.read(path), expected)
+  assert video.probe(path).frames == 3
