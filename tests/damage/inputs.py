@@ -1,0 +1,12 @@
+"""All that is damaged."""
+
+from tests.damage import clips, media, models, pipelines, texts, updates
+
+INPUTS = (
+  *models.INPUTS,
+  *updates.INPUTS,
+  *pipelines.INPUTS,
+  *media.INPUTS,
+  *texts.INPUTS,
+  *clips.INPUTS,
+)
