@@ -31,6 +31,19 @@ def test_a_transformer(programs, run, tmp_path):
   convert.load("wan_dit", tmp_path / "out")
 
 
+def test_a_full_disk(programs, run, tmp_path):
+  done = programs.run(
+    "launch.export",
+    f"--workdir={run}",
+    f"--output={tmp_path / 'out'}",
+    largest_file=3000,
+  )
+  assert done.code == 2 and "Traceback" not in done.stderr, done.stderr
+  (line,) = [x for x in done.stderr.splitlines() if "error: " in x]
+  assert line.startswith("error: cannot write ") and "File too large" in line
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("given", [None, 0.75])
 def test_an_autoencoder_s_scale_is_measured_unless_given(
   programs, tmp_path, given

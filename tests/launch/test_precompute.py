@@ -324,6 +324,23 @@ def test_a_device_that_fails_ends_the_others(base_vae, tmp_path, monkeypatch):
   assert len(whole) * job.per_part <= sum(counts)
 
 
+def test_two_in_one_folder_share_the_parts(base_vae, tmp_path):
+  """Each is made once: a part that the other makes is left to it."""
+  whole = _job(base_vae, tmp_path / "whole", 4)
+  _encoding.run(whole, range(2), lambda: None, lambda n: None)
+  shared = _job(base_vae, tmp_path / "shared", 4)
+  counts = []
+  with parts.locked(shared.output, 0) as other:
+    assert other
+    _encoding.run(shared, range(2), lambda: None, counts.append)
+    assert [parts.is_done(shared.output, n) for n in range(2)] == [False, True]
+  assert sum(counts) == 2
+  assert parts.finish(shared.output, 2) is None
+  _encoding.run(shared, range(2), lambda: None, counts.append)
+  assert sum(counts) == 4
+  assert _content(shared.output) == _content(whole.output)
+
+
 def _world(base_vae, output, *more):
   return (
     "--world=60",
@@ -384,6 +401,19 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
   record = _records(whole)["world/heldout/3/0"]
   assert record[1].keys() == {"base"} and record[1]["base"].dtype == "bfloat16"
   assert record[2]["scene"].keys() >= {"colour", "shape", "motion"}
+
+
+def test_a_full_disk(programs, base_vae, tmp_path):
+  """One sentence; the same command goes on once there is room."""
+  arguments = _world(base_vae, tmp_path / "out", "--world=1")
+  finished = programs.run("launch.precompute", *arguments, largest_file=600)
+  assert finished.code == 2
+  (line,) = [x for x in finished.stderr.splitlines() if "error: " in x]
+  assert "cannot write" in line and "Traceback" not in finished.stderr
+  names = {path.name for path in (tmp_path / "out").iterdir()}
+  assert names <= {parts.SETTINGS}
+  finished = programs.run("launch.precompute", *arguments)
+  assert finished.code == 0, finished.stderr
 
 
 def test_a_look_beforehand(programs, videos):

@@ -20,7 +20,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def start(
-  command: Sequence[str], cache: pathlib.Path, flags: str = ""
+  command: Sequence[str],
+  cache: pathlib.Path,
+  flags: str = "",
+  largest_file: str = "unlimited",
 ) -> subprocess.Popen[str]:
   """`python -m COMMAND` in the checkout.
 
@@ -29,9 +32,13 @@ def start(
     cache: directory for compiled programs, so that only the first start of
       several compiles.
     flags: for XLA, beside those that keep compiling short.
+    largest_file: KiB that a file may have, which acts like a full disk.
   """
   return subprocess.Popen(
-    [sys.executable, "-m", *command],
+    [
+      *("bash", "-c", f'ulimit -f {largest_file}; exec "$@"', "bash"),
+      *(sys.executable, "-m", *command),
+    ],
     cwd=ROOT,
     env=os.environ
     | {

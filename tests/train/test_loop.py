@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dcvideogen_jax import checkpoint, errors, report
-from dcvideogen_jax.train import loop, step, tasks, validation
+from dcvideogen_jax.train import export, loop, step, tasks, validation
 
 
 def _saved(config, workdir):
@@ -234,6 +234,22 @@ def test_changed_keys_are_told_on_resume(config, tmp_path, capsys):
   out = capsys.readouterr().out
   assert "resuming after step 6" in out
   assert "steps" in out and "optim.lr" in out
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]", b""])
+def test_a_damaged_config_is_told_and_written_anew(
+  config, tmp_path, capsys, content
+):
+  loop.fit(config, tmp_path)
+  path = tmp_path / "config.json"
+  whole = path.read_bytes()
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError, match="config.json cannot be read"):
+    export.load(tmp_path)
+  capsys.readouterr()
+  loop.fit(config, tmp_path)
+  assert f"{path} was damaged and is written anew" in capsys.readouterr().out
+  assert path.read_bytes() == whole
 
 
 def test_another_model_does_not_resume(config, tmp_path):

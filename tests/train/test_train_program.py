@@ -92,6 +92,19 @@ def test_terminated_and_resumed(finished, cache, tmp_path):
   _assert_undisturbed(tmp_path / "run", finished)
 
 
+def test_a_full_disk_is_one_sentence(finished, cache, tmp_path):
+  """Which a supervisor does not retry; what was saved is continued from."""
+  code, _, err = killing.finish(
+    killing.start(_train(tmp_path), cache, largest_file="9")
+  )
+  assert code == 2 and "Traceback" not in err, err
+  (line,) = [x for x in err.splitlines() if "error: " in x]
+  assert line.startswith(f"error: cannot save to {tmp_path / 'checkpoints'}: ")
+  code, _, err = killing.finish(killing.start(_train(tmp_path), cache))
+  assert code == 0, err
+  _assert_undisturbed(tmp_path, finished)
+
+
 def test_export_is_the_average_in_bfloat16(finished, tmp_path):
   finishing = subprocess.run(
     [
