@@ -13,10 +13,13 @@ that flipped on a disk are noticed: Orbax stores arrays without checksums.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import re
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -85,8 +88,7 @@ class Checkpointer:
         cleanup_tmp_directories=True,
       )
     )
-    for name in ("absl", "asyncio"):  # Twice is once.
-      logging.getLogger(name).addFilter(_is_news)
+    _hush()
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
@@ -343,6 +345,25 @@ def _full(error: BaseException | None) -> str | None:
       return cause.strerror
     error = error.__cause__ or error.__context__
   return None
+
+
+@functools.cache
+def _hush() -> None:
+  """Keeps quiet, from now on, what is logged of errors that are raised as well.
+
+  Of a save that fails Orbax leaves other writes behind. Each of them ends after
+  its event loop is closed, and TensorStore says so with a traceback.
+  """
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(_is_news)
+  hook = sys.unraisablehook
+
+  def heard(about: Any) -> None:
+    if "Event loop is closed" not in str(about.exc_value):
+      hook(about)
+
+  sys.unraisablehook = heard
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
