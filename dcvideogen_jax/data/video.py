@@ -6,6 +6,7 @@ import fractions
 import functools
 import os
 import pathlib
+import warnings
 from collections.abc import Iterator
 
 import av
@@ -17,8 +18,6 @@ from dcvideogen_jax.data import containers, decoding, pixels, stills
 # By the numbers of ITU-T H.273.
 _BT709_TAG = 1
 _SRGB_TAG = 13
-# Below, x264 is lossless, in a profile that browsers do not play.
-_LEAST_CRF = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +174,10 @@ def read_frames(
 class VideoWriter:
   """Writes uint8 frames to an mp4 (H.264) that appears only when complete.
 
-  Even sizes are stored as yuv420p, which every player shows; odd ones as
-  yuv444p, which keeps their size but which browsers do not play. Colours are
-  BT.709, tagged as such.
+  Even sizes are stored as yuv420p, which every player shows. Odd sizes are
+  stored as yuv444p, which keeps them, and crf=0 is lossless but for colours:
+  browsers and phones play neither, which a warning says. Colours are BT.709,
+  tagged as such.
 
   Use as a context manager; an exception inside leaves no file.
   """
@@ -194,8 +194,7 @@ class VideoWriter:
     Args:
       path: where the mp4 goes; its folder must exist.
       fps: frames per second.
-      crf: x264's quality, 0 (the best) to 51. 0 is what x264 calls 1: its 0 is
-        lossless but for colours, and browsers do not play that.
+      crf: x264's quality, 0 (lossless but for colour conversion) to 51.
       comment: text for the container's comment tag.
 
     Raises:
@@ -210,7 +209,7 @@ class VideoWriter:
     if not 0 <= crf <= 51:
       raise errors.UserError(f"crf must be in [0, 51], not {crf}")
     self._rate = fractions.Fraction(fps).limit_denominator(1001)
-    self._crf = max(crf, _LEAST_CRF)
+    self._crf = crf
     self._comment = comment
     self._count = 0
 
@@ -281,6 +280,13 @@ class VideoWriter:
     stream = self._container.add_stream("libx264", rate=self._rate)
     stream.height, stream.width = height, width
     odd = height % 2 or width % 2
+    if odd or self._crf == 0:
+      kind = "of an odd size" if odd else "without loss (crf 0)"
+      warnings.warn(
+        f"{self._path} is a video {kind}, H.264 in its profile High 4:4:4 "
+        "Predictive, which browsers and phones do not play",
+        stacklevel=3,
+      )
     stream.pix_fmt = "yuv444p" if odd else "yuv420p"
     stream.time_base = 1 / self._rate
     stream.options = {"crf": str(self._crf), **_repeatable()}

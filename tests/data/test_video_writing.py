@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import av
 import numpy as np
@@ -214,12 +215,22 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("crf", [0, 1, 18])
-def test_every_quality_is_one_that_browsers_play(tmp_path, crf):
-  path = recordings.write(tmp_path / "a.mp4", recordings.clip(3), crf=crf)
+@pytest.mark.parametrize(
+  ("crf", "width", "kind"),
+  [(1, 32, None), (18, 32, None), (0, 32, "without loss"), (18, 31, "odd")],
+)
+def test_what_browsers_do_not_play_is_told(tmp_path, crf, width, kind):
+  frames = recordings.clip(3)[:, :32, :width]
+  with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    path = recordings.write(tmp_path / "a.mp4", frames, crf=crf)
   with av.open(str(path)) as container:
-    context = container.streams.video[0].codec_context
-    assert (context.profile, context.pix_fmt) == ("High", "yuv420p")
+    profile = container.streams.video[0].codec_context.profile
+  if kind is None:
+    assert profile == "High" and not told
+  else:
+    assert profile == "High 4:4:4 Predictive"
+    assert kind in str(told[0].message) and "a.mp4" in str(told[0].message)
 
 
 def test_the_same_frames_are_the_same_file(tmp_path):

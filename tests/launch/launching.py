@@ -125,3 +125,8 @@ def _random_like(leaf, random):
   fan_in = max(1, np.prod(leaf.shape[:-1]))
   scale = 1 / np.sqrt(fan_in) if len(leaf.shape) > 1 else 0.5
   return (scale * random.normal(size=leaf.shape)).astype(leaf.dtype)
+
+
+def complaints(stderr):
+  """What a program said, but for the word on videos without loss, or odd."""
+  return [x for x in stderr.splitlines() if not x.endswith("do not play")]

@@ -32,7 +32,7 @@ def sample(programs, output, *flags):
     "launch.sample", "--model=tiny", f"--output={output}", *SMALL, *flags
   )
   assert finished.code == 0, finished.stderr
-  assert finished.stderr == ""
+  assert not launching.complaints(finished.stderr)
   return finished
 
 
@@ -120,7 +120,7 @@ def test_a_stream_and_its_continuation(programs, tmp_path):
       *flags,
     )
     assert finished.code == 0, finished.stderr
-    assert finished.stderr == ""
+    assert not launching.complaints(finished.stderr)
     (path,) = (tmp_path / name).glob("*.mp4")
     return (
       path,
