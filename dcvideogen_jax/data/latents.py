@@ -245,6 +245,11 @@ class Records:
       for part, held in index["parts"].items()
       if held.get(bucket)
     }
+    if not counts:
+      raise errors.UserError(
+        f"{self._directory / INDEX} is damaged: it has a bucket {bucket}, of"
+        " which no part has records"
+      )
     for path, expected in counts.items():
       try:
         found = len(sources.ArrayRecordDataSource([str(path)]))

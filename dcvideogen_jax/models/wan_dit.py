@@ -385,6 +385,11 @@ def _check_fields(module: WanDiT) -> None:
   for name in ("image_width", "image_positions", "chunk"):
     if getattr(module, name) is not None:
       fields.count(name, getattr(module, name))
+  if module.frequencies % 2:
+    raise ValueError(
+      f"frequencies is {module.frequencies}, expected an even number: half are"
+      " cosines"
+    )
   fields.positive("eps", module.eps)
   for i, n in enumerate(module.patch):
     fields.count(f"patch[{i}]", n, most=_MOST_PATCH)

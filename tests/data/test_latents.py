@@ -146,6 +146,17 @@ def test_fields_of_the_index_that_make_no_sense(folder, tmp_path, keys, value):
     latents.read_index(copy)
 
 
+def test_buckets_that_no_part_has(folder, tmp_path):
+  def change(content):
+    index = json.loads(content)
+    index["buckets"]["24x49"] = index["buckets"].pop("24x48")
+    return json.dumps(index).encode()
+
+  copy = _spoilt(folder, tmp_path, "index.json", change)
+  with pytest.raises(errors.UserError, match="bucket 24x49, of which no part"):
+    latents.Records(copy, "24x49")
+
+
 def test_index(folder):
   index = latents.read_index(folder)
   assert index["records"] == 12 and index["settings"] == encoded_clips.SETTINGS

@@ -120,6 +120,7 @@ def test_means_of_latents_are_finite(value):
     ("wan_dit", {"num_layers": True}, "layers is True"),
     ("wan_dit", {"num_layers": 10**9}, "expected at most 1,000"),
     ("wan_dit", {"num_attention_heads": [1]}, "num_attention_heads is"),
+    ("wan_dit", {"freq_dim": 1}, "frequencies is 1, expected an even"),
     ("wan_dit", {"attention_head_dim": 10**13}, "expected at most"),
     ("wan_dit", {"ffn_dim": 10**30}, "ffn_width is .*, expected at most"),
     ("wan_dit", {"rope_scale": 2}, "rope_scale is 2, expected a list"),
