@@ -5,7 +5,7 @@ A program is flags and a `main(argv)`, and ends with
   if __name__ == "__main__":
     _program.run(main)
 
-Exit codes: 0 done, 1 wrong flags (absl's own), 2 bad input, 130 interrupted,
+Exit codes: 0 done, 1 a bug, 2 bad input, wrong flags among it, 130 interrupted,
 143 terminated.
 """
 
@@ -166,12 +166,16 @@ def _stop(message: str, code: int) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-  """absl's parsing, with mistakes in configs told in the project's way."""
+  """absl's parsing, with the mistakes of users told in the project's way.
+
+  absl's own way ends with exit code 1, which a supervisor takes for a crash and
+  starts again, and it parses twice, which ml_collections' flags do not survive.
+  """
   try:
     rest = flags.FLAGS(list(argv))
   except flags.Error as e:
     if "Error whilst parsing config file" not in str(e):
-      return app.parse_flags_with_usage(list(argv))
+      raise errors.UserError(str(e)) from e
     # ml_collections puts a whole traceback into the message.
     reason = str(e).strip().splitlines()[-1].partition(": ")[2]
     raise errors.UserError(f"--config: {reason}") from e

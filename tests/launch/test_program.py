@@ -209,12 +209,22 @@ def test_a_bug_keeps_its_traceback(place, flags, last):
   assert finished.stderr.rstrip().endswith(last)
 
 
-@pytest.mark.parametrize("flags", [["--unknown=1"], ["--config.rate=1"]])
-def test_wrong_flags_are_told_by_absl(place, flags):
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--unknown=1"], "Unknown command line flag 'unknown'"),
+    (["--config.rate=1"], "Unknown command line flag 'config.rate'"),
+    (["--config=conf.py", "--config.rate=fast"], "--config.rate=fast: "),
+    (["--config=conf.py", "--config.model.width=8.5"], "width=8.5: "),
+    (["--compile_cache"], "Missing value for flag --compile_cache"),
+  ],
+)
+def test_wrong_flags_are_bad_input(place, flags, message):
   finished = run(place, *flags)
-  assert finished.code == 1
-  assert finished.stderr.startswith("FATAL Flags parsing error")
-  assert "Traceback" not in finished.stderr
+  assert finished.code == 2
+  assert finished.stderr.startswith("error: ")
+  assert message in finished.stderr
+  assert finished.stderr.count("\n") == 1
 
 
 def test_config_and_logging(place):
