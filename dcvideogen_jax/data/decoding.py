@@ -19,6 +19,8 @@ from dcvideogen_jax.data import containers, pixels, stills
 _INDEXED = ("mov", "matroska")
 # Pictures that FFmpeg's deinterlacer takes.
 _LEAST_INTERLACED = 16
+# Decoders of text and of art made from it: FFmpeg takes any .txt for such.
+_TEXT = ("ansi", "bintext", "xbin", "idf")
 # So many pixels does it count that a stream is marked as the usual one.
 _MARKED = 5_000_000
 
@@ -93,6 +95,11 @@ def _chosen(container, path) -> av.VideoStream:
     )
 
   chosen = max(streams, key=rank)
+  if chosen.codec_context.name in _TEXT:
+    raise errors.UserError(
+      f"{path} is text, which FFmpeg would draw as a video: expected a video "
+      "or an image"
+    )
   if len(streams) > 1:
     _warn(
       path,

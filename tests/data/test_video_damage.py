@@ -28,6 +28,9 @@ def _audio_only(path):
 
 BAD = {
   "text.mp4": lambda p: p.write_text("This is not a video.\n" * 100),
+  # FFmpeg draws these as terminals did.
+  "prompts.txt": lambda p: p.write_text("This is not a video.\n" * 100),
+  "readme.nfo": lambda p: p.write_text("This is not a video.\n" * 100),
   "empty.mp4": lambda p: p.write_bytes(b""),
   "zeros.mp4": lambda p: p.write_bytes(bytes(10_000)),
   "folder.mp4": lambda p: p.mkdir(),
