@@ -125,6 +125,8 @@ def _reading(path):
     containers.check_complete(path)
     with _open(path) as image:
       yield image
+  except errors.UserError:  # It is a ValueError, and says all.
+    raise
   except _DAMAGE as e:
     if isinstance(e, PIL.UnidentifiedImageError):
       raise errors.UserError(
