@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -176,7 +176,7 @@ def _check_mix(parts, weights) -> None:
 def video_names(folder: str | os.PathLike[str]) -> list[str]:
   """The videos in a folder and the folders in it, sorted, with "/".
 
-  Hidden files and folders are left out.
+  Links to folders are followed. Hidden files and folders are left out.
 
   Raises:
     errors.UserError: if the folder is missing or has none.
@@ -184,16 +184,30 @@ def video_names(folder: str | os.PathLike[str]) -> list[str]:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise errors.UserError(f"{folder} is not a folder of videos")
-  names = [path.relative_to(folder) for path in folder.rglob("*")]
   found = [
-    name.as_posix()
-    for name in names
-    if name.suffix.lower() in VIDEO_SUFFIXES
-    and not any(part.startswith(".") for part in name.parts)
+    path.relative_to(folder).as_posix()
+    for path in _visible(folder)
+    if path.suffix.lower() in VIDEO_SUFFIXES
   ]
   if not found:
     raise errors.UserError(f"{folder} has no {', '.join(VIDEO_SUFFIXES)} files")
   return sorted(found)
+
+
+def _visible(
+  folder: pathlib.Path, above: Sequence[str] = ()
+) -> Iterator[pathlib.Path]:
+  """Files below a folder; a link to a folder above it is not followed."""
+  real = os.path.realpath(folder)
+  if real in above:
+    return
+  for path in folder.iterdir():
+    if path.name.startswith("."):
+      continue
+    if path.is_dir():
+      yield from _visible(path, (*above, real))
+    else:
+      yield path
 
 
 def _endless(source: Sequence, shard: _Shard, transform) -> grain.MapDataset:

@@ -357,6 +357,19 @@ def test_a_damaged_video_is_told(tmp_path):
     _take(config, 1)
 
 
+def test_links_to_folders_are_followed_and_loops_end(tmp_path):
+  (tmp_path / "set" / "inner").mkdir(parents=True)
+  (tmp_path / "elsewhere").mkdir()
+  for name in ("set/a.mp4", "set/inner/.b.mp4", "elsewhere/c.MP4"):
+    (tmp_path / name).touch()
+  (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
+  (tmp_path / "set" / "inner" / "loop").symlink_to(tmp_path / "set")
+  (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+  (tmp_path / "set" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+  found = pipeline.video_names(tmp_path / "set")
+  assert found == ["a.mp4", "gone.mp4", "link/c.MP4"]
+
+
 def test_a_damaged_and_a_short_video_are_left_out(folder, tmp_path):
   shutil.copytree(folder, tmp_path / "videos")
   (tmp_path / "videos" / "c.mp4").write_text("not a video")
