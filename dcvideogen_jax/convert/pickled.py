@@ -173,11 +173,11 @@ class _WeightsUnpickler(pickle.Unpickler):
       return _STORAGES[name]
     # Made anew for each file: a pickle can change what it is given.
     allowed = {
-      ("torch._utils", "_rebuild_tensor_v2"): lambda *x: _rebuild_tensor(
-        *x[:4], None
+      ("torch._utils", "_rebuild_tensor_v2"): lambda *x: self._tensor(
+        *x[:4], None, x[6:]
       ),
-      ("torch._utils", "_rebuild_tensor_v3"): lambda *x: _rebuild_tensor(
-        *x[:4], x[6]
+      ("torch._utils", "_rebuild_tensor_v3"): lambda *x: self._tensor(
+        *x[:4], x[6], x[7:]
       ),
       ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
       ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
@@ -197,6 +197,16 @@ class _WeightsUnpickler(pickle.Unpickler):
       f"{self._path} was refused: it asks for {module}.{name}, and a checkpoint"
       f" of weights holds tensors only{quantised.hint(module, name)}"
     )
+
+  def _tensor(self, storage, offset, shape, strides, dtype, bits):
+    """A tensor; `bits` are "neg" or "conj", which its storage knows not of."""
+    if any(bits):
+      raise errors.UserError(
+        f"{self._path} holds a tensor that torch negates or conjugates when it "
+        f"is used ({reading.brief(str(bits[0]))}): save its resolve_neg() or "
+        "resolve_conj()"
+      )
+    return _rebuild_tensor(storage, offset, shape, strides, dtype)
 
   def persistent_load(self, pid):
     _, dtype, key, _, count = pid

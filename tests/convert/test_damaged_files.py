@@ -266,6 +266,15 @@ def test_tensors_outside_their_storage(tmp_path, tensor, message):
     sources.open_source(path)["x"].read()
 
 
+def test_signs_beside_the_storage_are_not_lost(tmp_path):
+  """torch.save of `torch._neg_view(x)` or of a part of a conjugate."""
+  _, plain = view(0, (2,), (1,)).call
+  tensor = Call("_rebuild_tensor_v2", *plain, {"neg": True})
+  path = pt(tmp_path / "x.pt", {"x": tensor})
+  with pytest.raises(errors.UserError, match=r"x\.pt holds a tensor .*neg"):
+    sources.open_source(path)
+
+
 def test_views_cannot_be_written_through(tmp_path):
   """Else a write to one element would be one to others that overlap it."""
   data = np.arange(16, dtype=np.float32)
