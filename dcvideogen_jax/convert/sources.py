@@ -162,11 +162,15 @@ def _only(
 
 def _together(files: Iterable[pathlib.Path]) -> dict[str, Tensor]:
   tensors: dict[str, Tensor] = {}
+  origin: dict[str, str] = {}
   for file in files:
     more = _open_file(file)
     if twice := sorted(tensors.keys() & more.keys()):
-      raise errors.UserError(f"{file} repeats {twice[0]} of another file")
+      raise errors.UserError(
+        f"{file} repeats {twice[0]} of {origin[twice[0]]}: name one file"
+      )
     tensors.update(more)
+    origin.update(dict.fromkeys(more, file.name))
   return tensors
 
 

@@ -275,6 +275,14 @@ def test_signs_beside_the_storage_are_not_lost(tmp_path):
     sources.open_source(path)
 
 
+def test_files_that_repeat_a_name_are_both_named(tmp_path):
+  for name in ("model.fp16", "model"):
+    array = {"x": np.zeros(2, np.float32)}
+    safetensors.numpy.save_file(array, tmp_path / f"{name}.safetensors")
+  with pytest.raises(errors.UserError, match="repeats x of model.fp16.safe"):
+    sources.open_source(tmp_path)
+
+
 def test_views_cannot_be_written_through(tmp_path):
   """Else a write to one element would be one to others that overlap it."""
   data = np.arange(16, dtype=np.float32)
