@@ -221,8 +221,15 @@ def _read_noise(path: str | None) -> np.ndarray | None:
     return None
   try:
     found = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as e:
-    raise errors.UserError(f"--noise={path} is no .npy file: {e}") from e
+  except OSError as e:
+    raise errors.UserError(
+      f"cannot read --noise={path}: {e.strerror or e}"
+    ) from e
+  # NumPy's own message on other files tells how to run their pickles.
+  except (ValueError, EOFError) as e:
+    raise errors.UserError(
+      f"--noise={path} is no .npy file of numbers, or is damaged"
+    ) from e
   if not isinstance(found, np.ndarray):
     raise errors.UserError(
       f"--noise={path} is an archive, expected a .npy file"

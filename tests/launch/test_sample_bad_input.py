@@ -159,6 +159,12 @@ def test_flags(programs, tmp_path, flag, word):
   refuse(programs, tmp_path, [word], flag)
 
 
+def test_noise_that_is_text(programs, tmp_path):
+  (tmp_path / "noise.npy").write_text("0.5 0.25")
+  flag = f"--noise={tmp_path / 'noise.npy'}"
+  refuse(programs, tmp_path, ["noise.npy is no .npy file of numbers"], flag)
+
+
 def test_noise_in_an_archive(programs, tmp_path):
   np.savez(tmp_path / "noise.npz", np.zeros(3))
   flag = f"--noise={tmp_path / 'noise.npz'}"
