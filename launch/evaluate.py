@@ -121,6 +121,10 @@ def main(argv: Sequence[str]) -> None:
       if what != _WHAT.value and flag.value != flag.default:
         raise errors.UserError(f"--{flag.name} belongs to --what={what}")
   output = pathlib.Path(_OUTPUT.value)
+  if output.is_dir():
+    raise errors.UserError(
+      f"--output={output} is a directory, expected a JSON file"
+    )
   with _program.output_directory(output.parent):
     if _WHAT.value == "semantic":
       report = _generation(output.with_suffix(".png"))

@@ -13,13 +13,14 @@ On several machines the same command, with the same DIR, starts on each, and has
 --processes=N --process=I.
 """
 
+import contextlib
 import sys
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, files
 from dcvideogen_jax.train import export, loop, profiling, semantic
 from launch import _distributed, _program
 
@@ -51,11 +52,15 @@ def main(argv):
   profile = range(0)
   if _PROFILE.value is not None:
     profile = profiling.parse(_PROFILE.value, config["steps"])
-  if not loop.fit(config, _WORKDIR.value, semantic.build(config), profile):
-    sys.exit(_TERMINATED)
-  if _EXPORT.value:
-    export.export(_WORKDIR.value, _EXPORT.value)
-    print(_EXPORT.value)
+  with contextlib.ExitStack() as stack:
+    # Made first: a name that cannot be is not to be found out after days.
+    if _EXPORT.value and not files.is_remote(_EXPORT.value):
+      stack.enter_context(_program.output_directory(_EXPORT.value))
+    if not loop.fit(config, _WORKDIR.value, semantic.build(config), profile):
+      sys.exit(_TERMINATED)
+    if _EXPORT.value:
+      export.export(_WORKDIR.value, _EXPORT.value)
+      print(_EXPORT.value)
 
 
 if __name__ == "__main__":

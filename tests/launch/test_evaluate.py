@@ -104,3 +104,11 @@ def test_bad_input(programs, tmp_path, flags, message):
   assert finished.code == 2 and message in finished.stderr
   assert finished.stderr.count("\n") == 1
   assert not output.parent.exists()
+
+
+def test_an_output_that_is_a_folder_is_told_before_any_work(programs, tmp_path):
+  finished = programs.run(
+    "launch.evaluate", f"--output={tmp_path}", "--clips=nowhere"
+  )
+  assert finished.code == 2
+  assert f"--output={tmp_path} is a directory" in finished.stderr

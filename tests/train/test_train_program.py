@@ -137,6 +137,7 @@ def test_export_is_the_average_in_bfloat16(finished, tmp_path):
     ([], "tiny.py:autoencoder,fast", "fast"),
     (["--config.optim.name=lion"], "tiny.py:autoencoder,runlocal", "lion"),
     (["--config.data.path=/nowhere"], "tiny.py:autoencoder", "/nowhere"),
+    (["--export=README.md"], "tiny.py:autoencoder,runlocal", "README.md"),
     (["--process=1"], "tiny.py:autoencoder,runlocal", "--coordinator"),
     (
       ["--coordinator=here", "--processes=2", "--process=2"],
