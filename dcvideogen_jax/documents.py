@@ -1,7 +1,18 @@
-"""JSON as it comes from other people's files."""
+"""JSON as it comes from other people's files, and what stands in for files."""
 
 import json
 from typing import Any
+
+_WEB_PAGE = "is a web page, as failed downloads leave it"
+_STAND_INS = {
+  b"version https://git-lfs": (
+    "is only the pointer that Git LFS leaves in place of a file: fetch the"
+    " file itself, for instance with `git lfs pull`"
+  ),
+  b"<!doctype": _WEB_PAGE,
+  b"<!DOCTYPE": _WEB_PAGE,
+  b"<html": _WEB_PAGE,
+}
 
 
 def parse(text: str | bytes) -> Any:
@@ -14,6 +25,14 @@ def parse(text: str | bytes) -> Any:
     return json.loads(text, object_pairs_hook=_once)
   except RecursionError:
     raise ValueError("it is nested too deep") from None
+
+
+def stand_in(start: bytes) -> str | None:
+  """What a file is, by its first 32 bytes, that a download left for another."""
+  for mark, what in _STAND_INS.items():
+    if start.startswith(mark):
+      return what
+  return None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,21 +20,10 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 INDEX_SUFFIX = ".index.json"
-# What files begin with that are no weights, or none that are read here, and
-# what they are.
-_OTHERS = {
-  b"GGUF": (
-    "is a GGUF file, which holds quantised weights as a rule and is not read"
-    " here: expected .safetensors, .pt or .pth in float32, bfloat16 or float16"
-  ),
-  b"version https://git-lfs": (
-    "is only the pointer that Git LFS leaves in place of a file: fetch the"
-    " file itself, for instance with `git lfs pull`"
-  ),
-  b"<!doctype": "is a web page, as failed downloads leave it",
-  b"<!DOCTYPE": "is a web page, as failed downloads leave it",
-  b"<html": "is a web page, as failed downloads leave it",
-}
+_GGUF = (
+  "is a GGUF file, which holds quantised weights as a rule and is not read"
+  " here: expected .safetensors, .pt or .pth in float32, bfloat16 or float16"
+)
 
 
 def open_source(
@@ -72,12 +61,12 @@ def open_source(
 def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
   try:
     with path.open("rb") as file:
-      start = file.read(max(map(len, _OTHERS)))
+      start = file.read(32)
   except OSError as e:
     raise errors.UserError(f"cannot read {path}: {e.strerror or e}") from e
-  for mark, what in _OTHERS.items():
-    if start.startswith(mark):
-      raise errors.UserError(f"{path} {what}")
+  what = _GGUF if start.startswith(b"GGUF") else documents.stand_in(start)
+  if what:
+    raise errors.UserError(f"{path} {what}")
   if path.suffix == ".safetensors":
     return tensor_files.open_safetensors(path)
   if path.suffix in _TORCH_SUFFIXES:

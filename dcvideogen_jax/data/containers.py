@@ -8,7 +8,7 @@ import pathlib
 import struct
 from collections.abc import Iterator
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import documents, errors
 
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
@@ -38,16 +38,18 @@ _UNKNOWN = 0xFFFFFFFF
 def check_complete(path: str | os.PathLike[str]) -> None:
   """Refuses an mp4, mov, mkv, webm, avi or gif that is shorter than it claims.
 
-  Says nothing about other files.
+  Says nothing about others, but what a download left in place of one.
 
   Raises:
-    errors.UserError: if the file is truncated.
+    errors.UserError: if the file is truncated or only stands in for another.
     OSError: if it cannot be read.
   """
   path = pathlib.Path(path)
   length = path.stat().st_size
   with path.open("rb") as f:
     start = f.read(64)
+    if what := documents.stand_in(start):
+      raise errors.UserError(f"{path} {what}")
     if start[4:8] in _BOXES:
       claimed = max((end for _, end in _boxes(f, length)), default=0)
     elif start[:4] == _EBML:

@@ -9,7 +9,7 @@ import pytest
 import recordings
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import video
+from dcvideogen_jax.data import stills, video
 
 
 def _zero_frames(path):
@@ -51,6 +51,21 @@ def test_bad_files_are_told_in_a_sentence(tmp_path, name, function, capfd):
   assert str(path) in message and "\n" not in message
   assert "Errno" not in message
   assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.png"])
+@pytest.mark.parametrize(
+  ("start", "word"),
+  [
+    ("version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    ("<!DOCTYPE html>\n<html>", "web page"),
+  ],
+)
+def test_what_stands_in_for_a_file_is_named(tmp_path, name, start, word):
+  (tmp_path / name).write_text(start + "size 3\n")
+  for function in (video.probe, stills.read):
+    with pytest.raises(errors.UserError, match=f"^[^ ]*{name} is .*{word}"):
+      function(tmp_path / name)
 
 
 @pytest.mark.parametrize("kept", [0.01, 0.3, 0.9, 0.9999])
