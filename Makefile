@@ -14,9 +14,11 @@ demo: $(VENV)/run
 	$(BIN)/python -m launch.sample --model=tiny --output=out/demo/prompt \
 	  --prompt="a large yellow circle moves right over desert"
 
-# Everything but what needs a GPU, minutes or jax's compilers for devices: parity with PyTorch included.
+# Everything, parity with PyTorch included, but what needs a GPU, minutes, or
+# jax's compilers for devices.
 test: $(VENV)/parity
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow and not devices"
+	$(BIN)/python -m pytest -n 2 --dist loadfile \
+	  -m "not gpu and not slow and not devices"
 
 # The same without its torch part, for a newer Python: make test-newest
 # PYTHON=python3.13 VENV=.venv-newest

@@ -60,6 +60,8 @@ _SHARD_GB = flags.DEFINE_float(
 )
 
 _FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
+# Of files of weights that are not written here; a directory has no such name.
+_OTHER_SUFFIXES = (".bin", ".ckpt", ".gguf", ".sft")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -107,6 +109,11 @@ def main(argv: Sequence[str]) -> None:
 def _check_target(output: pathlib.Path, to: str | None) -> None:
   """Raises UserError, before any work, if `--to` and `--output` disagree."""
   is_file = output.suffix in _FILE_SUFFIXES
+  if output.suffix in _OTHER_SUFFIXES:
+    raise errors.UserError(
+      f"--output={output} names a file of a kind that is not written: expected"
+      f" a directory or one of {', '.join(_FILE_SUFFIXES)}"
+    )
   if to not in (None, "torch") and is_file and to not in _LAYOUTS:
     raise errors.UserError(
       f"--to={to} writes a directory, but --output={output} names a file"

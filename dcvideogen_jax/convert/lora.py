@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import errors, tree
-from dcvideogen_jax.convert import differences, engine, lora_names
+from dcvideogen_jax.convert import differences, engine, lora_names, quantised
 
 # An update and its rank -> what its product is multiplied by.
 Scaling = Callable[[lora_names.Update, int], float]
@@ -102,7 +102,7 @@ def read(
   Raises:
     errors.UserError: lists every name that is nothing of the model, every
       missing half and every shape that does not fit; or names the tensor that
-      is not finite, times its scale, or that has rank 0.
+      is not finite, times its scale, that has rank 0, or that is quantised.
   """
   leaves = tree.shapes(expected)
   names = lora_names.parse(tensors, layouts, leaves)
@@ -113,6 +113,9 @@ def read(
   )
   if not tensors:
     raise errors.UserError(f"{what} holds no low-rank update")
+  # An alpha may be a whole number; a factor of whole numbers lacks its scales.
+  weights = [name for name in tensors if not name.endswith(".alpha")]
+  quantised.require_floats(what, tensors, weights)
   values = _Values(tensors, what, scaling, scale)
   pieces: dict[str, list[_Piece]] = {}
   for update in names.updates:

@@ -145,6 +145,7 @@ def test_no_model_has_the_names_of_other_adapters():
     ({"alpha": np.float64(1e300)}, "ffn.0.alpha holds NaN or infinity"),
     ({"alpha": np.float32(3e38)}, "times its scale of 7.5e+37 is not finite"),
     ({"lora_A": np.full((4, 16), 1e300)}, "lora_A.weight holds NaN or inf"),
+    ({"lora_A": np.ones((4, 16), np.int8)}, "holds int8, quantised in a form"),
   ],
 )
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -119,6 +119,7 @@ def test_pt_without_torch(programs, model, tmp_path):
     ("jax", "w.pt", "names a file"),
     ("jax", "w.safetensors", "names a file"),
     ("torch", "w", ".safetensors"),
+    ("jax", "w.gguf", "of a kind that is not written"),
   ],
 )
 def test_target_and_name_disagree(programs, model, tmp_path, to, output, word):
