@@ -27,7 +27,10 @@ from dcvideogen_jax.data import (
   world,
 )
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".gif")
+VIDEO_SUFFIXES = (
+  *(".mp4", ".mov", ".m4v", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".flv"),
+  *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv", ".gif"),
+)
 SOURCES = ("records", "videos", "synthetic", "world", "mix")
 # What needs no files.
 _GENERATED = ("synthetic", "world")

@@ -370,6 +370,13 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path):
   assert found == ["a.mp4", "gone.mp4", "link/c.MP4"]
 
 
+def test_videos_of_phones_and_camcorders_are_found(tmp_path):
+  names = ["a.m4v", "b.MTS", "c.3gp", "d.mpeg", "e.ts", "f.wmv"]
+  for name in (*names, "a.txt", "a.webp"):
+    (tmp_path / name).touch()
+  assert pipeline.video_names(tmp_path) == names
+
+
 def test_a_damaged_and_a_short_video_are_left_out(folder, tmp_path):
   shutil.copytree(folder, tmp_path / "videos")
   (tmp_path / "videos" / "c.mp4").write_text("not a video")
