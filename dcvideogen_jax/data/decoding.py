@@ -118,6 +118,7 @@ def times(container, stream, path) -> np.ndarray:
     errors.UserError: if the file cannot be read to its end.
   """
   base = float(stream.time_base or 0)
+  period = 1 / float((stream.average_rate or 16) * (stream.time_base or 1))
   index = []
   if container.format.name.startswith("mov") and not containers.fragmented(
     path
@@ -130,17 +131,23 @@ def times(container, stream, path) -> np.ndarray:
     if container.format.name.startswith("matroska"):
       containers.check_clusters(path)
     hidden = stream.codec_context.name == "vp8"
+    last, shift = None, 0.0
     try:
       for packet in container.demux(stream):
         if hidden and packet.size and not bytes(packet)[0] & 0x10:
           continue  # a picture that others are made from (RFC 6386, 9.1)
+        if packet.size and packet.dts is not None:
+          # Of files that were put together, the next begins after the last.
+          if last is not None and packet.dts < last:
+            shift += last + period - packet.dts
+          last = packet.dts
         if packet.size and not packet.is_discard:
           time = packet.dts if packet.pts is None else packet.pts
+          time = None if time is None else time + shift
           index.append((time, packet.size))
     except av.FFmpegError as e:
       raise errors.UserError(f"{path} is damaged ({_reason(e)})") from e
   index = [time for time, size in index if size > 0]
-  period = 1 / float((stream.average_rate or 16) * (stream.time_base or 1))
   if any(time is None for time in index):
     index = [i * period for i in range(len(index))]
   return np.sort(np.array(index, float)) * base

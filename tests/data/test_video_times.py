@@ -82,6 +82,8 @@ def test_times_that_start_anew_go_on(tmp_path):
   )
   found = [f.seconds for f in video.frames(both)]
   assert found == pytest.approx(np.arange(10) / 16, abs=1e-4)
+  info = video.probe(both)
+  assert (info.fps, info.seconds) == pytest.approx((16, 10 / 16), rel=0.02)
 
 
 @pytest.mark.parametrize(
