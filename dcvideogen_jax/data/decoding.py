@@ -17,6 +17,12 @@ from dcvideogen_jax.data import containers, pixels, stills
 # Formats in which every frame has a time of its own; in others, a frame that
 # was sought may be taken for its neighbour.
 _INDEXED = ("mov", "matroska")
+# Tags in no known encoding are no damage, which PyAV before 19 has to be told.
+_ANY_TAGS = (
+  {"metadata_errors": "replace"}
+  if int(av.__version__.split(".")[0]) < 19
+  else {}
+)
 # Pictures that FFmpeg's deinterlacer takes.
 _LEAST_INTERLACED = 16
 # Decoders of text and of art made from it: FFmpeg takes any .txt for such.
@@ -53,7 +59,7 @@ def opened(path: pathlib.Path):
   try:
     containers.check_complete(path)
     # Tags are no part of the picture, and may be in any encoding.
-    container = av.open(str(path), metadata_errors="replace")
+    container = av.open(str(path), **_ANY_TAGS)
   except (av.FFmpegError, OSError) as e:
     raise errors.UserError(
       f"{path} is not a readable video or is damaged ({_reason(e)})"

@@ -56,6 +56,9 @@ class Letters:
   def __init__(self):
     self.asked = []
 
+  def count(self, prompts):
+    return np.array([len(text) + 1 for text in prompts])
+
   def __call__(self, prompts, length):
     self.asked += prompts
     padded = [text[:length].ljust(length) for text in prompts]
