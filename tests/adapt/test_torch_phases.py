@@ -140,6 +140,8 @@ def test_trains_as_torch_does(phase, kind, head, draw, tmp_path):
   )
   task = (align.align if phase == "embed" else denoise.denoise)(config)
   variables = start(task, seed=1, head=head)
+  if "negative" in variables:
+    variables["negative"] = {"text": jnp.asarray(negative)}
   drawn = [
     jax.device_get(task.draw(batch, jax.random.key(10 + i)))
     for i, batch in enumerate(

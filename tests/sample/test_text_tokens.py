@@ -86,7 +86,7 @@ def test_beside_parts_that_are_elsewhere(model):
 @pytest.mark.parametrize("tokens", [0, -1, "32", 1.5, True, None])
 def test_what_is_no_number_of_tokens(model, tokens):
   say(model, text_tokens=tokens)
-  with pytest.raises(errors.UserError, match="text_tokens must be a positive"):
+  with pytest.raises(errors.UserError, match="text_tokens must be a whole"):
     layouts.locate(model, "t2v")
 
 
