@@ -306,7 +306,7 @@ def _train_tiny(
 
 
 def _questions(base: bool, every: int) -> ml_collections.ConfigDict:
-  """Held-out scenes; see `dcvideogen_jax.train.semantic.build`."""
+  """Held-out scenes; see `dcvideogen_jax.tiny.evaluators.build`."""
   c = ml_collections.ConfigDict({"what": "semantic"})
   c.prompts, c.every, c.batch_size, c.seed = 96, every, 32, 0
   c.frames, c.height, c.width = 13 if base else 16, 64, 64

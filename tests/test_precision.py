@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax.models import bands, dc_ae_v, streaming
+from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.sample import conditions, latents, layouts, sizes
 from dcvideogen_jax.train import rendering as training
 from dcvideogen_jax.train import tasks
-from launch import _encoders
 from tests.sample import published, small
 from tests.train import test_rendering as rendering
 from tests.train import test_tasks
@@ -55,7 +55,7 @@ def lowered(monkeypatch):
   for name in ("encode_text", "encode_images"):
     record(conditions, name)
   for name in ("_text", "_base_latents"):
-    record(_encoders, name)
+    record(encoders_lib, name)
   with jax.default_matmul_precision(None):
     yield found
 
@@ -108,12 +108,12 @@ def test_reconstruction(lowered, plan):
 
 
 def test_encoding_beforehand(lowered, tmp_path):
-  encoders = _encoders.Encoders(
+  encoders = encoders_lib.Encoders(
     layouts.Paths(
       **dict.fromkeys(layouts.Paths._fields)
       | dict.fromkeys(("dc_ae_v", "wan_vae"), tmp_path)
     ),
-    _encoders.Options(8, 1, False, False, 1e9, "high", "float32", 6),
+    encoders_lib.Options(8, 1, False, False, 1e9, "high", "float32", 6),
     lambda kind, path, dtype: published.model(kind)[1:],
   )
   encoders.clips(np.zeros((1, 8, 16, 32, 3), np.uint8), None)
@@ -124,7 +124,7 @@ def test_encoding_beforehand(lowered, tmp_path):
 def test_texts_encoded_beforehand_are_those_of_sampling(lowered):
   text = small.make(texts=True).parts.texts.encoder
   ids = np.ones((1, 9), np.int32)
-  _encoders._text(text.module, text.variables, ids, ids)
+  encoders_lib._text(text.module, text.variables, ids, ids)
   assert lowered["_text"] == {"HIGHEST"}
 
 

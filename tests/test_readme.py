@@ -16,7 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
-COPIED = ("configs", "dcvideogen_jax", "launch", "docs")
+COPIED = ("benchmarks", "configs", "dcvideogen_jax", "launch", "docs")
 LONGEST = 600  # seconds
 RUN = {
   "bash": ["bash", "-euo", "pipefail", "-c"],
@@ -42,21 +42,21 @@ def unknown(code: str, root: pathlib.Path = ROOT) -> list[str]:
     if not path.is_file():
       found.append(f"launch.{program}")
       continue
-    source = _with_helpers(path)
+    source = _source(path)
     for flag in re.findall(r"--(\w+)", arguments):
       if not re.search(rf"DEFINE_\w+\(\s*\"{flag}\"", source):
         found.append(f"launch.{program} --{flag}")
   return found
 
 
-def _with_helpers(program: pathlib.Path) -> str:
-  """The source of a program and of the helpers that it imports."""
-  text = program.read_text()
-  imported = re.findall(r"^from launch import (\([^)]*\)|.*)$", text, re.M)
-  helpers = re.findall(r"\w+", " ".join(imported))
-  return "\n".join(
-    [text, *((program.parent / f"{x}.py").read_text() for x in helpers)]
-  )
+def _source(program: pathlib.Path) -> str:
+  """The sources of a program and of what defines flags for several."""
+  root = program.parents[1]
+  bodies = root / "dcvideogen_jax" / "programs"
+  names = (program.name, "common.py", "distributed.py", "stream_flags.py")
+  paths = [program, root / "benchmarks" / "main.py"]
+  paths += [bodies / name for name in names]
+  return "\n".join(path.read_text() for path in paths if path.exists())
 
 
 BLOCKS = blocks(README.read_text()) if README.is_file() else []
@@ -119,14 +119,6 @@ def test_an_unknown_flag_is_found(tmp_path):
   (tmp_path / "launch" / "x.py").write_text(
     'flags.DEFINE_string(\n  "known", None, "")\nDEFINE_config_file("config")'
   )
-  (tmp_path / "launch" / "z.py").write_text(
-    "from launch import (\n  _a,\n  _b,\n)\n"
-  )
-  for name in "ab":
-    helper = tmp_path / "launch" / f"_{name}.py"
-    helper.write_text(f'flags.DEFINE_bool("of_{name}", False, "")')
-  assert unknown("python -m launch.z --of_a --of_b", tmp_path) == []
-  assert unknown("python -m launch.z --of_c", tmp_path) == ["launch.z --of_c"]
   code = "python -m launch.x --known=1 \\\n  --config.a=2 --wrong && echo --no"
   assert unknown(code, tmp_path) == ["launch.x --wrong"]
   assert unknown("python -m launch.y", tmp_path) == ["launch.y"]

@@ -24,8 +24,8 @@ from dcvideogen_jax.data import (
   probing,
   timing,
   video,
-  world,
 )
+from dcvideogen_jax.tiny import world
 
 # What the features of a TFDS data set may be called.
 _VIDEO = ("video", "mp4")

@@ -18,14 +18,8 @@ import numpy as np
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import options as options_lib
-from dcvideogen_jax.data import (
-  probing,
-  records,
-  skipping,
-  synthetic,
-  video,
-  world,
-)
+from dcvideogen_jax.data import probing, records, skipping, video
+from dcvideogen_jax.tiny import synthetic, world
 
 VIDEO_SUFFIXES = (
   *(".mp4", ".mov", ".m4v", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".flv"),

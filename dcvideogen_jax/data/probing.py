@@ -14,14 +14,7 @@ import av
 import tqdm
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.data import (
-  containers,
-  decoding,
-  fetch,
-  pixels,
-  stills,
-  video,
-)
+from dcvideogen_jax.data import containers, decoding, pixels, stills, video
 
 
 def probe(
@@ -82,7 +75,7 @@ def probe(
 
 def directory() -> pathlib.Path:
   """Where the files are kept, one for each folder of videos."""
-  return fetch.default_cache() / "videos"
+  return files.cache_directory() / "videos"
 
 
 def _index(folder: pathlib.Path) -> pathlib.Path:

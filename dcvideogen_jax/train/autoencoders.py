@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dcvideogen_jax import convert, errors, levels, sharding
 from dcvideogen_jax.models import dc_ae_v, precision, wan_vae
-from dcvideogen_jax.train import initial, losses
+from dcvideogen_jax.train import losses, warm_starts
 from dcvideogen_jax.train import task as task_lib
 
 
@@ -18,9 +18,9 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
 
   Args:
     config: "model" as `dc_ae_v.build` takes it, "loss", the weights of
-      `losses.TERMS`, "start", a key of `initial.DEEP_STARTS`, and "weights",
-      what `convert.load` reads, to start from instead, or None. Batches hold
-      "video", uint8 "b t h w 3".
+      `losses.TERMS`, "start", a key of `warm_starts.DEEP_STARTS`, and
+      "weights", what `convert.load` reads, to start from instead, or None.
+      Batches hold "video", uint8 "b t h w 3".
 
   Raises:
     errors.UserError: for a model or loss that cannot be built.
@@ -28,7 +28,7 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
   module = _build(dc_ae_v.build, config["model"])
   size, frames = module.spatial_factor, module.frames_multiple
   weights = dict(config["loss"])
-  start = _choose("start", config["start"], initial.DEEP_STARTS)
+  start = _choose("start", config["start"], warm_starts.DEEP_STARTS)
 
   def init(rng):
     example = jnp.zeros((1, module.temporal_factor, size, size, 3))
@@ -68,7 +68,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
   Args:
     config: "model" as `wan_vae.build` takes it, "loss", the weights of
       `losses.TERMS` and of "kl", the divergence from the normal distribution,
-      "start", a key of `initial.WAN_STARTS`, and "weights" as for
+      "start", a key of `warm_starts.WAN_STARTS`, and "weights" as for
       `autoencoder`. Batches hold "video", uint8 "b t h w 3".
 
   Raises:
@@ -78,7 +78,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
   size = module.spatial_factor
   weights = dict(config["loss"])
   kl_weight = weights.pop("kl", 0.0)
-  start = _choose("start", config["start"], initial.WAN_STARTS)
+  start = _choose("start", config["start"], warm_starts.WAN_STARTS)
 
   def init(rng):
     example = jnp.zeros((1, 1 + module.temporal_factor, size, size, 3))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcvideogen_jax.bench import attention
+from benchmarks import attention
 
 
 @pytest.mark.parametrize(("blocks", "pairs"), [(1, 64**2), (2, 3 * 32**2)])

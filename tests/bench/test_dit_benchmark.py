@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from benchmarks import dit
 from dcvideogen_jax import errors
-from dcvideogen_jax.bench import dit
 
 TINY = {
   "layers": 2,

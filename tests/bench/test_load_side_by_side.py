@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from benchmarks import load
 from dcvideogen_jax import convert, errors
-from dcvideogen_jax.bench import load
 from tests.convert import checkpoints
 
 

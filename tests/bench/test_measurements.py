@@ -2,7 +2,7 @@
 
 import json
 
-from dcvideogen_jax.bench import conv3d
+from benchmarks import conv3d
 from dcvideogen_jax.ops.conv3d import measured
 
 

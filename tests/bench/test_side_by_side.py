@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from benchmarks import reconstruct
 from dcvideogen_jax import errors
-from dcvideogen_jax.bench import reconstruct
 from tests import golden_data
 
 CLIP = (1, 8, 16, 24)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.parity
 def _peer(name):
   import torch
 
-  from dcvideogen_jax.bench import torch_dc_ae_v
+  from benchmarks import torch_dc_ae_v
 
   weights = {
     key: torch.from_numpy(x)

@@ -3,7 +3,7 @@
 import json
 
 from dcvideogen_jax.data import captions
-from launch import _requests
+from dcvideogen_jax.sample import request_list
 from tests.damage import reading
 
 _VIDEOS = ("a.mp4", "b/c.mp4", "d.mkv")
@@ -74,7 +74,7 @@ def _objects(directory):
 
 def _read_prompts(name):
   def read(directory):
-    found = _requests.gather([], str(directory / name), ["0"], None, None)
+    found = request_list.gather([], str(directory / name), ["0"], None, None)
     # Names of files are made of them, and encoders read UTF-8.
     named = {x.name(i): f"{x}" for i, x in enumerate(found)}
     for request in found:

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import (
-  buckets,
-  clip_images,
-  clip_sources,
-  video,
-  world,
-)
+from dcvideogen_jax.data import buckets, clip_images, clip_sources, video
+from dcvideogen_jax.tiny import world
 from tests.data import data_sets
 
 SIZES = [buckets.Size(32, 64), buckets.Size(64, 32)]

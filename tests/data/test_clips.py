@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import clips, video
+from dcvideogen_jax.data import video
+from dcvideogen_jax.tiny import clips
 
 
 def _shot(frames, seed, height=40, width=56, speed=1.0, noise=0):

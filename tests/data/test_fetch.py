@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.data import fetch
+from dcvideogen_jax.tiny import fetch
 
 FIRST, SECOND = b"first clip" * 50, b"second clip" * 70
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import pipeline, records, synthetic, video, world
+from dcvideogen_jax.data import pipeline, records, video
+from dcvideogen_jax.tiny import synthetic, world
 
 SIZE = {"frames": 4, "height": 16, "width": 24}
 

@@ -12,7 +12,7 @@ import recordings
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import stills, video
-from launch import _requests
+from dcvideogen_jax.sample import request_list
 
 COLOURS = np.array(
   [(200, 40, 40), (40, 160, 60), (50, 60, 190), (230, 200, 90)]
@@ -124,7 +124,7 @@ def test_images_are_known_by_their_content(tmp_path, name, form, options):
   assert video.is_image(path)
   for picture in (
     stills.read(path),
-    _requests.read_image(str(path)),
+    request_list.read_image(str(path)),
     recordings.read(path)[0],
   ):
     assert picture.shape == (48, 64, 3) and _error(picture) <= 2
@@ -141,7 +141,7 @@ def test_videos_and_texts_are_no_images(tmp_path):
     assert not video.is_image(tmp_path / name)
   assert len(recordings.read(path)) == 3
   with pytest.raises(errors.UserError, match="a.png is not an image"):
-    _requests.read_image(str(path))
+    request_list.read_image(str(path))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
@@ -219,7 +219,7 @@ def test_animations_are_videos(tmp_path, form):
   with pytest.raises(errors.UserError, match="from second 3 on"):
     recordings.read(path, start=3)
   with pytest.warns(UserWarning, match="animation of 3 .* first is taken"):
-    assert _error(_requests.read_image(str(path))) <= 3
+    assert _error(request_list.read_image(str(path))) <= 3
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1"])

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from dcvideogen_jax.data import synthetic
+from dcvideogen_jax.tiny import synthetic
 
 
 def _photo(height=200, width=300, seed=1):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import synthetic, tokenize, world
+from dcvideogen_jax.data import tokenize
+from dcvideogen_jax.tiny import synthetic, world
 
 TRAIN, HELD_OUT = (world.scenes(split) for split in world.SPLITS)
 EVERY = TRAIN + HELD_OUT

@@ -7,8 +7,7 @@ import numpy as np
 
 import dcvideogen_jax
 from dcvideogen_jax import convert
-from dcvideogen_jax.data import world
-from dcvideogen_jax.eval import semantics
+from dcvideogen_jax.tiny import semantics, world
 
 TINY = pathlib.Path(dcvideogen_jax.__file__).parent / "assets" / "dc_ae_v_tiny"
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import world
-from dcvideogen_jax.eval import held_out, semantics
+from dcvideogen_jax.tiny import held_out, semantics, world
 
 
 def test_always_the_same_ones():

@@ -5,8 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from dcvideogen_jax.data import world
-from dcvideogen_jax.eval import semantics
+from dcvideogen_jax.tiny import semantics, world
 
 SPLITS = pytest.mark.parametrize("split", world.SPLITS)
 

@@ -10,7 +10,7 @@ import pytest
 
 from dcvideogen_jax import files
 from dcvideogen_jax.sample import layouts
-from launch import _family, _stages
+from dcvideogen_jax.tiny import family, stages
 
 
 def configured(argument):
@@ -34,9 +34,9 @@ def has(config, key):
   [
     stage
     for stage in (
-      *_family.STAGES,
-      *_family.STREAM_STAGES,
-      *_family.arm_stages(["0"]),
+      *family.STAGES,
+      *family.STREAM_STAGES,
+      *family.arm_stages(["0"]),
     )
     if stage.program == "train"
   ],
@@ -54,7 +54,7 @@ def test_stages_override_what_their_config_has(stage):
 
 def test_stages_read_what_earlier_ones_made():
   made = ["{work}", "models"]
-  for stage in _family.STAGES:
+  for stage in family.STAGES:
     for argument in stage.arguments:
       _, _, value = argument.partition("=")
       own = f"{{work}}/{stage.name}"
@@ -94,8 +94,8 @@ def test_stages_keep_memory_unless_told_otherwise(monkeypatch, tmp_path):
 
   monkeypatch.setattr(subprocess, "run", run)
   monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
-  stage = _stages.Stage("one", "made", "train", ())
-  assert not _stages.run([stage], tmp_path)
+  stage = stages.Stage("one", "made", "train", ())
+  assert not stages.run([stage], tmp_path)
   assert seen["MALLOC_MMAP_MAX_"] == "0"
   assert seen["MALLOC_ARENA_MAX"] == "7"
   assert seen["PATH"] == os.environ["PATH"]
@@ -119,7 +119,7 @@ def test_streams_of_finished_models(programs, tmp_path):
   transformers = {"lora": "shipped/transformer_t2v", "causal": "causal/model"}
   for name in (*transformers.values(), "autoencoder/model"):
     files.make_directory(tmp_path / name)
-  for stage in _family.STREAM_STAGES:
+  for stage in family.STREAM_STAGES:
     made = tmp_path / stage.made
     files.make_directory(made.parent)
     if stage.program == "evaluate":
@@ -150,7 +150,7 @@ def test_results_of_finished_arms(programs, tmp_path):
 
   record(tmp_path / "base", 9, 0.9)
   for seed in "01":
-    for arm, (_, phases) in _family.ARMS.items():
+    for arm, (_, phases) in family.ARMS.items():
       folder = tmp_path / "ablation" / f"{arm}_{seed}"
       for phase, _ in phases:
         value = None if phase == "embed" else float(rng.random())

@@ -7,7 +7,8 @@ import PIL.Image
 import pytest
 
 from dcvideogen_jax.data import video
-from launch import _comparison, _sheet
+from dcvideogen_jax.eval import comparison as comparison_lib
+from dcvideogen_jax.eval import contact_sheet
 from tests.launch import launching
 
 # What x264 loses of frames this small is not the same in every run: of one
@@ -16,7 +17,7 @@ LOSSLESS = 0
 
 
 def compare(directory, originals, reconstructions, step, fps=10.0):
-  comparison = _comparison.Comparison(
+  comparison = comparison_lib.Comparison(
     directory, "title", frames=len(originals), fps=fps, crf=LOSSLESS
   )
   with comparison:
@@ -79,7 +80,7 @@ def shown(path):
 def test_nothing_is_left_after_an_error(tmp_path):
   x = launching.clip(2, 8, 12)
   with pytest.raises(ZeroDivisionError):
-    with _comparison.Comparison(
+    with comparison_lib.Comparison(
       tmp_path, "title", frames=2, fps=10.0
     ) as comparison:
       comparison.add(x, x)
@@ -94,7 +95,9 @@ def test_nothing_is_left_after_an_error(tmp_path):
 def test_sheet_shows_evenly_spaced_frames(monkeypatch, tmp_path, frames, shown):
   titles = []
   monkeypatch.setattr(
-    _sheet, "write", lambda *args: titles.extend(c.title for c in args[2])
+    contact_sheet,
+    "write",
+    lambda *args: titles.extend(c.title for c in args[2]),
   )
   x = launching.clip(frames, 6, 6)
   compare(tmp_path, x, 255 - x, 4)
@@ -104,12 +107,14 @@ def test_sheet_shows_evenly_spaced_frames(monkeypatch, tmp_path, frames, shown):
 @pytest.mark.parametrize(("size", "scale"), [((60, 90), 4), ((720, 500), 0.5)])
 def test_sheet_pixels(tmp_path, size, scale):
   original = np.full((*size, 3), 200, np.uint8)
-  reconstruction = np.full((*size, 3), 200 - _sheet.ERROR_RANGE // 3, np.uint8)
+  reconstruction = np.full(
+    (*size, 3), 200 - contact_sheet.ERROR_RANGE // 3, np.uint8
+  )
   original[..., 2] = reconstruction[..., 2] = 9
-  column = _sheet.column("frame 0", original, reconstruction)
+  column = contact_sheet.column("frame 0", original, reconstruction)
   assert column.original.shape == (*(round(n * scale) for n in size), 3)
   path = tmp_path / "sheet.png"
-  _sheet.write(path, "title", [column, column])
+  contact_sheet.write(path, "title", [column, column])
   sheet = np.asarray(PIL.Image.open(path)).reshape(-1, 3)
   area = round(size[0] * scale) * round(size[1] * scale)
   # Two of three channels differ by a third of the range: 2/9 is dark red.

@@ -7,8 +7,8 @@ import pytest
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import video
+from dcvideogen_jax.programs import stream_flags
 from dcvideogen_jax.sample import sizes
-from launch import _streaming
 
 
 def _read(monkeypatch, path, fps, per_chunk=4):
@@ -18,10 +18,10 @@ def _read(monkeypatch, path, fps, per_chunk=4):
     ("_WINDOW", None),
   ):
     flag = types.SimpleNamespace(value=value)
-    monkeypatch.setattr(_streaming, name, flag)
+    monkeypatch.setattr(stream_flags, name, flag)
   made = types.SimpleNamespace(size=lambda *asked: sizes.Size(8, 32, 32))
   c = types.SimpleNamespace(frames=8, height=32, width=32, area=None)
-  return _streaming._read(made, c, per_chunk)
+  return stream_flags._read(made, c, per_chunk)
 
 
 @pytest.fixture(scope="module")

@@ -147,11 +147,11 @@ def test_other_users_may_read_the_result(programs, model, tmp_path):
   [("f32t4c128", {}), ("own configuration", {"time": "causal"})],
 )
 def test_a_released_variant_has_a_name(name, fields):
-  from launch import _model
+  from dcvideogen_jax.sample import model_names
 
   variants = convert.KINDS["dc_ae_v"].variants
   module = convert.KINDS["dc_ae_v"].build({**variants["f32t4c128"], **fields})
-  assert _model.variant("dc_ae_v", module) == name
+  assert model_names.variant("dc_ae_v", module) == name
 
 
 # --- Wan's transformer, other libraries, updates -----------------------------

@@ -20,13 +20,13 @@ PROGRAM = """
   from absl import flags
 
   from dcvideogen_jax import errors, memory
-  from launch import _distributed, _program
+  from dcvideogen_jax.programs import distributed, common
 
   _DO = flags.DEFINE_string("do", "", "What happens.")
 
 
   def main(argv):
-    index, count = _distributed.share()
+    index, count = distributed.share()
     print(f"process {index} of {count}", flush=True)
     match _DO.value:
       case "user_error":
@@ -34,23 +34,23 @@ PROGRAM = """
       case "one_user_error":
         if index == 1:
           raise errors.UserError("this is wrong")
-        _distributed.wait()  # For ever, in the middle of a computation.
+        distributed.wait()  # For ever, in the middle of a computation.
       case "one_bug":
         if index == 0:
           raise ValueError("a bug")
-        _distributed.wait()
+        distributed.wait()
       case "wait":
         print("ready", file=sys.stderr, flush=True)
         time.sleep(600)
     memory.free = lambda: 2**40 - 2**20 * index
-    with _program.output_directory(f"out/{index}") as directory:
+    with common.output_directory(f"out/{index}") as directory:
       (directory / "file").write_text("x")
-      _distributed.wait()
+      distributed.wait()
     print(memory.free_on_all(), file=sys.stderr)
 
 
   if __name__ == "__main__":
-    _program.run(main)
+    common.run(main)
 """
 
 

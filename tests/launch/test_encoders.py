@@ -5,7 +5,8 @@ import multiprocessing
 import pytest
 
 from dcvideogen_jax import errors
-from launch import _encoders, _encoding
+from dcvideogen_jax.precompute import encoders as encoders_lib
+from dcvideogen_jax.precompute import encoding
 from tests.launch import launching
 
 TINY = launching.ROOT / "dcvideogen_jax" / "assets" / "dcvideogen_tiny"
@@ -29,7 +30,7 @@ TINY = launching.ROOT / "dcvideogen_jax" / "assets" / "dcvideogen_tiny"
 )
 def test_missing_encoders(task, wholes, given, words):
   with pytest.raises(errors.UserError, match=words):
-    _encoders.check(_encoders.find(task, wholes, given), task == "i2v")
+    encoders_lib.check(encoders_lib.find(task, wholes, given), task == "i2v")
 
 
 def test_encoders_of_two_models(tmp_path):
@@ -39,14 +40,14 @@ def test_encoders_of_two_models(tmp_path):
     (base / part).mkdir(parents=True)
   (tmp_path / "clip").mkdir()
   given = {"image_encoder": str(tmp_path / "clip"), "wan_vae": None}
-  found = _encoders.find("i2v", [str(base), None, "tiny"], given)
+  found = encoders_lib.find("i2v", [str(base), None, "tiny"], given)
   assert found.transformer is None and found.scheduler is None
   assert found.wan_vae == base / "vae"
   assert found.text_encoder == base / "text_encoder"
   assert found.tokenizer == TINY / "tokenizer"
   assert found.dc_ae_v.resolve() == TINY.parent / "dc_ae_v_tiny"
   assert found.image_encoder == tmp_path / "clip"
-  assert _encoders.find("t2v", ["tiny"], given).image_encoder is None
+  assert encoders_lib.find("t2v", ["tiny"], given).image_encoder is None
 
 
 class _Dead:
@@ -58,7 +59,7 @@ class _Dead:
 def test_a_lost_worker_is_told():
   messages = multiprocessing.get_context("spawn").Queue()
   with pytest.raises(errors.UserError, match="ended with code -9"):
-    _encoding._follow([_Dead()], messages, None, None)
+    encoding._follow([_Dead()], messages, None, None)
   messages.put(("error", "no such weights"))
   with pytest.raises(errors.UserError, match="no such weights"):
-    _encoding._follow([_Dead()], messages, None, None)
+    encoding._follow([_Dead()], messages, None, None)

@@ -40,7 +40,7 @@ ON_CPU = """
     name, gpus[name], tuple(jax.devices())
   )
 
-  from launch import _program, plan
+  from dcvideogen_jax.programs import common, plan
 
   if "NO_ROOM" in os.environ:
     def measure(*args):
@@ -49,7 +49,7 @@ ON_CPU = """
   plan.attention._DENSE["gpu"] = ("cudnn",)
   plan.attention._MASKED["gpu"] = ("by_chunks",)
 
-  _program.run(plan.main)
+  common.run(plan.main)
 """
 
 

@@ -25,8 +25,9 @@ from dcvideogen_jax.data import (
   tokenize,
 )
 from dcvideogen_jax.models import wan_vae
+from dcvideogen_jax.precompute import encoders as encoders_lib
+from dcvideogen_jax.precompute import encoding
 from dcvideogen_jax.sample import layouts
-from launch import _encoders, _encoding
 from tests.data import data_sets
 from tests.launch import launching
 
@@ -237,7 +238,7 @@ def test_two_runs_give_the_same_bytes(programs, made, videos, base_vae):
 
 
 def _job(base_vae, output, clips):
-  options = _encoders.Options(
+  options = encoders_lib.Options(
     frames=8,
     batch=2,
     i2v=False,
@@ -248,7 +249,7 @@ def _job(base_vae, output, clips):
     text_tokens=16,
   )
   parts.begin(output, {})
-  return _encoding.Job(
+  return encoding.Job(
     clip_sources.World(clips, "train", 0),
     layouts.Paths(wan_vae=base_vae[0]),
     options,
@@ -272,7 +273,7 @@ def test_captions_that_are_cut_are_counted(base_vae, tmp_path):
     ),
   )
   with pytest.warns(UserWarning, match="^2 captions were cut to their first 3"):
-    _encoding.run(job, range(1), lambda: None, lambda count: None)
+    encoding.run(job, range(1), lambda: None, lambda count: None)
 
 
 def test_all_devices_encode(base_vae, tmp_path, monkeypatch):
@@ -281,12 +282,12 @@ def test_all_devices_encode(base_vae, tmp_path, monkeypatch):
   one, *_ = devices = jax.local_devices()[:3]
   monkeypatch.setattr(jax, "local_devices", lambda: [one])
   counts = []
-  _encoding.run(whole, range(6), lambda: None, counts.append)
+  encoding.run(whole, range(6), lambda: None, counts.append)
   assert sum(counts) == 11
 
   together = threading.Barrier(3, timeout=100)
   used = set()
-  encode_clips = _encoders.Encoders.clips
+  encode_clips = encoders_lib.Encoders.clips
 
   def clips(self, *arguments):
     (device,) = jnp.zeros(()).devices()
@@ -295,11 +296,11 @@ def test_all_devices_encode(base_vae, tmp_path, monkeypatch):
       together.wait()
     return encode_clips(self, *arguments)
 
-  monkeypatch.setattr(_encoders.Encoders, "clips", clips)
+  monkeypatch.setattr(encoders_lib.Encoders, "clips", clips)
   monkeypatch.setattr(jax, "local_devices", lambda: devices)
   spread = _job(base_vae, tmp_path / "spread", 11)
   counts.clear()
-  _encoding.run(spread, range(6), lambda: None, counts.append)
+  encoding.run(spread, range(6), lambda: None, counts.append)
   assert sum(counts) == 11 and used == set(devices)
   assert _content(spread.output) == _content(whole.output)
 
@@ -307,7 +308,7 @@ def test_all_devices_encode(base_vae, tmp_path, monkeypatch):
 def test_a_device_that_fails_ends_the_others(base_vae, tmp_path, monkeypatch):
   job = _job(base_vae, tmp_path / "out", 40)
   monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
-  encode_clips = _encoders.Encoders.clips
+  encode_clips = encoders_lib.Encoders.clips
 
   def clips(self, *arguments):
     if jnp.zeros(()).devices() == {jax.devices()[1]}:
@@ -315,10 +316,10 @@ def test_a_device_that_fails_ends_the_others(base_vae, tmp_path, monkeypatch):
     time.sleep(0.1)
     return encode_clips(self, *arguments)
 
-  monkeypatch.setattr(_encoders.Encoders, "clips", clips)
+  monkeypatch.setattr(encoders_lib.Encoders, "clips", clips)
   counts = []
   with pytest.raises(errors.UserError, match="no more"):
-    _encoding.run(job, range(20), lambda: None, counts.append)
+    encoding.run(job, range(20), lambda: None, counts.append)
   assert sum(counts) < 20
   whole = {path.name for path in job.output.glob("part-*")}
   assert len(whole) * job.per_part <= sum(counts)
@@ -327,16 +328,16 @@ def test_a_device_that_fails_ends_the_others(base_vae, tmp_path, monkeypatch):
 def test_two_in_one_folder_share_the_parts(base_vae, tmp_path):
   """Each is made once: a part that the other makes is left to it."""
   whole = _job(base_vae, tmp_path / "whole", 4)
-  _encoding.run(whole, range(2), lambda: None, lambda n: None)
+  encoding.run(whole, range(2), lambda: None, lambda n: None)
   shared = _job(base_vae, tmp_path / "shared", 4)
   counts = []
   with parts.locked(shared.output, 0) as other:
     assert other
-    _encoding.run(shared, range(2), lambda: None, counts.append)
+    encoding.run(shared, range(2), lambda: None, counts.append)
     assert [parts.is_done(shared.output, n) for n in range(2)] == [False, True]
   assert sum(counts) == 2
   assert parts.finish(shared.output, 2) is None
-  _encoding.run(shared, range(2), lambda: None, counts.append)
+  encoding.run(shared, range(2), lambda: None, counts.append)
   assert sum(counts) == 4
   assert _content(shared.output) == _content(whole.output)
 

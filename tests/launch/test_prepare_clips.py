@@ -11,7 +11,8 @@ import PIL.Image
 import pytest
 
 from dcvideogen_jax import files
-from dcvideogen_jax.data import fetch, records, video
+from dcvideogen_jax.data import records, video
+from dcvideogen_jax.tiny import fetch
 
 ROOT = pathlib.Path(__file__).parents[2]
 # The program, with another manifest.
@@ -21,8 +22,8 @@ from dcvideogen_jax.data import fetch
 with open(sys.argv.pop(1)) as f:
   entries = {name: fetch.Entry(**row) for name, row in json.load(f).items()}
 fetch.manifest = lambda: entries
-from launch import _program, prepare_clips
-_program.run(prepare_clips.main)
+from dcvideogen_jax.programs import common, prepare_clips
+common.run(prepare_clips.main)
 """
 
 

@@ -18,7 +18,7 @@ PROGRAM = """
   from ml_collections import config_flags
 
   from dcvideogen_jax import errors
-  from launch import _program
+  from dcvideogen_jax.programs import common
 
   _CONFIG = config_flags.DEFINE_config_file("config")
   _DO = flags.DEFINE_string("do", "", "What happens.")
@@ -48,14 +48,14 @@ PROGRAM = """
         logging.info("quiet")
         logging.warning("loud")
       case "directory":
-        with _program.output_directory("a/b/c") as directory:
+        with common.output_directory("a/b/c") as directory:
           assert directory.is_dir()
           raise errors.UserError("stop")
       case "remote":
-        with _program.output_directory("gs://bucket/x"):
+        with common.output_directory("gs://bucket/x"):
           pass
       case "wait":
-        with _program.output_directory("a") as directory:
+        with common.output_directory("a") as directory:
           print("ready", flush=True)
           input()
     print(_CONFIG.value and _CONFIG.value.to_json())
@@ -63,7 +63,7 @@ PROGRAM = """
 
 
   if __name__ == "__main__":
-    _program.run(main)
+    common.run(main)
 """
 
 CONFIG = """

@@ -8,11 +8,11 @@ import PIL.Image
 import pytest
 
 from dcvideogen_jax import errors
-from launch import _requests
+from dcvideogen_jax.sample import request_list
 
 
 def gather(prompts=(), file=None, seeds=("0",), image=None, last_image=None):
-  return _requests.gather(prompts, file, seeds, image, last_image)
+  return request_list.gather(prompts, file, seeds, image, last_image)
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_names_say_what_and_which():
 
 
 def test_images_are_read(photo):
-  assert _requests.read_image(None) is None
-  assert _requests.read_image(str(photo)).shape == (8, 9, 3)
+  assert request_list.read_image(None) is None
+  assert request_list.read_image(str(photo)).shape == (8, 9, 3)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_what_is_empty_stays_and_what_is_null_is_not_there(tmp_path):
 
 
 def test_an_empty_negative_prompt_is_not_the_configs():
-  from launch import sample
+  from dcvideogen_jax.programs import sample
 
   made = types.SimpleNamespace(negative_prompt=lambda: "Wan's own")
   found = [

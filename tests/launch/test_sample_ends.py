@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-from dcvideogen_jax.sample import sizes
-from launch import _clock, _requests, _streaming, sample
+from dcvideogen_jax import clock as clock_lib
+from dcvideogen_jax.programs import sample, stream_flags
+from dcvideogen_jax.sample import request_list, sizes
 
 FRAMES = 8
 
@@ -25,13 +26,13 @@ def _write(tmp_path):
   result = types.SimpleNamespace(
     settings={}, size=size, chunks=lambda i: iter([pixels.astype(np.uint8)])
   )
-  request = _requests.Request("a ball", None, None, None, 0)
-  sample._write(tmp_path / "made", request, result, _clock.Clock())
+  request = request_list.Request("a ball", None, None, None, 0)
+  sample._write(tmp_path / "made", request, result, clock_lib.Clock())
 
 
 def test_ctrl_c_is_an_interruption(tmp_path, monkeypatch):
   monkeypatch.setattr(
-    _streaming,
+    stream_flags,
     "interruptible",
     lambda: contextlib.nullcontext(lambda: True),
   )

@@ -3,8 +3,8 @@
 import pytest
 
 from configs import sample
-from dcvideogen_jax.sample import pipeline
-from launch import _model, _semantic
+from dcvideogen_jax.sample import model_names, pipeline
+from dcvideogen_jax.tiny import scoring
 
 
 # The README's table has 400 prompts; fewer may be a little below it by chance.
@@ -12,9 +12,9 @@ from launch import _model, _semantic
 def test_shipped_models_follow_held_out_prompts(config, count):
   c = sample.get_config(config)
   made = pipeline.DCVideoGen.from_pretrained(
-    _model.pipeline(c.model), task=c.task
+    model_names.pipeline(c.model), task=c.task
   )
-  found = _semantic.score(
+  found = scoring.score(
     made,
     count,
     24,

@@ -7,9 +7,9 @@ import pytest
 
 from configs import tiny
 from dcvideogen_jax import convert, errors, tree
-from dcvideogen_jax.data import world
 from dcvideogen_jax.models import wan_vae
-from dcvideogen_jax.train import initial, statistics, tasks
+from dcvideogen_jax.tiny import world
+from dcvideogen_jax.train import statistics, tasks, warm_starts
 
 FIELDS = {"base_width": 16, "multipliers": (1, 1, 1, 1), "blocks": 1}
 
@@ -34,7 +34,7 @@ def psnr(module, params, clips):
 
 def test_colours_pass_through_wan_s_autoencoder(wan, clips):
   module, params = wan
-  start = initial.through_colours(params)
+  start = warm_starts.through_colours(params)
   assert jax.tree.structure(start) == jax.tree.structure(params)
   assert tree.shapes(start) == tree.shapes(params)
   assert psnr(module, params, clips) < 12
@@ -47,7 +47,7 @@ def test_colours_need_room():
     module.init, jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3))
   )["params"]
   with pytest.raises(errors.UserError, match="needs 7 channels"):
-    jax.eval_shape(initial.through_colours, params)
+    jax.eval_shape(warm_starts.through_colours, params)
 
 
 def test_statistics_make_latents_standard(wan, clips):

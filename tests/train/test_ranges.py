@@ -7,7 +7,8 @@ import pytest
 
 from configs import adapt, tiny
 from dcvideogen_jax import errors
-from dcvideogen_jax.train import ranges, semantic, step, tasks
+from dcvideogen_jax.tiny import evaluators
+from dcvideogen_jax.train import ranges, step, tasks
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_evaluators():
   config["evaluators"]["semantic"]["shift"] = 0.0
   message = "config.evaluators.semantic.shift must be a positive number"
   with pytest.raises(errors.UserError, match=message):
-    semantic.build(config)
+    evaluators.build(config)
 
 
 @pytest.mark.parametrize("name", ["tiny_t2v", "wan_i2v_14b"])

@@ -5,10 +5,9 @@ import PIL.Image
 import pytest
 
 from dcvideogen_jax import convert, errors
-from dcvideogen_jax.data import tokenize, world
-from dcvideogen_jax.eval import held_out
+from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.sample import conditions
-from dcvideogen_jax.train import semantic
+from dcvideogen_jax.tiny import evaluators, held_out, world
 from tests.adapt import runs, tiny_models
 from tests.sample import published
 
@@ -31,7 +30,7 @@ class Rendered:
 
 def test_a_perfect_model_has_every_point():
   questions = held_out.questions(12)
-  score = semantic.SemanticScore(
+  score = evaluators.SemanticScore(
     "truth", 5, Rendered(questions), None, shown=6, questions=questions
   )
   metrics, images = score({}, 1)
@@ -49,7 +48,7 @@ def test_a_perfect_model_has_every_point():
 def test_what_is_wrong_costs_points():
   questions = held_out.questions(12)
   rolled = questions[1:] + questions[:1]
-  score = semantic.SemanticScore(
+  score = evaluators.SemanticScore(
     "x", 5, Rendered(rolled), None, questions=questions
   )
   metrics, _ = score({}, 1)
@@ -98,23 +97,23 @@ def config(models, **changes):
 
 
 def variables(config):
-  module = semantic.weights.build(config, semantic.phases.find("scratch"))
+  module = evaluators.weights.build(config, evaluators.phases.find("scratch"))
   return tiny_models.variables(module, scale=0.5)
 
 
 def test_an_evaluator_of_a_run(models):
   c = config(models)
-  (score,) = semantic.build(c)
+  (score,) = evaluators.build(c)
   metrics, images = score(variables(c), 1)
   again, _ = score(variables(c), 2)
   assert metrics == again and all(0 <= x <= 1 for x in metrics.values())
   assert images["score"].shape == (16, 4 * (4 * 16 + 2) - 2, 3)
-  assert semantic.build(runs.config("scratch")) == []
+  assert evaluators.build(runs.config("scratch")) == []
 
 
 def test_texts_are_embedded_as_by_sampling(models):
   prompts = ["a red ball rolls", "a blue cat"]
-  found = semantic.embed(
+  found = evaluators.embed(
     models["text_encoder"], models["tokenizer"], prompts, 24
   )
   assert found.shape == (2, 24, 64)
@@ -137,7 +136,7 @@ def test_image_to_video_starts_from_pictures(models, tmp_path):
     images=[str(path) for path in paths],
   )
   c["model"] = _FIELDS | {"in_channels": 12, "image_width": 64}
-  (samples,) = semantic.build(c)
+  (samples,) = evaluators.build(c)
   requests = samples._requests
   assert requests.image.shape[::2] == (2, 64)
   assert requests.condition.shape == (2, 2, 4, 4, 4)
@@ -148,7 +147,7 @@ def test_image_to_video_starts_from_pictures(models, tmp_path):
   assert metrics == {} and [*images] == ["score"]
   # Scenes of the world have first frames of their own.
   c["evaluators"]["score"] |= {"what": "semantic", "prompts": 1}
-  (score,) = semantic.build(c)
+  (score,) = evaluators.build(c)
   assert np.abs(score._requests.condition - requests.condition).max() > 1e-3
 
 
@@ -169,7 +168,7 @@ def test_image_to_video_starts_from_pictures(models, tmp_path):
 )
 def test_refusals(models, changes, message):
   with pytest.raises(errors.UserError, match=message):
-    semantic.build(config(models, **changes))
+    evaluators.build(config(models, **changes))
 
 
 @pytest.mark.parametrize(
@@ -184,10 +183,10 @@ def test_transformers_that_do_not_fit(models, fields, message):
   c = config(models)
   c["model"] = _FIELDS | fields
   with pytest.raises(errors.UserError, match=message):
-    semantic.build(c)
+    evaluators.build(c)
 
 
 def test_other_tasks_have_no_samples(models):
   c = config(models) | {"task": "align"}
   with pytest.raises(errors.UserError, match="task denoise, found align"):
-    semantic.build(c)
+    evaluators.build(c)

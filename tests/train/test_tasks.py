@@ -10,7 +10,7 @@ import pytest
 from configs import tiny
 from dcvideogen_jax import errors, levels, tree
 from dcvideogen_jax.models import dc_ae_v, wan_vae
-from dcvideogen_jax.train import initial, losses, strips, tasks
+from dcvideogen_jax.train import losses, strips, tasks, warm_starts
 
 WAN = {
   "task": "wan_autoencoder",
@@ -145,7 +145,7 @@ def test_shortcuts_start_with_the_mean_of_each_block(time):
   video = jnp.asarray(colours.repeat(4, 1).repeat(32, 2).repeat(32, 3))
   init = jax.jit(module.init)
   params = init(jax.random.key(0), video[:1, :, :32, :32])["params"]
-  started = initial.through_shortcuts(params, time)
+  started = warm_starts.through_shortcuts(params, time)
   assert tree.shapes(started) == tree.shapes(params)
   apply = jax.jit(module.apply)
   outputs = [np.asarray(apply({"params": p}, video)) for p in (params, started)]

@@ -1,6 +1,6 @@
 """One side of `reconstruct.compare`, alone in its process.
 
-  python -m dcvideogen_jax.bench.worker < request.json
+  python -m benchmarks.worker < request.json
 
 Writes the outputs to the request's `outputs` (.npz) and a JSON object with the
 measurements as the last line of stdout.
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcvideogen_jax.bench import inputs, processes
+from benchmarks import inputs, processes
 
 
 class Side(NamedTuple):
@@ -53,7 +53,7 @@ def main() -> None:
 def _torch(request: dict[str, Any]) -> Side:
   import torch
 
-  from dcvideogen_jax.bench import torch_dc_ae_v
+  from benchmarks import torch_dc_ae_v
 
   torch.set_num_threads(request["threads"])
   weights = {

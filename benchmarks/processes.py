@@ -21,7 +21,7 @@ def run(module: str, request: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     errors.UserError: if the process fails; names `request["side"]`.
   """
-  root = str(pathlib.Path(__file__).parents[2])
+  root = str(pathlib.Path(__file__).parents[1])
   path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
   environment = {
     **os.environ,

@@ -23,8 +23,8 @@ import numpy as np
 
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.data import buckets, clip_sources, latents, parts
+from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.sample import layouts, weights_cache
-from launch import _encoders
 
 _NO_CAPTION = "it has no caption"
 _NOT_FINITE = "its latents are not finite"
@@ -48,7 +48,7 @@ class Job(NamedTuple):
 
   source: Any
   paths: layouts.Paths
-  options: _encoders.Options
+  options: encoders_lib.Options
   bucket: str
   per_part: int
   dtype: str
@@ -95,7 +95,7 @@ def run(
   encoders = []
   for device in devices:
     with jax.default_device(device):
-      encoders.append(_encoders.Encoders(job.paths, job.options, load))
+      encoders.append(encoders_lib.Encoders(job.paths, job.options, load))
   if encoders[0].has_text and not (job.output / latents.NEGATIVE).exists():
     parts.write_negative(job.output, encoders[0].texts([job.negative])[0])
   negative_cut = encoders[0].cut
@@ -109,7 +109,7 @@ def run(
     with lock:
       done(clips)
 
-  def make(device: jax.Device, encoders: _encoders.Encoders) -> None:
+  def make(device: jax.Device, encoders: encoders_lib.Encoders) -> None:
     sizes = encoders.sizes(job.bucket)
     ahead = -(-2 * threads // len(devices))
     while True:

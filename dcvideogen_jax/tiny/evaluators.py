@@ -18,7 +18,8 @@ from dcvideogen_jax import convert, errors
 from dcvideogen_jax.adapt import encode, phases
 from dcvideogen_jax.data import clip_images, stills, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
-from dcvideogen_jax.eval import held_out, semantics, sheets
+from dcvideogen_jax.eval import sheets
+from dcvideogen_jax.tiny import held_out, semantics
 from dcvideogen_jax.train import denoise, ranges, rendering, weights
 
 Found = tuple[dict[str, float], dict[str, np.ndarray]]

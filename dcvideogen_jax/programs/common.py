@@ -25,9 +25,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dcvideogen_jax import errors, files
+from dcvideogen_jax import errors, files, processes
 from dcvideogen_jax.plan import hardware
-from launch import _together
 
 _COMPILE_CACHE = flags.DEFINE_string(
   "compile_cache",
@@ -155,12 +154,12 @@ def _bug(error: Exception) -> None:
   if jax.distributed.is_initialized():
     traceback.print_exception(error)
     message = f"{type(error).__name__}: {error}"
-    _together.end(" ".join(message.split())[:300], _BUG)
+    processes.end(" ".join(message.split())[:300], _BUG)
 
 
 def _stop(message: str, code: int) -> None:
   message = " ".join(message.split())
-  _together.end(message, code)
+  processes.end(message, code)
   print(f"error: {message}", file=sys.stderr)
   sys.exit(code)
 

@@ -1,6 +1,6 @@
 """One side of `dit.compare`, alone in its process.
 
-  python -m dcvideogen_jax.bench.dit_worker < request.json
+  python -m benchmarks.dit_worker < request.json
 
 Writes the velocity to the request's `output` (.npy) and a JSON object with the
 measurements as the last line of stdout.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dcvideogen_jax.bench import inputs, processes
+from benchmarks import inputs, processes
 
 _TIMESTEP = 700.0
 

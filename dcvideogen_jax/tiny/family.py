@@ -7,7 +7,7 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from launch import _stages
+from dcvideogen_jax.tiny import stages
 
 _TINY = "dcvideogen_jax/assets/dcvideogen_tiny"
 _LATENTS = (
@@ -54,9 +54,9 @@ _REAL = (
 
 def _evaluation(
   name: str, model: str, *more: str, group: str = ""
-) -> _stages.Stage:
+) -> stages.Stage:
   """Held-out scenes, asked of one of `MODELS`."""
-  return _stages.Stage(
+  return stages.Stage(
     name,
     f"{name}.json",
     "evaluate",
@@ -72,10 +72,10 @@ def _evaluation(
   )
 
 
-def _shipped(name: str, trained: str) -> _stages.Stage:
+def _shipped(name: str, trained: str) -> stages.Stage:
   """The weights that come with the package."""
   name = f"shipped/{name}"
-  return _stages.Stage(
+  return stages.Stage(
     name,
     name,
     "export",
@@ -89,20 +89,20 @@ def _shipped(name: str, trained: str) -> _stages.Stage:
 
 STAGES = (
   # Real clips, and what both autoencoders make of the world.
-  _stages.Stage("clips", "clips", "prepare_clips", ("--output={work}/clips",)),
-  _stages.Stage(
+  stages.Stage("clips", "clips", "prepare_clips", ("--output={work}/clips",)),
+  stages.Stage(
     "heldout_clips",
     "heldout_clips",
     "prepare_clips",
     ("--split=heldout", "--output={work}/heldout_clips"),
   ),
-  _stages.train(
+  stages.train(
     "autoencoder_real",
     "configs/tiny.py:autoencoder",
     *_REAL,
     "--config.steps=4000",
   ),
-  _stages.train(
+  stages.train(
     "autoencoder",
     "configs/tiny.py:autoencoder",
     *_REAL,
@@ -115,8 +115,8 @@ STAGES = (
     "--config.steps=4000",
   ),
   # Short clips first, which cost less.
-  _stages.train("wan_short", "configs/tiny.py:wan_autoencoder"),
-  _stages.train(
+  stages.train("wan_short", "configs/tiny.py:wan_autoencoder"),
+  stages.train(
     "wan_autoencoder",
     "configs/tiny.py:wan_autoencoder",
     "--config.weights={work}/wan_short/model",
@@ -124,13 +124,13 @@ STAGES = (
     "--config.optim.lr=7e-4",
     "--config.steps=400",
   ),
-  _stages.Stage(
+  stages.Stage(
     "latents",
     "latents/index.json",
     "precompute",
     ("--world=10560", *_ENCODING, "--output={work}/latents"),
   ),
-  _stages.Stage(
+  stages.Stage(
     "heldout_latents",
     "heldout_latents/index.json",
     "precompute",
@@ -142,7 +142,7 @@ STAGES = (
     ),
   ),
   # Of one clip: Wan's negative prompt for image to video is another one.
-  _stages.Stage(
+  stages.Stage(
     "negative_i2v",
     "negative_i2v/index.json",
     "precompute",
@@ -155,7 +155,7 @@ STAGES = (
   ),
   # The base, which stands for Wan: images first, as Wan itself was trained.
   # The first latent frame is one, at a quarter of a clip's tokens.
-  _stages.train(
+  stages.train(
     "base_images",
     f"{_T2V},phase=base",
     *_LATENTS,
@@ -169,7 +169,7 @@ STAGES = (
     "--config.val.every=2000",
     "--config.evaluators.semantic.every=2000",
   ),
-  _stages.train(
+  stages.train(
     "base",
     f"{_T2V},phase=base",
     *_LATENTS,
@@ -177,14 +177,14 @@ STAGES = (
     "--config.start.weights={work}/base_images/model",
   ),
   # AE-Adapt-V.
-  _stages.train(
+  stages.train(
     "embed",
     f"{_T2V},phase=embed",
     *_LATENTS,
     "--config.start.base={work}/base/model",
     "--config.steps=3000",
   ),
-  _stages.train(
+  stages.train(
     "head",
     f"{_T2V},phase=head",
     *_LATENTS,
@@ -192,7 +192,7 @@ STAGES = (
     "--config.start.base={work}/base/model",
     "--config.start.patch_embed={work}/embed/model",
   ),
-  _stages.train(
+  stages.train(
     "lora",
     f"{_T2V},phase=lora",
     *_LATENTS,
@@ -204,7 +204,7 @@ STAGES = (
   ),
   _shipped("transformer_t2v", "lora"),
   # Image to video begins as the adapted text-to-video model.
-  _stages.train(
+  stages.train(
     "i2v",
     f"{_I2V},phase=full",
     *_LATENTS,
@@ -234,7 +234,7 @@ STAGES = (
 )
 
 
-def _streamed(name: str, model: str, *more: str) -> _stages.Stage:
+def _streamed(name: str, model: str, *more: str) -> stages.Stage:
   return _evaluation(
     f"streams/{name}", model, "--prompts=96", *more, group="streams"
   )
@@ -247,7 +247,7 @@ _WINDOW = ("--what=stream", "--window=1", "--sink=1")
 # and the model of whole clips show at 1, 4 and 16 times the clips' length. With
 # a window of one chunk and no sink, positions are those of training.
 STREAM_STAGES = (
-  _stages.train(
+  stages.train(
     "causal",
     f"{_T2V},phase=lora,causal=teacher",
     *_LATENTS,
@@ -333,7 +333,7 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
-def arm_stages(seeds: Sequence[str]) -> list[_stages.Stage]:
+def arm_stages(seeds: Sequence[str]) -> list[stages.Stage]:
   """All runs of all arms."""
   found = []
   for seed in seeds:
@@ -342,7 +342,7 @@ def arm_stages(seeds: Sequence[str]) -> list[_stages.Stage]:
       for phase, arguments in phases:
         name = f"ablation/{arm}_{seed}/{phase}"
         found.append(
-          _stages.train(
+          stages.train(
             name,
             f"{_T2V},phase={phase}",
             f"--config.seed={seed}",

@@ -14,8 +14,7 @@ from dcvideogen_jax import convert, errors
 from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.data import buckets, tokenize
 from dcvideogen_jax.models import bands
-from dcvideogen_jax.sample import hub, layouts
-from launch import _model
+from dcvideogen_jax.sample import hub, layouts, model_names
 
 # The parts that encode, and the kinds of model they are.
 KINDS = {
@@ -66,7 +65,8 @@ def find(
 
   Args:
     task: "t2v" or "i2v"; only the latter has an image encoder.
-    wholes: models as `_model.pipeline` takes them; earlier ones come first.
+    wholes: models as `model_names.pipeline` takes them; earlier ones come
+      first.
     given: paths by the fields of `Paths`; they come before the models.
 
   Raises:
@@ -76,14 +76,14 @@ def find(
   for part, name in given.items():
     if name is not None:
       found[part] = (
-        _model.weights(name) if part == "dc_ae_v" else pathlib.Path(name)
+        model_names.weights(name) if part == "dc_ae_v" else pathlib.Path(name)
       )
       if not found[part].exists():
         raise errors.UserError(f"there is no {part} at {name}")
   for name in wholes:
     if name is None:
       continue
-    source = _model.pipeline(name)
+    source = model_names.pipeline(name)
     # Of two autoencoders each comes from another model.
     without = {"transformer", "scheduler", *found} - {"dc_ae_v", "wan_vae"}
     if task == "t2v":

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from dcvideogen_jax.data import synthetic, world
+from dcvideogen_jax.tiny import synthetic, world
 
 # Levels of chroma above the background that make a shape; backgrounds differ
 # from grey, and within a picture, by less than 40.

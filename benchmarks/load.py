@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import processes, tables
 from dcvideogen_jax import errors
-from dcvideogen_jax.bench import processes, tables
 from dcvideogen_jax.convert import api, engine, matching, sources, writing
 
 SIDES = ("jax", "torch")
@@ -62,7 +62,7 @@ def compare(
       for side in sides:
         measured[side].append(
           processes.run(
-            "dcvideogen_jax.bench.load_worker",
+            "benchmarks.load_worker",
             {"side": side, "directory": folder},
           )
         )

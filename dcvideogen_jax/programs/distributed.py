@@ -17,8 +17,7 @@ import jax
 from absl import flags
 from jax.experimental import multihost_utils
 
-from dcvideogen_jax import errors
-from launch import _together
+from dcvideogen_jax import errors, processes
 
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join the other processes that the machine knows of."
@@ -64,7 +63,7 @@ def join(saves: bool = False) -> None:
     jax.distributed.initialize(*given, shutdown_timeout_seconds=_LAST_WORDS)
   except (RuntimeError, ValueError) as e:
     raise errors.UserError(f"cannot join the other processes: {e}") from e
-  _together.watch()
+  processes.watch()
   if jax.process_index() > 0:
     sys.stdout = open(os.devnull, "w")
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import processes, tables
 from dcvideogen_jax import errors
-from dcvideogen_jax.bench import processes, tables
 from dcvideogen_jax.convert import api, engine, matching
 
 SIDES = {"jax": ("jax",), "torch": ("torch", "diffusers")}  # Their packages.
@@ -76,7 +76,7 @@ def compare(
     for side in sides:
       path = pathlib.Path(folder) / f"{side}.npy"
       report["sides"][side] = processes.run(
-        "dcvideogen_jax.bench.dit_worker",
+        "benchmarks.dit_worker",
         {**request, "side": side, "output": str(path)},
       )
       outputs.append(np.load(path))

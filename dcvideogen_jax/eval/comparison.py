@@ -12,8 +12,7 @@ from jaxtyping import UInt8
 
 from dcvideogen_jax import files
 from dcvideogen_jax.data import video
-from dcvideogen_jax.eval import images
-from launch import _sheet
+from dcvideogen_jax.eval import contact_sheet, images
 
 
 class Comparison:
@@ -46,9 +45,9 @@ class Comparison:
     self._title = title
     self._fps = fps
     self._video = {"crf": crf, "comment": comment}
-    columns = min(frames, _sheet.COLUMNS)
+    columns = min(frames, contact_sheet.COLUMNS)
     self._shown = set(np.linspace(0, frames - 1, columns).round().astype(int))
-    self._columns: list[_sheet.Column] = []
+    self._columns: list[contact_sheet.Column] = []
     self._psnr: list[float] = []
     self._ssim: list[float] = []
 
@@ -75,7 +74,7 @@ class Comparison:
         ", exact" if psnr is None else f", PSNR {psnr:.2f} dB, SSIM {ssim:.4f}"
       )
       path = self._directory / "contact_sheet.png"
-      _sheet.write(path, title, self._columns)
+      contact_sheet.write(path, title, self._columns)
     return suppressed
 
   def add(
@@ -104,7 +103,7 @@ class Comparison:
       if first + i in self._shown:
         title = f"frame {first + i}: {self._psnr[first + i]:.2f} dB"
         self._columns.append(
-          _sheet.column(title, originals[i], reconstructions[i])
+          contact_sheet.column(title, originals[i], reconstructions[i])
         )
 
   def metrics(self) -> dict[str, Any]:

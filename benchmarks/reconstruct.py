@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import processes, tables
 from dcvideogen_jax import errors
-from dcvideogen_jax.bench import processes, tables
 from dcvideogen_jax.convert import api, engine
 
 SIDES = ("jax", "torch")
@@ -68,7 +68,7 @@ def compare(
     for side in sides:
       path = pathlib.Path(folder) / f"{side}.npz"
       report["sides"][side] = processes.run(
-        "dcvideogen_jax.bench.worker",
+        "benchmarks.worker",
         {**request, "side": side, "outputs": str(path)},
       )
       with np.load(path) as file:

@@ -1,6 +1,6 @@
 """One side of `load.compare`, alone in its process.
 
-  python -m dcvideogen_jax.bench.load_worker < request.json
+  python -m benchmarks.load_worker < request.json
 
 Writes a JSON object with the measurements as the last line of stdout.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dcvideogen_jax.bench import processes
+from benchmarks import processes
 
 # Directory -> the parameters' bits, one after another.
 Load = Callable[[str], Iterator[np.ndarray]]

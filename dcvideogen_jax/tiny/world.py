@@ -2,7 +2,7 @@
 
 Pure numpy; the same seed gives the same clip. A caption states five facts, and
 each of them by words of its own, so that a model which gets one wrong can be
-told which. Saturation belongs to the shape alone: `eval/semantics.py` reads
+told which. Saturation belongs to the shape alone: `tiny/semantics.py` reads
 colour, shape and motion back from the pixels.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import synthetic
+from dcvideogen_jax.tiny import synthetic
 
 SPLITS = ("train", "heldout")
 HELD_OUT = 400

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import world
+from dcvideogen_jax.tiny import world
 
 
 class Question(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import figure, ticker
 
 from dcvideogen_jax import files
-from launch import _family
+from dcvideogen_jax.tiny import family
 
 METRIC = "semantic/all"
 _KINDS = {kind: f"semantic/{kind}" for kind in ("colour", "shape", "motion")}
@@ -28,7 +28,7 @@ def write(work: pathlib.Path, seeds: Sequence[str]) -> str:
   Returns:
     The table.
   """
-  runs = {arm: [run(work, arm, seed) for seed in seeds] for arm in _family.ARMS}
+  runs = {arm: [run(work, arm, seed) for seed in seeds] for arm in family.ARMS}
   base = _measured(work / "base")[-1:]
   output = files.make_directory(work / "ablation")
   shown = table(runs, base)
@@ -47,7 +47,7 @@ def run(work: pathlib.Path, arm: str, seed: str) -> Sequence[Point]:
   """What one run of an arm has measured; "step" counts over all phases."""
   points: list[Point] = []
   before = 0.0
-  for phase, _ in _family.ARMS[arm].phases:
+  for phase, _ in family.ARMS[arm].phases:
     folder = work / "ablation" / f"{arm}_{seed}" / phase
     found = _measured(folder)
     points += [{**point, "step": before + point["step"]} for point in found]
@@ -87,7 +87,7 @@ def table(
   for arm, found in runs.items():
     cells = [_cell([_at(points, step) for points in found]) for step in steps]
     cells += _facts([points[-1] for points in found])
-    lines.append(f"| {_family.ARMS[arm].title} | " + " | ".join(cells) + " |")
+    lines.append(f"| {family.ARMS[arm].title} | " + " | ".join(cells) + " |")
   if base:
     cells = [*[""] * (len(steps) - 1), _cell([base[-1][METRIC]])]
     lines.append("| the base | " + " | ".join([*cells, *_facts(base)]) + " |")
@@ -125,7 +125,7 @@ def plot(
   for arm, found in runs.items():
     steps = [point["step"] for point in found[0]]
     values = 100 * np.array([[x[METRIC] for x in points] for points in found])
-    (line,) = axes.plot(steps, values.mean(0), label=_family.ARMS[arm].title)
+    (line,) = axes.plot(steps, values.mean(0), label=family.ARMS[arm].title)
     axes.fill_between(
       steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color()
     )

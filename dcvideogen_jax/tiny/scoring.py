@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
-from dcvideogen_jax.data import world
-from dcvideogen_jax.eval import held_out, semantics
+from dcvideogen_jax import clock as clock_lib
 from dcvideogen_jax.sample import pipeline
-from launch import _clock
+from dcvideogen_jax.tiny import held_out, semantics, world
 
 _SHOWN = 32
 
@@ -135,7 +134,7 @@ def _clips(stream, frames, ends):
         stop = last.shape[1] - (count - end)
         found[end] = last[:, stop - frames : stop]
     last = last[:, -frames - chunk.shape[1] :]
-    pace.append(_clock.arrival(count, since))
+    pace.append(clock_lib.arrival(count, since))
   return found, pace
 
 
@@ -163,7 +162,7 @@ def score(
   Raises:
     errors.UserError: as `generate` and `world.later`.
   """
-  clock = _clock.Clock()
+  clock = clock_lib.Clock()
   questions = held_out.questions(count)
   batch_size = 1 if made.task == "i2v" else min(batch_size, count)
   frames, height, width = size

@@ -12,8 +12,8 @@ import tqdm
 
 from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.data import buckets, latents, timing, tokenize
+from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.sample import layouts
-from launch import _encoders
 
 # What the encoders are if nobody says: those of DC-VideoGen from Wan 2.1.
 _RELEASED = {
@@ -52,7 +52,7 @@ def modules(paths: layouts.Paths, i2v: bool) -> dict[str, Any]:
 
 
 def _module(part: str, path: pathlib.Path | None) -> Any:
-  kind = convert.KINDS[_encoders.KINDS[part]]
+  kind = convert.KINDS[encoders_lib.KINDS[part]]
   config = path and (path if path.is_dir() else path.parent) / "config.json"
   fields = kind.variants[_RELEASED[part]]
   if config is not None and config.is_file():

@@ -1,0 +1,202 @@
+"""Times this project's code on the machine at hand.
+
+  python -m launch.benchmark --what=reconstruct --output=out/reconstruct.json
+
+encodes and decodes a clip with random weights in JAX and in plain PyTorch, each
+alone in a process on two CPU cores (full size: 16 GiB of memory, minutes).
+
+  python -m launch.benchmark --what=conv3d \\
+    --output=dcvideogen_jax/ops/conv3d/measured.json
+
+times the forms of the 3-D convolution on the default device and updates the
+data by which `ops.conv3d` chooses.
+
+  python -m launch.benchmark --what=load --output=out/load.json
+
+loads a random checkpoint (2.8 GB, in a temporary directory) here and with
+diffusers: seconds, and memory in sizes of the files.
+
+  python -m launch.benchmark --what=dit --output=out/dit.json
+
+takes one step of the transformer of 1.3 billion parameters, 7800 tokens, here
+and in diffusers with the same random weights (7 GiB of memory, minutes).
+
+  python -m launch.benchmark --what=attention --output=out/attention.json
+
+times the implementations of attention on the default device, dense and with
+block-causal masks, forward and backward: milliseconds, and TFLOP/s of what is
+visible.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+
+from benchmarks import attention, conv3d, dit, load, reconstruct
+from dcvideogen_jax import errors, files
+from dcvideogen_jax.models import dc_ae_v, wan_dit
+from dcvideogen_jax.programs import common
+from dcvideogen_jax.sample import model_names
+
+_WHAT = flags.DEFINE_enum(
+  "what",
+  "reconstruct",
+  ["reconstruct", "conv3d", "load", "dit", "attention"],
+  "What is timed.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file.", required=True)
+_REPEATS = flags.DEFINE_integer(
+  "repeats", None, "Of each call. Unset: 5 for conv3d and attention, else 1.", 1
+)
+_CONFIG = flags.DEFINE_string(
+  "config",
+  None,
+  "Unset: f32t4c32, or wan2.1-t2v-1.3b for load, which takes names only, or"
+  " dc-wan2.1-t2v-1.3b for dit. " + model_names.CONFIG_HELP,
+)
+_FRAMES = flags.DEFINE_integer("frames", 40, "Of the clip.", 1)
+_HEIGHT = flags.DEFINE_integer("height", 128, "Of the clip, in pixels.", 1)
+_WIDTH = flags.DEFINE_integer("width", 128, "Of the clip, in pixels.", 1)
+_LATENTS = flags.DEFINE_list(
+  "latents",
+  ["20", "15", "26"],
+  "Frames, rows and columns that dit takes; the default is 80 frames of"
+  " 480x832 pixels, encoded by f32t4c32.",
+)
+_TOKENS = flags.DEFINE_integer(
+  "tokens", None, "Of attention. Unset: 2048 on a CPU, else 17600.", 1
+)
+_LAYERS = flags.DEFINE_integer(
+  "layers", None, "Of dit. Unset: as the configuration has it.", 1
+)
+_DTYPE = flags.DEFINE_enum("dtype", dit.DTYPES[0], dit.DTYPES, "Of dit.")
+_THREADS = flags.DEFINE_integer("threads", 2, "CPU cores to use.", 1)
+_SIDES = flags.DEFINE_list("sides", [*reconstruct.SIDES], "Whom to time.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Measures, prints a table and writes the JSON."""
+  del argv
+  output = pathlib.Path(_OUTPUT.value)
+  with common.output_directory(output.parent):
+    measure = {
+      "attention": _attention,
+      "conv3d": _conv3d,
+      "dit": _dit,
+      "load": _load,
+      "reconstruct": _reconstruct,
+    }
+    text = measure[_WHAT.value](output)
+    with files.atomic(output) as path:
+      path.write_text(text)
+  print(f"wrote {output}")
+
+
+def _check_sides(known):
+  if unknown := sorted(set(_SIDES.value) - set(known)):
+    raise errors.UserError(
+      f"--sides: expected some of {', '.join(known)},"
+      f" found {', '.join(unknown)}"
+    )
+
+
+def _attention(output):
+  del output
+  platform = jax.default_backend()
+  tokens, *others = attention.SHAPES[platform]
+  shape = (_TOKENS.value or tokens, *others)
+  rows = []
+  for backward in (False, True):
+    for blocks in attention.BLOCKS:
+      row = attention.measure(
+        shape, blocks, backward, attention.NAMES[platform], _REPEATS.value or 5
+      )
+      print(attention.table([row]), flush=True)
+      rows.append(row)
+  print(f"\n{shape}\n{attention.table(rows)}")
+  device = jax.devices()[0].device_kind
+  return json.dumps({"device": device, "rows": rows}, indent=1) + "\n"
+
+
+def _load(output):
+  del output
+  _check_sides(load.SIDES)
+  report = load.compare(
+    _CONFIG.value or "wan2.1-t2v-1.3b",
+    sides=_SIDES.value,
+    repeats=_REPEATS.value or 1,
+  )
+  print(load.table(report))
+  return json.dumps(report, indent=1) + "\n"
+
+
+def _dit(output):
+  del output
+  _check_sides(dit.SIDES)
+  fields = _fields("dc-wan2.1-t2v-1.3b", wan_dit.VARIANTS)
+  if _LAYERS.value:
+    fields = {**fields, "layers": _LAYERS.value}
+  try:
+    frames, rows, columns = map(int, _LATENTS.value)
+  except ValueError as e:
+    raise errors.UserError(
+      "--latents: expected frames, rows and columns as 20,15,26, found"
+      f" {','.join(_LATENTS.value)}"
+    ) from e
+  report = dit.compare(
+    fields,
+    (frames, rows, columns),
+    dtype=_DTYPE.value,
+    sides=_SIDES.value,
+    threads=_THREADS.value,
+    repeats=_REPEATS.value or 1,
+  )
+  print(dit.table(report))
+  return json.dumps(report, indent=1) + "\n"
+
+
+def _fields(default, variants):
+  """Those that --config gives, by name of a variant or as they are."""
+  config = model_names.config(_CONFIG.value or default)
+  if not isinstance(config, str):
+    return config
+  if config not in variants:
+    raise errors.UserError(
+      f"--config: expected one of {', '.join(variants)}, found {config!r}"
+    )
+  return variants[config]
+
+
+def _reconstruct(output):
+  del output
+  _check_sides(reconstruct.SIDES)
+  report = reconstruct.compare(
+    _fields("f32t4c32", dc_ae_v.VARIANTS),
+    (1, _FRAMES.value, _HEIGHT.value, _WIDTH.value),
+    sides=_SIDES.value,
+    threads=_THREADS.value,
+    repeats=_REPEATS.value or 1,
+  )
+  print(reconstruct.table(report))
+  return json.dumps(report, indent=1) + "\n"
+
+
+def _conv3d(output):
+  """Replaces this platform's rows and keeps the others."""
+  platforms = {}
+  if output.exists():
+    try:
+      platforms = {**json.loads(output.read_text())["platforms"]}
+    except (ValueError, KeyError, TypeError, OSError) as e:
+      raise errors.UserError(
+        f"--output={output} exists and is no table of measurements: {e!r}"
+      ) from e
+  rows = []
+  for shape in conv3d.SHAPES:
+    rows.append(conv3d.measure(shape, _REPEATS.value or 5))
+    print(conv3d.table(rows[-1:]).splitlines()[-1], flush=True)
+  print(conv3d.table(rows))
+  return conv3d.dumps({**platforms, jax.default_backend(): rows})

@@ -1,0 +1,205 @@
+"""Converts weights between libraries' layouts and this project's.
+
+  python -m launch.convert --source=dc-ae-v-f32t4c32-1.0.pt --output=f32t4c32
+  python -m launch.convert --kind=wan_dit --source=Wan2.1-T2V-1.3B \\
+    --to=diffusers --output=transformer
+  python -m launch.convert --kind=wan_dit --source=transformer \\
+    --lora=style.safetensors,0.8 --lora=speed.safetensors --output=merged
+
+What the source is, is seen from its names. A directory gets config.json and
+safetensors: `--to=diffusers`, `transformers` or `original` write what that
+library opens, `--to=jax` (PyTorch names too) what the programs here open with
+no further word. A `.pt` is written as the official DC-VideoGen code reads it.
+Nothing is lost on any way unless `--dtype` asks for it.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from dcvideogen_jax import convert, errors, files
+from dcvideogen_jax.programs import common
+from dcvideogen_jax.sample import model_names
+
+_LAYOUTS = sorted({x for k in convert.KINDS.values() for x in k.layouts})
+
+_KIND = flags.DEFINE_enum(
+  "kind", "dc_ae_v", sorted(convert.KINDS), "Which model."
+)
+_SOURCE = flags.DEFINE_string(
+  "source",
+  None,
+  ".pt, .pth, .safetensors, an .index.json or a directory.",
+  required=True,
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "A directory, or a .pt or .safetensors file.", required=True
+)
+_TO = flags.DEFINE_enum(
+  "to",
+  None,
+  ["jax", "torch", *_LAYOUTS],
+  "jax writes a directory, torch a file, a layout what that library opens."
+  " Unset: as --output is named.",
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", None, ["float32", "bfloat16"], "Of the result. Unset: unchanged."
+)
+_CONFIG = flags.DEFINE_string("config", None, model_names.CONFIG_HELP)
+_LORA = flags.DEFINE_multi_string(
+  "lora",
+  [],
+  "Low-rank updates to merge, PATH or PATH,SCALE, in any trainer's form;"
+  " may be given several times.",
+)
+_SHARD_GB = flags.DEFINE_float(
+  "shard_gb", 10.0, "Largest file of a layout's directory, in GB.", 1e-6
+)
+
+_FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
+# Of files of weights that are not written here; a directory has no such name.
+_OTHER_SUFFIXES = (".bin", ".ckpt", ".gguf", ".sft")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads, checks, reports and writes the weights."""
+  del argv
+  kind, output = _KIND.value, pathlib.Path(_OUTPUT.value)
+  _check_target(output, _TO.value)
+  layout = _layout(kind, _TO.value)
+  loras = [model_names.lora(text) for text in _LORA.value]
+  source = model_names.weights(_SOURCE.value)
+  module, variables = convert.load(
+    kind,
+    source,
+    config=model_names.config(_CONFIG.value),
+    dtype=_DTYPE.value and jnp.dtype(_DTYPE.value),
+  )
+  leaves = jax.tree.leaves(variables)
+  dtypes = sorted({leaf.dtype.name for leaf in leaves})
+  print(
+    f"{source}: {kind}, {model_names.variant(kind, module)},"
+    f" {len(convert.to_tensors(kind, module, variables, layout))} tensors,"
+    f" {sum(leaf.size for leaf in leaves):,} parameters, {'/'.join(dtypes)}"
+  )
+  if loras:
+    variables = {"params": _merged(kind, module, variables["params"], loras)}
+  is_file = output.suffix in _FILE_SUFFIXES
+  with common.output_directory(output.parent if is_file else output):
+    if is_file:
+      _write_file(output, kind, module, variables, layout)
+      written = [output]
+    else:
+      written = convert.save(
+        output,
+        kind,
+        module,
+        variables,
+        layout=layout,
+        shard_size=layout and int(_SHARD_GB.value * 1e9),
+      )
+  for path in written:
+    if path.suffix in _FILE_SUFFIXES:
+      print(f"wrote {path} ({model_names.size_of(path)})")
+
+
+def _check_target(output: pathlib.Path, to: str | None) -> None:
+  """Raises UserError, before any work, if `--to` and `--output` disagree."""
+  is_file = output.suffix in _FILE_SUFFIXES
+  if output.suffix in _OTHER_SUFFIXES:
+    raise errors.UserError(
+      f"--output={output} names a file of a kind that is not written: expected"
+      f" a directory or one of {', '.join(_FILE_SUFFIXES)}"
+    )
+  if to not in (None, "torch") and is_file and to not in _LAYOUTS:
+    raise errors.UserError(
+      f"--to={to} writes a directory, but --output={output} names a file"
+    )
+  if to == "torch" and not is_file:
+    raise errors.UserError(
+      f"--to=torch writes a file: expected --output to end in one of"
+      f" {', '.join(_FILE_SUFFIXES)}, found {output}"
+    )
+  if is_file and output.is_dir():
+    raise errors.UserError(f"--output={output} is a directory")
+  if not is_file and output.is_file():
+    raise errors.UserError(f"--output={output} is a file, not a directory")
+
+
+def _layout(kind: str, to: str | None) -> str | None:
+  """The layout that `--to` names; None for our own directories and files."""
+  if to in (None, "jax", "torch"):
+    return None
+  if to not in convert.KINDS[kind].layouts:
+    raise errors.UserError(
+      f"--to={to} is no layout of {kind}: expected jax, torch or one of"
+      f" {', '.join(convert.KINDS[kind].layouts)}"
+    )
+  return to
+
+
+def _merged(kind, module, params, loras):
+  """The parameters with all updates, of which it tells."""
+  found = []
+  for path, scale in loras:
+    updates = convert.load_lora(kind, path, module, scale)
+    found.append(updates)
+    print(
+      f"{path}: {updates.matched} tensors matched,"
+      f" {len(updates.factors) + len(updates.deltas) + len(updates.whole)}"
+      " parameters change,"
+      f" rank {updates.rank}, scale {scale:g}"
+    )
+  return convert.merge(params, convert.add(found), donate=True)
+
+
+def _write_file(output, kind, module, variables, layout) -> None:
+  with files.atomic(output) as path:
+    tensors = convert.to_tensors(kind, module, variables, layout)
+    if output.suffix == ".safetensors":
+      convert.write_safetensors(path, tensors)
+    else:
+      state_dict = {n: convert.finite(n, x) for n, x in tensors.items()}
+      _save_pt(path, state_dict, flat=layout is not None)
+
+
+def _save_pt(
+  path: pathlib.Path, state_dict: dict[str, np.ndarray], flat: bool
+) -> None:
+  """Writes a state dict alone or, for DC-VideoGen's loader, under both keys.
+
+  The data is stored once.
+
+  Raises:
+    errors.UserError: if torch is not installed.
+  """
+  try:
+    import torch
+  except ImportError as e:
+    raise errors.UserError(
+      "writing a .pt needs PyTorch, which is not installed: run"
+      " `pip install torch`, or give --output a name in .safetensors"
+    ) from e
+  tensors = {name: _to_tensor(torch, x) for name, x in state_dict.items()}
+  checkpoint = tensors
+  if not flat:
+    checkpoint = {
+      "model_state_dict": tensors,
+      "ema_model_state_dict": {"ema": tensors},
+    }
+  try:
+    with path.open("wb") as file:
+      torch.save(checkpoint, file)
+  except RuntimeError as e:  # About its own state: the disk's error is hidden.
+    raise e.__context__ if isinstance(e.__context__, OSError) else e from None
+
+
+def _to_tensor(torch, x: np.ndarray):
+  x = x if x.flags.writeable else x.copy()  # torch warns of the others.
+  if x.dtype == jnp.bfloat16:  # numpy's is unknown to torch, its bits are not.
+    return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+  return torch.from_numpy(x)

@@ -1,0 +1,86 @@
+"""Writes the result of a training under the names of PyTorch.
+
+  python -m launch.export --workdir=DIR --output=DIR/model
+  python -m launch.export --workdir=DIR --output=DIR/lora --format=lora
+
+`--workdir` is that of `launch.train`; it may still be running. A directory is
+written: a model, which the programs here and, with its layout, diffusers or
+Wan's own code open; of the first phase of an adaptation, the patch embedding;
+with `--format=lora`, what PEFT puts on the base.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.programs import common
+from dcvideogen_jax.train import export
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Directory of the training.", required=True
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Directory to write.", required=True
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype",
+  None,
+  list(export.DTYPES),
+  "What weights are stored as. Unset: bfloat16 for DC-AE-V, else float32.",
+)
+_FORMAT = flags.DEFINE_enum(
+  "format",
+  "merged",
+  export.FORMATS,
+  "The whole model, or low-rank updates with what else was trained.",
+)
+_LAYOUT = flags.DEFINE_enum(
+  "layout",
+  None,
+  ["diffusers", "original", "official"],
+  "Names of whose weights. Unset: official for DC-AE-V, else diffusers.",
+)
+_FIELDS = flags.DEFINE_string(
+  "fields",
+  None,
+  "JSON, or a .json file: what was measured of latents and is written into"
+  ' config.json, such as {"latent_scale": 0.72} of DC-AE-V or {"mean": [...],'
+  ' "std": [...]} of the Wan autoencoder.',
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the newest checkpoint and writes what was asked for."""
+  del argv
+  fields = _read_fields(_FIELDS.value)
+  with common.output_directory(_OUTPUT.value) as output:
+    step = export.export(
+      _WORKDIR.value,
+      output,
+      _DTYPE.value,
+      format=_FORMAT.value,
+      layout=_LAYOUT.value,
+      fields=fields,
+    )
+  print(f"step {step}: {_OUTPUT.value}")
+
+
+def _read_fields(text: str | None) -> dict[str, Any] | None:
+  """The fields that the flag gives; None if it is not there."""
+  if text is None:
+    return None
+  try:
+    if text.endswith(".json"):
+      text = pathlib.Path(text).read_text()
+    fields = json.loads(text)
+  except (OSError, ValueError) as e:
+    raise errors.UserError(f"--fields: cannot be read as JSON: {e}") from e
+  if not isinstance(fields, dict):
+    raise errors.UserError(
+      f"--fields: expected an object, found {type(fields).__name__}"
+    )
+  return fields
