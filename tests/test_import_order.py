@@ -21,6 +21,7 @@ ROWS = {
     "memory",
     "levels",
     "digests",
+    "flops",
     "clock",
     "processes",
     "provenance",

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import sharding
+from dcvideogen_jax import flops, sharding
 from dcvideogen_jax.ops import attention
-from dcvideogen_jax.plan import compiled, flops, hardware, hlo
+from dcvideogen_jax.plan import compiled, hardware, hlo
 
 # Of Wan 14B.
 HEADS, WIDTH = 40, 128

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from dcvideogen_jax import convert, errors, sharding
+from dcvideogen_jax import convert, errors, flops, sharding
 from dcvideogen_jax.models import streaming
-from dcvideogen_jax.plan import flops, hlo
+from dcvideogen_jax.plan import hlo
 from dcvideogen_jax.sample import loading
 
 # Figures of one program, by name; bytes but for "flops".

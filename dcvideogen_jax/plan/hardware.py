@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, flops
 from dcvideogen_jax.plan import tpus
 
 # Of a device's memory, what programs of `launch` let jax take; CUDA's context
@@ -27,8 +27,7 @@ class Gpu:
     kind: what the driver calls it; jax's kernels look at it.
     bandwidth: of its memory, bytes per second.
     memory: bytes.
-    flops: FLOPs per second of its tensor cores, dense, by dtype; float32 as
-      TF32, which XLA takes unless told otherwise.
+    flops: its row of `flops.PEAKS`.
   """
 
   kind: str
@@ -86,7 +85,7 @@ _HOPPER = {
   "shared_per_core": 233472,
   "shared_per_block": 232448,
   "capability": "major: 9 feature_extension: ACCELERATED_FEATURES",
-  "flops": {"bfloat16": 989.4e12, "float32": 494.7e12},
+  "flops": flops.PEAKS["NVIDIA H100 80GB HBM3"],
 }
 
 GPUS = {
@@ -113,7 +112,7 @@ GPUS = {
     shared_per_core=167936,
     shared_per_block=166912,
     capability="major: 8",
-    flops={"bfloat16": 312e12, "float32": 156e12},
+    flops=flops.PEAKS["NVIDIA A100-SXM4-80GB"],
   ),
 }
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import sharding
+from dcvideogen_jax import flops, sharding
 from dcvideogen_jax.data import tokenize
-from dcvideogen_jax.plan import compiled, flops, hardware, roofline, sampling
+from dcvideogen_jax.plan import compiled, hardware, roofline, sampling
 from dcvideogen_jax.sample import loading, placement, sizes
 
 STEPS = 50

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dcvideogen_jax import errors, sharding
-from dcvideogen_jax.plan import flops, hardware, training
+from dcvideogen_jax import errors, flops, sharding
+from dcvideogen_jax.plan import hardware, training
 from dcvideogen_jax.train import step
 
 REMATS = ("full", "dots", None)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.experimental import topologies
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, flops
 
 _GIB = 2**30
 
@@ -23,8 +23,7 @@ class Tpu:
     bandwidth: of its memory, bytes per second.
     usable: bytes that XLA's compiler lets a program have; what libtpu 0.0.42
       says to one that asks for more.
-    flops: FLOPs per second by dtype. Products of float32 matrices are rounded
-      to bfloat16 first, unless a program asks for more.
+    flops: its row of `flops.PEAKS`.
     link: bytes per second to one neighbour; as many come back meanwhile.
     axes: of the grid that chips are linked in.
     ring: chips on an axis, or a multiple of it, whose ends are linked too. Here
@@ -58,15 +57,9 @@ class Tpu:
     return self.link * links
 
 
-def _tpu(tera: float, **fields) -> Tpu:
-  return Tpu(
-    flops=dict.fromkeys(("bfloat16", "float32"), tera * 1e12), **fields
-  )
-
-
 TPUS = {
-  "v4": _tpu(
-    275,
+  "v4": Tpu(
+    flops=flops.PEAKS["TPU v4"],
     bandwidth=1228e9,
     usable=int(30.75 * _GIB),
     link=50e9,
@@ -74,14 +67,29 @@ TPUS = {
     ring=4,
     cores="megacore",
   ),
-  "v5e": _tpu(
-    197, bandwidth=819e9, usable=int(15.75 * _GIB), link=50e9, axes=2, ring=16
+  "v5e": Tpu(
+    flops=flops.PEAKS["TPU v5 lite"],
+    bandwidth=819e9,
+    usable=int(15.75 * _GIB),
+    link=50e9,
+    axes=2,
+    ring=16,
   ),
-  "v5p": _tpu(
-    459, bandwidth=2765e9, usable=int(95.74 * _GIB), link=100e9, axes=3, ring=4
+  "v5p": Tpu(
+    flops=flops.PEAKS["TPU v5"],
+    bandwidth=2765e9,
+    usable=int(95.74 * _GIB),
+    link=100e9,
+    axes=3,
+    ring=4,
   ),
-  "v6e": _tpu(
-    918, bandwidth=1638e9, usable=int(31.25 * _GIB), link=100e9, axes=2, ring=16
+  "v6e": Tpu(
+    flops=flops.PEAKS["TPU v6 lite"],
+    bandwidth=1638e9,
+    usable=int(31.25 * _GIB),
+    link=100e9,
+    axes=2,
+    ring=16,
   ),
 }
 

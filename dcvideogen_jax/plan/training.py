@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, flops
 from dcvideogen_jax.plan import (
   compiled,
-  flops,
   hardware,
   hlo,
   roofline,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcvideogen_jax import sharding
+from dcvideogen_jax import flops, sharding
 from dcvideogen_jax.ops import attention
 from dcvideogen_jax.ops.attention import (
   BlockCausal,
@@ -19,7 +19,7 @@ from dcvideogen_jax.ops.attention import (
   masks,
   splash,
 )
-from dcvideogen_jax.plan import flops, hardware
+from dcvideogen_jax.plan import hardware
 
 BLOCKS = splash.Blocks(256, 256, 128, 256, 128)
 TILES = flash.Tiles(

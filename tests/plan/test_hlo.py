@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcvideogen_jax import sharding
-from dcvideogen_jax.plan import flops, groups, hlo, products
+from dcvideogen_jax import flops, sharding
+from dcvideogen_jax.plan import groups, hlo, products
 
 
 @pytest.mark.parametrize(

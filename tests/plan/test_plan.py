@@ -9,11 +9,11 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
-from dcvideogen_jax import errors, sharding
+from dcvideogen_jax import errors, flops, sharding
 from dcvideogen_jax.models import bands, dc_ae_v, streaming
 from dcvideogen_jax.ops import attention, conv3d
 from dcvideogen_jax.ops.attention import splash
-from dcvideogen_jax.plan import flops, hardware
+from dcvideogen_jax.plan import hardware
 from tests import golden_data
 
 

@@ -129,7 +129,7 @@ def splash(
   def every(q, k, v) -> Any:  # Without residuals, one array.
     return jax.vmap(attend)(q, k, v)
 
-  # How much is computed is in no parameter of the kernel: `plan.flops` reads
+  # How much is computed is in no parameter of the kernel: `flops` reads
   # the name.
   every.__name__ = f"visible_{int(forward.sum())}_of_{forward.size}"
   out = jax.jit(every)(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))

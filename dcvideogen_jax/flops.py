@@ -1,10 +1,27 @@
-"""Counts the floating-point work of a traced function."""
+"""Floating-point work: how much a function does, how much a device can do."""
 
 import fractions
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+import jax
+
+_HOPPER = {"bfloat16": 989.4e12, "float32": 494.7e12}
+
+# FLOPs per second of a device, dense, by what jax calls it and by dtype; the
+# figures are those of data sheets. GPUs round float32 to TF32 and TPUs to
+# bfloat16 in products of matrices, unless a program asks for more.
+PEAKS: Mapping[str, Mapping[str, float]] = {
+  "NVIDIA A100-SXM4-80GB": {"bfloat16": 312e12, "float32": 156e12},
+  "NVIDIA H100 80GB HBM3": _HOPPER,
+  "NVIDIA H200": _HOPPER,
+  "TPU v4": {"bfloat16": 275e12, "float32": 275e12},
+  "TPU v5 lite": {"bfloat16": 197e12, "float32": 197e12},
+  "TPU v5": {"bfloat16": 459e12, "float32": 459e12},
+  "TPU v6 lite": {"bfloat16": 918e12, "float32": 918e12},
+}
 
 _PART = re.compile(r"visible_(\d+)_of_(\d+)")
 _CUDNN_ATTENTION = {
@@ -12,6 +29,17 @@ _CUDNN_ATTENTION = {
   "dot_product_attention_fwd_wrapper": 2,
   "dot_product_attention_bwd_wrapper": 5,
 }
+
+
+def peak(devices: Iterable[jax.Device], dtype: str) -> float | None:
+  """FLOPs per second of all devices together; None if one is not in `PEAKS`.
+
+  Args:
+    devices: of a mesh, say.
+    dtype: of the products of matrices, "bfloat16" or "float32".
+  """
+  known = [PEAKS.get(device.device_kind) for device in devices]
+  return None if None in known else sum(peaks[dtype] for peaks in known)
 
 
 def count(jaxpr: Any, kernels_only: bool = False) -> int:
