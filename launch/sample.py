@@ -1,6 +1,7 @@
-"""Makes videos from prompts, and from images."""
+"""`dcvideogen sample`, and with --stream `dcvideogen stream`."""
 
 from dcvideogen_jax.programs import cli
 
 if __name__ == "__main__":
-  cli.start("sample")
+  streams = cli.take("stream") not in (None, "false", "0")
+  cli.start("stream" if streams else "sample")

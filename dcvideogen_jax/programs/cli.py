@@ -1,18 +1,122 @@
-"""Starts one program, which alone is imported."""
+"""The command `dcvideogen`: starts one program, which alone is imported.
 
+A program is a module of this package, named as its words are: "plan train" is
+`plan_train.py`. It has flags, a docstring, which is its help, and a
+`main(argv)`.
+"""
+
+import difflib
 import importlib
+import importlib.util
 import sys
 import types
 
-from dcvideogen_jax.programs import common
+import dcvideogen_jax
+
+# Words of a program, and what it does.
+PROGRAMS = {
+  "sample": "makes videos from prompts, and from images",
+  "stream": "makes videos chunk by chunk, of any length",
+  "reconstruct": "encodes and decodes a video or an image",
+  "convert": "converts weights from and to the layouts of PyTorch",
+  "precompute": "encodes captioned videos, to train on their latents",
+  "train": "trains what a config describes, or continues with it",
+  "export": "writes a trained model under the names of PyTorch",
+  "evaluate reconstruction": "measures an autoencoder on held-out clips",
+  "evaluate generation": "measures generated videos",
+  "evaluate tiny": "asks a tiny model for held-out scenes of its world",
+  "plan sample": "memory and time of sampling, on devices not at hand",
+  "plan train": "memory and time of a training step, likewise",
+  "plan decode": "memory and time of decoding within budgets, likewise",
+  "plan attention": "every implementation of attention, likewise",
+  "prepare-clips": "makes the clips of the tiny autoencoder",
+  "reproduce": "trains the tiny models that ship, from the start",
+}
+# Programs that still are a part of another one, and the flags that choose it.
+_PARTS = {
+  "stream": ("sample", "--stream"),
+  "evaluate reconstruction": ("evaluate",),
+  "evaluate generation": ("evaluate", "--what=semantic"),
+  "evaluate tiny": ("evaluate", "--what=semantic"),
+  "plan sample": ("plan",),
+  "plan train": ("plan",),
+  "plan decode": ("plan",),
+  "plan attention": ("plan",),
+}
+
+
+def main() -> None:
+  """Starts the program that the command line names; never returns."""
+  words = sys.argv[1:]
+  if not words or words[0] in ("--help", "-h", "help"):
+    print(_list())
+    sys.exit(0)
+  if words[0] == "--version":
+    print(f"dcvideogen {dcvideogen_jax.__version__}")
+    sys.exit(0)
+  for count in (2, 1):
+    name = " ".join(words[:count])
+    if name in PROGRAMS:
+      sys.argv = [f"dcvideogen {name}", *words[count:]]
+      start(name)
+  print(f"error: {_no_program(words)}", file=sys.stderr)
+  sys.exit(2)
 
 
 def start(name: str) -> None:
-  """Runs a module of this package as if it had been started; never returns."""
-  run(importlib.import_module(f"dcvideogen_jax.programs.{name}"))
+  """Runs a program of the table with the flags in `sys.argv`; never returns."""
+  module = name.replace(" ", "_").replace("-", "_")
+  if not importlib.util.find_spec(f"dcvideogen_jax.programs.{module}"):
+    module, *flags = _PARTS[name]
+    sys.argv[1:1] = flags
+  run(importlib.import_module(f"dcvideogen_jax.programs.{module}"))
 
 
 def run(module: types.ModuleType) -> None:
   """Runs a module's `main`, with its docstring as the help."""
+  from dcvideogen_jax.programs import common
+
   sys.modules["__main__"].__doc__ = module.__doc__
   common.run(module.main, config=getattr(module, "DEFAULT_CONFIG", None))
+
+
+def given(flag: str) -> str | None:
+  """The text of `--flag=text` in `sys.argv`, "" of a bare one, None of none.
+
+  `launch/` chooses by it where one program of today was several flags.
+  """
+  for argument in sys.argv[1:]:
+    name, _, value = argument.partition("=")
+    if name in (f"--{flag}", f"-{flag}"):
+      return value
+  return None
+
+
+def take(flag: str) -> str | None:
+  """`given`, and removes the flag, which the chosen program does not have."""
+  value = given(flag)
+  names = (f"--{flag}", f"-{flag}")
+  sys.argv[1:] = [x for x in sys.argv[1:] if x.partition("=")[0] not in names]
+  return value
+
+
+def _list() -> str:
+  width = max(map(len, PROGRAMS))
+  rows = [f"  {name:{width}}  {what}" for name, what in PROGRAMS.items()]
+  return "\n".join(
+    [
+      "DC-VideoGen in JAX: dcvideogen PROGRAM --flag=value ...\n",
+      *rows,
+      "\n`dcvideogen PROGRAM --help` shows what one does, and its flags.",
+    ]
+  )
+
+
+def _no_program(words: list[str]) -> str:
+  """One sentence on a name that is not in the table."""
+  group = [name for name in PROGRAMS if name.split()[0] == words[0]]
+  if group:
+    return f"expected one of {', '.join(group)}, found {' '.join(words[:2])!r}"
+  close = difflib.get_close_matches(words[0], PROGRAMS, n=1)
+  hint = f", did you mean {close[0]}?" if close else ""
+  return f"there is no program {words[0]!r}{hint or ': see dcvideogen --help'}"

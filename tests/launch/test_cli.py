@@ -1,0 +1,64 @@
+"""The command `dcvideogen` and how `launch/` chooses a program."""
+
+import sys
+
+import pytest
+
+from dcvideogen_jax.programs import cli
+
+
+def run(monkeypatch, *arguments):
+  """The exit code of `dcvideogen ARGUMENTS`."""
+  monkeypatch.setattr(sys, "argv", ["dcvideogen", *arguments])
+  with pytest.raises(SystemExit) as ended:
+    cli.main()
+  return ended.value.code
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
+def test_the_programs_are_listed(monkeypatch, capsys, arguments):
+  assert run(monkeypatch, *arguments) == 0
+  listed = capsys.readouterr().out
+  assert [name for name in cli.PROGRAMS if f"  {name} " not in listed] == []
+  assert max(map(len, listed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+  ("arguments", "line"),
+  [
+    (["smaple"], "there is no program 'smaple', did you mean sample?"),
+    (["video"], "there is no program 'video': see dcvideogen --help"),
+    (
+      ["plan", "--target=h100"],
+      "expected one of plan sample, plan train, plan decode, plan attention,"
+      " found 'plan --target=h100'",
+    ),
+  ],
+)
+def test_a_name_that_is_none(monkeypatch, capsys, arguments, line):
+  assert run(monkeypatch, *arguments) == 2
+  assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_flags_follow_the_name(monkeypatch):
+  started = []
+
+  def start(name):
+    started.append((name, sys.argv))
+    sys.exit(0)
+
+  monkeypatch.setattr(cli, "start", start)
+  run(monkeypatch, "plan", "train", "--target=h100")
+  run(monkeypatch, "sample", "plan")
+  assert started == [
+    ("plan train", ["dcvideogen plan train", "--target=h100"]),
+    ("sample", ["dcvideogen sample", "plan"]),
+  ]
+
+
+def test_flags_that_chose_a_program(monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["x", "--what=stream", "--at", "--whatever"])
+  assert cli.given("what") == "stream"
+  assert cli.take("at") == "" and cli.take("nothing") is None
+  assert cli.take("what") == "stream"
+  assert sys.argv == ["x", "--whatever"]
