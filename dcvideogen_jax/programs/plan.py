@@ -26,10 +26,6 @@ their sum beside what jax has of the device under `launch.sample`.
 decodes one 40-frame chunk in the middle of a long video: a row per budget, in
 memory of each device beyond the weights. The devices share the columns.
 
-  python -m launch.plan --speedup=docs/speedup.png --target=h100
-
-draws how much faster DC-VideoGen must be than Wan, beside the paper's figures.
-
   python -m launch.plan --attention=17600,40800,163200 --blocks=2 --target=h100
 
 compiles attention of so many tokens, 40 heads of 128 in bfloat16, dense and
@@ -61,8 +57,6 @@ from dcvideogen_jax.plan import (
   decode,
   hardware,
   sampling,
-  speedup,
-  speedup_chart,
   suggest,
   tables,
   training,
@@ -99,9 +93,6 @@ _DTYPE = flags.DEFINE_enum(
   ["bfloat16", "float32"],
   "Decoding: of weights and computation.",
 )
-_SPEEDUP = flags.DEFINE_string(
-  "speedup", None, "Draw a PNG of how much faster DC-VideoGen is than Wan."
-)
 _ATTENTION = flags.DEFINE_list(
   "attention", None, "Compile attention alone: numbers of tokens."
 )
@@ -118,8 +109,7 @@ _RANKED, _COMPILED = 10, 3
 _DECODING = ("model", "height", "width", "budget_gib", "whole", "dtype")
 # Flags that say nothing about what another one asks for.
 _IGNORED = {
-  "attention": ("speedup", "config", "suggest", *_DECODING),
-  "speedup": ("config", "suggest", "blocks", *_DECODING),
+  "attention": ("config", "suggest", *_DECODING),
   "config": ("blocks", *_DECODING),
   "model": ("suggest", "blocks"),
 }
@@ -130,7 +120,6 @@ def main(argv: Sequence[str]) -> None:
   del argv
   config = _CONFIG.value
   what = "model" if config is None else "config"
-  what = "speedup" if _SPEEDUP.value else what
   what = "attention" if _ATTENTION.value else what
   for name in _IGNORED[what]:
     if flags.FLAGS[name].present:
@@ -148,8 +137,6 @@ def _plan(what: str, config: Any, target: hardware.Target) -> tuple[Any, bool]:
   """Figures, and whether all that was planned fits."""
   if what == "attention":
     return _attention(target)
-  if what == "speedup":
-    return _compare(target), True
   if what == "model":
     return _decode(target)
   if "optim" not in config:
@@ -243,23 +230,6 @@ def _numbers(flag: str, kind: type[Number]) -> list[Number]:
       f"--{flag}: expected positive numbers, found {','.join(given)!r}"
     )
   return numbers
-
-
-def _compare(target: hardware.Target) -> list[dict[str, Any]]:
-  """Prints and draws how much faster DC-VideoGen is."""
-  rows = speedup.rows(target)
-  print(speedup_chart.table(rows))
-  speedup_chart.draw(rows, target.name, _SPEEDUP.value)
-  return [
-    {
-      "case": row.case.name,
-      "base_minutes": row.base,
-      "deep_minutes": row.deep,
-      "predicted": row.predicted,
-      "measured": row.measured,
-    }
-    for row in rows
-  ]
 
 
 def _decode(

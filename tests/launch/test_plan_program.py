@@ -216,7 +216,6 @@ def test_numbers_that_are_none(on_cpu, flag, value):
     (["--suggest"], "--suggest says nothing about --model"),
     (["--blocks=2"], "--blocks says nothing about --model"),
     (["--attention=8", "--width=4"], "--width says nothing about --attention"),
-    ([*SAMPLING, "--speedup=a.png"], "--config says nothing about --speedup"),
   ],
 )
 def test_one_sentence(programs, flags, sentence):

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import blended
 from dcvideogen_jax import convert, errors, levels
-from dcvideogen_jax.models import bands, blended, dc_ae_v, streaming, wan_vae
+from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
 from tests import golden_data
 
 NAME = "f32t4_chunk8"

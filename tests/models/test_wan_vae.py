@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import wan_vae_tiles
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.convert import wan_vae as tables
-from dcvideogen_jax.models import streaming, wan_vae, wan_vae_tiles
+from dcvideogen_jax.models import streaming, wan_vae
 from tests import golden_data
 
 NAME = "wan_vae_tiny"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dcvideogen_jax.models import blended, wan_vae
+from benchmarks import blended
+from dcvideogen_jax.models import wan_vae
 
 Variables = dict[str, Any]
 
