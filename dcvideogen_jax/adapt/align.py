@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.models import wan_blocks
 
 Tokens = Float[Array, "b t h w d"]
 Scalar = Float[Array, ""]
@@ -72,14 +73,7 @@ def tokens(
       f"the patch embedding takes {channels} channels in patches of {patch}, "
       f"found latents {latents.shape}"
     )
-  pt, ph, pw = patch
-  patches = einops.rearrange(
-    latents.astype(dtype),
-    "b (t pt) (h ph) (w pw) c -> b t h w (pt ph pw c)",
-    pt=pt,
-    ph=ph,
-    pw=pw,
-  )
+  patches = wan_blocks.to_patches(latents.astype(dtype), patch)
   found = patches @ kernel.reshape(-1, width)
   found += params["bias"].astype(dtype)[None, None, None, None]
   return found.astype(jnp.float32)

@@ -186,10 +186,10 @@ def build(config: Mapping[str, Any], **overrides: Any) -> CLIPVision:
   """A tower from its fields, such as a row of `VARIANTS`.
 
   Raises:
-    TypeError: for an unknown or a missing field.
-    ValueError: for a value that the tower cannot have.
+    ValueError: for an unknown or a missing field, or a value that the tower
+      cannot have.
   """
-  module = CLIPVision(**{**config, **overrides})
+  module = fields.build(CLIPVision, "CLIP's tower", config, overrides)
   fields.layers("layers", module.layers)
   for name in ("image_size", "patch", "width", "heads", "ffn_width"):
     fields.count(name, getattr(module, name))

@@ -1,9 +1,6 @@
 """DC-AE-V, the chunk-causal deep compression video autoencoder.
 
 Follows DC-Gen `dc_videogen/dc_ae_v.py` (commit cae2205) and arXiv 2509.25182.
-Modules are named for loading: `encoder/stages_1/op_list_0/conv1/kernel` is the
-reference's `encoder.stages.1.op_list.0.main.conv1.conv.weight`. Stages count
-from fine to coarse in both halves; stage 0 is empty in all released variants.
 
 Deviations: the temporal design is a field; normalisation is always computed in
 float32; nothing falls back silently when frames do not fill a chunk.
@@ -18,227 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import chunk_attention, fields, layers, precision
-from dcvideogen_jax.models.chunk_causal import FRAMES_KEPT, Band, Conv
+from dcvideogen_jax.models import dc_ae_v_layers, fields, layers, precision
+from dcvideogen_jax.models.chunk_causal import FRAMES_KEPT, Band
 
 Video = Float[Array, "b t h w 3"]
 
 _exact = precision.of_float32(precision.CONVOLUTIONS)
-
-
-class ResBlock(nn.Module):
-  """x + norm(conv(silu(conv(x))))."""
-
-  conv: dict[str, Any]
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
-    c = x.shape[-1]
-    y, shortcut = Conv(c, act=nn.silu, **self.conv, name="conv1")(
-      x, band, shortcut_delay=2
-    )
-    band = band and band.delay(1)
-    y, _ = Conv(c, use_bias=False, norm=True, **self.conv, name="conv2")(
-      y, band
-    )
-    return shortcut + y, band and band.delay(1)
-
-
-class Down(nn.Module):
-  """Convolution and pixel-unshuffle, beside an averaging shortcut."""
-
-  features: int
-  factor: tuple[int, int, int]
-  conv: dict[str, Any]
-  shortcut: bool = True
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
-    ft, fh, fw = self.factor
-    # Rows leave in groups of fh, so the lag has to be a multiple of it.
-    delay = 1 if band is None else 1 + (-band.lag - 1) % fh
-    y, x = Conv(
-      self.features // (ft * fh * fw), delay=delay, **self.conv, name="conv"
-    )(x, band, shortcut_delay=delay)
-    y = layers.unshuffle(y, self.factor)
-    self.sow("intermediates", "main", y)
-    if self.shortcut:
-      x = layers.average_channels(
-        layers.unshuffle(x, self.factor), self.features
-      )
-      self.sow("intermediates", "shortcut", x)
-      y += x
-    return y, band and band.delay(delay).scale(down=fh)
-
-
-class Up(nn.Module):
-  """Convolution and pixel-shuffle, beside a duplicating shortcut."""
-
-  features: int
-  factor: tuple[int, int, int]
-  conv: dict[str, Any]
-  shortcut: bool = True
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
-    ft, fh, fw = self.factor
-    features = self.features * ft * fh * fw
-    y, x = Conv(features, **self.conv, name="conv")(x, band)
-    y = layers.shuffle(y, self.factor)
-    self.sow("intermediates", "main", y)
-    if self.shortcut:
-      x = layers.shuffle(layers.repeat_channels(x, features), self.factor)
-      self.sow("intermediates", "shortcut", x)
-      y += x
-    return y, band and band.delay(1).scale(up=fh)
-
-
-class Stage(nn.Module):
-  """Residual blocks, with an up block before or a down block after them.
-
-  Attention, where there is some, comes last.
-  """
-
-  blocks: int
-  conv: dict[str, Any]
-  up: dict[str, Any] | None = None
-  down: dict[str, Any] | None = None
-  attention: dict[str, Any] | None = None
-  remat: bool = False
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
-    ops = [(ResBlock, {"conv": self.conv})] * self.blocks
-    if self.up:
-      ops = [(Up, self.up), *ops]
-    if self.down:
-      ops = [*ops, (Down, self.down)]
-    if self.attention:
-      ops = [*ops, (chunk_attention.ChunkAttention, self.attention)]
-    for j, (op, options) in enumerate(ops):
-      if self.remat and band is None:
-        op = nn.remat(op)
-      x, band = op(**options, name=f"op_list_{j}")(x, band)
-    return x, band
-
-
-class Half(nn.Module):
-  """What the encoder and the decoder share: fields and their derived values."""
-
-  latent_channels: int
-  widths: tuple[int, ...]
-  depths: tuple[int, ...]
-  chunk_frames: int
-  spatial_factor: int
-  temporal_factor: int
-  time: str
-  attention_heads: int
-  remat: bool
-  conv3d: str | None
-  dtype: jnp.dtype
-  param_dtype: jnp.dtype
-
-  def conv(self, stage: int) -> dict[str, Any]:
-    """Fields of the convolutions that run at a stage's own resolution."""
-    coarsest = stage == len(self.widths) - 1
-    return {
-      "chunk": self.chunk_frames // (self.temporal_factor if coarsest else 1),
-      "time": self.time,
-      "conv3d": self.conv3d,
-      "dtype": self.dtype,
-      "param_dtype": self.param_dtype,
-    }
-
-  def factor(self, stage: int) -> tuple[int, int, int]:
-    """What separates a stage from the next coarser one, as (t, h, w)."""
-    if stage == len(self.widths) - 2:
-      return (self.temporal_factor, 1, 1)
-    return (1, 2, 2)
-
-  def stage(self, stage: int, **fields: Any) -> Stage:
-    conv = self.conv(stage)
-    attention = None
-    if self.attention_heads and stage == len(self.widths) - 1:
-      attention = {"heads": self.attention_heads, **conv}
-      del attention["conv3d"]
-    return Stage(
-      self.depths[stage],
-      conv,
-      attention=attention,
-      remat=self.remat,
-      name=f"stages_{stage}",
-      **fields,
-    )
-
-
-class Encoder(Half):
-  """Video to latents; the fine part is everything before stage `cut`."""
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "b t h w c"],
-    band: Band | None = None,
-    first: int = 0,
-    last: int | None = None,
-  ):
-    """Runs stages `first` to `last`, both included."""
-    coarsest = len(self.widths) - 1
-    last = coarsest if last is None else last
-    if first == 0:
-      x, band = Down(
-        self.widths[1],
-        (1, 2, 2),
-        self.conv(0),
-        shortcut=False,
-        name="project_in",
-      )(x, band)
-    for s in range(max(first, 1), last + 1):
-      down = s < coarsest and {
-        "features": self.widths[s + 1],
-        "factor": self.factor(s),
-        "conv": self.conv(s),
-      }
-      x, band = self.stage(s, down=down or None)(x, band)
-    if last == coarsest:
-      x, _ = Conv(
-        self.latent_channels, **self.conv(coarsest), name="project_out"
-      )(x)
-    return x, band
-
-
-class Decoder(Half):
-  """Latents to video; the fine part is everything after stage `cut`."""
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "b t h w c"],
-    band: Band | None = None,
-    first: int | None = None,
-    last: int = 0,
-  ):
-    """Runs stages `first` down to `last`, both included."""
-    coarsest = len(self.widths) - 1
-    first = coarsest if first is None else first
-    if first == coarsest:
-      x, _ = Conv(self.widths[-1], **self.conv(coarsest), name="project_in")(x)
-    for s in range(first, max(last, 1) - 1, -1):
-      up = s < coarsest and {
-        "features": self.widths[s],
-        "factor": self.factor(s),
-        # It runs at the coarser stage's frames.
-        "conv": self.conv(s + 1),
-      }
-      x, band = self.stage(s, up=up or None)(x, band)
-    if last == 0:
-      x = layers.RMSNorm(
-        dtype=self.dtype, param_dtype=self.param_dtype, name="norm_out"
-      )(x)
-      x, band = Up(
-        3, (1, 2, 2), self.conv(0), shortcut=False, name="project_out"
-      )(nn.silu(x), band)
-    return x, band
 
 
 class DCAEV(nn.Module):
@@ -283,9 +65,23 @@ class DCAEV(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    shared = {name: getattr(self, name) for name in Half.__annotations__}
-    self.encoder = Encoder(**shared)
-    self.decoder = Decoder(**shared)
+    shared = (
+      self.latent_channels,
+      self.widths,
+      self.depths,
+      self.chunk_frames,
+      self.temporal_factor,
+      self.attention_heads,
+      self.remat,
+      {
+        "time": self.time,
+        "conv3d": self.conv3d,
+        "dtype": self.dtype,
+        "param_dtype": self.param_dtype,
+      },
+    )
+    self.encoder = dc_ae_v_layers.Encoder(*shared)
+    self.decoder = dc_ae_v_layers.Decoder(*shared)
 
   @property
   def frames_multiple(self) -> int:
@@ -459,19 +255,10 @@ def build(config: Mapping[str, Any], **overrides: Any) -> DCAEV:
     **overrides: fields that differ.
 
   Raises:
-    ValueError: if a field is unknown or the fields do not fit together.
+    ValueError: if a field is unknown or missing, or the fields do not fit
+      together.
   """
-  values = {**config, **overrides}
-  known = set(DCAEV.__annotations__) - {"parent", "name"}
-  if unknown := sorted(set(values) - known):
-    raise ValueError(
-      f"unknown fields of DC-AE-V: {unknown}; known are {sorted(known)}"
-    )
-  if missing := {"latent_channels", "widths", "depths"} - set(values):
-    raise ValueError(f"missing fields of DC-AE-V: {sorted(missing)}")
-  for name in ("widths", "depths"):
-    values[name] = fields.sequence(name, values[name])
-  module = DCAEV(**values)
+  module = fields.build(DCAEV, "DC-AE-V", config, overrides)
   _check(module)
   return module
 

@@ -1,16 +1,59 @@
-"""Checks of the fields of models, which come from files and flags.
+"""Builds models from their fields, which come from files and flags.
 
 Whatever JSON can hold may arrive: true where a number is meant, NaN, text, or
 sizes for which no machine has memory.
 """
 
+import dataclasses
 import math
-from typing import Any
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import flax.linen as nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # More than any model has; parameters are counted before they are made, and
 # layers one by one.
 _MOST = 10**7
 _MOST_LAYERS = 1000
+
+
+def build(
+  cls: type[Module],
+  what: str,
+  config: Mapping[str, Any],
+  overrides: Mapping[str, Any],
+) -> Module:
+  """A module of its fields; their values are the model's own to check.
+
+  Args:
+    cls: the module's class; fields that are tuples may be given as lists.
+    what: the model, for messages.
+    config: values by the names of fields.
+    overrides: values that go before those.
+
+  Raises:
+    ValueError: if a field is unknown or missing, or a list is none, or has
+      another length than its field.
+  """
+  values = {**config, **overrides}
+  known = {f.name: f for f in dataclasses.fields(cls)}
+  del known["parent"], known["name"]
+  if unknown := sorted(values.keys() - known.keys()):
+    raise ValueError(
+      f"unknown fields of {what}: {unknown}; known are {sorted(known)}"
+    )
+  needed = {n for n, f in known.items() if f.default is dataclasses.MISSING}
+  if missing := sorted(needed - values.keys()):
+    raise ValueError(f"missing fields of {what}: {missing}")
+  for name, value in values.items():
+    kind = known[name].type
+    if typing.get_origin(kind) is tuple:
+      of = typing.get_args(kind)
+      values[name] = sequence(name, value, None if ... in of else len(of))
+  return cls(**values)
 
 
 def count(name: str, value: Any, least: int = 1, most: int = _MOST) -> None:

@@ -259,10 +259,10 @@ def build(config: Mapping[str, Any], **overrides: Any) -> UMT5Encoder:
   """An encoder from its fields, such as a row of `VARIANTS`.
 
   Raises:
-    TypeError: for an unknown or a missing field.
-    ValueError: for a value that the encoder cannot have.
+    ValueError: for an unknown or a missing field, or a value that the encoder
+      cannot have.
   """
-  module = UMT5Encoder(**{**config, **overrides})
+  module = fields.build(UMT5Encoder, "UMT5", config, overrides)
   fields.layers("layers", module.layers)
   counts = ("vocab", "width", "heads", "head_width", "ffn_width")
   for name in (*counts, "buckets", "max_distance"):

@@ -268,6 +268,34 @@ def gated(
   return (x.astype(jnp.float32) + y).astype(x.dtype)
 
 
+def to_patches(
+  latents: Float[Array, "b t h w c"], patch: Sequence[int]
+) -> Float[Array, "b t2 h2 w2 p"]:
+  """Patches of frames, rows and columns, each one vector, channels last."""
+  pt, ph, pw = patch
+  return einops.rearrange(
+    latents,
+    "b (t pt) (h ph) (w pw) c -> b t h w (pt ph pw c)",
+    pt=pt,
+    ph=ph,
+    pw=pw,
+  )
+
+
+def from_patches(
+  patches: Float[Array, "b t h w p"], patch: Sequence[int]
+) -> Float[Array, "b t2 h2 w2 c"]:
+  """The inverse of `to_patches`."""
+  pt, ph, pw = patch
+  return einops.rearrange(
+    patches,
+    "b t h w (pt ph pw c) -> b (t pt) (h ph) (w pw) c",
+    pt=pt,
+    ph=ph,
+    pw=pw,
+  )
+
+
 class PatchKernel(nn.Module):
   """The parameters of a convolution whose stride is its kernel."""
 

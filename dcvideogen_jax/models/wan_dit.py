@@ -150,7 +150,7 @@ class WanDiT(nn.Module):
     lora = {"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha}
     grid = [n // p for n, p in zip(latents.shape[1:4], self.patch, strict=True)]
 
-    x = self._embed_patches(latents, grid)
+    x = self._embed_patches(latents)
     embedding, time = self._embed_time(timesteps, lora)
     text = wan_blocks.MLP(
       self.width, self.width, wan_blocks.gelu_tanh, dense, name="text_embed"
@@ -230,19 +230,13 @@ class WanDiT(nn.Module):
         "image features are needed by image-to-video models, and only by them"
       )
 
-  def _embed_patches(self, latents, grid):
-    pt, ph, pw = self.patch
+  def _embed_patches(self, latents):
     shape = (*self.patch, self.in_channels, self.width)
     kernel, bias = wan_blocks.PatchKernel(
       shape, self.param_dtype, name="patch_embed"
     )()
-    patches = einops.rearrange(
-      latents.astype(self.dtype),
-      "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)",
-      pt=pt,
-      ph=ph,
-      pw=pw,
-    )
+    patches = wan_blocks.to_patches(latents.astype(self.dtype), self.patch)
+    patches = einops.rearrange(patches, "b t h w p -> b (t h w) p")
     x = layers.linear(patches, kernel.reshape(-1, self.width), bias)
     x = sharding.constrain(x, "batch", "tokens")
     self.sow("intermediates", "patches", x)
@@ -279,25 +273,15 @@ class WanDiT(nn.Module):
     x = wan_blocks.modulate(
       layers.LayerNorm(self.eps, use_affine=False)(x), shift, scale
     )
-    pt, ph, pw = self.patch
     x = layers.Dense(
-      pt * ph * pw * self.out_channels,
+      math.prod(self.patch) * self.out_channels,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="head",
     )(x)
     x = sharding.constrain(x, "batch", "tokens")
-    t, h, w = grid
-    return einops.rearrange(
-      x,
-      "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c",
-      t=t,
-      h=h,
-      w=w,
-      pt=pt,
-      ph=ph,
-      pw=pw,
-    )
+    x = x.reshape(x.shape[0], *grid, -1)
+    return wan_blocks.from_patches(x, self.patch)
 
 
 def _beside(
@@ -364,15 +348,12 @@ def build(config: Mapping[str, Any], **overrides: Any) -> WanDiT:
   """A model from its fields, such as a row of `VARIANTS`.
 
   Raises:
-    TypeError: for an unknown or a missing field.
-    ValueError: for a value that the model cannot have: sizes and patches are
-      positive whole numbers, scales finite and positive, the heads divide the
-      width, a head is even, `remat` is one of `REMAT`.
+    ValueError: for an unknown or a missing field, or a value that the model
+      cannot have: sizes and patches are positive whole numbers, scales finite
+      and positive, the heads divide the width, a head is even, `remat` is one
+      of `REMAT`.
   """
-  values = {**config, **overrides}
-  for name, default in (("patch", (1, 2, 2)), ("rope_scale", (1, 1, 1))):
-    values[name] = fields.sequence(name, values.get(name, default), 3)
-  module = WanDiT(**values)
+  module = fields.build(WanDiT, "Wan's transformer", config, overrides)
   _check_fields(module)
   return module
 

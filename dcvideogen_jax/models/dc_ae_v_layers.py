@@ -1,0 +1,229 @@
+"""Encoder and decoder of DC-AE-V and their blocks.
+
+Follows DC-Gen `dc_videogen/dc_ae_v.py` (commit cae2205). Modules are named for
+loading: `encoder/stages_1/op_list_0/conv1/kernel` is the reference's
+`encoder.stages.1.op_list.0.main.conv1.conv.weight`. Stages count from fine to
+coarse in both halves; stage 0 is empty in all released variants.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from dcvideogen_jax.models import chunk_attention, layers
+from dcvideogen_jax.models.chunk_causal import Band, Conv
+
+
+class ResBlock(nn.Module):
+  """x + norm(conv(silu(conv(x))))."""
+
+  conv: dict[str, Any]
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    c = x.shape[-1]
+    y, shortcut = Conv(c, act=nn.silu, **self.conv, name="conv1")(
+      x, band, shortcut_delay=2
+    )
+    band = band and band.delay(1)
+    y, _ = Conv(c, use_bias=False, norm=True, **self.conv, name="conv2")(
+      y, band
+    )
+    return shortcut + y, band and band.delay(1)
+
+
+class Down(nn.Module):
+  """Convolution and pixel-unshuffle, beside an averaging shortcut."""
+
+  features: int
+  factor: tuple[int, int, int]
+  conv: dict[str, Any]
+  shortcut: bool = True
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    ft, fh, fw = self.factor
+    # Rows leave in groups of fh, so the lag has to be a multiple of it.
+    delay = 1 if band is None else 1 + (-band.lag - 1) % fh
+    y, x = Conv(
+      self.features // (ft * fh * fw), delay=delay, **self.conv, name="conv"
+    )(x, band, shortcut_delay=delay)
+    y = layers.unshuffle(y, self.factor)
+    self.sow("intermediates", "main", y)
+    if self.shortcut:
+      x = layers.average_channels(
+        layers.unshuffle(x, self.factor), self.features
+      )
+      self.sow("intermediates", "shortcut", x)
+      y += x
+    return y, band and band.delay(delay).scale(down=fh)
+
+
+class Up(nn.Module):
+  """Convolution and pixel-shuffle, beside a duplicating shortcut."""
+
+  features: int
+  factor: tuple[int, int, int]
+  conv: dict[str, Any]
+  shortcut: bool = True
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    ft, fh, fw = self.factor
+    features = self.features * ft * fh * fw
+    y, x = Conv(features, **self.conv, name="conv")(x, band)
+    y = layers.shuffle(y, self.factor)
+    self.sow("intermediates", "main", y)
+    if self.shortcut:
+      x = layers.shuffle(layers.repeat_channels(x, features), self.factor)
+      self.sow("intermediates", "shortcut", x)
+      y += x
+    return y, band and band.delay(1).scale(up=fh)
+
+
+class Stage(nn.Module):
+  """Residual blocks, with an up block before or a down block after them.
+
+  Attention, where there is some, comes last.
+  """
+
+  blocks: int
+  conv: dict[str, Any]
+  up: dict[str, Any] | None = None
+  down: dict[str, Any] | None = None
+  attention: dict[str, Any] | None = None
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    ops = [(ResBlock, {"conv": self.conv})] * self.blocks
+    if self.up:
+      ops = [(Up, self.up), *ops]
+    if self.down:
+      ops = [*ops, (Down, self.down)]
+    if self.attention:
+      ops = [*ops, (chunk_attention.ChunkAttention, self.attention)]
+    for j, (op, options) in enumerate(ops):
+      if self.remat and band is None:
+        op = nn.remat(op)
+      x, band = op(**options, name=f"op_list_{j}")(x, band)
+    return x, band
+
+
+class Half(nn.Module):
+  """What the encoder and the decoder share: fields of `dc_ae_v.DCAEV`.
+
+  Attributes:
+    conv: fields of all convolutions.
+  """
+
+  latent_channels: int
+  widths: tuple[int, ...]
+  depths: tuple[int, ...]
+  chunk_frames: int
+  temporal_factor: int
+  attention_heads: int
+  remat: bool
+  conv: dict[str, Any]
+
+  def conv_at(self, stage: int) -> dict[str, Any]:
+    """Fields of the convolutions that run at a stage's own resolution."""
+    coarsest = stage == len(self.widths) - 1
+    frames = self.chunk_frames // (self.temporal_factor if coarsest else 1)
+    return {**self.conv, "chunk": frames}
+
+  def factor(self, stage: int) -> tuple[int, int, int]:
+    """What separates a stage from the next coarser one, as (t, h, w)."""
+    if stage == len(self.widths) - 2:
+      return (self.temporal_factor, 1, 1)
+    return (1, 2, 2)
+
+  def stage(self, stage: int, **fields: Any) -> Stage:
+    conv = self.conv_at(stage)
+    attention = None
+    if self.attention_heads and stage == len(self.widths) - 1:
+      attention = {"heads": self.attention_heads, **conv}
+      del attention["conv3d"]
+    return Stage(
+      self.depths[stage],
+      conv,
+      attention=attention,
+      remat=self.remat,
+      name=f"stages_{stage}",
+      **fields,
+    )
+
+
+class Encoder(Half):
+  """Video to latents; the fine part is everything before stage `cut`."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b t h w c"],
+    band: Band | None = None,
+    first: int = 0,
+    last: int | None = None,
+  ):
+    """Runs stages `first` to `last`, both included."""
+    coarsest = len(self.widths) - 1
+    last = coarsest if last is None else last
+    if first == 0:
+      x, band = Down(
+        self.widths[1],
+        (1, 2, 2),
+        self.conv_at(0),
+        shortcut=False,
+        name="project_in",
+      )(x, band)
+    for s in range(max(first, 1), last + 1):
+      down = s < coarsest and {
+        "features": self.widths[s + 1],
+        "factor": self.factor(s),
+        "conv": self.conv_at(s),
+      }
+      x, band = self.stage(s, down=down or None)(x, band)
+    if last == coarsest:
+      x, _ = Conv(
+        self.latent_channels, **self.conv_at(coarsest), name="project_out"
+      )(x)
+    return x, band
+
+
+class Decoder(Half):
+  """Latents to video; the fine part is everything after stage `cut`."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b t h w c"],
+    band: Band | None = None,
+    first: int | None = None,
+    last: int = 0,
+  ):
+    """Runs stages `first` down to `last`, both included."""
+    coarsest = len(self.widths) - 1
+    first = coarsest if first is None else first
+    if first == coarsest:
+      x, _ = Conv(self.widths[-1], **self.conv_at(coarsest), name="project_in")(
+        x
+      )
+    for s in range(first, max(last, 1) - 1, -1):
+      up = s < coarsest and {
+        "features": self.widths[s],
+        "factor": self.factor(s),
+        # It runs at the coarser stage's frames.
+        "conv": self.conv_at(s + 1),
+      }
+      x, band = self.stage(s, up=up or None)(x, band)
+    if last == 0:
+      x = layers.RMSNorm(
+        dtype=self.conv["dtype"],
+        param_dtype=self.conv["param_dtype"],
+        name="norm_out",
+      )(x)
+      x, band = Up(
+        3, (1, 2, 2), self.conv_at(0), shortcut=False, name="project_out"
+      )(nn.silu(x), band)
+    return x, band
