@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from dcvideogen_jax import errors, levels, sharding
-from dcvideogen_jax.models import bands, dc_ae_v, layers
+from dcvideogen_jax.models import bands, dc_ae_v, layers, pieces
 
 Variables = dict[str, Any]
 WHOLE = bands.Plan()
@@ -34,8 +34,6 @@ WHOLE = bands.Plan()
 COLUMNS = {"cache": 3, "rows": 4}
 _OF_BANDS = ("cache", "rows")
 TAILS = ("pad", "official")
-# What floats of a video may exceed -1 and 1 by: decoders overshoot.
-_OVERSHOOT = 1.0
 
 
 def encode(
@@ -73,8 +71,8 @@ def encode(
   _check(module, plan, tail)
   step = _encode_whole if plan.cut is None else _encode_banded
   state, seen = None, 0
-  video = (require_video(piece) for piece in video)
-  for piece, last in regroup(video, module.chunk_frames, eager):
+  video = (pieces.require_video(piece) for piece in video)
+  for piece, last in pieces.regroup(video, module.chunk_frames, eager):
     seen += piece.shape[1]
     chunk = dc_ae_v.pad_edge(piece, 1, module.spatial_factor)
     if chunk.shape[1] < module.chunk_frames:
@@ -127,8 +125,8 @@ def decode(
   frames = module.chunk_frames // module.temporal_factor
   step = _decode_whole if plan.cut is None else _decode_banded
   state = None
-  for chunk, last in regroup(latents, frames, eager):
-    require_latents(chunk, module)
+  for chunk, last in pieces.regroup(latents, frames, eager):
+    pieces.require_latents(chunk, module)
     found = chunk.shape[1]
     if found < frames:
       if tail == "official":
@@ -151,43 +149,6 @@ def _check(module: dc_ae_v.DCAEV, plan: bands.Plan, tail: str) -> None:
     raise errors.UserError(
       f"a plan cuts at a stage from 1 to {stages - 1} into bands of 1 row or "
       f"more, found stage {plan.cut} and {plan.rows} rows"
-    )
-
-
-def require_video(piece: Any) -> Any:
-  """A piece of a video on the host, if it is one.
-
-  Raises:
-    errors.UserError: unless it is uint8, or float and within [-1, 1] but for
-      what decoders overshoot, and has 3 channels.
-  """
-  piece = sharding.to_host(piece)
-  if piece.ndim == 5 and piece.shape[-1] != 3:
-    raise errors.UserError(
-      f"a video has 3 channels, the last axis, found {piece.shape}"
-    )
-  if piece.dtype == np.uint8 or not piece.size:
-    return piece
-  if not jnp.issubdtype(piece.dtype, jnp.floating):
-    raise errors.UserError(
-      "a video is uint8, 0 to 255, or float, -1 to 1, found " + str(piece.dtype)
-    )
-  lowest, highest = float(piece.min()), float(piece.max())
-  if not (-1 - _OVERSHOOT <= lowest and highest <= 1 + _OVERSHOOT):
-    raise errors.UserError(
-      "a video of floats is within -1 to 1, found values from "
-      f"{lowest:g} to {highest:g}"
-    )
-  return piece
-
-
-def require_latents(piece: Any, module: Any) -> None:
-  """Raises UserError unless latents have the channels of an autoencoder."""
-  floats = jnp.issubdtype(piece.dtype, jnp.floating)
-  if not floats or piece.shape[-1] != module.latent_channels:
-    raise errors.UserError(
-      f"latents are floats with {module.latent_channels} channels, the last "
-      f"axis, found {piece.dtype} {piece.shape}"
     )
 
 
@@ -423,45 +384,3 @@ def _unchunked(module, method, variables, x):
 def _from_float(x, dtype):
   """[-1, 1] to uint8 pixels, or another float."""
   return levels.to_uint8(x) if dtype == np.uint8 else x.astype(dtype)
-
-
-def regroup(
-  pieces: Iterable[Any], frames: int, eager: bool = False
-) -> Iterator[tuple[np.ndarray, bool]]:
-  """Pieces of `frames` frames each, the last maybe shorter, on the host.
-
-  Args:
-    pieces: `b t h w c`.
-    frames: of a piece that is given.
-    eager: give a piece as soon as its frames are there.
-
-  Yields:
-    (piece, whether it is known to be the last one)
-
-  Raises:
-    ValueError: if there are no frames or the pieces do not fit together.
-  """
-  waiting: list[np.ndarray] = []
-  held, found = 0, False
-  for piece in pieces:
-    piece = sharding.to_host(piece)
-    if piece.ndim != 5:
-      raise ValueError(f"expected pieces `b t h w c`, found {piece.shape}")
-    expected = waiting[0] if waiting else piece
-    if piece.shape[2:] != expected.shape[2:]:
-      raise ValueError(
-        f"frames change from {expected.shape[2:]} to {piece.shape[2:]}"
-      )
-    waiting.append(piece)
-    held += piece.shape[1]
-    # More than a chunk: what is held back tells that it is not the last.
-    while held > frames or (eager and held == frames):
-      joined = np.concatenate(waiting, axis=1)
-      yield joined[:, :frames], False
-      waiting, held = [joined[:, frames:]], held - frames
-      found = True
-  if not held and found:
-    return
-  if not held:
-    raise ValueError("there are no frames")
-  yield np.concatenate(waiting, axis=1), True

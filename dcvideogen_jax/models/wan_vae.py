@@ -29,6 +29,7 @@ from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.models import (
   dc_ae_v,
   fields,
+  pieces,
   precision,
   streaming,
   wan_vae_layers,
@@ -240,8 +241,9 @@ def stream_encode(
     ValueError: if there are no frames or the pieces do not fit together.
   """
   state, seen = None, 0
-  video = (streaming.require_video(piece) for piece in video)
-  for chunk in _chunks(video, module.temporal_factor):
+  video = (pieces.require_video(piece) for piece in video)
+  size = module.temporal_factor
+  for chunk, _ in pieces.regroup(video, size, eager=True, first=1):
     method = "encode_next" if seen else "encode"
     seen += chunk.shape[1]
     if module.whole_frames(seen, tail) < seen:
@@ -276,35 +278,13 @@ def stream_decode(
     ValueError: if there are no latents or the pieces do not fit together.
   """
   state = None
-  for chunk in _chunks(latents, 1):
-    streaming.require_latents(chunk, module)
+  for chunk, _ in pieces.regroup(latents, 1, eager=True):
+    pieces.require_latents(chunk, module)
     method = "decode_next" if state else "decode"
     args = (module, method, variables, streaming.put(chunk))
     state = state or streaming.empty_state(*args)
     video, state = streaming.apply(*args, state=state, dtype=np.dtype(dtype))
     yield sharding.to_host(video)
-
-
-def _chunks(pieces: Iterable[Any], frames: int) -> Iterator[np.ndarray]:
-  """Regroups pieces to one frame, then `frames` each; the last may be short."""
-  rest, size, found = None, 1, 0
-  for piece in pieces:
-    piece = sharding.to_host(piece)
-    if piece.ndim != 5:
-      raise ValueError(f"expected pieces `b t h w c`, found {piece.shape}")
-    if rest is not None and piece.shape[2:] != rest.shape[2:]:
-      raise ValueError(
-        f"frames change from {rest.shape[2:]} to {piece.shape[2:]}"
-      )
-    rest = piece if rest is None else np.concatenate([rest, piece], axis=1)
-    found += piece.shape[1]
-    while rest.shape[1] >= size:
-      yield rest[:, :size]
-      rest, size = rest[:, size:], frames
-  if not found:
-    raise ValueError("there are no frames")
-  if rest.shape[1]:
-    yield rest
 
 
 # The released model, with the defaults as fields.
@@ -321,17 +301,7 @@ def build(config: Mapping[str, Any], **overrides: Any) -> WanVAE:
   Raises:
     ValueError: if a field is unknown or the fields do not fit together.
   """
-  values = {**config, **overrides}
-  known = set(WanVAE.__annotations__) - {"parent", "name"}
-  if unknown := sorted(set(values) - known):
-    raise ValueError(
-      f"unknown fields of the Wan autoencoder: {unknown}; "
-      f"known are {sorted(known)}"
-    )
-  for name in ("multipliers", "temporal", "mean", "std"):
-    if name in values:
-      values[name] = fields.sequence(name, values[name])
-  module = WanVAE(**values)
+  module = fields.build(WanVAE, "the Wan autoencoder", config, overrides)
   _check(module)
   return module
 

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from dcvideogen_jax import errors
 from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.diffusion import flow, sampler
-from dcvideogen_jax.models import streaming, wan_blocks
+from dcvideogen_jax.models import pieces, wan_blocks
 from dcvideogen_jax.sample import conditions, denoise, loading, placement, sizes
 
 Latents = Float[Array, "b t h w c"]
@@ -202,7 +202,7 @@ class Run:
     encoded = space.encode(video, *grid, self._budget())
     encoded = self.made.each(encoded, self.phase, "condition")
     mask = np.ones((1, 1, h, w, space.temporal), np.float32)
-    for x, _ in streaming.regroup(encoded, t, eager=True):
+    for x, _ in pieces.regroup(encoded, t, eager=True):
       mask = np.pad(mask, ((0, 0), (0, t - 1), (0, 0), (0, 0), (0, 0)))
       extra = np.concatenate([mask, x], axis=-1)
       extra = self.made.put(np.repeat(extra, b, axis=0))
@@ -217,13 +217,13 @@ class Run:
     space = self.made.parts.space
     grid = (h * space.spatial, w * space.spatial)
     step = t * space.temporal
-    pieces = (
+    clips = (
       np.stack([conditions.pad(x, grid) for x in self.given[i : i + step]])
       for i in range(0, len(self.given), step)
     )
-    encoded = space.encode((x[None] for x in pieces), *grid, self._budget())
+    encoded = space.encode((x[None] for x in clips), *grid, self._budget())
     encoded = self.made.each(encoded, self.phase, "condition")
-    for x, _ in streaming.regroup(encoded, t, eager=True):
+    for x, _ in pieces.regroup(encoded, t, eager=True):
       yield self.made.put(np.repeat(x, len(self.seeds), axis=0))
 
   def _budget(self) -> float:
