@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import processes, tables
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import api, engine, matching
+from dcvideogen_jax.convert import api, matching, naming
 
 SIDES = {"jax": ("jax",), "torch": ("torch", "diffusers")}  # Their packages.
 DTYPES = ("float32", "bfloat16")
@@ -146,7 +146,7 @@ def _request(fields, latents, dtype):
   return {
     "fields": {**fields},
     "config": kind.configs["diffusers"](api.config_of(module)),
-    "shapes": engine.torch_shapes(rules, params),
+    "shapes": naming.torch_shapes(rules, params),
     "dtype": dtype,
     "latents": [1, *latents, module.in_channels],
     "text": [1, _TEXT_TOKENS, module.text_width],

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import processes, tables
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import api, engine, matching, sources, writing
+from dcvideogen_jax.convert import api, matching, naming, sources, writing
 
 SIDES = ("jax", "torch")
 _KIND, _LAYOUT = "wan_dit", "diffusers"
@@ -88,7 +88,7 @@ def write(
 ) -> int:
   """Writes random bfloat16 weights as diffusers does; their bytes."""
   module = api.KINDS[_KIND].build(fields)
-  shapes = engine.torch_shapes(
+  shapes = naming.torch_shapes(
     api.KINDS[_KIND].layouts[_LAYOUT], matching.parameters(_KIND, module)
   )
   values = np.random.default_rng(0).normal(scale=0.02, size=1 << 20)

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import processes, tables
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import api, engine
+from dcvideogen_jax.convert import api, naming
 
 SIDES = ("jax", "torch")
 
@@ -116,4 +116,4 @@ def _shapes(config, clip):
     )
   video = jax.ShapeDtypeStruct(clip, jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), video)
-  return engine.torch_shapes(kind.rules, variables["params"])
+  return naming.torch_shapes(kind.rules, variables["params"])

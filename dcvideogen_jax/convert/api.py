@@ -18,6 +18,7 @@ from dcvideogen_jax.convert import (
   lora_config,
   lora_names,
   matching,
+  naming,
   quantised,
   sources,
   wrappings,
@@ -79,7 +80,7 @@ def load(
   module = _build(kind, source, config, weights, dtype)
   expected = matching.parameters(kind, module)
   layout, rules = matching.nearest_layout(kind, weights, expected)
-  names = engine.torch_shapes(rules, expected)
+  names = naming.torch_shapes(rules, expected)
   quantised.require_floats(sources.told(source), weights, names)
   if dtype is None:
     expected = matching.as_stored(rules, weights, expected)
@@ -129,13 +130,13 @@ def _read_part(
   layout, rules = matching.nearest_layout(kind, weights, expected)
   named = {
     place.jax
-    for place in engine.places(rules, tree.shapes(expected))
+    for place in naming.places(rules, tree.shapes(expected))
     if place.torch in weights
   }
   what = _what(kind, source, layout)
   if not named:
     raise errors.UserError(f"{what} holds no parameter of the model")
-  names = engine.torch_shapes(rules, expected)
+  names = naming.torch_shapes(rules, expected)
   quantised.require_floats(sources.told(source), weights, names)
   part = flax.traverse_util.unflatten_dict(
     {n: leaf for n, leaf in tree.flatten(expected).items() if n in named},
@@ -236,7 +237,7 @@ def to_tensors(
   return engine.torch_tensors(rules, params)
 
 
-def rules_of(kind: str, layout: str | None) -> Sequence[engine.Rule]:
+def rules_of(kind: str, layout: str | None) -> Sequence[naming.Rule]:
   """The table of a layout; None is the kind's first.
 
   Raises:

@@ -10,23 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert.engine import CONV2D, COPY, DENSE, Layout, Rule
-
-
-def _dense(
-  torch: str, jax: str, part: tuple[int, int] | None = None
-) -> list[Rule]:
-  return [
-    Rule(f"{torch}.weight", f"{jax}/kernel", DENSE, True, part),
-    Rule(f"{torch}.bias", f"{jax}/bias", COPY, True, part),
-  ]
-
-
-def _norm(torch: str, jax: str, stack: bool = False) -> list[Rule]:
-  return [
-    Rule(f"{torch}.weight", f"{jax}/scale", COPY, stack),
-    Rule(f"{torch}.bias", f"{jax}/bias", COPY, stack),
-  ]
+from dcvideogen_jax.convert.naming import CONV2D, Layout, Rule, linear, norm
 
 
 def _transformers(prefix: str) -> list[Rule]:
@@ -37,16 +21,17 @@ def _transformers(prefix: str) -> list[Rule]:
     Rule(f"{embeddings}.position_embedding.weight", "position_embedding"),
     Rule(f"{embeddings}.patch_embedding.weight", "patch_embedding", CONV2D),
     # Misspelt there.
-    *_norm(f"{prefix}pre_layrnorm", "pre_norm"),
-    *_norm(f"{prefix}post_layernorm", "post_norm"),
-    *_norm(f"{block}.layer_norm1", "blocks/norm1", stack=True),
-    *_norm(f"{block}.layer_norm2", "blocks/norm2", stack=True),
-    *_dense(f"{block}.self_attn.out_proj", "blocks/attn/o"),
-    *_dense(f"{block}.mlp.fc1", "blocks/fc1"),
-    *_dense(f"{block}.mlp.fc2", "blocks/fc2"),
+    *norm(f"{prefix}pre_layrnorm", "pre_norm"),
+    *norm(f"{prefix}post_layernorm", "post_norm"),
+    *norm(f"{block}.layer_norm1", "blocks/norm1", stack=True),
+    *norm(f"{block}.layer_norm2", "blocks/norm2", stack=True),
+    *linear(f"{block}.self_attn.out_proj", "blocks/attn/o", stack=True),
+    *linear(f"{block}.mlp.fc1", "blocks/fc1", stack=True),
+    *linear(f"{block}.mlp.fc2", "blocks/fc2", stack=True),
   ]
   for i, x in enumerate("qkv"):
-    rules += _dense(f"{block}.self_attn.{x}_proj", "blocks/attn/qkv", (i, 3))
+    name = f"{block}.self_attn.{x}_proj"
+    rules += linear(name, "blocks/attn/qkv", stack=True, part=(i, 3))
   return rules
 
 
@@ -57,14 +42,14 @@ def _original() -> list[Rule]:
     Rule("visual.cls_embedding", "class_embedding", two),
     Rule("visual.pos_embedding", "position_embedding", one),
     Rule("visual.patch_embedding.weight", "patch_embedding", CONV2D),
-    *_norm("visual.pre_norm", "pre_norm"),
-    *_norm("visual.post_norm", "post_norm"),
-    *_norm(f"{block}.norm1", "blocks/norm1", stack=True),
-    *_norm(f"{block}.norm2", "blocks/norm2", stack=True),
-    *_dense(f"{block}.attn.to_qkv", "blocks/attn/qkv"),
-    *_dense(f"{block}.attn.proj", "blocks/attn/o"),
-    *_dense(f"{block}.mlp.0", "blocks/fc1"),
-    *_dense(f"{block}.mlp.2", "blocks/fc2"),
+    *norm("visual.pre_norm", "pre_norm"),
+    *norm("visual.post_norm", "post_norm"),
+    *norm(f"{block}.norm1", "blocks/norm1", stack=True),
+    *norm(f"{block}.norm2", "blocks/norm2", stack=True),
+    *linear(f"{block}.attn.to_qkv", "blocks/attn/qkv", stack=True),
+    *linear(f"{block}.attn.proj", "blocks/attn/o", stack=True),
+    *linear(f"{block}.mlp.0", "blocks/fc1", stack=True),
+    *linear(f"{block}.mlp.2", "blocks/fc2", stack=True),
   ]
 
 

@@ -1,198 +1,34 @@
 """Converts weights between PyTorch and JAX, both ways, from one table.
 
-A model's table has a `Rule` per kind of weight. Names are matched whole, and
-every name on both sides has to be used exactly once. Loading reads pieces of
-tensors straight into the host memory of a parameter's shards, a parameter at a
-time, so that neither side is ever held twice.
+Loading reads pieces of tensors straight into the host memory of a parameter's
+shards, a parameter at a time, so that neither side is ever held twice.
 """
 
 import concurrent.futures
 import functools
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import errors, tree
-from dcvideogen_jax.convert import differences, hosting, sources
-
-Shape = tuple[int, ...]
+from dcvideogen_jax.convert import differences, hosting, naming, sources
 
 # Bytes of a tensor that a thread reads at once, and threads.
 _PIECE = 4 << 20
 _THREADS = 4
 
 
-class Layout(NamedTuple):
-  """How axes are ordered: `jax = torch.squeeze(ones).transpose(axes)`.
-
-  Attributes:
-    axes: of the squeezed tensor, in the order of the JAX array; None keeps it.
-    ones: axes of the torch tensor that have size 1 and are dropped.
-  """
-
-  axes: tuple[int, ...] | None
-  ones: tuple[int, ...] = ()
-
-  def to_jax(self, x: np.ndarray) -> np.ndarray:
-    x = x.squeeze(self.ones)
-    return x if self.axes is None else x.transpose(self.axes)
-
-  def to_torch(self, x: np.ndarray) -> np.ndarray:
-    if self.axes is not None:
-      x = x.transpose(np.argsort(self.axes))
-    return np.expand_dims(x, self.ones)
-
-  def jax_shape(self, shape: Shape) -> Shape | None:
-    """None if no tensor of this shape has this layout."""
-    if any(i >= len(shape) or shape[i] != 1 for i in self.ones):
-      return None
-    kept = [n for i, n in enumerate(shape) if i not in self.ones]
-    if self.axes is None:
-      return tuple(kept)
-    if len(kept) != len(self.axes):
-      return None
-    return tuple(kept[axis] for axis in self.axes)
-
-  def torch_shape(self, shape: Shape) -> Shape:
-    kept = [*shape]
-    if self.axes is not None and len(shape) == len(self.axes):
-      kept = [shape[axis] for axis in np.argsort(self.axes)]
-    for i in sorted(self.ones):
-      kept.insert(i, 1)
-    return tuple(kept)
-
-  @property
-  def rows_axis(self) -> int:
-    """Where the first axis of the torch tensor is in the JAX array."""
-    return 0 if self.axes is None else self.axes.index(0)
-
-
-COPY = Layout(None)
-DENSE = Layout((1, 0))  # (out, in) -> (in, out)
-CONV2D = Layout((2, 3, 1, 0))  # (out, in, h, w) -> (h, w, in, out)
-CONV3D = Layout((2, 3, 4, 1, 0))  # (out, in, t, h, w) -> (t, h, w, in, out)
-
-
-class Rule(NamedTuple):
-  """One kind of weight: its name on both sides, with numbers as `{s}`.
-
-  Attributes:
-    torch: name in the state dict.
-    jax: name of the parameter, such as "blocks/self_attn/q/kernel".
-    layout: how the axes of the two are ordered.
-    stack: `{i}` of the torch name is the index on the JAX array's first axis,
-      which the torch tensors do not have.
-    part: (k, n) for a tensor that is, in JAX layout, the k-th of n equal parts
-      of the parameter's last axis, as q is of a fused q, k and v. Every part
-      has a rule.
-  """
-
-  torch: str
-  jax: str
-  layout: Layout = COPY
-  stack: bool = False
-  part: tuple[int, int] | None = None
-
-
-class Place(NamedTuple):
-  """What a tensor fills: a parameter, or a layer or a part of it."""
-
-  torch: str
-  jax: str
-  layer: int | None
-  rule: Rule
-
-  def region(self, leaf: Shape) -> list[tuple[int, int]]:
-    """First and last index (not included) on each axis of the parameter."""
-    region = [(0, n) for n in leaf]
-    if self.rule.part is not None:
-      k, n = self.rule.part
-      width = leaf[-1] // n
-      region[-1] = (k * width, (k + 1) * width)
-    if self.layer is not None:
-      region[0] = (self.layer, self.layer + 1)
-    return region
-
-  def torch_shape(self, leaf: Shape) -> Shape:
-    """Shape of the tensor that fills this place of a parameter."""
-    shape = tuple(stop - start for start, stop in self.region(leaf))
-    return self.rule.layout.torch_shape(shape[self.layer is not None :])
-
-
-def _pattern(name: str) -> re.Pattern[str]:
-  return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(name)))
-
-
-def places(rules: Sequence[Rule], leaves: Mapping[str, Shape]) -> list[Place]:
-  """Every tensor that fills parameters of these shapes.
-
-  Parameters that no rule knows are left out.
-  """
-  compiled = [(_pattern(rule.jax), rule) for rule in rules]
-  found = []
-  for name, shape in leaves.items():
-    whole = False
-    for expression, rule in compiled:
-      match = expression.fullmatch(name)
-      if not match or whole:
-        continue
-      whole = rule.part is None
-      numbers = match.groupdict()
-      if rule.stack:
-        for i in range(shape[0]):
-          torch = rule.torch.format(**numbers, i=i)
-          found.append(Place(torch, name, i, rule))
-      else:
-        found.append(Place(rule.torch.format(**numbers), name, None, rule))
-  return found
-
-
-def torch_shapes(rules: Sequence[Rule], params: Any) -> dict[str, Shape]:
-  """Shapes by PyTorch name of a parameter tree; its leaves may be abstract."""
-  leaves = tree.shapes(params)
-  return {
-    place.torch: place.torch_shape(leaves[place.jax])
-    for place in places(rules, leaves)
-  }
-
-
-def jax_shapes(
-  rules: Sequence[Rule], tensors: Mapping[str, sources.Tensor]
-) -> dict[str, Shape]:
-  """Shapes by JAX name, as far as the rules know the tensors.
-
-  A stacked parameter has as many layers as the largest index says.
-  """
-  compiled = [(_pattern(rule.torch), rule) for rule in rules]
-  shapes: dict[str, Shape] = {}
-  for name, tensor in tensors.items():
-    for expression, rule in compiled:
-      if not (match := expression.fullmatch(name)):
-        continue
-      numbers = match.groupdict()
-      shape = rule.layout.jax_shape(tensor.shape) or tensor.shape
-      if rule.part is not None:
-        shape = (*shape[:-1], shape[-1] * rule.part[1])
-      if rule.stack:
-        layer = int(numbers.pop("i"))
-        known = shapes.get(rule.jax.format(**numbers), (0,))
-        shape = (max(known[0], layer + 1), *shape)
-      shapes[rule.jax.format(**numbers)] = shape
-  return shapes
-
-
 def torch_to_jax(
-  rules: Sequence[Rule],
+  rules: Sequence[naming.Rule],
   tensors: Mapping[str, sources.Tensor],
   expected: Any,
   what: str,
-  shardings: Callable[[str, Shape], Any] = lambda name, shape: None,
+  shardings: Callable[[str, naming.Shape], Any] = lambda name, shape: None,
 ) -> Any:
   """Fills a parameter tree from a PyTorch state dict.
 
@@ -215,12 +51,12 @@ def torch_to_jax(
   wanted = tree.flatten(expected)
   _require_rules(rules, tree.shapes(expected))
   differences.require_equal(
-    torch_shapes(rules, expected),
+    naming.torch_shapes(rules, expected),
     {name: tensor.shape for name, tensor in tensors.items()},
     what,
   )
-  by_leaf: dict[str, list[Place]] = {name: [] for name in wanted}
-  for place in places(rules, tree.shapes(expected)):
+  by_leaf: dict[str, list[naming.Place]] = {name: [] for name in wanted}
+  for place in naming.places(rules, tree.shapes(expected)):
     by_leaf[place.jax].append(place)
   params, previous = {}, None
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -239,7 +75,7 @@ def _fill_all(
   host: hosting.Host,
   what: str,
   tensors: Mapping[str, sources.Tensor],
-  parts: Sequence[Place],
+  parts: Sequence[naming.Place],
 ) -> None:
   """Reads everything that a parameter is made of."""
   filling = [
@@ -251,19 +87,8 @@ def _fill_all(
     future.result()
 
 
-def jax_to_torch(rules: Sequence[Rule], params: Any) -> dict[str, np.ndarray]:
-  """Turns a parameter tree into a PyTorch state dict of numpy arrays.
-
-  Raises:
-    errors.UserError: if a parameter has no rule.
-  """
-  return {
-    name: tensor.read() for name, tensor in torch_tensors(rules, params).items()
-  }
-
-
 def torch_tensors(
-  rules: Sequence[Rule], params: Any
+  rules: Sequence[naming.Rule], params: Any
 ) -> dict[str, sources.Tensor]:
   """The PyTorch state dict of a parameter tree, made tensor by tensor.
 
@@ -278,11 +103,11 @@ def torch_tensors(
       np.dtype(leaves[place.jax].dtype),
       functools.partial(_take, leaves[place.jax], place),
     )
-    for place in places(rules, shapes)
+    for place in naming.places(rules, shapes)
   }
 
 
-def _take(leaf: Any, place: Place) -> np.ndarray:
+def _take(leaf: Any, place: naming.Place) -> np.ndarray:
   """The torch tensor that fills this place of a parameter."""
   array = np.asarray(leaf)
   array = array[tuple(slice(*ends) for ends in place.region(array.shape))]
@@ -291,18 +116,15 @@ def _take(leaf: Any, place: Place) -> np.ndarray:
   return np.ascontiguousarray(array).reshape(array.shape)
 
 
-def unknown(rules: Sequence[Rule], leaves: Mapping[str, Shape]) -> list[str]:
-  """Parameters that no rule knows."""
-  return sorted(leaves.keys() - {p.jax for p in places(rules, leaves)})
-
-
-def _require_rules(rules: Sequence[Rule], leaves: Mapping[str, Shape]) -> None:
-  if missing := unknown(rules, leaves):
+def _require_rules(
+  rules: Sequence[naming.Rule], leaves: Mapping[str, naming.Shape]
+) -> None:
+  if missing := naming.unknown(rules, leaves):
     raise errors.UserError(f"no rule converts {', '.join(missing)}")
 
 
 def _pieces(
-  tensor: sources.Tensor, place: Place
+  tensor: sources.Tensor, place: naming.Place
 ) -> Iterator[tuple[int, int] | None]:
   """Ranges of rows of a tensor to read at once; None stands for all of it."""
   if tensor.rows is None or 0 in place.rule.layout.ones or not tensor.shape:
@@ -321,7 +143,7 @@ def _fill(
   host: hosting.Host,
   what: str,
   tensor: sources.Tensor,
-  place: Place,
+  place: naming.Place,
   rows: tuple[int, int] | None,
 ) -> None:
   """Copies rows of a tensor to where they belong in a parameter."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dcvideogen_jax.convert import clip_vision as clip_vision_table
 from dcvideogen_jax.convert import dc_ae_v as dc_ae_v_table
-from dcvideogen_jax.convert import engine
+from dcvideogen_jax.convert import naming
 from dcvideogen_jax.convert import umt5 as umt5_table
 from dcvideogen_jax.convert import wan_dit as wan_dit_table
 from dcvideogen_jax.convert import wan_vae as wan_vae_table
@@ -43,7 +43,7 @@ class Kind(NamedTuple):
     stem: name of the weights in a directory of another library.
   """
 
-  layouts: Mapping[str, Sequence[engine.Rule]]
+  layouts: Mapping[str, Sequence[naming.Rule]]
   variants: Mapping[str, Fields]
   build: Callable[..., nn.Module]
   example: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
@@ -51,12 +51,12 @@ class Kind(NamedTuple):
   aliases: Mapping[str, str] = {}
   config_from: Callable[[Fields], Fields | None] = _nothing
   configs: Mapping[str, Callable[[Fields], dict[str, Any]]] = {}
-  infer: Callable[[Mapping[str, engine.Shape]], Fields | None] = _nothing
+  infer: Callable[[Mapping[str, naming.Shape]], Fields | None] = _nothing
   files: Sequence[str] = ()
   stem: str = "diffusion_pytorch_model"
 
   @property
-  def rules(self) -> Sequence[engine.Rule]:
+  def rules(self) -> Sequence[naming.Rule]:
     """The table that is written by default."""
     return next(iter(self.layouts.values()))
 

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import errors, tree
-from dcvideogen_jax.convert import differences, engine, lora_names, quantised
+from dcvideogen_jax.convert import (
+  differences,
+  engine,
+  lora_names,
+  naming,
+  quantised,
+)
 
 # An update and its rank -> what its product is multiplied by.
 Scaling = Callable[[lora_names.Update, int], float]
@@ -82,7 +88,7 @@ def unknown_scaling(what: str) -> Scaling:
 
 def read(
   tensors: lora_names.Tensors,
-  layouts: Mapping[str, Sequence[engine.Rule]],
+  layouts: Mapping[str, Sequence[naming.Rule]],
   expected: Any,
   what: str,
   scaling: Scaling,
@@ -176,12 +182,12 @@ class _Values(NamedTuple):
 class _Piece(NamedTuple):
   """The factors of one place of a kernel."""
 
-  place: engine.Place
+  place: naming.Place
   a: np.ndarray
   b: np.ndarray
 
 
-def _assemble(shape: engine.Shape, pieces: Sequence[_Piece]) -> Factors:
+def _assemble(shape: naming.Shape, pieces: Sequence[_Piece]) -> Factors:
   """The factors of a whole kernel; parts of one layer have their own ranks."""
   used: dict[int | None, int] = {}
   starts = []

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import engine, sources
+from dcvideogen_jax.convert import naming, sources
 
 Tensors = Mapping[str, sources.Tensor]
 
@@ -87,7 +87,7 @@ class Update(NamedTuple):
   """The tensors of a low-rank update; `module` as the file calls it."""
 
   module: str
-  place: engine.Place
+  place: naming.Place
   down: str
   up: str
   alpha: str | None
@@ -97,7 +97,7 @@ class Delta(NamedTuple):
   """A difference; `of` is the update by whose scale it is multiplied."""
 
   name: str
-  place: engine.Place
+  place: naming.Place
   of: Update | None
 
 
@@ -141,8 +141,8 @@ def require_low_rank(tensors: Tensors, what: str) -> None:
 
 def parse(
   tensors: Tensors,
-  layouts: Mapping[str, Sequence[engine.Rule]],
-  leaves: Mapping[str, engine.Shape],
+  layouts: Mapping[str, Sequence[naming.Rule]],
+  leaves: Mapping[str, naming.Shape],
 ) -> Names:
   """Finds what tensors update, in the layout that knows most of them.
 
@@ -159,15 +159,15 @@ def parse(
     if role is not None:
       modules.setdefault(module, {}).setdefault(role, name)
   candidates = [
-    _resolve(modules, {_flat(p.torch): p for p in engine.places(rules, leaves)})
+    _resolve(modules, {_flat(p.torch): p for p in naming.places(rules, leaves)})
     for rules in layouts.values()
   ]
   return max(candidates, key=lambda n: len(n.updates) + len(n.deltas))
 
 
 def expected_shapes(
-  names: Names, tensors: Tensors, leaves: Mapping[str, engine.Shape]
-) -> dict[str, engine.Shape]:
+  names: Names, tensors: Tensors, leaves: Mapping[str, naming.Shape]
+) -> dict[str, naming.Shape]:
   """Name -> shape of all tensors that there should be."""
   found = {name: tensor.shape for name, tensor in tensors.items()}
   shapes = {}
@@ -198,7 +198,7 @@ def _role(name: str) -> tuple[str, str | None]:
 
 
 def _resolve(
-  modules: Mapping[str, Mapping[str, str]], targets: Mapping[str, engine.Place]
+  modules: Mapping[str, Mapping[str, str]], targets: Mapping[str, naming.Place]
 ) -> Names:
   """Finds modules among the tensors of one layout, by flat name."""
   names = Names([], [])
@@ -227,7 +227,7 @@ def _flat(name: str) -> str:
   return flat
 
 
-def _is_linear(place: engine.Place) -> bool:
+def _is_linear(place: naming.Place) -> bool:
   """Whether a kernel maps the other axes to its last, as in layers."""
   axes = place.rule.layout.axes
   return axes is not None and axes[-1] == 0

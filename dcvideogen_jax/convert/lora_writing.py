@@ -43,6 +43,7 @@ from dcvideogen_jax.convert import (
   api,
   engine,
   lora_config,
+  naming,
   sources,
   writing,
 )
@@ -148,7 +149,7 @@ def _alphas(
 
 
 def _updates(
-  rules: Sequence[engine.Rule], factors: Mapping[str, Any]
+  rules: Sequence[naming.Rule], factors: Mapping[str, Any]
 ) -> tuple[dict[str, sources.Tensor], list[str]]:
   """Both factors of every linear layer, and what PEFT finds the layers by.
 
@@ -160,11 +161,11 @@ def _updates(
     if factor == "a":
       b = factors[f"{module}/b"]
       kernels[f"{module}/kernel"] = (*a.shape[:-1], b.shape[-1])
-  if missing := engine.unknown(rules, kernels):
+  if missing := naming.unknown(rules, kernels):
     raise errors.UserError(f"no rule converts {', '.join(missing)}")
   tensors: dict[str, sources.Tensor] = {}
   targets: dict[str, None] = {}
-  for place in engine.places(rules, kernels):
+  for place in naming.places(rules, kernels):
     module = place.torch.removesuffix(".weight")
     targets[place.rule.torch.removesuffix(".weight").split("{i}.")[-1]] = None
     for factor, name in (("a", "lora_A"), ("b", "lora_B")):

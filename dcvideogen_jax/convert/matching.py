@@ -17,6 +17,7 @@ from dcvideogen_jax.convert import (
   differences,
   engine,
   kinds,
+  naming,
   reading,
   sources,
   wrappings,
@@ -87,18 +88,18 @@ def parameters(kind: str, module: nn.Module) -> Any:
 
 def nearest_layout(
   kind: str, tensors: Tensors, expected: Any
-) -> tuple[str, Sequence[engine.Rule]]:
+) -> tuple[str, Sequence[naming.Rule]]:
   """The layout that knows most names, and of those the one that fits best.
 
   Our own names and layouts count for every kind.
   """
-  own = [engine.Rule(name, name) for name in tree.names(expected)]
+  own = [naming.Rule(name, name) for name in tree.names(expected)]
   layouts = {**kinds.KINDS[kind].layouts, OWN: own}
   found = _shapes(tensors)
 
   def distance(name):
-    shapes = engine.torch_shapes(layouts[name], expected)
-    unknown = engine.unknown(layouts[name], tree.shapes(expected))
+    shapes = naming.torch_shapes(layouts[name], expected)
+    unknown = naming.unknown(layouts[name], tree.shapes(expected))
     wrong = len(unknown) + differences.number_of(shapes, found)
     return -len(shapes.keys() & found.keys()), wrong
 
@@ -106,7 +107,7 @@ def nearest_layout(
   return name, layouts[name]
 
 
-def _shapes(tensors: Tensors) -> dict[str, engine.Shape]:
+def _shapes(tensors: Tensors) -> dict[str, naming.Shape]:
   return {name: tensor.shape for name, tensor in tensors.items()}
 
 
@@ -180,7 +181,7 @@ def _foreign(
 def _infer(kind: str, tensors: Tensors) -> Mapping[str, Any] | None:
   """The fields that the shapes tell, in any layout."""
   for rules in kinds.KINDS[kind].layouts.values():
-    if fields := kinds.KINDS[kind].infer(engine.jax_shapes(rules, tensors)):
+    if fields := kinds.KINDS[kind].infer(naming.jax_shapes(rules, tensors)):
       return fields
   return kinds.KINDS[kind].infer(_shapes(tensors))
 
@@ -192,7 +193,7 @@ def _recognise(kind: str, source: sources.Source, tensors: Tensors) -> str:
   for name, fields in kinds.KINDS[kind].variants.items():
     expected = parameters(kind, kinds.KINDS[kind].build(fields))
     _, rules = nearest_layout(kind, tensors, expected)
-    shapes = engine.torch_shapes(rules, expected)
+    shapes = naming.torch_shapes(rules, expected)
     nearest[name] = (differences.number_of(shapes, found), shapes)
     if not nearest[name][0]:
       return name
@@ -221,11 +222,11 @@ def _kept(dtype: np.dtype) -> np.dtype:
 
 
 def as_stored(
-  rules: Sequence[engine.Rule], tensors: Tensors, expected: Any
+  rules: Sequence[naming.Rule], tensors: Tensors, expected: Any
 ) -> Any:
   """`expected` with the dtypes in which the tensors are stored."""
   dtypes: dict[str, np.dtype] = {}
-  for place in engine.places(rules, tree.shapes(expected)):
+  for place in naming.places(rules, tree.shapes(expected)):
     if place.torch in tensors:
       dtype = _kept(tensors[place.torch].dtype)
       known = dtypes.get(place.jax, dtype)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert.engine import COPY, DENSE, Layout, Rule
+from dcvideogen_jax.convert.naming import COPY, DENSE, Layout, Rule
 
 # Parameters by our name -> layout, names in transformers and in the original.
 _ARRAYS: dict[str, tuple[Layout, str, str]] = {

@@ -6,10 +6,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert.engine import CONV3D, COPY, DENSE, Layout, Rule
+from dcvideogen_jax.convert.naming import CONV3D, Rule, linear, norm
 from dcvideogen_jax.models import fields as model_fields
 
 # Of the CLIP that Wan's own code builds in, and its tokens for two images.
@@ -22,112 +22,82 @@ _HEAD_WIDTH = 128
 _ROPE_SCALE = (1, 1, 1)
 
 
-def _dense(torch: str, jax: str, layout: Layout = DENSE, stack=False):
-  return [
-    Rule(f"{torch}.weight", f"{jax}/kernel", layout, stack),
-    Rule(f"{torch}.bias", f"{jax}/bias", COPY, stack),
-  ]
+# Of the parts of diffusers' `condition_embedder`.
+_TEXT, _TIME, _IMAGE = (
+  f"condition_embedder.{x}_embedder" for x in ("text", "time", "image")
+)
 
 
-def _norm(torch: str, jax: str, stack=False, bias=True) -> list[Rule]:
-  rules = [
-    Rule(f"{torch}.weight", f"{jax}/scale", COPY, stack),
-    Rule(f"{torch}.bias", f"{jax}/bias", COPY, stack),
-  ]
-  return rules if bias else rules[:1]
+class _Names(NamedTuple):
+  """Modules by our name -> names in diffusers, in the original."""
+
+  linear: dict[str, tuple[str, str]]
+  norms: dict[str, tuple[str, str]]
+  norms_without_bias: dict[str, tuple[str, str]]
+  arrays: dict[str, tuple[str, str]]
 
 
-# Modules by our name -> names in diffusers, in the original.
-_DENSE = {
-  "text_embed/linear_1": (
-    "condition_embedder.text_embedder.linear_1",
-    "text_embedding.0",
-  ),
-  "text_embed/linear_2": (
-    "condition_embedder.text_embedder.linear_2",
-    "text_embedding.2",
-  ),
-  "time_embed/linear_1": (
-    "condition_embedder.time_embedder.linear_1",
-    "time_embedding.0",
-  ),
-  "time_embed/linear_2": (
-    "condition_embedder.time_embedder.linear_2",
-    "time_embedding.2",
-  ),
-  "time_proj": ("condition_embedder.time_proj", "time_projection.1"),
-  "image_embed/linear_1": (
-    "condition_embedder.image_embedder.ff.net.0.proj",
-    "img_emb.proj.1",
-  ),
-  "image_embed/linear_2": (
-    "condition_embedder.image_embedder.ff.net.2",
-    "img_emb.proj.3",
-  ),
-  "head": ("proj_out", "head.head"),
-}
-_NORMS = {
-  "image_embed/norm1": (
-    "condition_embedder.image_embedder.norm1",
-    "img_emb.proj.0",
-  ),
-  "image_embed/norm2": (
-    "condition_embedder.image_embedder.norm2",
-    "img_emb.proj.4",
-  ),
-}
-_ARRAYS = {
-  "image_embed/positions": (
-    "condition_embedder.image_embedder.pos_embed",
-    "img_emb.emb_pos",
-  ),
-  "head_modulation": ("scale_shift_table", "head.modulation"),
-}
-# The same inside a block.
-_BLOCK_DENSE = {
-  **{
-    f"self_attn/{x}": (f"attn1.to_{y}", f"self_attn.{x}")
-    for x, y in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "out.0"))
+_ENDS = _Names(
+  {
+    "text_embed/linear_1": (f"{_TEXT}.linear_1", "text_embedding.0"),
+    "text_embed/linear_2": (f"{_TEXT}.linear_2", "text_embedding.2"),
+    "time_embed/linear_1": (f"{_TIME}.linear_1", "time_embedding.0"),
+    "time_embed/linear_2": (f"{_TIME}.linear_2", "time_embedding.2"),
+    "time_proj": ("condition_embedder.time_proj", "time_projection.1"),
+    "image_embed/linear_1": (f"{_IMAGE}.ff.net.0.proj", "img_emb.proj.1"),
+    "image_embed/linear_2": (f"{_IMAGE}.ff.net.2", "img_emb.proj.3"),
+    "head": ("proj_out", "head.head"),
   },
-  **{
-    f"cross_attn/{x}": (f"attn2.to_{y}", f"cross_attn.{x}")
-    for x, y in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "out.0"))
+  {
+    "image_embed/norm1": (f"{_IMAGE}.norm1", "img_emb.proj.0"),
+    "image_embed/norm2": (f"{_IMAGE}.norm2", "img_emb.proj.4"),
   },
-  "cross_attn/k_img": ("attn2.add_k_proj", "cross_attn.k_img"),
-  "cross_attn/v_img": ("attn2.add_v_proj", "cross_attn.v_img"),
-  "ffn/linear_1": ("ffn.net.0.proj", "ffn.0"),
-  "ffn/linear_2": ("ffn.net.2", "ffn.2"),
-}
-_BLOCK_RMS = {
-  "self_attn/norm_q": ("attn1.norm_q", "self_attn.norm_q"),
-  "self_attn/norm_k": ("attn1.norm_k", "self_attn.norm_k"),
-  "cross_attn/norm_q": ("attn2.norm_q", "cross_attn.norm_q"),
-  "cross_attn/norm_k": ("attn2.norm_k", "cross_attn.norm_k"),
-  "cross_attn/norm_k_img": ("attn2.norm_added_k", "cross_attn.norm_k_img"),
-}
-_BLOCK_NORMS = {"norm3": ("norm2", "norm3")}
-_BLOCK_ARRAYS = {"modulation": ("scale_shift_table", "modulation")}
+  {},
+  {
+    "image_embed/positions": (f"{_IMAGE}.pos_embed", "img_emb.emb_pos"),
+    "head_modulation": ("scale_shift_table", "head.modulation"),
+  },
+)
+_BLOCK = _Names(
+  {
+    **{
+      f"{ours}/{x}": (f"{theirs}.to_{y}", f"{ours}.{x}")
+      for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+      for x, y in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "out.0"))
+    },
+    "cross_attn/k_img": ("attn2.add_k_proj", "cross_attn.k_img"),
+    "cross_attn/v_img": ("attn2.add_v_proj", "cross_attn.v_img"),
+    "ffn/linear_1": ("ffn.net.0.proj", "ffn.0"),
+    "ffn/linear_2": ("ffn.net.2", "ffn.2"),
+  },
+  {"norm3": ("norm2", "norm3")},
+  {
+    "self_attn/norm_q": ("attn1.norm_q", "self_attn.norm_q"),
+    "self_attn/norm_k": ("attn1.norm_k", "self_attn.norm_k"),
+    "cross_attn/norm_q": ("attn2.norm_q", "cross_attn.norm_q"),
+    "cross_attn/norm_k": ("attn2.norm_k", "cross_attn.norm_k"),
+    "cross_attn/norm_k_img": ("attn2.norm_added_k", "cross_attn.norm_k_img"),
+  },
+  {"modulation": ("scale_shift_table", "modulation")},
+)
 
 
 def _rules(side: int) -> list[Rule]:
   """The table of diffusers (0) or of the original (1)."""
-  rules = _dense("patch_embedding", "patch_embed", CONV3D)
-  for jax, torch in _DENSE.items():
-    rules += _dense(torch[side], jax)
-  for jax, torch in _NORMS.items():
-    rules += _norm(torch[side], jax)
-  for jax, torch in _ARRAYS.items():
-    rules.append(Rule(torch[side], jax))
-  for jax, torch in _BLOCK_DENSE.items():
-    rules += _dense(f"blocks.{{i}}.{torch[side]}", f"blocks/{jax}", stack=True)
-  for jax, torch in _BLOCK_RMS.items():
-    name = f"blocks.{{i}}.{torch[side]}"
-    rules += _norm(name, f"blocks/{jax}", stack=True, bias=False)
-  for jax, torch in _BLOCK_NORMS.items():
-    rules += _norm(f"blocks.{{i}}.{torch[side]}", f"blocks/{jax}", stack=True)
-  for jax, torch in _BLOCK_ARRAYS.items():
-    name = f"blocks.{{i}}.{torch[side]}"
-    rules.append(Rule(name, f"blocks/{jax}", COPY, stack=True))
+  rules = linear("patch_embedding", "patch_embed", CONV3D)
+  for names, torch, jax in (
+    (_ENDS, "", ""),
+    (_BLOCK, "blocks.{i}.", "blocks/"),
+  ):
+    stack = names is _BLOCK
+    for name, theirs in names.linear.items():
+      rules += linear(torch + theirs[side], jax + name, stack=stack)
+    for name, theirs in names.norms.items():
+      rules += norm(torch + theirs[side], jax + name, stack=stack)
+    for name, theirs in names.norms_without_bias.items():
+      rules += norm(torch + theirs[side], jax + name, stack=stack)[:1]
+    for name, theirs in names.arrays.items():
+      rules.append(Rule(torch + theirs[side], jax + name, stack=stack))
   return rules
 
 
@@ -171,6 +141,40 @@ def _require(json: Mapping[str, Any], **needed: tuple[Any, ...]) -> None:
       )
 
 
+# Our fields -> names in the config.json of diffusers, of the original.
+_FIELDS = {
+  "layers": ("num_layers", "num_layers"),
+  "ffn_width": ("ffn_dim", "ffn_dim"),
+  "in_channels": ("in_channels", "in_dim"),
+  "out_channels": ("out_channels", "out_dim"),
+  "patch": ("patch_size", "patch_size"),
+  "text_width": ("text_dim", "text_dim"),
+  "frequencies": ("freq_dim", "freq_dim"),
+  "eps": ("eps", "eps"),
+}
+_ADDED = {"rope_scale": _ROPE_SCALE, "chunk": None}
+# What the files may leave out.
+_DEFAULTS = {"eps": 1e-6, **_ADDED}
+
+
+def _read(json: Mapping[str, Any], side: int) -> dict[str, Any]:
+  """Fields that both libraries have, and those that neither has."""
+  fields = {ours: json[names[side]] for ours, names in _FIELDS.items()}
+  return {**fields, **{name: json[name] for name in _ADDED}}
+
+
+def _written(fields: Mapping[str, Any], side: int) -> dict[str, Any]:
+  """The inverse of `_read`; what neither library has is left out if it can."""
+  found = {names[side]: fields[ours] for ours, names in _FIELDS.items()}
+  found["patch_size"] = [*fields["patch"]]
+  scale = tuple(fields.get("rope_scale", _ROPE_SCALE))
+  if scale != _ROPE_SCALE:
+    found["rope_scale"] = [*scale]
+  if fields.get("chunk") is not None:
+    found["chunk"] = fields["chunk"]
+  return found
+
+
 def _from_diffusers(json: Mapping[str, Any]) -> dict[str, Any]:
   _require(
     json,
@@ -182,21 +186,13 @@ def _from_diffusers(json: Mapping[str, Any]) -> dict[str, Any]:
   heads = json["num_attention_heads"]
   width = heads * json["attention_head_dim"]
   _require(json, added_kv_proj_dim=(width, None))
+  out = json.get("out_channels") or json["in_channels"]
   return {
-    "layers": json["num_layers"],
+    **_read({**_DEFAULTS, **json, "out_channels": out}, 0),
     "width": width,
     "heads": heads,
-    "ffn_width": json["ffn_dim"],
-    "in_channels": json["in_channels"],
-    "out_channels": json.get("out_channels") or json["in_channels"],
-    "patch": json["patch_size"],
-    "text_width": json["text_dim"],
     "image_width": json.get("image_dim"),
     "image_positions": json.get("pos_embed_seq_len"),
-    "frequencies": json["freq_dim"],
-    "eps": json.get("eps", 1e-6),
-    "rope_scale": json.get("rope_scale", _ROPE_SCALE),
-    "chunk": json.get("chunk"),
   }
 
 
@@ -209,21 +205,13 @@ def _from_original(json: Mapping[str, Any]) -> dict[str, Any]:
     window_size=((-1, -1), [-1, -1]),
   )
   kind = json["model_type"]
+  defaults = {**_DEFAULTS, "patch_size": (1, 2, 2), "text_dim": 4096}
   return {
-    "layers": json["num_layers"],
+    **_read({**defaults, **json}, 1),
     "width": json["dim"],
     "heads": json["num_heads"],
-    "ffn_width": json["ffn_dim"],
-    "in_channels": json["in_dim"],
-    "out_channels": json["out_dim"],
-    "patch": json.get("patch_size", (1, 2, 2)),
-    "text_width": json.get("text_dim", 4096),
     "image_width": None if kind == "t2v" else _IMAGE_WIDTH,
     "image_positions": _IMAGE_POSITIONS if kind == "flf2v" else None,
-    "frequencies": json["freq_dim"],
-    "eps": json.get("eps", 1e-6),
-    "rope_scale": json.get("rope_scale", _ROPE_SCALE),
-    "chunk": json.get("chunk"),
   }
 
 
@@ -232,23 +220,15 @@ def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
   image = fields["image_width"]
   return {
     "_class_name": "WanTransformer3DModel",
+    **_written(fields, 0),
     "added_kv_proj_dim": None if image is None else fields["width"],
     "attention_head_dim": fields["width"] // fields["heads"],
     "cross_attn_norm": True,
-    "eps": fields["eps"],
-    "ffn_dim": fields["ffn_width"],
-    "freq_dim": fields["frequencies"],
     "image_dim": image,
-    "in_channels": fields["in_channels"],
     "num_attention_heads": fields["heads"],
-    "num_layers": fields["layers"],
-    "out_channels": fields["out_channels"],
-    "patch_size": [*fields["patch"]],
     "pos_embed_seq_len": fields["image_positions"],
     "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 1024,
-    "text_dim": fields["text_width"],
-    **_ours(fields),
   }
 
 
@@ -271,30 +251,12 @@ def _to_original(fields: Mapping[str, Any]) -> dict[str, Any]:
     )
   return {
     "_class_name": "WanModel",
+    **_written(fields, 1),
     "dim": fields["width"],
-    "eps": fields["eps"],
-    "ffn_dim": fields["ffn_width"],
-    "freq_dim": fields["frequencies"],
-    "in_dim": fields["in_channels"],
     "model_type": kinds[image],
     "num_heads": fields["heads"],
-    "num_layers": fields["layers"],
-    "out_dim": fields["out_channels"],
-    "patch_size": [*fields["patch"]],
-    "text_dim": fields["text_width"],
     "text_len": 512,
-    **_ours(fields),
   }
-
-
-def _ours(fields: Mapping[str, Any]) -> dict[str, Any]:
-  scale = tuple(fields.get("rope_scale", _ROPE_SCALE))
-  found: dict[str, Any] = {}
-  if scale != _ROPE_SCALE:
-    found["rope_scale"] = [*scale]
-  if fields.get("chunk") is not None:
-    found["chunk"] = fields["chunk"]
-  return found
 
 
 # What is written beside the weights, by layout.

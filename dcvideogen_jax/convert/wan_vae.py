@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert.engine import CONV2D, CONV3D, Layout, Rule
+from dcvideogen_jax.convert.naming import CONV2D, CONV3D, Layout, Rule
 
 _GAMMA3D = Layout(None, ones=(1, 2, 3))
 _GAMMA2D = Layout(None, ones=(1, 2))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import engine, reading
+from dcvideogen_jax.convert import naming, reading
 
 Tensors = Mapping[str, reading.Tensor]
 
@@ -41,7 +41,7 @@ class Known(NamedTuple):
 
 
 def known(
-  layouts: Collection[Sequence[engine.Rule]],
+  layouts: Collection[Sequence[naming.Rule]],
   ignored: Sequence[str] = (),
   aliases: Collection[str] = (),
 ) -> Known:

@@ -7,7 +7,7 @@ import numpy as np
 import safetensors.numpy
 
 from dcvideogen_jax import convert
-from dcvideogen_jax.convert import engine, matching
+from dcvideogen_jax.convert import matching, naming
 
 # Transformers of a few thousand parameters; heads of 8 channels.
 T2V = {
@@ -35,7 +35,7 @@ def shapes(kind, fields, layout):
   """Official name -> shape."""
   module = convert.KINDS[kind].build(fields)
   rules = convert.KINDS[kind].layouts[layout]
-  return engine.torch_shapes(rules, matching.parameters(kind, module))
+  return naming.torch_shapes(rules, matching.parameters(kind, module))
 
 
 def state_dict(kind, fields, layout, dtype=np.float32, seed=0):

@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import errors, sharding
-from dcvideogen_jax.convert import engine, hosting, reading
-from dcvideogen_jax.convert.engine import COPY, DENSE, Layout, Rule
+from dcvideogen_jax.convert import engine, hosting, naming, reading
+from dcvideogen_jax.convert.naming import COPY, DENSE, Layout, Rule
 
 RULES = [
   Rule("layers.{i}.q.weight", "blocks/qkv/kernel", DENSE, True, (0, 3)),
@@ -19,7 +19,7 @@ RULES = [
   Rule("layers.{i}.norm.gamma", "blocks/scale", Layout(None, (1, 2)), True),
   Rule("tables.{s}.{j}.weight", "tables_{s}/j_{j}", COPY),
   Rule("cls", "cls", Layout(None, ones=(0, 1))),
-  Rule("conv", "conv", engine.CONV2D),
+  Rule("conv", "conv", naming.CONV2D),
 ]
 LAYERS = 3
 SHAPES = {
@@ -48,6 +48,10 @@ def expected(dtype=jnp.float32):
     "cls": leaf("cls", dtype),
     "conv": leaf("conv", dtype),
   }
+
+
+def numpy_arrays(rules, params):
+  return {n: t.read() for n, t in engine.torch_tensors(rules, params).items()}
 
 
 def leaf(name, dtype):
@@ -80,9 +84,9 @@ def whole(array):
 
 
 def test_shapes_both_ways():
-  assert engine.torch_shapes(RULES, expected()) == TORCH
+  assert naming.torch_shapes(RULES, expected()) == TORCH
   tensors = {name: whole(x) for name, x in arrays().items()}
-  assert engine.jax_shapes(RULES, tensors) == SHAPES
+  assert naming.jax_shapes(RULES, tensors) == SHAPES
 
 
 @pytest.mark.parametrize("piece", [1, 64, 1 << 20])
@@ -103,7 +107,7 @@ def test_values_and_way_back(monkeypatch, piece, tensor, dtype):
   np.testing.assert_array_equal(
     params["conv"], values["conv"].transpose(2, 3, 1, 0)
   )
-  back = engine.jax_to_torch(RULES, params)
+  back = numpy_arrays(RULES, params)
   assert back.keys() == values.keys()
   for name, x in values.items():
     assert back[name].dtype == x.dtype
@@ -140,7 +144,7 @@ def test_hundreds_of_differences_are_grouped_and_counted():
 
 def test_a_parameter_without_rule_is_named():
   with pytest.raises(errors.UserError, match="no rule converts cls"):
-    engine.jax_to_torch(RULES[:-2], {"cls": np.zeros(6)})
+    engine.torch_tensors(RULES[:-2], {"cls": np.zeros(6)})
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -222,7 +226,7 @@ def test_rows_of_other_hosts_are_not_read(monkeypatch):
   read = []
   host = hosting.Host((8, 4), np.dtype(np.float32))
   host._buffers = {((2, 4), (0, 4)): np.zeros((2, 4), np.float32)}
-  place = engine.Place("t", "p", None, Rule("t", "p"))
+  place = naming.Place("t", "p", None, Rule("t", "p"))
   tensor = in_rows(np.random.default_rng(0).normal(size=(8, 4)), read)
   for rows in engine._pieces(tensor, place):
     engine._fill(host, "x", tensor, place, rows)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import convert, tree
-from dcvideogen_jax.convert import engine, matching, sources
+from dcvideogen_jax.convert import matching, naming, sources
 from tests.convert import checkpoints
 
 # Parameters of the released models, counted in PyTorch.
@@ -43,8 +43,8 @@ def test_names_are_one_to_one_and_recognised(kind, layout):
   for fields in [*convert.KINDS[kind].variants.values()][:1]:
     module = convert.KINDS[kind].build(fields)
     leaves = tree.shapes(matching.parameters(kind, module))
-    places = engine.places(rules, leaves)
-    assert not engine.unknown(rules, leaves)
+    places = naming.places(rules, leaves)
+    assert not naming.unknown(rules, leaves)
     assert len({place.torch for place in places}) == len(places)
     tensors = {
       place.torch: sources.Tensor(
@@ -52,6 +52,6 @@ def test_names_are_one_to_one_and_recognised(kind, layout):
       )
       for place in places
     }
-    assert engine.jax_shapes(rules, tensors) == leaves
+    assert naming.jax_shapes(rules, tensors) == leaves
     found = matching.find_config(kind, {}, None, tensors)
     assert convert.KINDS[kind].build(found) == module
