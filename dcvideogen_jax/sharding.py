@@ -93,10 +93,10 @@ def make_mesh(
 
 def batch_devices(mesh: Mesh) -> int:
   """How many parts a batch is split into."""
-  return devices(mesh, "batch")
+  return num_shards(mesh, "batch")
 
 
-def devices(mesh: Mesh | AbstractMesh, logical: str | None) -> int:
+def num_shards(mesh: Mesh | AbstractMesh, logical: str | None) -> int:
   """Over how many devices `mesh` splits a logical axis.
 
   A mesh axis that `mesh` does not have counts as one device.
@@ -155,7 +155,7 @@ def _spec(
     axes = _axes(value)
     if unknown := [axis for axis in axes if axis not in mesh.shape]:
       return P(), f"{name} {shape}: {unknown[0]!r} is no mesh axis"
-    while _gives_way(value) and n % _product(axes, mesh):
+    while _is_optional(value) and n % _product(axes, mesh):
       axes = axes[:-1]
     if n % (count := _product(axes, mesh)):
       return P(), (
@@ -168,7 +168,7 @@ def _spec(
   return P(*(_brief(axes, mesh) for axes in spec)), None
 
 
-def _gives_way(value: Any) -> bool:
+def _is_optional(value: Any) -> bool:
   """Whether a dimension's axes are left out where they do not divide it."""
   return isinstance(value, str) and value.endswith("?")
 
@@ -321,16 +321,16 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
   if mesh.empty:
     return x
   for n, logical in zip(x.shape, logical_axes, strict=False):
-    count = devices(mesh, logical)
+    count = num_shards(mesh, logical)
     if n % count and logical not in UNEVEN:
       raise errors.UserError(
         f"{logical!r} of size {n} cannot be split over {count} devices"
       )
-  spec = activation(mesh, *logical_axes)
+  spec = activation_spec(mesh, *logical_axes)
   return jax.lax.with_sharding_constraint(x, spec)
 
 
-def activation(mesh: Mesh | AbstractMesh, *logical_axes: str | None) -> P:
+def activation_spec(mesh: Mesh | AbstractMesh, *logical_axes: str | None) -> P:
   """The spec of an activation whose dimensions have these logical names.
 
   Raises:
@@ -338,7 +338,7 @@ def activation(mesh: Mesh | AbstractMesh, *logical_axes: str | None) -> P:
   """
   spec = []
   for logical in logical_axes:
-    devices(mesh, logical)
+    num_shards(mesh, logical)
     spec.append(tuple(a for a in LOGICAL[logical] if a in mesh.shape))
   if twice := _repeated(spec):
     raise errors.UserError(
@@ -347,17 +347,17 @@ def activation(mesh: Mesh | AbstractMesh, *logical_axes: str | None) -> P:
   return P(*(axes or None for axes in spec))
 
 
-def fitting(
+def divisible_spec(
   mesh: Mesh | AbstractMesh, shape: Sequence[int], *logical_axes: str | None
 ) -> P:
-  """`activation`, without the names whose devices do not divide the shape.
+  """`activation_spec`, without the names whose devices do not divide the shape.
 
   What enters or leaves a program cannot be split unevenly.
   """
-  return activation(
+  return activation_spec(
     mesh,
     *(
-      None if n % devices(mesh, logical) else logical
+      None if n % num_shards(mesh, logical) else logical
       for n, logical in zip(shape, logical_axes, strict=False)
     ),
   )

@@ -96,7 +96,9 @@ def test_wans_autoencoder(lowered):
   assert lowered["apply"] == {"HIGH"}
 
 
-@pytest.mark.parametrize("plan", [bands.Plan(), bands.Plan(cut=1, rows=2)])
+@pytest.mark.parametrize(
+  "plan", [bands.BandPlan(), bands.BandPlan(cut=1, rows=2)]
+)
 def test_reconstruction(lowered, plan):
   """As `launch.reconstruct` has it, whole and in bands."""
   space = small.make().parts.space

@@ -215,9 +215,9 @@ def test_batch_tokens_and_columns_need_not_be_multiples():
 
 def test_an_axis_that_a_mesh_lacks_counts_as_one():
   mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-  where = sharding.activation(mesh, "batch", "tokens", "hidden")
+  where = sharding.activation_spec(mesh, "batch", "tokens", "hidden")
   assert where == P(("data",), None, None)
-  assert sharding.devices(mesh, "heads") == 1
+  assert sharding.num_shards(mesh, "heads") == 1
   with jax.set_mesh(mesh):
     assert sharding.constrain(jnp.zeros((2, 3)), "batch", "heads").shape == (
       2,

@@ -22,8 +22,12 @@ Scalar = Float[Array, ""]
 PatchEmbedding = Mapping[str, Array]
 
 
-def init(
-  rng: Array, patch: tuple[int, int, int], channels: int, width: int, fan: int
+def init_patch_embed(
+  rng: Array,
+  patch: tuple[int, int, int],
+  channels: int,
+  width: int,
+  latent_channels: int,
 ) -> dict[str, Array]:
   """A patch embedding before training, float32.
 
@@ -32,15 +36,15 @@ def init(
     patch: frames, rows and columns of a token.
     channels: of the input, with mask and condition for image to video.
     width: of the tokens.
-    fan: channels of the latents alone, whatever else the input has.
+    latent_channels: channels of the latents alone, whatever else the input has.
 
   Returns:
     "kernel", Xavier uniform as a matrix, (*patch, channels, width), and
-    "bias", uniform within 1 / sqrt(fan * numbers of latents in a patch).
+    "bias", uniform within 1 / sqrt(latent_channels * latents in a patch).
   """
   kernel, bias = jax.random.split(rng)
   xavier = jax.nn.initializers.xavier_uniform(in_axis=(0, 1, 2, 3))
-  bound = 1 / math.sqrt(fan * math.prod(patch))
+  bound = 1 / math.sqrt(latent_channels * math.prod(patch))
   return {
     "kernel": xavier(kernel, (*patch, channels, width), jnp.float32),
     "bias": jax.random.uniform(
@@ -179,7 +183,7 @@ def loss(student: Tokens, teacher: Tokens, config: Mapping[str, Any]) -> Scalar:
   return LOSSES[kind](student, teacher, method)
 
 
-def unexplained(student: Tokens, teacher: Tokens) -> dict[str, Array]:
+def alignment_metrics(student: Tokens, teacher: Tokens) -> dict[str, Array]:
   """How much of the teacher each clip's student lacks; the phase's measure.
 
   Returns:

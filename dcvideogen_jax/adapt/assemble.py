@@ -24,11 +24,11 @@ _IMAGE = re.compile(
   r"image_embed/.*|blocks/cross_attn/(k_img|v_img|norm_k_img)/.*"
 )
 # Where zeros leave the output as it is: the values of attention to the image.
-_SILENT = re.compile(r"blocks/cross_attn/v_img/.*")
+_ZERO_INITIALISED = re.compile(r"blocks/cross_attn/v_img/.*")
 _KERNEL = "patch_embed/kernel"
 
 
-def of_space(name: str) -> bool:
+def for_latent_space(name: str) -> bool:
   """Whether a parameter belongs to latents of one kind."""
   return bool(_SPACE.fullmatch(name))
 
@@ -60,7 +60,9 @@ def require_compatible(
     )
 
 
-def fresh(target: Shapes, source: Shapes, same_space: bool) -> list[str]:
+def new_parameters(
+  target: Shapes, source: Shapes, same_space: bool
+) -> list[str]:
   """Names of the parameters that are not copied.
 
   Args:
@@ -75,14 +77,14 @@ def fresh(target: Shapes, source: Shapes, same_space: bool) -> list[str]:
   new = [
     name
     for name in target
-    if (not same_space and of_space(name))
+    if (not same_space and for_latent_space(name))
     or (name not in source and _IMAGE.fullmatch(name))
   ]
   expected = {name: target[name] for name in target if name not in new}
   found = {
     name: shape
     for name, shape in source.items()
-    if same_space or not of_space(name)
+    if same_space or not for_latent_space(name)
   }
   if same_space and _widened(target[_KERNEL], found.get(_KERNEL, ())):
     expected[_KERNEL] = found[_KERNEL]
@@ -113,7 +115,7 @@ def assemble(
   Args:
     target: name -> shape.
     source: parameters to copy, name -> array; others are left out.
-    new: name -> array of what `fresh` names.
+    new: name -> array of what `new_parameters` names.
     patch_embed: "kernel" and "bias" from the first phase, instead of new ones.
 
   Returns:
@@ -124,7 +126,7 @@ def assemble(
   """
   leaves = {name: new.get(name, source.get(name)) for name in target}
   for name in new:
-    if _SILENT.fullmatch(name):
+    if _ZERO_INITIALISED.fullmatch(name):
       leaves[name] = jnp.zeros_like(new[name])
   kernel = leaves[_KERNEL]
   if _KERNEL not in new and kernel.shape != target[_KERNEL]:

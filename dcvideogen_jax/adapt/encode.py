@@ -177,7 +177,7 @@ def stream_deep(
   variables: Variables,
   video: Iterable[Any],
   frames: int,
-  plan: bands.Plan,
+  plan: bands.BandPlan,
   tail: str = "pad",
 ) -> Latents:
   """As `deep_latents`, of a video in pieces, chunk by chunk and in bands.

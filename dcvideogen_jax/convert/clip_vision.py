@@ -37,7 +37,10 @@ def _transformers(prefix: str) -> list[Rule]:
 
 def _original() -> list[Rule]:
   block = "visual.transformer.{i}"
-  one, two = Layout(None, ones=(0,)), Layout(None, ones=(0, 1))
+  one, two = (
+    Layout(None, squeezed_axes=(0,)),
+    Layout(None, squeezed_axes=(0, 1)),
+  )
   return [
     Rule("visual.cls_embedding", "class_embedding", two),
     Rule("visual.pos_embedding", "position_embedding", one),

@@ -55,13 +55,15 @@ def torch_to_jax(
     {name: tensor.shape for name, tensor in tensors.items()},
     what,
   )
-  by_leaf: dict[str, list[naming.Place]] = {name: [] for name in wanted}
+  by_leaf: dict[str, list[naming.TensorSlot]] = {name: [] for name in wanted}
   for place in naming.places(rules, tree.shapes(expected)):
     by_leaf[place.jax].append(place)
   params, previous = {}, None
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     for name, leaf in wanted.items():
-      host = hosting.Host(leaf.shape, leaf.dtype, shardings(name, leaf.shape))
+      host = hosting.HostShards(
+        leaf.shape, leaf.dtype, shardings(name, leaf.shape)
+      )
       _fill_all(pool, host, what, tensors, by_leaf[name])
       params[name] = host.to_devices()
       if previous is not None:  # At most two parameters are under way.
@@ -72,10 +74,10 @@ def torch_to_jax(
 
 def _fill_all(
   pool: concurrent.futures.Executor,
-  host: hosting.Host,
+  host: hosting.HostShards,
   what: str,
   tensors: Mapping[str, sources.Tensor],
-  parts: Sequence[naming.Place],
+  parts: Sequence[naming.TensorSlot],
 ) -> None:
   """Reads everything that a parameter is made of."""
   filling = [
@@ -107,7 +109,7 @@ def torch_tensors(
   }
 
 
-def _take(leaf: Any, place: naming.Place) -> np.ndarray:
+def _take(leaf: Any, place: naming.TensorSlot) -> np.ndarray:
   """The torch tensor that fills this place of a parameter."""
   array = np.asarray(leaf)
   array = array[tuple(slice(*ends) for ends in place.region(array.shape))]
@@ -124,10 +126,14 @@ def _require_rules(
 
 
 def _pieces(
-  tensor: sources.Tensor, place: naming.Place
+  tensor: sources.Tensor, place: naming.TensorSlot
 ) -> Iterator[tuple[int, int] | None]:
   """Ranges of rows of a tensor to read at once; None stands for all of it."""
-  if tensor.rows is None or 0 in place.rule.layout.ones or not tensor.shape:
+  if (
+    tensor.rows is None
+    or 0 in place.rule.layout.squeezed_axes
+    or not tensor.shape
+  ):
     yield None
     return
   step = max(1, _PIECE // max(1, _row_bytes(tensor)))
@@ -140,10 +146,10 @@ def _row_bytes(tensor: sources.Tensor) -> int:
 
 
 def _fill(
-  host: hosting.Host,
+  host: hosting.HostShards,
   what: str,
   tensor: sources.Tensor,
-  place: naming.Place,
+  place: naming.TensorSlot,
   rows: tuple[int, int] | None,
 ) -> None:
   """Copies rows of a tensor to where they belong in a parameter."""

@@ -16,7 +16,7 @@ _ALIGNMENT = 64
 _BLOCK = 64
 
 
-class Host:
+class HostShards:
   """A buffer for each different shard of a parameter that lies here.
 
   Attributes:

@@ -182,7 +182,7 @@ class _Values(NamedTuple):
 class _Piece(NamedTuple):
   """The factors of one place of a kernel."""
 
-  place: naming.Place
+  place: naming.TensorSlot
   a: np.ndarray
   b: np.ndarray
 
@@ -320,18 +320,18 @@ def collection(lora: Lora, expected: Any) -> dict[str, Any]:
     name: np.zeros(leaf.shape, leaf.dtype)
     for name, leaf in tree.flatten(expected).items()
   }
-  homeless = {*lora.deltas, *lora.whole}
+  unmatched = {*lora.deltas, *lora.whole}
   for name, (a, b) in lora.factors.items():
     module = name.removesuffix("/kernel")
     if f"{module}/a" not in values:
-      homeless.add(name)
+      unmatched.add(name)
       continue
     values[f"{module}/a"][..., : a.shape[-1]] = a
     values[f"{module}/b"][..., : b.shape[-2], :] = b
-  if homeless:
+  if unmatched:
     raise errors.UserError(
-      f"the updates of {len(homeless)} parameters can only be merged, not kept"
-      f" apart: {', '.join(sorted(homeless))}"
+      f"the updates of {len(unmatched)} parameters can only be merged, not kept"
+      f" apart: {', '.join(sorted(unmatched))}"
     )
   return flax.traverse_util.unflatten_dict(
     {name: jnp.asarray(value) for name, value in values.items()}, sep="/"

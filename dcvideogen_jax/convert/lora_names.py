@@ -87,7 +87,7 @@ class Update(NamedTuple):
   """The tensors of a low-rank update; `module` as the file calls it."""
 
   module: str
-  place: naming.Place
+  place: naming.TensorSlot
   down: str
   up: str
   alpha: str | None
@@ -97,7 +97,7 @@ class Delta(NamedTuple):
   """A difference; `of` is the update by whose scale it is multiplied."""
 
   name: str
-  place: naming.Place
+  place: naming.TensorSlot
   of: Update | None
 
 
@@ -198,7 +198,8 @@ def _role(name: str) -> tuple[str, str | None]:
 
 
 def _resolve(
-  modules: Mapping[str, Mapping[str, str]], targets: Mapping[str, naming.Place]
+  modules: Mapping[str, Mapping[str, str]],
+  targets: Mapping[str, naming.TensorSlot],
 ) -> Names:
   """Finds modules among the tensors of one layout, by flat name."""
   names = Names([], [])
@@ -227,7 +228,7 @@ def _flat(name: str) -> str:
   return flat
 
 
-def _is_linear(place: naming.Place) -> bool:
+def _is_linear(place: naming.TensorSlot) -> bool:
   """Whether a kernel maps the other axes to its last, as in layers."""
   axes = place.rule.layout.axes
   return axes is not None and axes[-1] == 0

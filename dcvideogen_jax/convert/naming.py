@@ -17,30 +17,30 @@ Shape = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-  """How axes are ordered: `jax = torch.squeeze(ones).transpose(axes)`.
+  """How axes are ordered: `jax = torch.squeeze(squeezed_axes).transpose(axes)`.
 
   Attributes:
     axes: of the squeezed tensor, in the order of the JAX array; None keeps it.
-    ones: axes of the torch tensor that have size 1 and are dropped.
+    squeezed_axes: axes of the torch tensor that have size 1 and are dropped.
   """
 
   axes: tuple[int, ...] | None
-  ones: tuple[int, ...] = ()
+  squeezed_axes: tuple[int, ...] = ()
 
   def to_jax(self, x: np.ndarray) -> np.ndarray:
-    x = x.squeeze(self.ones)
+    x = x.squeeze(self.squeezed_axes)
     return x if self.axes is None else x.transpose(self.axes)
 
   def to_torch(self, x: np.ndarray) -> np.ndarray:
     if self.axes is not None:
       x = x.transpose(np.argsort(self.axes))
-    return np.expand_dims(x, self.ones)
+    return np.expand_dims(x, self.squeezed_axes)
 
   def jax_shape(self, shape: Shape) -> Shape | None:
     """None if no tensor of this shape has this layout."""
-    if any(i >= len(shape) or shape[i] != 1 for i in self.ones):
+    if any(i >= len(shape) or shape[i] != 1 for i in self.squeezed_axes):
       return None
-    kept = [n for i, n in enumerate(shape) if i not in self.ones]
+    kept = [n for i, n in enumerate(shape) if i not in self.squeezed_axes]
     if self.axes is None:
       return tuple(kept)
     if len(kept) != len(self.axes):
@@ -51,7 +51,7 @@ class Layout(NamedTuple):
     kept = [*shape]
     if self.axes is not None and len(shape) == len(self.axes):
       kept = [shape[axis] for axis in np.argsort(self.axes)]
-    for i in sorted(self.ones):
+    for i in sorted(self.squeezed_axes):
       kept.insert(i, 1)
     return tuple(kept)
 
@@ -111,7 +111,7 @@ def norm(torch: str, jax: str, *, stack: bool = False) -> list[Rule]:
   ]
 
 
-class Place(NamedTuple):
+class TensorSlot(NamedTuple):
   """What a tensor fills: a parameter, or a layer or a part of it."""
 
   torch: str
@@ -140,7 +140,9 @@ def _pattern(name: str) -> re.Pattern[str]:
   return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(name)))
 
 
-def places(rules: Sequence[Rule], leaves: Mapping[str, Shape]) -> list[Place]:
+def places(
+  rules: Sequence[Rule], leaves: Mapping[str, Shape]
+) -> list[TensorSlot]:
   """Every tensor that fills parameters of these shapes.
 
   Parameters that no rule knows are left out.
@@ -158,9 +160,9 @@ def places(rules: Sequence[Rule], leaves: Mapping[str, Shape]) -> list[Place]:
       if rule.stack:
         for i in range(shape[0]):
           torch = rule.torch.format(**numbers, i=i)
-          found.append(Place(torch, name, i, rule))
+          found.append(TensorSlot(torch, name, i, rule))
       else:
-        found.append(Place(rule.torch.format(**numbers), name, None, rule))
+        found.append(TensorSlot(rule.torch.format(**numbers), name, None, rule))
   return found
 
 

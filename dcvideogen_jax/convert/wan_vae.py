@@ -12,8 +12,8 @@ from typing import Any
 from dcvideogen_jax import errors
 from dcvideogen_jax.convert.naming import CONV2D, CONV3D, Layout, Rule
 
-_GAMMA3D = Layout(None, ones=(1, 2, 3))
-_GAMMA2D = Layout(None, ones=(1, 2))
+_GAMMA3D = Layout(None, squeezed_axes=(1, 2, 3))
+_GAMMA2D = Layout(None, squeezed_axes=(1, 2))
 
 # Levels, and residual blocks of each in the decoder, of the original layout.
 _LEVELS = 4

@@ -46,7 +46,7 @@ def guided(
     conditions have the same structure and shapes. With scale 1 `uncond` may be
     anything, such as None.
   """
-  branches = _together if batched else _in_turn
+  branches = _batched if batched else _sequential
 
   def velocity(
     x: Float[Array, "b ..."], t: Float[Array, "b ..."], cond: Any, uncond: Any
@@ -60,13 +60,13 @@ def guided(
   return velocity
 
 
-def _in_turn(
+def _sequential(
   model: Model, x: Array, t: Array, cond: Any, uncond: Any
 ) -> tuple[Array, Array]:
   return model(x, t, cond), model(x, t, uncond)
 
 
-def _together(
+def _batched(
   model: Model, x: Array, t: Array, cond: Any, uncond: Any
 ) -> tuple[Array, Array]:
   condition = jax.tree.map(interleave, cond, uncond)

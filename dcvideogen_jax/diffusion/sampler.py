@@ -29,7 +29,7 @@ from dcvideogen_jax.diffusion import flow, solvers
 Model = Callable[..., Array]
 
 
-class Plan(NamedTuple):
+class SamplingPlan(NamedTuple):
   """All numbers of a sampling run: float32 arrays with a leading axis of steps.
 
   A pytree; `row(plan, i)` is one step's part of it, which has the same shapes
@@ -53,7 +53,7 @@ class Carry(NamedTuple):
 
 def plan(
   schedule: flow.Schedule, solver: str = "unipc", **options: Any
-) -> Plan:
+) -> SamplingPlan:
   """Prepares a sampling run.
 
   Args:
@@ -64,24 +64,26 @@ def plan(
   Raises:
     errors.UserError: as `solvers.coefficients`.
   """
-  return Plan(
+  return SamplingPlan(
     schedule.timesteps.astype(np.float32),
     solvers.coefficients(solver, schedule.sigmas, **options),
   )
 
 
-def row(plan: Plan, i: int | Int[Array, ""]) -> Plan:
+def row(plan: SamplingPlan, i: int | Int[Array, ""]) -> SamplingPlan:
   """The part of step `i`, which may be traced if the plan is."""
   return jax.tree.map(lambda x: x[i], plan)
 
 
-def start(noise: Float[Array, "b ..."], plan: Plan) -> Carry:
+def start(noise: Float[Array, "b ..."], plan: SamplingPlan) -> Carry:
   """What the first step gets: a float32 copy of the noise, sharded alike."""
   x = jnp.array(noise, jnp.float32, copy=True)
   return Carry(x, solvers.init(plan.coefficients, x))
 
 
-def advance(model: Model, carry: Carry, row: Plan, *inputs: Any) -> Carry:
+def advance(
+  model: Model, carry: Carry, row: SamplingPlan, *inputs: Any
+) -> Carry:
   """One step: the model is called once, the solver moves on.
 
   Args:
@@ -97,7 +99,7 @@ def advance(model: Model, carry: Carry, row: Plan, *inputs: Any) -> Carry:
 
 
 def sample(
-  model: Model, noise: Float[Array, "b ..."], plan: Plan, *inputs: Any
+  model: Model, noise: Float[Array, "b ..."], plan: SamplingPlan, *inputs: Any
 ) -> Float32[Array, "b ..."]:
   """The whole run as one loop, to be jitted or used inside a jitted function.
 
@@ -111,7 +113,7 @@ def sample(
     The latents after the last step.
   """
 
-  def body(carry: Carry, row: Plan) -> tuple[Carry, None]:
+  def body(carry: Carry, row: SamplingPlan) -> tuple[Carry, None]:
     return advance(model, carry, row, *inputs), None
 
   return jax.lax.scan(body, start(noise, plan), plan)[0].x
@@ -129,7 +131,7 @@ def jit_step(model: Model, out_shardings: Any = None) -> Callable[..., Carry]:
     out_shardings: of the carry, as for `jax.jit`; one for all of it, or None.
   """
 
-  def step(carry: Carry, row: Plan, *inputs: Any) -> Carry:
+  def step(carry: Carry, row: SamplingPlan, *inputs: Any) -> Carry:
     return advance(model, carry, row, *inputs)
 
   return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
@@ -138,7 +140,7 @@ def jit_step(model: Model, out_shardings: Any = None) -> Callable[..., Carry]:
 def stream(
   step: Callable[..., Carry],
   noise: Float[Array, "b ..."],
-  plan: Plan,
+  plan: SamplingPlan,
   *inputs: Any,
   where: Any = None,
 ) -> Iterator[tuple[int, Float32[Array, "b ..."]]]:

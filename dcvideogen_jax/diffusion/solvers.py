@@ -140,7 +140,7 @@ def coefficients(
 def euler(sigmas: np.ndarray) -> Coefficients:
   """Euler's method: `x + (next sigma - sigma) * v`."""
   kept = sigmas[1:] / sigmas[:-1]
-  return _rounded(sigmas, np.stack([kept, 1 - kept], axis=1))
+  return _to_float32(sigmas, np.stack([kept, 1 - kept], axis=1))
 
 
 def dpmpp(
@@ -179,7 +179,7 @@ def dpmpp(
     slope = -decay / 2 if variant == "midpoint" else decay / h + 1
     slope *= alpha * h / (log_snr[i] - log_snr[i - 1])
     predict[i, 1:] += slope, -slope
-  return _rounded(sigmas, predict)
+  return _to_float32(sigmas, predict)
 
 
 def unipc(
@@ -229,7 +229,7 @@ def unipc(
     if i + 1 < steps and i not in disable_corrector:
       weights = _unipc_weights(sigmas, i, now, variant, corrector=True)
       correct[i + 1, : 3 + now] = 0, *weights
-  return _rounded(sigmas, predict, correct)
+  return _to_float32(sigmas, predict, correct)
 
 
 def _unipc_weights(
@@ -279,7 +279,7 @@ def _log_snr(sigmas: np.ndarray) -> np.ndarray:
     return np.log1p(-sigmas) - np.log(sigmas)
 
 
-def _rounded(
+def _to_float32(
   sigmas: np.ndarray, predict: np.ndarray, correct: np.ndarray | None = None
 ) -> Coefficients:
   every = Coefficients(sigmas[:-1], predict, correct)

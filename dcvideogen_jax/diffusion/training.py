@@ -50,7 +50,7 @@ class Grid(NamedTuple):
   nearest: np.ndarray
 
 
-def _bump(sigma: Any, exp: Callable[[Any], Any]) -> Any:
+def _gaussian_weight(sigma: Any, exp: Callable[[Any], Any]) -> Any:
   """Weight before scaling: highest at 0.5."""
   return exp(-2 * (sigma - 0.5) ** 2)
 
@@ -76,7 +76,7 @@ def official_grid(shift: float) -> Grid:
   sigmas = flow.shifted(_linspace(_STEPS + 1)[:-1], shift)
   times = sigmas * np.float32(flow.TRAIN_STEPS)
   distance = np.abs(times[None] - np.arange(flow.TRAIN_STEPS)[:, None])
-  weights = _bump(sigmas, np.exp)
+  weights = _gaussian_weight(sigmas, np.exp)
   weights -= weights.min()
   weights *= _STEPS / weights.sum()
   return Grid(sigmas, weights, distance.argmin(axis=1))
@@ -84,10 +84,10 @@ def official_grid(shift: float) -> Grid:
 
 @functools.cache
 def _scale(shift: float, points: int = 100_000) -> tuple[float, float]:
-  """What the bump loses, and is divided by for a mean of 1 over the draws."""
-  lowest = float(_bump(0.0, np.exp))
+  """What the weight loses, and is divided by for a mean of 1 over the draws."""
+  lowest = float(_gaussian_weight(0.0, np.exp))
   sigmas = flow.shifted((np.arange(points) + 0.5) / points, shift)
-  return lowest, float((_bump(sigmas, np.exp) - lowest).mean())
+  return lowest, float((_gaussian_weight(sigmas, np.exp) - lowest).mean())
 
 
 def _continuous(rng: Array, count: int, shift: float) -> Levels:
@@ -97,7 +97,7 @@ def _continuous(rng: Array, count: int, shift: float) -> Levels:
   )
   sigma: Any = flow.shifted(even, shift)
   lowest, mean = _scale(shift)
-  weight = (_bump(sigma, jnp.exp) - lowest) / mean
+  weight = (_gaussian_weight(sigma, jnp.exp) - lowest) / mean
   return Levels(sigma, sigma * flow.TRAIN_STEPS, weight)
 
 

@@ -29,7 +29,7 @@ _ROWS_TWICE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BandPlan:
   """How a chunk is computed; the default is all at once.
 
   Attributes:
@@ -74,7 +74,7 @@ def plan(
   streamed: bool = True,
   devices: int = 1,
   platform: str | None = None,
-) -> Plan:
+) -> BandPlan:
   """Chooses the least work that fits, then the highest bands.
 
   Args:
@@ -133,7 +133,9 @@ def lag(module: dc_ae_v.DCAEV, cut: int, decode: bool) -> int:
   return rows
 
 
-def count(module: dc_ae_v.DCAEV, plan: Plan, height: int, decode: bool) -> int:
+def count(
+  module: dc_ae_v.DCAEV, plan: BandPlan, height: int, decode: bool
+) -> int:
   """Bands in a chunk, those that only push the last rows out included."""
   assert plan.cut is not None
   scale = module.scale_at(plan.cut)
@@ -161,7 +163,7 @@ def _step(module, stage: int) -> int:
 
 def _candidates(
   module: dc_ae_v.DCAEV, height: int, width: int, decode: bool, streamed: bool
-) -> Iterator[Plan]:
+) -> Iterator[BandPlan]:
   """Every way to compute a chunk, with its memory and work."""
   size = module.spatial_factor
   height, width = (-(-n // size) * size for n in (height, width))
@@ -201,7 +203,7 @@ def _candidates(
     return 27 * sum(x.inputs * x.outputs for x in some) + _ROWS_TWICE * lines
 
   used = live(layers, height) + state(layers, height) + video + twice(layers)
-  yield Plan(bytes=round(used * itemsize))
+  yield BandPlan(bytes=round(used * itemsize))
 
   for cut in range(1, len(module.widths)):
     fine = [x for x in layers if x.owner < cut]
@@ -216,11 +218,11 @@ def _candidates(
       banded += 2 * video * pixels // height + twice(fine, lines)
       used = max(banded, live(coarse, height) + twice(coarse)) + features
       used += state(coarse, height)
-      bands = count(module, Plan(cut, rows), height, decode)
+      bands = count(module, BandPlan(cut, rows), height, decode)
       redone = bands * pixels / height - 1
       for offload in (False, True) if kept else (False,):
         resident = 0 if offload else state(fine, height)
-        yield Plan(
+        yield BandPlan(
           cut,
           rows,
           offload,

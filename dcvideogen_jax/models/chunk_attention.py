@@ -59,16 +59,16 @@ class ChunkAttention(nn.Module):
     y = self._attend(q, k, v, frames)
     zeros = nn.initializers.zeros
     y = dense(name="out", kernel_init=zeros)(y.reshape(x.shape))
-    return layers.split(x + y), None
+    return layers.constrain_columns(x + y), None
 
   def _with_past(self, name, x):
     """Each chunk with the one before it: (b * chunks, 2 * chunk, h, w, c)."""
     b, t, h, w, c = x.shape
     past = jnp.zeros((b, self.chunk, h, w, c), x.dtype)
     if self.is_mutable_collection("cache") and not self.is_initializing():
-      state = self.variable("cache", name, lambda: layers.even(past))
+      state = self.variable("cache", name, lambda: layers.pad_columns(past))
       past = state.value[:, :, :, :w]
-      state.value = layers.even(x[:, -self.chunk :])
+      state.value = layers.pad_columns(x[:, -self.chunk :])
     before = jnp.concatenate([past, x], axis=1)[:, :t]
     split = "b (n t) h w c -> (b n) t h w c"
     parts = [einops.rearrange(y, split, t=self.chunk) for y in (before, x)]
@@ -85,4 +85,4 @@ class ChunkAttention(nn.Module):
       for x, size in ((q, frames), (k, t), (v, t))
     )
     q = rope.rotate(q, angles[-q.shape[1] :])
-    return attention.over_mesh(q, rope.rotate(k, angles), v, keys=None)
+    return attention.sharded_attention(q, rope.rotate(k, angles), v, keys=None)

@@ -118,7 +118,7 @@ class Conv(nn.Module):
     is the input `shortcut_delay` rows behind itself (at most `1 + delay`), read
     from the rows that the convolution keeps anyway.
     """
-    x = layers.split(x.astype(self.dtype))
+    x = layers.constrain_columns(x.astype(self.dtype))
     shortcut, clips, frames = x, *x.shape[:2]
     kernel = self.param(
       "kernel",
@@ -142,13 +142,13 @@ class Conv(nn.Module):
       x = x[:, :, : h + 2]
     w = x.shape[3]
     y = conv3d.conv3d_sharded(
-      layers.even(x),
+      layers.pad_columns(x),
       kernel,
       bias,
       padding=(future, rows, (1, 1)),
       implementation=self.conv3d,
     )[:, :, :, :w]
-    y = layers.split(y.reshape(clips, frames, *y.shape[2:]))
+    y = layers.constrain_columns(y.reshape(clips, frames, *y.shape[2:]))
 
     if self.norm:
       y = layers.RMSNorm(
@@ -167,9 +167,11 @@ class Conv(nn.Module):
     if self.is_mutable_collection("cache") and not self.is_initializing():
       if self.time == "non_causal":
         raise ValueError("a non_causal model cannot be streamed in time")
-      state = self.variable("cache", "frames", lambda: layers.even(past))
+      state = self.variable("cache", "frames", lambda: layers.pad_columns(past))
       past = state.value[:, :, :, :w]
-      state.value = layers.even(jnp.concatenate([past, x], axis=1)[:, -kept:])
+      state.value = layers.pad_columns(
+        jnp.concatenate([past, x], axis=1)[:, -kept:]
+      )
 
     if self.time == "non_causal":
       return x, (1, 1)
@@ -199,9 +201,9 @@ class Conv(nn.Module):
     kept = 1 + self.delay
     none = jnp.zeros((n, t, kept, w, c), x.dtype)
     state = self.variable(
-      "rows", "rows", lambda: jnp.moveaxis(layers.even(none), -1, 1)
+      "rows", "rows", lambda: jnp.moveaxis(layers.pad_columns(none), -1, 1)
     )
     above = jnp.moveaxis(state.value, 1, -1)[:, :, :, :w]
     x = jnp.concatenate([above, x], axis=2)
-    state.value = jnp.moveaxis(layers.even(x[:, :, -kept:]), -1, 1)
+    state.value = jnp.moveaxis(layers.pad_columns(x[:, :, -kept:]), -1, 1)
     return x

@@ -39,7 +39,7 @@ class Attention(nn.Module):
       part.reshape(b, n, self.heads, d // self.heads)
       for part in jnp.split(qkv, 3, axis=-1)
     )
-    x = attention.over_mesh(
+    x = attention.sharded_attention(
       q, k, v, keys=None, heads=None, implementation=self.attention
     )
     return dense(d, name="o")(x.reshape(b, n, d))

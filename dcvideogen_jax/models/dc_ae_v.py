@@ -109,7 +109,7 @@ class DCAEV(nn.Module):
       Latents, unscaled: frames / `temporal_factor` of the padded video, height
       and width / `spatial_factor`.
     """
-    return layers.result(self._encode(video))
+    return layers.constrain_output(self._encode(video))
 
   def decode(self, latents: Float[Array, "b tz hz wz c"]) -> Video:
     """Decodes latents into clips; nothing is clamped.
@@ -122,7 +122,7 @@ class DCAEV(nn.Module):
       Video with `temporal_factor` frames per latent frame; cut off what
       `encode` padded.
     """
-    return layers.result(self._decode(latents))
+    return layers.constrain_output(self._decode(latents))
 
   @_exact
   def _encode(self, video):

@@ -5,11 +5,11 @@ The channel order inside a shuffle is the reference's (DC-Gen
 the height and the width factor.
 
 Pictures on several devices. The autoencoders' activations are split over clips
-and columns (`split`); `ops.conv3d.conv3d_sharded` sends what a convolution sees
-beyond a device's own columns, and all else is each position's own affair. Where
-the devices do not divide the columns the last ones have fewer (`even`). Why
-columns: rows are what `chunk_causal.Band` and `ops.conv3d` go through one after
-the other.
+and columns (`constrain_columns`); `ops.conv3d.conv3d_sharded` sends what a
+convolution sees beyond a device's own columns, and everything else is pointwise
+and needs no communication. Where the devices do not divide the columns the last
+ones have fewer (`pad_columns`). Why columns: rows are what `chunk_causal.Band`
+and `ops.conv3d` go through one after the other.
 """
 
 import einops
@@ -185,12 +185,14 @@ def _affine(module, x, use_scale, use_bias):
   return x
 
 
-def split(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+def constrain_columns(
+  x: Float[Array, "b t h w c"],
+) -> Float[Array, "b t h w c"]:
   """Splits clips and columns over the devices of the mesh in force."""
   return sharding.constrain(x, *SPLIT)
 
 
-def even(
+def pad_columns(
   x: Float[Array, "b t h w c"], group: int = 1
 ) -> Float[Array, "b t h v c"]:
   """Splits, with zero columns appended so that all devices have as many.
@@ -203,13 +205,13 @@ def even(
     group: columns that stay together on a device; `w` is a multiple of it.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  missing = -x.shape[3] % (group * sharding.devices(mesh, SPLIT[3]))
+  missing = -x.shape[3] % (group * sharding.num_shards(mesh, SPLIT[3]))
   if missing:
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing), (0, 0)))
-  return split(x)
+  return constrain_columns(x)
 
 
-def result(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+def constrain_output(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
   """Splits what a model returns; what cannot be split evenly is whole.
 
   A program cannot return uneven parts: without this, XLA chooses others, which
@@ -218,7 +220,7 @@ def result(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  where = sharding.fitting(mesh, x.shape, *SPLIT)
+  where = sharding.divisible_spec(mesh, x.shape, *SPLIT)
   return jax.lax.with_sharding_constraint(x, where)
 
 
@@ -229,13 +231,13 @@ def shuffle(
   ft, fh, fw = factor
   width = x.shape[3] * fw
   x = einops.rearrange(
-    even(x),
+    pad_columns(x),
     "b t h w (c ft fh fw) -> b (t ft) (h fh) (w fw) c",
     ft=ft,
     fh=fh,
     fw=fw,
   )
-  return split(split(x)[:, :, :, :width])
+  return constrain_columns(constrain_columns(x)[:, :, :, :width])
 
 
 def unshuffle(
@@ -245,13 +247,13 @@ def unshuffle(
   ft, fh, fw = factor
   width = x.shape[3] // fw
   x = einops.rearrange(
-    even(x, fw),
+    pad_columns(x, fw),
     "b (t ft) (h fh) (w fw) c -> b t h w (c ft fh fw)",
     ft=ft,
     fh=fh,
     fw=fw,
   )
-  return split(split(x)[:, :, :, :width])
+  return constrain_columns(constrain_columns(x)[:, :, :, :width])
 
 
 def average_channels(

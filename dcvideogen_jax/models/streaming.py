@@ -9,9 +9,9 @@ Video comes and goes in pieces `b t h w 3` of any number of frames, so a file of
 any length never sits in memory. uint8 means 0..255, float means [-1, 1].
 
 Under `jax.set_mesh` every device computes its columns of the picture, of whole
-chunks and of bands alike, and keeps their state (`layers.split`). The weights
-should be on all devices of the mesh; several processes must be given the same
-video, and all get all of the result.
+chunks and of bands alike, and keeps their state (`layers.constrain_columns`).
+The weights should be on all devices of the mesh; several processes must be
+given the same video, and all get all of the result.
 """
 
 import functools
@@ -28,7 +28,7 @@ from dcvideogen_jax import errors, levels, sharding
 from dcvideogen_jax.models import bands, dc_ae_v, layers, pieces
 
 Variables = dict[str, Any]
-WHOLE = bands.Plan()
+WHOLE = bands.BandPlan()
 
 # The axis of columns in what each collection of the state holds.
 COLUMNS = {"cache": 3, "rows": 4}
@@ -41,7 +41,7 @@ def encode(
   variables: Variables,
   video: Iterable[Any],
   *,
-  plan: bands.Plan = WHOLE,
+  plan: bands.BandPlan = WHOLE,
   tail: str = "pad",
   eager: bool = False,
 ) -> Iterator[Float[Array, "b tz hz wz c"]]:
@@ -95,7 +95,7 @@ def decode(
   variables: Variables,
   latents: Iterable[Any],
   *,
-  plan: bands.Plan = WHOLE,
+  plan: bands.BandPlan = WHOLE,
   tail: str = "pad",
   dtype: Any = np.float32,
   eager: bool = False,
@@ -138,7 +138,7 @@ def decode(
     yield video[:, : found * module.temporal_factor]
 
 
-def _check(module: dc_ae_v.DCAEV, plan: bands.Plan, tail: str) -> None:
+def _check(module: dc_ae_v.DCAEV, plan: bands.BandPlan, tail: str) -> None:
   """Raises UserError for a plan or a tail that a model does not have."""
   if tail not in TAILS:
     raise errors.UserError(
@@ -274,7 +274,7 @@ class _Waiting(NamedTuple):
   where: list[Any]
 
 
-def _keep(cache, plan: bands.Plan, last: bool):
+def _keep(cache, plan: bands.BandPlan, last: bool):
   """Where a band's streaming state waits for the next chunk."""
   if last or not plan.offload:
     return None if last else cache
@@ -316,7 +316,7 @@ def apply(module, method, variables, x, *args, state, dtype=None, **static):
     method=method,
     mutable=[*state],
   )
-  y = jax.tree.map(layers.result, y)
+  y = jax.tree.map(layers.constrain_output, y)
   return (y if dtype is None else _from_float(y, dtype)), state
 
 
@@ -350,18 +350,21 @@ def _empty(shapes, name):
 def _zeros(like: jax.ShapeDtypeStruct, axis: int = 3):
   """Zeros where `apply` puts its state, so that all chunks are one program."""
   x = jnp.zeros(like.shape, like.dtype)
-  return jnp.moveaxis(layers.split(jnp.moveaxis(x, axis, 3)), 3, axis)
+  return jnp.moveaxis(
+    layers.constrain_columns(jnp.moveaxis(x, axis, 3)), 3, axis
+  )
 
 
 def put(x: np.ndarray) -> Any:
   """Moves `b t h w c` to the devices of the mesh in force, if there is one.
 
-  It is split as `layers.split` does, but for what cannot be split evenly.
+  It is split as `layers.constrain_columns` does, but for what cannot be split
+  evenly.
   """
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
     return x
-  where = sharding.fitting(mesh, x.shape, *layers.SPLIT)
+  where = sharding.divisible_spec(mesh, x.shape, *layers.SPLIT)
   return jax.device_put(x, NamedSharding(mesh, where))
 
 

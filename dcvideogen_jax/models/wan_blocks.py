@@ -18,7 +18,7 @@ from dcvideogen_jax import sharding
 from dcvideogen_jax.models import layers, rope
 from dcvideogen_jax.ops import attention
 
-# In the text embedder and the feed-forward; the image embedder has the exact.
+# In the text embedder and the feed-forward; the image embedder has exact GELU.
 gelu_tanh = functools.partial(layers.gelu, approximate=True)
 
 
@@ -79,7 +79,7 @@ def _features(x: Float[Array, "b n k e"]) -> Float[Array, "b n d"]:
   return sharding.constrain(x, "batch", "tokens", "hidden")
 
 
-class Past(NamedTuple):
+class KVCache(NamedTuple):
   """What later tokens need of earlier ones, by layer.
 
   On a mesh every device has all tokens of some heads.
@@ -111,7 +111,7 @@ class SelfAttention(nn.Module):
     self,
     x: Float[Array, "b n d"],
     angles: rope.Angles,
-    past: Sequence[Past] = (),
+    past: Sequence[KVCache] = (),
   ) -> Float[Array, "b n d"]:
     """Angles are of the past's tokens, in order, and then of the own ones."""
     n, d = x.shape[1:]
@@ -130,7 +130,7 @@ class SelfAttention(nn.Module):
     if past:
       keys, values = (jnp.concatenate(x, 1) for x in zip(*past, strict=True))
       before = rope.rotate(keys, angles[:-n]), values
-    y = attention.over_mesh(
+    y = attention.sharded_attention(
       rope.rotate(q, angles[-n:]),
       rope.rotate(k, angles[-n:]),
       v,
@@ -164,7 +164,7 @@ class CrossAttention(nn.Module):
     )
     split = functools.partial(_heads, heads=self.heads, tokens=None)
     attend = functools.partial(
-      attention.over_mesh, keys=None, implementation=self.attention
+      attention.sharded_attention, keys=None, implementation=self.attention
     )
     q = _heads(norm(name="norm_q")(dense(name="q")(x)), self.heads, "tokens")
     y = attend(
@@ -200,7 +200,7 @@ class Block(nn.Module):
     text: Float[Array, "b s d"],
     image: Float[Array, "b m d"] | None,
     angles: rope.Angles,
-    past: Sequence[Past] = (),
+    past: Sequence[KVCache] = (),
   ):
     d, dtype = x.shape[-1], x.dtype
     x = sharding.constrain(x, "batch", "tokens")

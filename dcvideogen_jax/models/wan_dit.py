@@ -12,8 +12,8 @@ in float32, as in Wan's own code.
 
 With a `chunk` the attention among the video's tokens is block-causal: inside a
 chunk of frames every token sees every token, across chunks only the past. A
-video can then be made chunk by chunk: what clean chunks leave behind (`kept`)
-is the `past` of the chunks after them.
+video can then be made chunk by chunk: what clean chunks leave behind, their
+`kv_cache`, is the `past` of the chunks after them.
 """
 
 import math
@@ -31,7 +31,7 @@ from dcvideogen_jax import sharding
 from dcvideogen_jax.models import fields, layers, rope, wan_blocks
 from dcvideogen_jax.ops import attention as attention_ops
 
-# What the backward pass finds of a block, and does not compute again.
+# Remat policies: which activations of a block are saved.
 REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_saveable,
@@ -118,7 +118,7 @@ class WanDiT(nn.Module):
     text: Float[Array, "b s e"],
     image: Float[Array, "b m f"] | None = None,
     clean: Clean | None = None,
-    past: Sequence[wan_blocks.Past] = (),
+    past: Sequence[wan_blocks.KVCache] = (),
   ) -> Float[Array, "b t h w c"]:
     """Predicts the velocity, noise minus clean latents.
 
@@ -132,9 +132,9 @@ class WanDiT(nn.Module):
         teacher forcing: a chunk of `latents` sees itself and the clean copies
         of the chunks before it, a clean copy sees clean copies only. Both have
         the same positions. Needs a `chunk`.
-      past: what the frames before `latents` left, as of `kept`, in order. Its
-        frames have the first positions, so that with a part of the past left
-        out the rest closes up (arXiv 2309.17453).
+      past: the `kv_cache` of the chunks before `latents`, in order. Their
+        frames have the first positions: where a chunk is left out, later ones
+        are numbered anew, so that positions stay contiguous (arXiv 2309.17453).
 
     Returns:
       `out_channels`, in the compute dtype.
@@ -301,14 +301,16 @@ def _beside(
   return together, jnp.concatenate(times, axis=1)
 
 
-def kept(variables: Mapping[str, Any]) -> wan_blocks.Past:
+def kv_cache(variables: Mapping[str, Any]) -> wan_blocks.KVCache:
   """What a call with the collection "cache" mutable leaves for later frames.
 
   Args:
     variables: that `WanDiT.apply` returned beside the prediction.
   """
   found = variables["cache"]["blocks"]["self_attn"]
-  return wan_blocks.Past(*(found[name][0] for name in wan_blocks.Past._fields))
+  return wan_blocks.KVCache(
+    *(found[name][0] for name in wan_blocks.KVCache._fields)
+  )
 
 
 _COUNTS = (

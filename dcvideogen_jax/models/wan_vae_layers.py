@@ -82,7 +82,7 @@ class Attention(nn.Module):
     y = UnitNorm(**self.dtypes, name="norm")(x)
     y = nn.Conv(3 * c, (1, 1), **self.dtypes, name="to_qkv")(y)
     y = einops.rearrange(y, "b t h w (s c) -> s (b t) (h w) 1 c", s=3)
-    y = attention.over_mesh(*y, keys=None, heads=None)
+    y = attention.sharded_attention(*y, keys=None, heads=None)
     y = einops.rearrange(y, "(b t) (h w) 1 c -> b t h w c", b=b, h=h, w=w)
     return x + nn.Conv(c, (1, 1), **self.dtypes, name="proj")(y)
 
@@ -294,7 +294,7 @@ def _with_past(module: nn.Module, x: Array, kept: int) -> Array:
   past = jnp.zeros((b, kept, h, w, c), x.dtype)
   if not module.is_mutable_collection("cache") or module.is_initializing():
     return jnp.concatenate([past, x], axis=1)
-  state = module.variable("cache", "frames", lambda: layers.even(past))
+  state = module.variable("cache", "frames", lambda: layers.pad_columns(past))
   x = jnp.concatenate([state.value[:, :, :, :w], x], axis=1)
-  state.value = layers.even(x[:, -kept:])
+  state.value = layers.pad_columns(x[:, -kept:])
   return x

@@ -105,7 +105,7 @@ def place(mesh: Mesh, tree: Any, columns: int | None = None) -> Any:
 
   def one(x):
     names = ["columns" if i == columns else None for i in range(x.ndim)]
-    where = NamedSharding(mesh, sharding.fitting(mesh, x.shape, *names))
+    where = NamedSharding(mesh, sharding.divisible_spec(mesh, x.shape, *names))
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
   return jax.tree.map(one, tree)

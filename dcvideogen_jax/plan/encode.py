@@ -15,7 +15,7 @@ def measure(
   variables: Any,
   height: int,
   width: int,
-  plan: bands.Plan,
+  plan: bands.BandPlan,
   mesh: Mesh,
   *,
   streamed: bool = True,

@@ -331,7 +331,7 @@ def _autoencoder(parts, shape, left, layout, task):
       max(0, pipeline.SHARE * left),
       decode=decoding,
       streamed=streamed,
-      devices=sharding.devices(layout.mesh, "columns"),
+      devices=sharding.num_shards(layout.mesh, "columns"),
       platform=layout.mesh.devices.flat[0].platform,
     )
   except errors.UserError as e:

@@ -146,7 +146,9 @@ def _tokens(config: Mapping[str, Any], mesh: Mesh, parts: int) -> float:
   """Of a micro-batch, on one device."""
   b, *grid, _ = training.batch(config)[config["space"]].shape
   tokens = math.prod(grid) // math.prod(config["model"]["patch"])
-  split = sharding.devices(mesh, "batch") * sharding.devices(mesh, "tokens")
+  split = sharding.num_shards(mesh, "batch") * sharding.num_shards(
+    mesh, "tokens"
+  )
   return b * tokens / (split * parts)
 
 
@@ -161,7 +163,9 @@ def _held(
   wide = _WIDE * model["width"]
   hidden = _HIDDEN * model["ffn_width"] / mesh.shape["tensor"]
   block = 4 * _tokens(config, mesh, parts) * (wide + hidden)
-  split = sharding.devices(mesh, "batch") * sharding.devices(mesh, "tokens")
+  split = sharding.num_shards(mesh, "batch") * sharding.num_shards(
+    mesh, "tokens"
+  )
   return traced.kept / (split * parts) + block + gradients
 
 

@@ -242,7 +242,7 @@ def _decode(
   )
   size = (_HEIGHT.value, _WIDTH.value)
   mesh = sharding.make_mesh({"spatial": -1}, target.devices)
-  devices = sharding.devices(mesh, "columns")
+  devices = sharding.num_shards(mesh, "columns")
   budgets = dict(
     zip(_BUDGETS.value, _numbers("budget_gib", float), strict=True)
   )
@@ -258,7 +258,7 @@ def _decode(
     for text, budget in budgets.items()
   }
   if _WHOLE.value:
-    plans["whole"] = bands.Plan()
+    plans["whole"] = bands.BandPlan()
   plain = bands.work(module, *size, decode=True)
   print(
     f"{_MODEL.value} decoding 40 frames of {size[0]}x{size[1]} on "

@@ -286,7 +286,7 @@ def _for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
   return module.clone(chunk_frames=frames, time=time)
 
 
-def _plans(module: dc_ae_v.DCAEV, source: Input) -> dict[str, bands.Plan]:
+def _plans(module: dc_ae_v.DCAEV, source: Input) -> dict[str, bands.BandPlan]:
   """How chunks are computed within the memory budget.
 
   Raises:
@@ -314,7 +314,7 @@ def _stream(
   module: dc_ae_v.DCAEV,
   variables: streaming.Variables,
   source: Input,
-  plans: dict[str, bands.Plan],
+  plans: dict[str, bands.BandPlan],
   comparison: comparison_lib.Comparison,
   clock: clock_lib.Clock,
 ) -> dict[str, Any]:

@@ -47,12 +47,12 @@ class Kept:
       sink: chunks at the beginning that stay.
       window: chunks at the end that stay; None is all.
     """
-    self._chunks: list[Sequence[wan_blocks.Past]] = []
+    self._chunks: list[Sequence[wan_blocks.KVCache]] = []
     self._passes = passes
     self._sink = sink
     self._window = window
 
-  def add(self, chunk: Sequence[wan_blocks.Past]) -> None:
+  def add(self, chunk: Sequence[wan_blocks.KVCache]) -> None:
     """Keeps a chunk's keys and values of each pass; forgets the oldest."""
     self._chunks.append(chunk)
     if self._window is not None:
@@ -102,7 +102,7 @@ class Run:
   texts: Mapping[int, Array]
   negative: Array | None
   seeds: Sequence[int]
-  plan: sampler.Plan
+  plan: sampler.SamplingPlan
   scale: float
   batched: bool
   keep: tuple[int, int | None]

@@ -19,7 +19,7 @@ from dcvideogen_jax.sample import placement, programs
 
 # By pass through the model, what the chunks before left, in order. There are
 # two passes where the branches of guidance go through it in turn.
-Past = Sequence[Sequence[wan_blocks.Past]]
+Past = Sequence[Sequence[wan_blocks.KVCache]]
 
 # Both branches of guidance go through the model at once up to so many tokens;
 # beyond, one branch keeps a device busy and needs half the activations.
@@ -83,7 +83,7 @@ def remember(
   cond: Mapping[str, Array],
   uncond: Mapping[str, Array] | None,
   past: Past,
-) -> tuple[wan_blocks.Past, ...]:
+) -> tuple[wan_blocks.KVCache, ...]:
   """What a clean chunk leaves for the chunks after it, by pass.
 
   Args:
@@ -94,7 +94,7 @@ def remember(
 
   def kept(x, t, given, past):
     _, left = _apply(module, params, x, t, given, past, mutable=["cache"])
-    return jax.tree.map(_split_heads, wan_dit.kept(left))
+    return jax.tree.map(_split_heads, wan_dit.kv_cache(left))
 
   if uncond is None:
     return (kept(x, t, cond, past[0]),)
@@ -117,7 +117,7 @@ def where_kept(
   mesh: Mesh | AbstractMesh, shape: tuple[int, ...]
 ) -> jax.sharding.PartitionSpec:
   """How a mesh splits what `remember` gives, of shape "layers b m k e"."""
-  return sharding.fitting(mesh, shape, None, "batch", None, "heads")
+  return sharding.divisible_spec(mesh, shape, None, "batch", None, "heads")
 
 
 def _apply(module, params, x, t, given, past, **options):
@@ -146,14 +146,14 @@ def batched_by_default(
     samples = sharding.batch_devices(layout.mesh)
     if shape[0] % samples:
       return True
-    tokens //= samples * sharding.devices(layout.mesh, "tokens")
+    tokens //= samples * sharding.num_shards(layout.mesh, "tokens")
   return tokens <= _BATCHED_TOKENS
 
 
 def run(
   transformer: Any,
   noise: Float[Array, "b t h w c"],
-  plan: sampler.Plan,
+  plan: sampler.SamplingPlan,
   scale: float,
   cond: Mapping[str, Array],
   uncond: Mapping[str, Array] | None,

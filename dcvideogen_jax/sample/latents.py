@@ -246,7 +246,7 @@ def _one(image: Image | None) -> Float[np.ndarray, "1 h w 3"] | None:
 
 def _sharing() -> int:
   """Devices of the mesh in force that share a picture's columns."""
-  return sharding.devices(jax.sharding.get_abstract_mesh(), "columns")
+  return sharding.num_shards(jax.sharding.get_abstract_mesh(), "columns")
 
 
 def _unscale(latents, scale, dtype):

@@ -248,7 +248,7 @@ class DCVideoGen:
 
   def plan(
     self, options: flow.Options | None, shift: float | None, steps: int
-  ) -> tuple[flow.Options, sampler.Plan]:
+  ) -> tuple[flow.Options, sampler.SamplingPlan]:
     """How a run is sampled; arguments and errors as of `generate`."""
     options = options or self.parts.options
     if shift is not None:

@@ -104,9 +104,9 @@ class _Alignment:
 
   def loss_fn(self, variables, drawn):
     student, teacher = self._tokens(variables, drawn)
-    measured = align_lib.unexplained(student, teacher)
+    measured = align_lib.alignment_metrics(student, teacher)
     loss = align_lib.loss(student, teacher, self._config["align"])
     return loss, {"align_mse": measured["align_mse"].mean()}
 
   def measure(self, variables, drawn):
-    return align_lib.unexplained(*self._tokens(variables, drawn))
+    return align_lib.alignment_metrics(*self._tokens(variables, drawn))

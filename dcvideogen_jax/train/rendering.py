@@ -130,7 +130,7 @@ class Settings(NamedTuple):
     batch_size: videos that are made at once.
   """
 
-  plan: sampler.Plan
+  plan: sampler.SamplingPlan
   guidance: float
   frames: int
   height: int
@@ -274,7 +274,7 @@ class Renderer:
           both = jax.tree.map(guidance.interleave, given, otherwise)
         t = jnp.zeros(len(x), jnp.float32)
         _, kept = run(x, t, both, mutable=["cache"])
-        past = (*past, wan_dit.kept(kept))
+        past = (*past, wan_dit.kv_cache(kept))
     return jnp.concatenate(made, axis=1)
 
   def _apply(self, weights, chunk, past, x, t, given, **options):

@@ -80,13 +80,13 @@ def trainable_in_float32(variables: Any, rules: phases.Rules) -> Any:
 def new_patch_embed(
   rng: jax.Array, module: wan_dit.WanDiT
 ) -> dict[str, jax.Array]:
-  """A model's patch embedding before training, as of `align.init`."""
-  return align.init(
+  """`align.init_patch_embed` for a model."""
+  return align.init_patch_embed(
     rng,
     module.patch,
     module.in_channels,
     module.width,
-    fan=module.out_channels,
+    latent_channels=module.out_channels,
   )
 
 
@@ -95,8 +95,8 @@ def init(
 ) -> Init:
   """rng -> {"params": ..., "lora": ...}, as the official code starts.
 
-  The patch embedding is as of `align.init`; the output projection is zero, and
-  so is the first prediction, unless `start["head"]` is "random".
+  The patch embedding is as of `align.init_patch_embed`; the output projection
+  is zero, and so is the first prediction, unless `start["head"]` is "random".
   """
   example = convert.KINDS["wan_dit"].example(module)
 
@@ -182,7 +182,7 @@ def load(
   )
   assemble.require_compatible(module, found, same)
   params = tree.flatten(variables.pop("params"))
-  names = assemble.fresh(
+  names = assemble.new_parameters(
     shapes, {name: leaf.shape for name, leaf in params.items()}, same
   )
   others = {key: x for key, x in expected.items() if key != "params"}
@@ -213,7 +213,9 @@ def _where(target: Any, abstract: Mapping[str, Any]) -> dict[str, Any]:
     anywhere = NamedSharding(anywhere.mesh, P())
   leaves = tree.shapes(abstract["params"])
   found = {
-    name: anywhere if assemble.of_space(name) else by_name.get(name, anywhere)
+    name: anywhere
+    if assemble.for_latent_space(name)
+    else by_name.get(name, anywhere)
     for name in leaves
   }
   return {"params": flax.traverse_util.unflatten_dict(found, sep="/")}

@@ -106,7 +106,9 @@ def test_condition_is_latents_mask_image():
 @pytest.mark.parametrize(("channels", "fan"), [(32, 32), (68, 32)])
 def test_start_of_the_patch_embedding(channels, fan):
   """Xavier uniform over all inputs; the bias after the latents alone."""
-  found = align.init(jax.random.key(0), (1, 1, 1), channels, 4096, fan)
+  found = align.init_patch_embed(
+    jax.random.key(0), (1, 1, 1), channels, 4096, fan
+  )
   bound = (6 / (channels + 4096)) ** 0.5
   kernel, bias = np.asarray(found["kernel"]), np.asarray(found["bias"])
   assert kernel.shape == (1, 1, 1, channels, 4096)
@@ -118,7 +120,7 @@ def test_start_of_the_patch_embedding(channels, fan):
 
 
 def test_start_of_a_larger_patch():
-  found = align.init(jax.random.key(0), (1, 2, 2), 16, 4096, 16)
+  found = align.init_patch_embed(jax.random.key(0), (1, 2, 2), 16, 4096, 16)
   assert np.abs(found["bias"]).max() <= 1 / 8
   bound = (6 / (64 + 4096)) ** 0.5
   assert bound * 0.99 < np.abs(found["kernel"]).max() <= bound
@@ -127,10 +129,10 @@ def test_start_of_a_larger_patch():
 def test_measure_is_zero_at_best_and_one_for_the_mean():
   teacher = random(3, 2, 4, 6, 8) + random(8, seed=1)[None, None, None, None]
   pooled = align.pool(teacher, (2, 2, 3))
-  best = align.unexplained(pooled, teacher)
+  best = align.alignment_metrics(pooled, teacher)
   np.testing.assert_allclose(best["align_relative"], 0, atol=1e-6)
   mean = jnp.broadcast_to(pooled.mean((1, 2, 3), keepdims=True), pooled.shape)
-  found = align.unexplained(mean, teacher)
+  found = align.alignment_metrics(mean, teacher)
   assert {x.shape for x in found.values()} == {(3,)}
   np.testing.assert_allclose(found["align_relative"], 1, rtol=1e-5)
   np.testing.assert_allclose(
@@ -140,7 +142,7 @@ def test_measure_is_zero_at_best_and_one_for_the_mean():
 
 def test_a_clip_without_variance_does_not_count():
   teacher = jnp.ones((1, 2, 4, 4, 3))
-  found = align.unexplained(jnp.zeros((1, 2, 2, 2, 3)), teacher)
+  found = align.alignment_metrics(jnp.zeros((1, 2, 2, 2, 3)), teacher)
   assert np.isnan(found["align_relative"]).all()
   np.testing.assert_allclose(found["align_mse"], 1)
 

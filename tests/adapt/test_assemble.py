@@ -23,7 +23,7 @@ def shapes(flat):
 def assembled(target, source, same_space=False, patch_embed=None):
   """(target's random leaves, source's, what became of them, names of new)."""
   new, old = leaves(target, 1), leaves(source, 2)
-  names = assemble.fresh(shapes(new), shapes(old), same_space)
+  names = assemble.new_parameters(shapes(new), shapes(old), same_space)
   found = assemble.assemble(
     shapes(new), old, {name: new[name] for name in names}, patch_embed
   )

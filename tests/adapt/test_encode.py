@@ -195,9 +195,9 @@ def test_streaming_gives_the_base_latents(models, frames):
 @pytest.mark.parametrize(
   ("frames", "plan"),
   [
-    (16, bands.Plan()),
-    (16, bands.Plan(cut=1, rows=2)),
-    (12, bands.Plan()),
+    (16, bands.BandPlan()),
+    (16, bands.BandPlan(cut=1, rows=2)),
+    (12, bands.BandPlan()),
   ],
 )
 def test_streaming_gives_the_deep_latents(models, frames, plan):
@@ -214,7 +214,7 @@ def test_conditions_are_streamed(models):
   )
   pieces = encode.condition_video(image, FRAMES, 4)
   _close(
-    encode.stream_deep(*deep, pieces, FRAMES, bands.Plan()),
+    encode.stream_deep(*deep, pieces, FRAMES, bands.BandPlan()),
     _run("deep_condition", deep, image, frames=FRAMES),
   )
 

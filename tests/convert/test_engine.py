@@ -18,7 +18,7 @@ RULES = [
   Rule("layers.{i}.v.weight", "blocks/qkv/kernel", DENSE, True, (2, 3)),
   Rule("layers.{i}.norm.gamma", "blocks/scale", Layout(None, (1, 2)), True),
   Rule("tables.{s}.{j}.weight", "tables_{s}/j_{j}", COPY),
-  Rule("cls", "cls", Layout(None, ones=(0, 1))),
+  Rule("cls", "cls", Layout(None, squeezed_axes=(0, 1))),
   Rule("conv", "conv", naming.CONV2D),
 ]
 LAYERS = 3
@@ -190,8 +190,8 @@ def test_host_memory_is_for_the_shards_of_one_parameter_at_a_time(monkeypatch):
   live, peak, sizes = [0], [0], []
   shapes = {f"p{i}": (8, 16) for i in range(6)}
   rules = [Rule("t.{i}", "p{i}")]
-  make = hosting.Host.__init__
-  finish = hosting.Host.to_devices
+  make = hosting.HostShards.__init__
+  finish = hosting.HostShards.to_devices
 
   def counted(self, *args):
     make(self, *args)
@@ -203,8 +203,8 @@ def test_host_memory_is_for_the_shards_of_one_parameter_at_a_time(monkeypatch):
     live[0] -= 1
     return finish(self)
 
-  monkeypatch.setattr(hosting.Host, "__init__", counted)
-  monkeypatch.setattr(hosting.Host, "to_devices", finished)
+  monkeypatch.setattr(hosting.HostShards, "__init__", counted)
+  monkeypatch.setattr(hosting.HostShards, "to_devices", finished)
   values = {
     n.replace("p", "t."): np.random.default_rng(0).normal(size=s)
     for n, s in shapes.items()
@@ -224,9 +224,9 @@ def test_host_memory_is_for_the_shards_of_one_parameter_at_a_time(monkeypatch):
 def test_rows_of_other_hosts_are_not_read(monkeypatch):
   monkeypatch.setattr(engine, "_PIECE", 1)
   read = []
-  host = hosting.Host((8, 4), np.dtype(np.float32))
+  host = hosting.HostShards((8, 4), np.dtype(np.float32))
   host._buffers = {((2, 4), (0, 4)): np.zeros((2, 4), np.float32)}
-  place = naming.Place("t", "p", None, Rule("t", "p"))
+  place = naming.TensorSlot("t", "p", None, Rule("t", "p"))
   tensor = in_rows(np.random.default_rng(0).normal(size=(8, 4)), read)
   for rows in engine._pieces(tensor, place):
     engine._fill(host, "x", tensor, place, rows)
@@ -235,7 +235,7 @@ def test_rows_of_other_hosts_are_not_read(monkeypatch):
 
 def test_a_loaded_parameter_is_the_buffer_that_was_filled():
   """On a CPU nothing is copied once more."""
-  host = hosting.Host((300, 70), np.dtype(np.float32))
+  host = hosting.HostShards((300, 70), np.dtype(np.float32))
   values = np.random.default_rng(0).normal(size=(70, 300)).astype(np.float32)
   host.write(values.T, [(0, 300), (0, 70)])
   (buffer,) = host._buffers.values()

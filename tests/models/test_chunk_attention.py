@@ -108,7 +108,9 @@ def joined(parts):
 
 
 @pytest.mark.parametrize(
-  "plan", [bands.Plan(), bands.Plan(cut=2, rows=3, offload=True)], ids=str
+  "plan",
+  [bands.BandPlan(), bands.BandPlan(cut=2, rows=3, offload=True)],
+  ids=str,
 )
 def test_streamed_equals_whole(plan):
   module, variables = model()

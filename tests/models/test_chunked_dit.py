@@ -91,7 +91,7 @@ def test_the_past_is_what_was_kept(kind):
       variables, x[:, chunk], t[:, chunk], *rest, past=past
     )
     assert_same(found, whole[:, chunk])
-    past = (*past, wan_dit.kept(state))
+    past = (*past, wan_dit.kv_cache(state))
   assert past[0].keys.shape == (2, 2, 2 * 6, 2, 8)
   assert past[2].values.shape == (2, 2, 1 * 6, 2, 8)
 
@@ -104,7 +104,7 @@ def test_several_chunks_after_a_past():
   _, state = module.apply(
     variables, x[:, :2], t[:, :2], *rest, mutable=["cache"]
   )
-  past = (wan_dit.kept(state),)
+  past = (wan_dit.kv_cache(state),)
   found = apply("t2v", x[:, 2:], t[:, 2:], rest, past=past)
   assert_same(found, apply("t2v", x, t, rest)[:, 2:])
 

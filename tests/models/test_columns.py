@@ -156,7 +156,7 @@ def test_gradients():
   ("latents", "plan"),
   [
     (3, streaming.WHOLE),
-    (11, bands.Plan(cut=2, rows=2, offload=True)),
+    (11, bands.BandPlan(cut=2, rows=2, offload=True)),
   ],
 )
 def test_streams(latents, plan):

@@ -14,7 +14,8 @@ from dcvideogen_jax.models import bands, dc_ae_v, streaming
 from tests import golden_data
 
 frames, banded = int(sys.argv[1]), sys.argv[2] == "banded"
-plan = bands.Plan(cut=2, rows=8, offload=True) if banded else bands.Plan()
+fields = {"cut": 2, "rows": 8, "offload": True} if banded else {}
+plan = bands.BandPlan(**fields)
 module = dc_ae_v.build(golden_data.SMALL)
 variables = module.init(jax.random.key(0), np.zeros((1, 8, 8, 8, 3), "float32"))
 rng = np.random.default_rng(0)

@@ -160,7 +160,9 @@ def test_empty_and_changing_video_are_refused():
     next(streaming.encode(module, variables, [x[:, :4], x[:, :4, :8]]))
 
 
-@pytest.mark.parametrize("plan", [bands.Plan(), bands.Plan(cut=2, rows=3)])
+@pytest.mark.parametrize(
+  "plan", [bands.BandPlan(), bands.BandPlan(cut=2, rows=3)]
+)
 def test_official_tail_takes_whole_latent_frames(plan):
   """Frames of the whole video count, also where they come in pieces."""
   module, variables = small()
@@ -176,8 +178,14 @@ def test_official_tail_takes_whole_latent_frames(plan):
   ("change", "message"),
   [
     ({"tail": "zero"}, "tail must be one of pad, official, found 'zero'"),
-    ({"plan": bands.Plan(cut=9, rows=1)}, "a stage from 1 to .* found stage 9"),
-    ({"plan": bands.Plan(cut=1)}, "1 row or more, found stage 1 and 0 rows"),
+    (
+      {"plan": bands.BandPlan(cut=9, rows=1)},
+      "a stage from 1 to .* found stage 9",
+    ),
+    (
+      {"plan": bands.BandPlan(cut=1)},
+      "1 row or more, found stage 1 and 0 rows",
+    ),
   ],
 )
 def test_ways_that_there_are_not(change, message):
@@ -232,10 +240,10 @@ def _reference(height, width, time="chunk_causal"):
 @pytest.mark.parametrize(
   "plan",
   [
-    bands.Plan(cut=1, rows=10),
-    bands.Plan(cut=2, rows=3, offload=True),
-    bands.Plan(cut=3, rows=2),
-    bands.Plan(cut=4, rows=1, offload=True),
+    bands.BandPlan(cut=1, rows=10),
+    bands.BandPlan(cut=2, rows=3, offload=True),
+    bands.BandPlan(cut=3, rows=2),
+    bands.BandPlan(cut=4, rows=1, offload=True),
   ],
   ids=lambda plan: f"cut{plan.cut}",
 )
@@ -251,7 +259,7 @@ def test_banded_equals_whole(size, plan):
 def test_banded_equals_whole_in_the_causal_design():
   module, variables = small("causal")
   x, z, y = _reference(48, 32, "causal")
-  plan = bands.Plan(cut=3, rows=2)
+  plan = bands.BandPlan(cut=3, rows=2)
   found = joined(streaming.encode(module, variables, [x], plan=plan))
   assert_same(found[:, :5], z)
   found = joined(streaming.decode(module, variables, [z], plan=plan))
@@ -261,7 +269,7 @@ def test_banded_equals_whole_in_the_causal_design():
 def test_banded_is_the_reference():
   """The released depth of seven stages, at an odd cut."""
   module, variables = load()
-  plan = bands.Plan(cut=5, rows=1)
+  plan = bands.BandPlan(cut=5, rows=1)
   x = golden()["in.x"]
   z = joined(streaming.encode(module, variables, [x], plan=plan))
   np.testing.assert_allclose(z, golden()["out.tile_T24.z"], rtol=0, atol=2e-5)
@@ -275,7 +283,7 @@ def test_one_compiled_function_serves_all_bands_and_chunks():
   module, variables = small()
   z = _reference(75, 35)[1]
   before = streaming.apply._cache_size()
-  plan = bands.Plan(cut=3, rows=4, offload=True)
+  plan = bands.BandPlan(cut=3, rows=4, offload=True)
   list(streaming.decode(module, variables, [z], plan=plan))
   # The coarse part and the fine part, once each; the state starts on the
   # device and comes back from the host, which jit tells apart.
@@ -296,7 +304,7 @@ def test_the_state_of_bands_is_made_once(monkeypatch, offload):
 
   real = jax.eval_shape
   monkeypatch.setattr(jax, "eval_shape", eval_shape)
-  plan = bands.Plan(cut=3, rows=4, offload=offload)
+  plan = bands.BandPlan(cut=3, rows=4, offload=offload)
   list(streaming.encode(module, variables, [x], plan=plan))
   assert len(traced) == 2  # Of the fine part and the coarse part.
   list(streaming.decode(module, variables, [z], plan=plan))

@@ -174,7 +174,7 @@ def test_what_chunks_are_computed_by_refuses_in_its_own_words(monkeypatch):
 def test_odd_numbers_of_tokens_over_a_mesh(calls, keys, axes):
   devices = jax.devices()[: 2 * len(axes)]
   attend = functools.partial(
-    attention.over_mesh, keys=keys, implementation="cudnn"
+    attention.sharded_attention, keys=keys, implementation="cudnn"
   )
   with jax.set_mesh(sharding.make_mesh(axes, devices)):
     _check(attend, _inputs(7, 7 if keys else 5, b=3))

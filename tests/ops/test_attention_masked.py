@@ -270,7 +270,7 @@ def test_a_mesh_changes_nothing(axes, n, m, mask):
 
   def found(*inputs):
     def loss(*inputs):
-      out = attention.over_mesh(
+      out = attention.sharded_attention(
         *inputs, keys="tokens", mask=mask, implementation="reference"
       )
       return (out**2).sum(), out
@@ -291,7 +291,7 @@ def test_a_mask_of_all_queries_is_none_of_some():
     jax.set_mesh(sharding.make_mesh({"context": 4}, jax.devices()[:4])),
     pytest.raises(NotImplementedError, match="mask"),
   ):
-    attention.over_mesh(q, k, v, keys=None, mask=BlockCausal(2))
+    attention.sharded_attention(q, k, v, keys=None, mask=BlockCausal(2))
 
 
 def test_named_implementations_do_not_fall_back(monkeypatch):

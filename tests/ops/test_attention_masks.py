@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax.ops.attention import BlockCausal, TeacherForcing, masks
-from dcvideogen_jax.ops.attention.runs import runs
+from dcvideogen_jax.ops.attention.tile_ranges import tile_ranges
 
 
 def _sees(mask, i, j):
@@ -75,7 +75,7 @@ def test_runs_walk_over_what_is_visible_and_nothing_else(mask, n, m):
     whole = _padded(seen, queries, keys, across)
     if across:
       some, whole = some.T, whole.T
-    found = runs(mask, n, m, queries, keys, across)
+    found = tile_ranges(mask, n, m, queries, keys, across)
     assert found.tiles == some.sum()
     assert len(found.bounds) == len(some)
     for tile, row in enumerate(found.bounds):
@@ -103,7 +103,7 @@ def test_most_tiles_need_no_mask():
   """Chunks are larger than tiles; else masks would cost everywhere."""
   for mask in (BlockCausal(100), TeacherForcing(100, 300)):
     for across in (False, True):
-      found = runs(mask, 600, 600, 16, 16, across)
+      found = tile_ranges(mask, 600, 600, 16, 16, across)
       sizes = np.diff(found.bounds, axis=2)[..., 0].sum(axis=0)
       assert sizes[found.partial.index(False)] > found.tiles / 2
       assert found.partial.count(False) == 1

@@ -32,7 +32,9 @@ def _found(keys, weights, *inputs):
       sharding.constrain(x, "batch", name, "hidden")
       for x, name in zip((q, k, v), names, strict=True)
     )
-    y = attention.over_mesh(q, k, v, keys=keys, implementation="reference")
+    y = attention.sharded_attention(
+      q, k, v, keys=keys, implementation="reference"
+    )
     y = sharding.constrain(y, "batch", "tokens", "hidden")
     return (y * weights).sum(), y
 
@@ -75,13 +77,15 @@ def _collectives(keys):
       x.shape,
       x.dtype,
       sharding=jax.sharding.NamedSharding(
-        mesh, sharding.activation(mesh, "batch", name, "hidden")
+        mesh, sharding.activation_spec(mesh, "batch", name, "hidden")
       ),
     )
     for x, name in zip(_inputs(1, 16, 16), ("tokens", keys, keys), strict=True)
   )
   with jax.set_mesh(mesh):
-    function = jax.jit(functools.partial(attention.over_mesh, keys=keys))
+    function = jax.jit(
+      functools.partial(attention.sharded_attention, keys=keys)
+    )
     text = function.lower(q, k, v).compile().as_text()
   names = re.findall(
     r" (all-\w+(?:-\w+)?|collective-\w+|reduce-scatter)\(", text
@@ -97,7 +101,7 @@ def test_only_heads_and_tokens_are_exchanged():
 def test_heads_that_the_devices_do_not_divide():
   q, k, v = _inputs(1, 8, 8, heads=12)
   mesh = sharding.make_mesh({"tensor": 2, "context": 4})
-  attend = functools.partial(attention.over_mesh, q, k, v)
+  attend = functools.partial(attention.sharded_attention, q, k, v)
   with jax.set_mesh(mesh):
     with pytest.raises(
       errors.UserError, match="12 attention heads .* tensor 2 x context 4"
@@ -113,7 +117,7 @@ def test_heads_that_every_device_has():
 
   def found(*inputs):
     def loss(*inputs):
-      out = attention.over_mesh(*inputs, keys=None, heads=None)
+      out = attention.sharded_attention(*inputs, keys=None, heads=None)
       return (out**2).sum(), out
 
     return jax.grad(loss, (0, 1, 2), has_aux=True)(*inputs)
@@ -134,7 +138,7 @@ def test_each_device_runs_the_kernel(monkeypatch):
   inputs = _inputs(1, 130, 130, heads=2, e=8)
   expected = attention.attention(*inputs, implementation="reference")
   attend = functools.partial(
-    attention.over_mesh, keys="tokens", implementation="splash"
+    attention.sharded_attention, keys="tokens", implementation="splash"
   )
   with jax.set_mesh(sharding.make_mesh({"context": 2}, jax.devices()[:2])):
     found = jax.jit(attend)(*inputs)

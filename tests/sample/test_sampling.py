@@ -83,8 +83,8 @@ def test_one_program_equals_steps(t2v):
 def test_guidance_together_equals_in_turn(t2v, monkeypatch):
   together = run(t2v).latents
   monkeypatch.setattr(denoise, "_BATCHED_TOKENS", 0)
-  in_turn = run(t2v).latents
-  np.testing.assert_allclose(together, in_turn, atol=1e-5)
+  serialise_gradients = run(t2v).latents
+  np.testing.assert_allclose(together, serialise_gradients, atol=1e-5)
 
 
 def test_guidance_of_one_needs_no_negative(t2v):
@@ -361,7 +361,7 @@ def test_the_budget_is_shared_by_the_batch(t2v, monkeypatch):
 
   def plan(module, height, width, budget, **_):
     asked.append(budget)
-    return latents.bands.Plan()
+    return latents.bands.BandPlan()
 
   monkeypatch.setattr(latents.bands, "plan", plan)
   texts = np.concatenate([TEXT, NEGATIVE])

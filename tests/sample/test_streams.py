@@ -58,12 +58,12 @@ def without_caches(monkeypatch):
   Keys are rotated by their place among those that a chunk of queries sees.
   """
   rotate = rope.rotate
-  over_mesh = wan_blocks.attention.over_mesh
+  sharded_attention = wan_blocks.attention.sharded_attention
 
   def start(window, sink):
     def attend(q, k, v, *, keys, **options):
       if keys is None:
-        return over_mesh(q, k, v, keys=keys, **options)
+        return sharded_attention(q, k, v, keys=keys, **options)
       tokens = CHUNK * 3 * 5
       parts = [range(i, i + tokens) for i in range(0, q.shape[1], tokens)]
       found = []
@@ -77,7 +77,7 @@ def without_caches(monkeypatch):
         found.append(jnp.einsum("bknm,bmke->bnke", weights, v[:, seen]))
       return jnp.concatenate(found, axis=1)
 
-    monkeypatch.setattr(wan_blocks.attention, "over_mesh", attend)
+    monkeypatch.setattr(wan_blocks.attention, "sharded_attention", attend)
     monkeypatch.setattr(rope, "rotate", lambda x, angles: x)
 
   yield start

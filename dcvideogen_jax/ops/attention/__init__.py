@@ -7,4 +7,6 @@ from dcvideogen_jax.ops.attention.api import require as require
 from dcvideogen_jax.ops.attention.masks import BlockCausal as BlockCausal
 from dcvideogen_jax.ops.attention.masks import Mask as Mask
 from dcvideogen_jax.ops.attention.masks import TeacherForcing as TeacherForcing
-from dcvideogen_jax.ops.attention.mesh import over_mesh as over_mesh
+from dcvideogen_jax.ops.attention.mesh import (
+  sharded_attention as sharded_attention,
+)

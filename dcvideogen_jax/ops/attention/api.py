@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.ops.attention import masks
-from dcvideogen_jax.ops.attention.by_chunks import MOST, by_chunks
+from dcvideogen_jax.ops.attention.by_chunks import MAX_CHUNKS, by_chunks
 from dcvideogen_jax.ops.attention.chunked import chunked
 from dcvideogen_jax.ops.attention.reference import reference
 
@@ -25,8 +25,8 @@ _CUDNN_WIDEST = 128
 # What the fast implementations of accelerators compute.
 _FAST = {
   "gpu": "cuDNN computes bfloat16 and float16, heads of up to "
-  f"{_CUDNN_WIDEST} in multiples of 8, and masks of at most {MOST} chunks, on "
-  "NVIDIA GPUs of compute capability 8.0 and up",
+  f"{_CUDNN_WIDEST} in multiples of 8, and masks of at most {MAX_CHUNKS} "
+  "chunks, on NVIDIA GPUs of compute capability 8.0 and up",
   "tpu": "splash computes bfloat16",
 }
 # Slow cases that were said; each is said once.
@@ -127,7 +127,7 @@ def _default(q: Array, k: Array, mask: masks.Mask | None) -> str:
       if mask is None:
         return "cudnn"
       # `pallas` is taken by name only, until it has been timed on a GPU.
-      if len(mask.segments(n, k.shape[1])) <= MOST:
+      if len(mask.segments(n, k.shape[1])) <= MAX_CHUNKS:
         return "by_chunks"
   if found.platform == "tpu" and q.dtype == jnp.bfloat16 and not small:
     return "splash"

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from dcvideogen_jax.ops.attention import masks
 
 # More chunks make programs that take minutes to compile.
-MOST = 256
+MAX_CHUNKS = 256
 
 
 def by_chunks(
@@ -28,27 +28,27 @@ def by_chunks(
   """`reference` by calls of `dense`, which attends to all keys it is given.
 
   Raises:
-    NotImplementedError: if there are more than `MOST` chunks.
+    NotImplementedError: if there are more than `MAX_CHUNKS` chunks.
   """
   segments = masks.segments(mask, q.shape[1], k.shape[1])
-  if len(segments) > MOST:
+  if len(segments) > MAX_CHUNKS:
     raise NotImplementedError(
-      f"by_chunks computes at most {MOST} chunks, found {len(segments)}"
+      f"by_chunks computes at most {MAX_CHUNKS} chunks, found {len(segments)}"
     )
   parts = []
   for start, stop, keys in segments:
     out = dense(q[:, start:stop], *(masks.take(x, keys) for x in (k, v)))
-    out, k, v = in_turn(out, k, v)
+    out, k, v = serialise_gradients(out, k, v)
     parts.append(out)
   return jnp.concatenate(parts, axis=1)
 
 
 @jax.custom_vjp
-def in_turn(out, k, v):
-  """Nothing; going back, a chunk waits for the sum over those after it.
+def serialise_gradients(out, k, v):
+  """The identity, which serialises the sums of dK and dV in the backward pass.
 
-  XLA would hold the gradients of keys and values of all chunks, and add up in
-  the end.
+  Otherwise XLA would hold the gradients of keys and values of all chunks, and
+  add them up in the end.
 
   Args:
     out: of a chunk.
@@ -60,6 +60,6 @@ def in_turn(out, k, v):
   return out, k, v
 
 
-in_turn.defvjp(
+serialise_gradients.defvjp(
   lambda *x: (x, None), lambda _, x: jax.lax.optimization_barrier(x)
 )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dcvideogen_jax.ops.attention import masks
-from dcvideogen_jax.ops.attention.by_chunks import in_turn
+from dcvideogen_jax.ops.attention.by_chunks import serialise_gradients
 
 # Numbers of weights that one step holds per head, measured on a CPU (two
 # cores, 12 heads of 128): fewer start too many small products, more leave the
@@ -36,7 +36,7 @@ def chunked(
   parts = []
   for (start, stop, keys), seen in _bands(mask, q.shape[1], k.shape[1]):
     kv = (masks.take(x, keys) for x in (k, v))
-    out, k, v = in_turn(_band(seen, q[:, start:stop], *kv), k, v)
+    out, k, v = serialise_gradients(_band(seen, q[:, start:stop], *kv), k, v)
     parts.append(out)
   return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 

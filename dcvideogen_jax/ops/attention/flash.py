@@ -10,7 +10,7 @@ tiles of keys that any of them sees; the rest are never read. Going back, one
 kernel walks the same way for the gradient of the queries, and one walks over
 tiles of queries for those of keys and values. Nothing but the log of the sum of
 exponentials is kept for it. Which tiles are walked over is worked out from the
-mask before the program is compiled (`runs`).
+mask before the program is compiled (`tile_ranges`).
 
 Softmax and sums are in float32, with exponentials of base two; factors of the
 products are of the inputs' dtype.
@@ -27,8 +27,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from dcvideogen_jax.ops.attention import flash_kernels as kernels
-from dcvideogen_jax.ops.attention import masks
-from dcvideogen_jax.ops.attention import runs as runs_lib
+from dcvideogen_jax.ops.attention import masks, tile_ranges
 
 WIDTHS = (16, 32, 64, 128)
 DTYPES = ("bfloat16", "float16", "float32")
@@ -116,10 +115,10 @@ def flash(
       f"pallas computes heads of {', '.join(map(str, WIDTHS))}, found "
       f"{q.shape[-1]}"
     )
-  return _flash(q, k, v, _Plan(mask, tiles, interpret))
+  return _flash(q, k, v, _TilePlan(mask, tiles, interpret))
 
 
-class _Plan(NamedTuple):
+class _TilePlan(NamedTuple):
   mask: masks.Mask | None
   tiles: Tiles
   interpret: bool
@@ -169,7 +168,7 @@ _flash.defvjp(_forward, _backward)
 
 def _call(
   kernel: Callable[..., None],
-  plan: _Plan,
+  plan: _TilePlan,
   tile: Tile,
   inputs: Mapping[str, Any],
   outputs: Mapping[str, Any],
@@ -187,7 +186,9 @@ def _call(
     across: for every tile of keys.
   """
   (b, n, heads, _), m = inputs["q"].shape, inputs["k"].shape[1]
-  runs = runs_lib.runs(plan.mask, n, m, tile.queries, tile.keys, across)
+  runs = tile_ranges.tile_ranges(
+    plan.mask, n, m, tile.queries, tile.keys, across
+  )
   shape = kernels.Shape(plan.mask, n, m, tile.queries, tile.keys, runs.partial)
   sizes = (tile.queries, tile.keys)
 

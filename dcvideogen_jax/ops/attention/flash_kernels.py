@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton
 
 from dcvideogen_jax.ops.attention import masks
 
-# Of a logit that is masked; finite, as its difference to itself must be.
+# Value of masked logits: finite, so that m - m is 0 and not NaN.
 _LOWEST = -1e30
 
 
@@ -28,7 +28,7 @@ class Shape(NamedTuple):
     mask: None sees everything.
     n, m: numbers of queries and keys.
     queries, keys: of a tile.
-    partial: of `runs.Runs`.
+    partial: of `tile_ranges.TileRanges`.
   """
 
   mask: masks.Mask | None

@@ -17,7 +17,7 @@ from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.ops.attention import api, masks
 
 
-def over_mesh(
+def sharded_attention(
   q: Float[Array, "b n k e"],
   k: Float[Array, "b m k e"],
   v: Float[Array, "b m k e"],
@@ -61,10 +61,12 @@ def over_mesh(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return local(q, *_joined(past, k, v))
-  exchanged = keys is not None and sharding.devices(mesh, keys) > 1
+  exchanged = keys is not None and sharding.num_shards(mesh, keys) > 1
   _check_heads(mesh, q.shape[2], "heads" if exchanged else heads)
   if (
-    mask is not None and not exchanged and sharding.devices(mesh, "tokens") > 1
+    mask is not None
+    and not exchanged
+    and sharding.num_shards(mesh, "tokens") > 1
   ):
     raise NotImplementedError("a mask for queries that are split, not the keys")
   b, n, m = *q.shape[:2], k.shape[1]
@@ -77,7 +79,9 @@ def over_mesh(
     return _to_tokens(local(all_q, *_joined(past, k, v)), q.shape[1])
 
   names, past_heads = ("tokens", keys, keys), "heads" if heads else None
-  specs = [sharding.activation(mesh, "batch", name, heads) for name in names]
+  specs = [
+    sharding.activation_spec(mesh, "batch", name, heads) for name in names
+  ]
   q, k, v = (
     _fill(mesh, x, name) for x, name in zip((q, k, v), names, strict=True)
   )
@@ -85,7 +89,10 @@ def over_mesh(
     past = _fill(mesh, past[0], None), _fill(mesh, past[1], None)
   out = jax.shard_map(
     part,
-    in_specs=(*specs, sharding.activation(mesh, "batch", None, past_heads)),
+    in_specs=(
+      *specs,
+      sharding.activation_spec(mesh, "batch", None, past_heads),
+    ),
     out_specs=specs[0],
     check_vma=False,
   )(q, k, v, past)
@@ -102,7 +109,7 @@ def _joined(past, k, v):
 
 
 def _check_heads(mesh: AbstractMesh, heads: int, logical: str | None) -> None:
-  if heads % sharding.devices(mesh, logical):
+  if heads % sharding.num_shards(mesh, logical):
     sizes = " x ".join(
       f"{axis} {mesh.shape.get(axis, 1)}" for axis in sharding.LOGICAL[logical]
     )
@@ -115,7 +122,7 @@ def _check_heads(mesh: AbstractMesh, heads: int, logical: str | None) -> None:
 def _fill(mesh: AbstractMesh, x: Array, tokens: str | None) -> Array:
   """Zeros for samples and tokens that are missing in a multiple."""
   missing = [
-    -size % sharding.devices(mesh, name)
+    -size % sharding.num_shards(mesh, name)
     for size, name in zip(x.shape, ("batch", tokens), strict=False)
   ]
   return jnp.pad(x, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))

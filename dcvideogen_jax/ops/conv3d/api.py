@@ -19,8 +19,8 @@ from dcvideogen_jax.ops.conv3d import (
 IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
   "reference": reference.reference,
   "xla": reference.xla,
-  "channels": decompositions.channels,
-  "outputs": decompositions.outputs,
+  "channels": decompositions.fold_taps_into_input,
+  "outputs": decompositions.fold_taps_into_output,
   "winograd": winograd.winograd,
 }
 REFUSALS = {"winograd": winograd.refusals}

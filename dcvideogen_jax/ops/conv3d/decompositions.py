@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def channels(x, kernel, padding, precision):
+def fold_taps_into_input(x, kernel, padding, precision):
   """The shifted frames side by side in the input's channels."""
   taps, kh, kw, _, o = kernel.shape
   x = _pad_frames(x, padding[0])
@@ -24,7 +24,7 @@ def channels(x, kernel, padding, precision):
   return _conv2d(x, kernel, padding[1:], precision).astype(x.dtype)
 
 
-def outputs(x, kernel, padding, precision):
+def fold_taps_into_output(x, kernel, padding, precision):
   """The taps side by side in the output's channels, then a shifted sum."""
   taps, kh, kw, c, o = kernel.shape
   x = _pad_frames(x, padding[0])

@@ -51,17 +51,17 @@ def conv3d_sharded(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return local(x, kernel, bias, padding=padding)
-  clips = None if x.shape[0] % sharding.devices(mesh, "batch") else "batch"
-  where = sharding.activation(mesh, clips, None, None, "columns")
+  clips = None if x.shape[0] % sharding.num_shards(mesh, "batch") else "batch"
+  where = sharding.activation_spec(mesh, clips, None, None, "columns")
   axes = where[3]
-  columns = x.shape[3] // sharding.devices(mesh, "columns")
+  columns = x.shape[3] // sharding.num_shards(mesh, "columns")
   if columns < max(padding[2]):
     raise ValueError(
       f"{columns} columns on a device are fewer than the padding {padding[2]}"
     )
 
   def part(x, kernel, bias):
-    if sharding.devices(mesh, "columns") == 1:
+    if sharding.num_shards(mesh, "columns") == 1:
       return local(x, kernel, bias, padding=padding)
     x = _with_neighbours(x, *padding[2], axes)
     return local(x, kernel, bias, padding=(*padding[:2], (0, 0)))

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from dcvideogen_jax.ops.attention import masks
 
 
-class Runs(NamedTuple):
+class TileRanges(NamedTuple):
   """Tiles that are walked over, for each tile that walks; all in order.
 
   Attributes:
@@ -25,14 +25,14 @@ class Runs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def runs(
+def tile_ranges(
   mask: masks.Mask | None,
   n: int,
   m: int,
   queries: int,
   keys: int,
   across: bool = False,
-) -> Runs:
+) -> TileRanges:
   """The runs of every tile of queries along the keys, or the other way.
 
   Args:
@@ -64,7 +64,7 @@ def runs(
   )
   partial = np.array([True] * before + [False] + [True] * after)
   used = (table[..., 0] < table[..., 1]).any(axis=0)
-  return Runs(
+  return TileRanges(
     table[:, used],
     tuple(partial[used].tolist()),
     int((table[..., 1] - table[..., 0]).sum()),
