@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-newest test-devices lint train-tiny reproduce ablation clean
+.PHONY: demo test test-newest test-pods test-devices lint train-tiny reproduce ablation clean
 
 # Reconstructs a real clip and turns a prompt into one, with the weights that
 # ship with the package.
@@ -18,13 +18,25 @@ demo: $(VENV)/run
 # jax's compilers for devices.
 test: $(VENV)/parity
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
-	  -m "not gpu and not slow and not devices"
+	  -m "not gpu and not slow and not devices and not pods"
 
 # The same without its torch part, for a newer Python: make test-newest
 # PYTHON=python3.13 VENV=.venv-newest
 test-newest: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
-	  -m "not parity and not gpu and not slow and not devices"
+	  -m "not parity and not gpu and not slow and not devices and not pods"
+
+# The recipes of docs/pods.md, by the parsers of SkyPilot and xpk, which need an
+# environment of their own, some 700 MB.
+PODS ?= .venv-pods
+test-pods: $(PODS)/done
+	HOME=$(PODS) SKYPILOT_DISABLE_USAGE_COLLECTION=1 \
+	  $(PODS)/bin/python -m pytest --noconftest tests/launch/test_pods.py
+
+$(PODS)/done: requirements-pods.txt
+	$(PYTHON) -m venv $(PODS)
+	$(PODS)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	touch $@
 
 # Compiles for an H100 and for TPUs, neither of which has to be there: training
 # steps and attention kernels, with the newest jax too. jax's compilers for
