@@ -34,3 +34,20 @@ def _videos_are_remembered_elsewhere(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(probing, "directory", lambda: path)
     yield
+
+
+@pytest.fixture
+def compiled_programs(monkeypatch):
+  """Programs that were lowered and compiled ahead of time, each once."""
+  programs = []
+  compile_ = jax.stages.Lowered.compile
+
+  def compile_and_note(self, *args, **options):
+    program = compile_(self, *args, **options)
+    executable = program.runtime_executable()
+    if all(x.runtime_executable() is not executable for x in programs):
+      programs.append(program)
+    return program
+
+  monkeypatch.setattr(jax.stages.Lowered, "compile", compile_and_note)
+  return programs

@@ -111,6 +111,8 @@ def _keep_compiled_programs() -> None:
   elif jax.config.jax_compilation_cache_dir is None:
     cache = os.fspath(files.cache_directory() / "xla")
     jax.config.update("jax_compilation_cache_dir", cache)
+    # Small programs too: all of them together take a second to compile.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   # A cache that cannot be written costs time, nothing else.
   warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compil")
 

@@ -251,7 +251,7 @@ def _load() -> pipeline.DCVideoGen:
     task=_TASK.value,
     autoencoder=_AUTOENCODER.value,
   )
-  return pipeline.DCVideoGen(parts, files.cache_directory() / "programs")
+  return pipeline.DCVideoGen(parts)
 
 
 def _sampling() -> dict[str, Any]:

@@ -256,8 +256,7 @@ def _load(
   module, variables = parts.transformer
   part = loading.Part(module.clone(attention=c.attention), variables)
   parts = parts._replace(transformer=part)
-  compiled = files.cache_directory() / "programs"
-  return pipeline.DCVideoGen(parts, compiled, layout)
+  return pipeline.DCVideoGen(parts, layout)
 
 
 def _merged(

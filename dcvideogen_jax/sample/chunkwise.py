@@ -155,7 +155,6 @@ class Run:
       *inputs,
       batched=self.batched,
       layout=self.made.layout,
-      compiled=self.made.programs,
       past=kept.past(),
       phase=self.phase,
       on_step=on_step,
@@ -170,10 +169,9 @@ class Run:
     time = np.float32(self.clean_level * flow.TRAIN_STEPS)
     t = self.made.put(np.full(len(self.seeds), time))
     args = (x, t, variables["params"], *inputs, kept.past())
-    function = functools.partial(denoise.remember, module, self.batched)
-    name = f"remember {module!r} {self.batched}"
     with self.phase("compile"), placement.in_force(self.made.layout):
-      program = self.made.programs.get(name, jax.jit(function), *args)
+      function = denoise.jit_remember(module, self.batched)
+      program = function.lower(*args).compile()
     with self.phase("denoise"):
       return jax.block_until_ready(program(*args))
 

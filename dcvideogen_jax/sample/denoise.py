@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from dcvideogen_jax import sharding
 from dcvideogen_jax.diffusion import guidance, sampler
 from dcvideogen_jax.models import wan_blocks, wan_dit
-from dcvideogen_jax.sample import placement, programs
+from dcvideogen_jax.sample import placement
 
 # By pass through the model, what the chunks before left, in order. There are
 # two passes where the branches of guidance go through it in turn.
@@ -150,6 +150,28 @@ def batched_by_default(
   return tokens <= _BATCHED_TOKENS
 
 
+@functools.cache
+def jit_step(
+  module: Any, guided: bool, batched: bool, where: Any
+) -> jax.stages.Wrapped:
+  """`sampler.jit_step` of `velocity`; one object, which jax compiles once."""
+  model = functools.partial(velocity, module, guided, batched)
+  return sampler.jit_step(model, where)
+
+
+@functools.cache
+def _jit_all_steps(module, guided, batched, where):
+  model = functools.partial(velocity, module, guided, batched)
+  function = functools.partial(sampler.sample, model)
+  return jax.jit(function, out_shardings=where)
+
+
+@functools.cache
+def jit_remember(module: Any, batched: bool) -> jax.stages.Wrapped:
+  """`remember`, jitted; one object, which jax compiles once for its shapes."""
+  return jax.jit(functools.partial(remember, module, batched))
+
+
 def run(
   transformer: Any,
   noise: Float[Array, "b t h w c"],
@@ -160,7 +182,6 @@ def run(
   *,
   batched: bool,
   layout: placement.Layout | None,
-  compiled: programs.Programs,
   one_program: bool = False,
   past: Past = (),
   phase: Callable[..., contextlib.AbstractContextManager[Any]] = no_phase,
@@ -176,7 +197,6 @@ def run(
     cond, uncond: as for `velocity`.
     batched: see `guidance.guided`.
     layout: of several devices; None is one.
-    compiled: keeps the programs.
     one_program: run all steps as one, without `on_step`.
     past: as for `velocity`.
     phase, on_step: as for `DCVideoGen.generate`.
@@ -184,16 +204,13 @@ def run(
   module, variables = transformer
   where = layout and layout.everywhere
   guided = uncond is not None
-  model = functools.partial(velocity, module, guided, batched)
   scale = jax.device_put(np.float32(scale), where)
   inputs = (variables["params"], scale, cond, uncond, past)
-  name = f"{module!r} {guided} {batched}"
   if one_program:
-    function = functools.partial(sampler.sample, model)
-    function = jax.jit(function, out_shardings=where)
     inputs = (noise, jax.device_put(plan, where), *inputs)
     with phase("compile"), placement.in_force(layout):
-      program = compiled.get(f"all steps {name}", function, *inputs)
+      function = _jit_all_steps(module, guided, batched, where)
+      program = function.lower(*inputs).compile()
     with phase("denoise"):
       return jax.block_until_ready(program(*inputs))
   carry = jax.eval_shape(functools.partial(sampler.start, plan=plan), noise)
@@ -202,8 +219,8 @@ def run(
   )
   with phase("compile"), placement.in_force(layout):
     row = jax.device_put(sampler.row(plan, 0), where)
-    function = sampler.jit_step(model, where)
-    program = compiled.get(f"step {name}", function, carry, row, *inputs)
+    function = jit_step(module, guided, batched, where)
+    program = function.lower(carry, row, *inputs).compile()
   with phase("denoise"):
     steps = sampler.stream(program, noise, plan, *inputs, where=where)
     for i, latents in steps:

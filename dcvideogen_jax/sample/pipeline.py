@@ -35,7 +35,6 @@ from dcvideogen_jax.sample import (
   generation,
   loading,
   placement,
-  programs,
   sizes,
   streams,
 )
@@ -57,14 +56,12 @@ class DCVideoGen:
   def __init__(
     self,
     parts: loading.Parts,
-    program_cache: str | os.PathLike[str] | None = None,
     layout: placement.Layout | None = None,
   ):
     """Puts parts together.
 
     Args:
       parts: the models; `texts` may be None if only embeddings are given.
-      program_cache: a directory for compiled programs; None keeps none.
       layout: where the parts lie, as of `loading.load`.
 
     Raises:
@@ -76,19 +73,16 @@ class DCVideoGen:
     self.layout = layout
     self._embedded: dict[str, np.ndarray] = {}
     self._conditioned: tuple[Any, dict[str, Array]] | None = None
-    self.programs = programs.Programs(program_cache)
 
   @classmethod
   def from_pretrained(
     cls,
     source: str | os.PathLike[str],
-    *,
-    program_cache: str | os.PathLike[str] | None = None,
     **options: Any,
   ) -> "DCVideoGen":
     """Loads a published model; arguments and errors as of `loading.load`."""
     parts = loading.load(source, **options)
-    return cls(parts, program_cache, options.get("layout"))
+    return cls(parts, options.get("layout"))
 
   def free_text_encoder(self) -> None:
     """Gives the text encoder's memory back; embeddings seen so far stay."""
@@ -205,7 +199,6 @@ class DCVideoGen:
       *inputs,
       batched=batched,
       layout=self.layout,
-      compiled=self.programs,
       one_program=one_program,
       phase=phase,
       on_step=on_step,

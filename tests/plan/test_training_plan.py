@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs import adapt, dc_ae_v, tiny
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, flops
 from dcvideogen_jax.plan import (
   compiled,
-  flops,
   hardware,
   roofline,
   suggest,

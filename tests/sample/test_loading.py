@@ -18,23 +18,17 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-  """Compiled programs, for all tests here."""
-  return tmp_path_factory.mktemp("programs")
-
-
 def load(source, name, **options):
   task = "t2v" if name.endswith("t2v") else "i2v"
   return loading.load(source, task=task, load_model=published.load, **options)
 
 
-def sample(parts, name, programs, **changes):
+def sample(parts, name, **changes):
   """One step from a prompt."""
   images = {} if name.endswith("t2v") else {"image": PHOTO}
   if name == "wan_flf2v":
     images["last_image"] = PHOTO[::-1]
-  made = pipeline.DCVideoGen(parts, programs)
+  made = pipeline.DCVideoGen(parts)
   arguments = {
     "negative_prompt": "blurred",
     "steps": 1,
@@ -46,7 +40,7 @@ def sample(parts, name, programs, **changes):
 
 
 @pytest.fixture(scope="module")
-def expected(programs):
+def expected():
   """Latents of a model as it is in memory, made once."""
   made = {}
 
@@ -70,7 +64,7 @@ def expected(programs):
         None if name.endswith("t2v") else loading.Part(*clip),
         loading.flow.from_config(published.SCHEDULER),
       )
-      made[name] = np.asarray(sample(parts, name, programs).latents)
+      made[name] = np.asarray(sample(parts, name).latents)
     return made[name]
 
   return get
@@ -88,9 +82,7 @@ def expected(programs):
     for name in names
   ],
 )
-def test_every_layout_gives_the_same(
-  tmp_path, layout, name, expected, programs
-):
+def test_every_layout_gives_the_same(tmp_path, layout, name, expected):
   more = published.write(tmp_path / "model", layout, name)
   parts = load(tmp_path / "model", name, **more)
   assert parts.task == ("t2v" if name.endswith("t2v") else "i2v")
@@ -101,14 +93,14 @@ def test_every_layout_gives_the_same(
       options=loading.flow.from_config(published.SCHEDULER)
     )
   assert (parts.options.shift, parts.options.grid) == (3.0, "diffusers_0_36")
-  found = sample(parts, name, programs)
+  found = sample(parts, name)
   np.testing.assert_array_equal(found.latents, expected(name))
 
 
 @pytest.mark.parametrize(
   ("task", "dtype"), [("t2v", None), ("t2v", jnp.bfloat16), ("i2v", None)]
 )
-def test_the_shipped_family(task, dtype, programs):
+def test_the_shipped_family(task, dtype):
   parts = loading.load(published.TINY, task=task, dtype=dtype)
   assert parts.transformer.module.dtype == (dtype or jnp.float32)
   module = parts.transformer.module
@@ -116,7 +108,7 @@ def test_the_shipped_family(task, dtype, programs):
   assert module.patch == (1, 1, 1) and parts.space.channels == 64
   assert parts.texts.tokenizer.vocab == parts.texts.encoder.module.vocab
   size = {"height": 30, "width": 32, "frames": 7}
-  found = sample(parts, f"dc_{task}", programs, **size)
+  found = sample(parts, f"dc_{task}", **size)
   assert found.latents.shape == (1, 2, 1, 1, 64)
   assert np.isfinite(found.latents).all() and np.std(found.latents) > 0.1
 

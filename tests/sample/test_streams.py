@@ -245,7 +245,7 @@ def test_samples_of_a_batch():
     next(together.chunks(2))
 
 
-def test_a_window_bounds_memory_and_programs():
+def test_a_window_bounds_memory_and_programs(compiled_programs):
   model = make(chunk=CHUNK)
   options = {"negative_prompt": NEGATIVE, "steps": 1, **SIZE}
   count, held = [], []
@@ -253,7 +253,7 @@ def test_a_window_bounds_memory_and_programs():
     TEXT, frames=9 * FRAMES, window=2, sink=1, **options
   )
   for _ in running.latents():
-    count.append(len(model.programs._programs))
+    count.append(len(compiled_programs))
     held.append(sum(x.nbytes for x in jax.live_arrays()))
   # Steps and remembering, with 0 to 3 chunks before.
   assert count[4:] == [8] * 5
