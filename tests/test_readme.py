@@ -44,7 +44,7 @@ def unknown(code: str, root: pathlib.Path = ROOT) -> list[str]:
       continue
     source = _source(path)
     for flag in re.findall(r"--(\w+)", arguments):
-      if not re.search(rf"DEFINE_\w+\(\s*\"{flag}\"", source):
+      if not re.search(rf"(DEFINE_\w+|take)\(\s*\"{flag}\"", source):
         found.append(f"launch.{program} --{flag}")
   return found
 
@@ -56,6 +56,7 @@ def _source(program: pathlib.Path) -> str:
   names = (program.name, "common.py", "distributed.py", "stream_flags.py")
   paths = [program, root / "benchmarks" / "main.py"]
   paths += [bodies / name for name in names]
+  paths += bodies.glob(f"{program.stem}_*.py")
   return "\n".join(path.read_text() for path in paths if path.exists())
 
 

@@ -111,6 +111,18 @@ def measure(
   }
 
 
+def try_to_measure(
+  target: hardware.Target, case: Mapping[str, Any]
+) -> dict[str, Any]:
+  """`measure`, or why there is nothing: "too_large" or "refused"."""
+  try:
+    return measure(target, **case)
+  except compiled.TooLarge as e:
+    return {"too_large": str(e)}
+  except (compiled.Refused, attention.Unsupported) as e:
+    return {"refused": str(e)}
+
+
 def _dump(target: hardware.Target, folder: str) -> dict[str, Any]:
   if not isinstance(target.chip, hardware.Gpu):
     return {}

@@ -16,9 +16,8 @@ from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.diffusion import guidance, sampler
 from dcvideogen_jax.models import bands, wan_dit
 from dcvideogen_jax.plan import (
+  autoencoder,
   compiled,
-  decode,
-  encode,
   hardware,
   hlo,
   roofline,
@@ -166,7 +165,7 @@ def measure(
   shape = latent_shape(parts, size)
   held += compiled.size(jax.ShapeDtypeStruct(shape, jnp.float32))
   tell("decode")
-  found = _autoencoder(parts, shape, left - held, layout, decode)
+  found = _autoencoder(parts, shape, left - held, layout, decode=True)
   phases["decode"] = {**found, "held": held}
   largest = max(phase["bytes"] + phase["held"] for phase in phases.values())
   seconds = roofline.estimate(target, work, [*layout.mesh.devices.flat])
@@ -214,7 +213,7 @@ def _conditions(parts, size, left, guided, layout, tell):
     phases["image"] = {"runs": 1, **found, "held": held}
     held += compiled.size(given["image"])
     tell("condition")
-    found = _autoencoder(parts, shape, left - held, layout, encode)
+    found = _autoencoder(parts, shape, left - held, layout, decode=False)
     phases["condition"] = {**found, "held": held}
     extra = (*shape[:-1], parts.space.temporal + parts.space.channels)
     given["extra"] = jax.ShapeDtypeStruct(extra, jnp.float32)
@@ -275,7 +274,6 @@ def trace_step(
   module, variables = parts.transformer
   batched = guided and denoise.batched_by_default(module, shape, layout)
   layout.check_batch(2 if batched else 1)
-  model = functools.partial(denoise.velocity, module, guided, batched)
   schedule = parts.options.schedule(2)
   plan = sampler.plan(
     schedule, parts.options.solver, **parts.options.solver_options
@@ -286,7 +284,7 @@ def trace_step(
   row = jax.tree.map(jnp.asarray, sampler.row(plan, 0))
   moving = compiled.place(layout.mesh, (carry, row))
   fixed = compiled.place(layout.mesh, (scale, given, given if guided else None))
-  step = sampler.jit_step(model, layout.everywhere)
+  step = denoise.jit_step(module, guided, batched, layout.everywhere)
   with placement.in_force(layout):
     traced = step.trace(*moving, variables["params"], *fixed)
   return traced, (moving, fixed), 2 if guided and not batched else 1
@@ -309,17 +307,16 @@ def _denoise(parts, size, given, guided, layout):
   return compiled.report({"step": (1, figures)}), work, passes
 
 
-def _autoencoder(parts, shape, left, layout, task):
-  """Encodes the condition or decodes, as `task` is `encode` or `decode`."""
+def _autoencoder(parts, shape, left, layout, *, decode):
+  """Encodes the condition or decodes."""
   space = parts.space
-  decoding = task is decode
   module = space.module.clone(dtype=jnp.float32)
-  if decoding:
+  if decode:
     module = space.decoder(parts.dtype)
   pixels = [n * space.spatial for n in shape[2:4]]
   if isinstance(space, latents.Wan):
-    found = task.measure_wan(
-      module, space.variables, *pixels, shape[1], layout.mesh
+    found = autoencoder.measure_wan(
+      module, space.variables, *pixels, shape[1], layout.mesh, decode=decode
     )
     return {"runs": 1, **found}
   frames = shape[1] * space.temporal
@@ -329,17 +326,23 @@ def _autoencoder(parts, shape, left, layout, task):
       module,
       *pixels,
       max(0, pipeline.SHARE * left),
-      decode=decoding,
+      decode=decode,
       streamed=streamed,
       devices=sharding.num_shards(layout.mesh, "columns"),
       platform=layout.mesh.devices.flat[0].platform,
     )
   except errors.UserError as e:
     raise compiled.TooLarge(
-      f"{'decoding' if decoding else 'the condition'}: {e}"
+      f"{'decoding' if decode else 'the condition'}: {e}"
     ) from e
-  found = task.measure(
-    module, space.variables, *pixels, plan, layout.mesh, streamed=streamed
+  found = autoencoder.measure(
+    module,
+    space.variables,
+    *pixels,
+    plan,
+    layout.mesh,
+    decode=decode,
+    streamed=streamed,
   )
   runs = -(-frames // module.chunk_frames)
   return {"runs": runs, "plan": vars(plan), **found}

@@ -1,7 +1,9 @@
 """How plans are printed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from dcvideogen_jax.plan import suggest
 
 _GIB = 2**30
 _PASSES = {1: "one pass", 2: "two passes"}
@@ -45,6 +47,43 @@ def attention(case: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     f"{start} {found['flops'] / 1e12:8.2f} {found['traffic'] / 1e9:12.2f} "
     f"{found['temporaries'] / 2**20:19.0f}  {kernels}"
   ).rstrip()
+
+
+DECODING = (
+  "budget    cut rows state   runs  peak GiB  planned  temporaries  work  TFLOP"
+)
+
+
+def decoding(row: Mapping[str, Any]) -> str:
+  """A line under `DECODING` of what `plan.autoencoder.decodings` gives."""
+  name, plan = row["budget"], row["plan"]
+  if "too_large" in row:
+    return f"{name:9} does not fit: {row['too_large']}"
+  last = [*row["programs"].values()][-1]
+  state = "host" if plan["offload"] else "device"
+  return (
+    f"{name:9} {plan['cut'] or '-':>3} {plan['rows'] or '-':>4} {state:7}"
+    f"{last['runs']:5}  {row['bytes'] / _GIB:8.2f} "
+    f"{plan['bytes'] / _GIB:8.2f}  "
+    f"{last['temporaries'] / _GIB:11.2f}  {row['work']:4.2f} "
+    f"{row['flops'] / 1e12:6.0f}"
+  )
+
+
+def ways(ranked: Sequence[suggest.Way]) -> str:
+  """A table of `plan.suggest.rank`."""
+  lines = [f"{'by arithmetic':57} GiB  ms a step"]
+  for one in ranked:
+    lines.append(
+      f"{way(one):52} {one.bytes / _GIB:8.1f} {1e3 * one.seconds:10.1f}"
+    )
+  return "\n".join(lines)
+
+
+def way(one: suggest.Way) -> str:
+  """A way to run a step, without its figures."""
+  again = f"remat {one.remat}" if one.remat else "no remat"
+  return f"{mesh(one.mesh)}; {again}; accumulate {one.accumulate}"
 
 
 def training(found: Mapping[str, Any]) -> str:

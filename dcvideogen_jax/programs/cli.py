@@ -38,10 +38,6 @@ _PARTS = {
   "evaluate reconstruction": ("evaluate",),
   "evaluate generation": ("evaluate", "--what=semantic"),
   "evaluate tiny": ("evaluate", "--what=semantic"),
-  "plan sample": ("plan",),
-  "plan train": ("plan",),
-  "plan decode": ("plan",),
-  "plan attention": ("plan",),
 }
 
 

@@ -1,4 +1,8 @@
-"""launch.plan: what it prints, its exit codes, and its one sentence."""
+"""launch.plan: what it prints, its exit codes, and its one sentence.
+
+Its flags choose the program: `dcvideogen plan train`, `sample`, `decode` or
+`attention`.
+"""
 
 import json
 import os
@@ -40,16 +44,17 @@ ON_CPU = """
     name, gpus[name], tuple(jax.devices())
   )
 
-  from dcvideogen_jax.programs import common, plan
+  from dcvideogen_jax.plan import attention, autoencoder, compiled
 
   if "NO_ROOM" in os.environ:
-    def measure(*args):
-      raise plan.compiled.TooLarge("there is no room")
-    plan.decode.measure = measure
-  plan.attention._DENSE["gpu"] = ("cudnn",)
-  plan.attention._MASKED["gpu"] = ("by_chunks",)
+    def measure(*args, **options):
+      raise compiled.TooLarge("there is no room")
+    autoencoder.measure = measure
+  attention._DENSE["gpu"] = ("cudnn",)
+  attention._MASKED["gpu"] = ("by_chunks",)
 
-  common.run(plan.main)
+  import runpy
+  runpy.run_module("launch.plan", run_name="__main__")
 """
 
 
@@ -195,13 +200,14 @@ def test_attention_goes_on_after_what_is_refused(on_cpu, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("flag", "value"), [("attention", "lots"), ("budget_gib", "8,-1")]
+  ("flag", "value", "named"),
+  [("attention", "lots", "tokens"), ("budget_gib", "8,-1", "budget_gib")],
 )
-def test_numbers_that_are_none(on_cpu, flag, value):
+def test_numbers_that_are_none(on_cpu, flag, value, named):
   finished = on_cpu(f"--{flag}={value}")
   assert finished.code == 2
   assert finished.stderr == (
-    f"error: --{flag}: expected positive numbers, found {value!r}\n"
+    f"error: --{named}: expected positive numbers, found {value!r}\n"
   )
 
 
@@ -212,10 +218,10 @@ def test_numbers_that_are_none(on_cpu, flag, value):
     (["--target=v5p:4x4x4", TRAINING], "requirements-tpu.txt"),
     (["--target=v5p:4x4"], "v5p has 3 axes, such as v5p:4x4x4, found v5p:4x4"),
     (["--target=tpu"], "unknown target 'tpu': expected one of h100, h200"),
-    ([TRAINING, "--height=64"], "--height says nothing about --config"),
-    (["--suggest"], "--suggest says nothing about --model"),
-    (["--blocks=2"], "--blocks says nothing about --model"),
-    (["--attention=8", "--width=4"], "--width says nothing about --attention"),
+    ([TRAINING, "--height=64"], "Unknown command line flag 'height'"),
+    (["--suggest"], "Unknown command line flag 'suggest'"),
+    (["--blocks=2"], "Unknown command line flag 'blocks'"),
+    (["--attention=8", "--width=4"], "Unknown command line flag 'width'"),
   ],
 )
 def test_one_sentence(programs, flags, sentence):
