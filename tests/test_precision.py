@@ -17,7 +17,7 @@ from dcvideogen_jax.models import bands, dc_ae_v, streaming
 from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.sample import conditions, latents, layouts, sizes
 from dcvideogen_jax.train import rendering as training
-from dcvideogen_jax.train import tasks
+from dcvideogen_jax.train import step
 from tests.sample import published, small
 from tests.train import test_rendering as rendering
 from tests.train import test_tasks
@@ -134,7 +134,7 @@ def test_training_of_an_autoencoder(lowered):
   """Its steps may be fast; what is measured is what others will see."""
   deep = {"task": "autoencoder", "model": small.AUTOENCODER}
   for config in (test_tasks.WAN, test_tasks.WAN | {"loss": {"l1": 1.0}} | deep):
-    task = tasks.build(config)
+    task = step.build_task(config)
     params = jax.eval_shape(task.init, jax.random.key(0))
     batch = {"video": np.zeros((1, 8, 8, 8, 3), np.uint8)}
     batch = task.draw(batch, jax.random.key(1))

@@ -16,7 +16,7 @@ class Phase(NamedTuple):
   """What trains, and from where.
 
   Attributes:
-    task: a key of `train.tasks.TASKS`.
+    task: a key of `train.step.TASKS`.
     trainable: ordered (regular expression over the names of variables, bool).
     lora: whether the model has low-rank updates. They are where `WanDiT` has
       them: time embedding and projection, self-attention and feed-forward.

@@ -172,7 +172,7 @@ def useful_flops(config: Config, target: hardware.Target) -> int:
   return flops.count(step.trace(run, plain, batch(plain)).jaxpr.jaxpr)
 
 
-def _bytes(run: step.Plan, memory: Any) -> dict[str, int]:
+def _bytes(run: step.TrainPlan, memory: Any) -> dict[str, int]:
   """Of one device, by what takes them."""
   state = run.state
   known = {

@@ -39,7 +39,7 @@ def join(saves: bool = False) -> None:
 
   Args:
     saves: SIGTERM waits until the program asks for it, in all processes at the
-      same step (`train.interrupt`); otherwise it ends the one that gets it.
+      same step (`train.loop`); otherwise it ends the one that gets it.
 
   Raises:
     errors.UserError: for flags that do not fit, or when the others do not

@@ -9,7 +9,6 @@ from dcvideogen_jax import errors, sharding, tree
 from dcvideogen_jax.adapt import align as align_lib
 from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.train import inputs, weights
-from dcvideogen_jax.train import state as state_lib
 from dcvideogen_jax.train import task as task_lib
 
 
@@ -76,7 +75,7 @@ class _Alignment:
     }
 
   def start(self, where: Mapping[str, Any]) -> dict[str, Any]:
-    rng = state_lib.start_key(self._config["seed"])
+    rng = task_lib.start_key(self._config["seed"])
     expected = jax.eval_shape(self.init, rng)
     expected = {key: expected[key] for key in ("params", "teacher")}
     found = weights.drawing(self.init, tree.names(expected), where)(rng)

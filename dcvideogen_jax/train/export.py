@@ -22,7 +22,6 @@ from dcvideogen_jax import checkpoint, convert, documents, errors, files, tree
 from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.convert import api, engine, matching, writing
 from dcvideogen_jax.models import dc_ae_v, wan_vae
-from dcvideogen_jax.train import state as state_lib
 from dcvideogen_jax.train import statistics, step, weights
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -126,7 +125,7 @@ def load(workdir: str | os.PathLike[str]) -> Result:
     raise errors.UserError(f"{workdir} holds no checkpoint yet")
   # An alignment's result is what it has trained.
   frozen = {} if config["task"] == "align" else step.init_frozen(run)
-  found = state_lib.averaged(restored.state, frozen)
+  found = step.ema_variables(restored.state, frozen)
   trained = run.state.params
   if row.kind == "wan_dit":
     trained = trained.get("params", {})

@@ -3,19 +3,26 @@
 import contextlib
 import itertools
 import json
+import math
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grain
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from dcvideogen_jax import checkpoint, documents, files, report, sharding
-from dcvideogen_jax.train import history as history_lib
-from dcvideogen_jax.train import interrupt as interrupt_lib
-from dcvideogen_jax.train import profiling, validation, window
-from dcvideogen_jax.train import state as state_lib
+from dcvideogen_jax import (
+  checkpoint,
+  documents,
+  errors,
+  files,
+  report,
+  sharding,
+)
+from dcvideogen_jax.train import profiling, validation
 from dcvideogen_jax.train import step as step_lib
 
 
@@ -23,9 +30,9 @@ class Evaluator(Protocol):
   """Measures a model during its training, every so many steps and at the end.
 
   It is called in every process, under the run's mesh, with the task's
-  variables: averaged parameters where the run keeps an average, and frozen
-  ones. It returns metrics, which must be finite, and uint8 pictures "h w 3",
-  both by name, the same in every process.
+  variables: EMA parameters where the run keeps an EMA, and frozen ones. It
+  returns metrics, which must be finite, and uint8 pictures "h w 3", both by
+  name, the same in every process.
   """
 
   every: int
@@ -36,7 +43,7 @@ class Evaluator(Protocol):
 
 
 def batches(
-  run: step_lib.Plan, config: Mapping[str, Any], batch_size: int, seed: int
+  run: step_lib.TrainPlan, config: Mapping[str, Any], batch_size: int, seed: int
 ) -> grain.DatasetIterator:
   """This process's part of each global batch of `batch_size` clips."""
   index, count = sharding.process_part(run.mesh)
@@ -50,7 +57,7 @@ def batches(
 
 
 def _held_out(
-  run: step_lib.Plan, config: Mapping[str, Any]
+  run: step_lib.TrainPlan, config: Mapping[str, Any]
 ) -> validation.Validation | None:
   """The same batches in every run, for validation."""
   if not config["every"]:
@@ -111,16 +118,93 @@ def _due(every: int, step: int, config: Mapping[str, Any]) -> bool:
   return step == config["steps"] or (every > 0 and step % every == 0)
 
 
+def require_finite(step: int, metrics: Mapping[str, float]) -> None:
+  """Raises UserError that names the first metric that is not finite."""
+  for name, value in metrics.items():
+    if not math.isfinite(value):
+      raise errors.UserError(
+        f"{name} became {value} at step {step}; nothing was saved since the "
+        "last checkpoint"
+      )
+
+
+class MetricWindow:
+  """Means of the metrics since they were last asked for.
+
+  They are read one step late, so that the device is never waited for.
+  """
+
+  def __init__(self):
+    self._pending = None
+    self._seen = []
+
+  def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    pending, self._pending = self._pending, (step, metrics)
+    self._read(pending)
+
+  def flush(self) -> None:
+    """Reads the newest step too; raises UserError if anything is not finite."""
+    pending, self._pending = self._pending, None
+    self._read(pending)
+
+  def means(self) -> dict[str, float]:
+    self.flush()
+    seen, self._seen = self._seen, []
+    return {k: sum(m[k] for m in seen) / len(seen) for k in seen[0]}
+
+  def _read(self, pending: tuple[int, Any] | None) -> None:
+    if pending is None:
+      return
+    step, metrics = pending
+    found = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    # jit returns dictionaries sorted by key.
+    metrics = {"loss": found.pop("loss"), **found}
+    require_finite(step, metrics)
+    self._seen.append(metrics)
+
+
+class Interrupt:
+  """A context in which SIGTERM waits to be asked for.
+
+  Several processes get the same answer at the same step. There jax's
+  coordination service receives the signal, if it was started before.
+  """
+
+  def __init__(self):
+    self._received = False
+    self._alone = jax.process_count() == 1
+
+  def __enter__(self) -> "Interrupt":
+    # Only the main thread may set handlers; elsewhere the default stays.
+    with contextlib.suppress(ValueError):
+      if self._alone:
+        self._previous = signal.signal(signal.SIGTERM, self._handle)
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    with contextlib.suppress(ValueError, AttributeError):
+      signal.signal(signal.SIGTERM, self._previous)
+
+  def received(self, step: int) -> bool:
+    """Whether to save and stop now; to be asked once after every step."""
+    if self._alone:
+      return self._received
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  def _handle(self, *args: object) -> None:
+    self._received = True
+
+
 class _Run(NamedTuple):
   """What stays the same from step to step."""
 
   config: Mapping[str, Any]
-  plan: step_lib.Plan
+  plan: step_lib.TrainPlan
   data: grain.DatasetIterator
   saver: checkpoint.Checkpointer
   log: Any
-  interrupt: interrupt_lib.Interrupt
-  history: history_lib.History | None
+  interrupt: Interrupt
+  history: report.History | None
   held_out: validation.Validation | None
   evaluators: Sequence[Evaluator]
   trace: profiling.Trace
@@ -161,7 +245,7 @@ def fit(
       )
     )
     stack.enter_context(jax.set_mesh(plan.mesh))
-    interrupt = stack.enter_context(interrupt_lib.Interrupt())
+    interrupt = stack.enter_context(Interrupt())
     saver = stack.enter_context(
       checkpoint.Checkpointer(workdir / "checkpoints", config["keep"])
     )
@@ -176,7 +260,7 @@ def fit(
       return True
     run = _Run(
       *(config, plan, data, saver, log, interrupt),
-      history_lib.History(workdir, first) if config["history"] else None,
+      report.History(workdir, first) if config["history"] else None,
       _held_out(plan, config["val"]),
       evaluators,
       stack.enter_context(profiling.Trace(workdir / "profile", profile)),
@@ -202,7 +286,7 @@ def _tell_start(config, workdir, first, log) -> None:
 def _loop(run: _Run, state, frozen, first: int) -> bool:
   config, log = run.config, run.log
   advance = step_lib.compile_step(run.plan, config)
-  seen = window.Window()
+  seen = MetricWindow()
   log.note("compiling the training step ...")
   for step in range(first + 1, config["steps"] + 1):
     local = next(run.data)
@@ -250,17 +334,17 @@ def _evaluate(run: _Run, state, frozen, step: int) -> None:
   found, images = {}, {}
   if run.held_out and _due(run.config["val"]["every"], step, run.config):
     found |= run.held_out.measure(state, frozen)
-    strip = run.held_out.strip(state, frozen)
-    images |= {} if strip is None else {"reconstruction": strip}
+    image = run.held_out.comparison(state, frozen)
+    images |= {} if image is None else {"reconstruction": image}
   for evaluator in run.evaluators:
     if _due(evaluator.every, step, run.config):
-      variables = state_lib.averaged(state, frozen)
+      variables = step_lib.ema_variables(state, frozen)
       metrics, pictures = evaluator(variables, step)
       found |= metrics
       images |= pictures
   if not found and not images:
     return
-  window.require_finite(step, found)
+  require_finite(step, found)
   run.log.note("  ".join(f"{k} {v:.4g}" for k, v in found.items()))
   run.log.record(step, found)
   for name, pixels in images.items():

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule and parameter average from a config."""
+"""Optimiser, learning-rate schedule and EMA from a config."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import optax
 
 from dcvideogen_jax import errors, tree
 
-Average = Callable[[Any, Any, jax.Array], Any]
+UpdateEMA = Callable[[Any, Any, jax.Array], Any]
 
 
 def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
@@ -82,17 +82,17 @@ def build(
   )
 
 
-def averaging(config: Mapping[str, Any] | None) -> Average | None:
-  """How the exponential average of parameters follows them.
+def ema(config: Mapping[str, Any] | None) -> UpdateEMA | None:
+  """How an exponential moving average (EMA) of parameters follows them.
 
   Args:
-    config: "decay", "ramp" and "steps"; None or "decay" 0 for no average. The
+    config: "decay", "ramp" and "steps"; None or "decay" 0 for no EMA. The
       decay of the n-th update, n from 1, grows so that the start is soon
       forgotten. "ratio": min(decay, n / (9 + n)); "exponential":
       decay * (1 - exp(-n / steps)), that of DC-Gen (commit 562077c).
 
   Returns:
-    (average, parameters, steps before this one) -> average.
+    (EMA, parameters, steps before this one) -> EMA.
 
   Raises:
     errors.UserError: for an unknown ramp, or numbers out of range.
@@ -115,8 +115,8 @@ def averaging(config: Mapping[str, Any] | None) -> Average | None:
     )
   ramp = ramps[config["ramp"]]
 
-  def average(ema, params, step):
+  def update(average, params, step):
     d = ramp(step.astype(jnp.float32) + 1)
-    return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
+    return jax.tree.map(lambda e, p: d * e + (1 - d) * p, average, params)
 
-  return average
+  return update

@@ -4,25 +4,99 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import errors, sharding, tree
-from dcvideogen_jax.train import accumulate, optim, ranges, tasks
-from dcvideogen_jax.train import state as state_lib
+from dcvideogen_jax.train import (
+  align,
+  autoencoders,
+  denoise,
+  optim,
+  ranges,
+)
 from dcvideogen_jax.train import task as task_lib
 
+# What can be trained, by the name that a config gives it.
+TASKS: Mapping[str, Callable[[Mapping[str, Any]], task_lib.Task]] = {
+  "autoencoder": autoencoders.autoencoder,
+  "wan_autoencoder": autoencoders.wan_autoencoder,
+  "align": align.align,
+  "denoise": denoise.denoise,
+}
 
-class Plan(NamedTuple):
+
+def build_task(config: Mapping[str, Any]) -> task_lib.Task:
+  """The task of a config.
+
+  Raises:
+    errors.UserError: for an unknown task, or what building it raises.
+  """
+  if config["task"] not in TASKS:
+    raise errors.UserError(
+      f"task must be one of {', '.join(TASKS)}, found {config['task']!r}"
+    )
+  return TASKS[config["task"]](config)
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes, in one tree.
+
+  Leaves are named "params/...", "opt/0/mu/...", "ema/...", "rng", "step".
+  `params`, `opt` and `ema` hold trainable leaves only, nested as the task's
+  variables are; frozen ones are a tree of their own, which no step changes and
+  no checkpoint holds. `ema` is None where the run keeps no EMA. `rng`, the
+  numbers of a key, is never advanced: a step folds its number into the key
+  (`step_key`), so that a resumed step draws what an uninterrupted one would
+  have drawn.
+  """
+
+  step: jax.Array
+  params: Any
+  opt: optax.OptState
+  ema: Any
+  rng: jax.Array
+
+
+def new_state(
+  params: Any,
+  optimiser: optax.GradientTransformation,
+  seed: int,
+  with_ema: bool,
+) -> TrainState:
+  """The state before the first step; pure, for `jax.eval_shape`."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt=optimiser.init(params),
+    ema=jax.tree.map(jnp.copy, params) if with_ema else None,
+    rng=jax.random.key_data(task_lib.steps_key(seed)),
+  )
+
+
+def step_key(state: TrainState) -> jax.Array:
+  """What the next step draws from."""
+  return jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+
+def ema_variables(state: TrainState, frozen: Any) -> Any:
+  """The task's variables with EMA parameters, or current ones without EMA."""
+  return tree.merge(state.params if state.ema is None else state.ema, frozen)
+
+
+class TrainPlan(NamedTuple):
   """What a config describes, before anything is allocated.
 
   Attributes:
     task: what is trained.
     optimiser: changes the trainable variables.
-    average: as `optim.averaging` gives it.
+    update_ema: as `optim.ema` gives it.
     mesh: the devices.
     seed: of the start and of what steps draw.
     split: the task's variables -> (trainable, frozen).
@@ -32,17 +106,17 @@ class Plan(NamedTuple):
 
   task: task_lib.Task
   optimiser: optax.GradientTransformation
-  average: optim.Average | None
+  update_ema: optim.UpdateEMA | None
   mesh: Mesh
   seed: int
   split: Callable[[Any], tuple[Any, Any]]
-  state: state_lib.TrainState
+  state: TrainState
   frozen: Any
 
 
 def plan(
   config: Mapping[str, Any], devices: Sequence[Any] | None = None
-) -> Plan:
+) -> TrainPlan:
   """Builds the task, the optimiser, the mesh and the sharded abstract state.
 
   Args:
@@ -53,31 +127,31 @@ def plan(
     errors.UserError: for anything in the config that does not fit.
   """
   ranges.check(config)
-  task = tasks.build(config)
+  task = build_task(config)
   optimiser = optim.build(config["optim"], config["steps"])
-  average = optim.averaging(config["ema"])
+  update_ema = optim.ema(config["ema"])
   mesh = sharding.make_mesh(config["mesh"], devices)
   seed = config["seed"]
-  variables = jax.eval_shape(lambda: task.init(state_lib.start_key(seed)))
+  variables = jax.eval_shape(lambda: task.init(task_lib.start_key(seed)))
   mask = tree.match_tree(task.trainable, variables)
   split = functools.partial(tree.split, mask=mask)
   params, frozen = split(variables)
   if not params:
     raise errors.UserError(f"task {config['task']!r} would train nothing")
+  with_ema = update_ema is not None
   state = jax.eval_shape(
-    lambda p: state_lib.create(p, optimiser, seed, average is not None), params
+    lambda p: new_state(p, optimiser, seed, with_ema), params
   )
-  rules = config["sharding"]
-  state = _placed(state, mesh, rules)
-  frozen = _placed({"frozen": frozen}, mesh, rules)["frozen"]
-  return Plan(task, optimiser, average, mesh, seed, split, state, frozen)
+  state = _placed(state, mesh, config["sharding"])
+  frozen = _placed({"frozen": frozen}, mesh, config["sharding"])["frozen"]
+  return TrainPlan(
+    task, optimiser, update_ema, mesh, seed, split, state, frozen
+  )
 
 
 def _placed(abstract: Any, mesh: Mesh, rules: Any) -> Any:
   return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=where
-    ),
+    lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to),
     abstract,
     sharding.shardings(abstract, mesh, rules),
   )
@@ -100,55 +174,52 @@ def require_divisible(name: str, size: int, mesh: Mesh, parts: int = 1) -> None:
     )
 
 
-def init(run: Plan) -> tuple[state_lib.TrainState, Any]:
+def init(run: TrainPlan) -> tuple[TrainState, Any]:
   """(state, frozen variables), each leaf created where its sharding puts it.
 
   Raises:
     errors.UserError: if what the task starts from does not fit.
   """
-  params, frozen = _start(run, _where(run.state.params), _where(run.frozen))
+  params, frozen = _start(run)
   create = functools.partial(
-    state_lib.create,
+    new_state,
     optimiser=run.optimiser,
     seed=run.seed,
-    with_ema=run.average is not None,
+    with_ema=run.update_ema is not None,
   )
-  where = _where(run.state)
   with jax.set_mesh(run.mesh):
-    return jax.jit(create, out_shardings=where)(params), frozen
+    return jax.jit(create, out_shardings=_where(run.state))(params), frozen
 
 
-def init_frozen(run: Plan) -> Any:
+def init_frozen(run: TrainPlan) -> Any:
   """What `init` would give as the frozen variables, for a restored state.
 
   Raises:
     errors.UserError: as `init`.
   """
-  if not run.frozen:
-    return {}
-  return _start(run, None, _where(run.frozen))[1]
+  return _start(run, only_frozen=True)[1] if run.frozen else {}
 
 
-def _start(run: Plan, trained: Any, frozen: Any) -> tuple[Any, Any]:
-  """(trainable, frozen) variables; the first is None where `trained` is."""
+def _start(run: TrainPlan, only_frozen: bool = False) -> tuple[Any, Any]:
+  """(trainable, frozen) variables; the first need not be there."""
+  where = _where(run.state.params), _where(run.frozen)
   if run.task.start is not None:
-    where = tree.merge(_where(run.state.params), _where(run.frozen))
     with jax.set_mesh(run.mesh):
-      variables = run.task.start(where)
+      variables = run.task.start(tree.merge(*where))
     tree.require_equal(
       _described(tree.merge(run.state.params, run.frozen)),
       _described(variables),
       "what the task starts from",
     )
-    params, rest = run.split(variables)
-    return (None if trained is None else params), rest
+    return run.split(variables)
 
   def create():
-    params, rest = run.split(run.task.init(state_lib.start_key(run.seed)))
-    return (None if trained is None else params), rest
+    params, frozen = run.split(run.task.init(task_lib.start_key(run.seed)))
+    return ({} if only_frozen else params), frozen
 
+  out = ({} if only_frozen else where[0]), where[1]
   with jax.set_mesh(run.mesh):
-    return jax.jit(create, out_shardings=(trained, frozen))()
+    return jax.jit(create, out_shardings=out)()
 
 
 def _described(variables: Any) -> dict[str, tuple[Any, ...]]:
@@ -158,28 +229,80 @@ def _described(variables: Any) -> dict[str, tuple[Any, ...]]:
   }
 
 
+def cut(batch: Any, parts: int) -> Any:
+  """Arrays (b, ...) to (parts, b / parts, ...), split over the mesh alike.
+
+  Part i gets the samples i, i + parts, ...: each device cuts what it has.
+  """
+
+  def one(x):
+    x = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+    return sharding.constrain(x, None, "batch")
+
+  return jax.tree.map(one, batch)
+
+
+def gradients(
+  task: task_lib.Task, trainable: Any, frozen: Any, drawn: Any, parts: int
+) -> tuple[task_lib.Metrics, Any]:
+  """Loss, metrics and gradients: float32 means over the parts of a batch.
+
+  Args:
+    task: gives the loss.
+    trainable: what gradients are for.
+    frozen: the other variables.
+    drawn: the whole batch, each array (b, ...).
+    parts: into how many `b` is cut, so that a large batch fits into memory.
+
+  Returns:
+    ({"loss": ..., **metrics}, a tree like `trainable`).
+  """
+
+  def loss_fn(trainable, part):
+    return task.loss_fn(tree.merge(trainable, frozen), part)
+
+  def once(part):
+    both = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, metrics), grads = both(trainable, part)
+    return jax.tree.map(
+      lambda x: x.astype(jnp.float32), ({"loss": loss, **metrics}, grads)
+    )
+
+  if parts == 1:
+    return once(drawn)
+  pieces = cut(drawn, parts)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(once, jax.tree.map(lambda x: x[0], pieces)),
+  )
+  total, _ = jax.lax.scan(
+    lambda total, part: (jax.tree.map(jnp.add, total, once(part)), None),
+    zeros,
+    pieces,
+  )
+  return jax.tree.map(lambda x: x / parts, total)
+
+
 def compile_step(
-  run: Plan, config: Mapping[str, Any]
-) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
+  run: TrainPlan, config: Mapping[str, Any]
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """The compiled (state, frozen, batch) -> (state, metrics).
 
   The state is donated. "grad_norm" is that of the whole batch's gradient,
   before it is clipped.
   """
   schedule = optim.learning_rate(config["optim"], config["steps"])
-  parts = config["accumulate"]
   where = _where(run.state)
 
   def step(state, frozen, batch):
-    variables = tree.merge(state.params, frozen)
-    batch = accumulate.encode(run.task, variables, batch, parts)
-    drawn = run.task.draw(batch, state_lib.step_key(state))
-    metrics, grads = accumulate.gradients(
-      run.task, state.params, frozen, drawn, parts
+    batch = run.task.encode(tree.merge(state.params, frozen), batch)
+    drawn = run.task.draw(batch, step_key(state))
+    metrics, grads = gradients(
+      run.task, state.params, frozen, drawn, config["accumulate"]
     )
     updates, opt = run.optimiser.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = run.average and run.average(state.ema, params, state.step)
+    ema = run.update_ema and run.update_ema(state.ema, params, state.step)
     metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
     new = state.replace(step=state.step + 1, params=params, opt=opt, ema=ema)
     return new, metrics
@@ -194,7 +317,7 @@ def compile_step(
 
 
 def trace(
-  run: Plan,
+  run: TrainPlan,
   config: Mapping[str, Any],
   batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> jax.stages.Traced:
@@ -210,9 +333,9 @@ def trace(
   """
   for x in batch.values():
     require_divisible("batch_size", x.shape[0], run.mesh, config["accumulate"])
-  where = NamedSharding(run.mesh, sharding.BATCH)
+  to = NamedSharding(run.mesh, sharding.BATCH)
   placed = {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
     for name, x in batch.items()
   }
   with jax.set_mesh(run.mesh):
@@ -221,8 +344,8 @@ def trace(
 
 def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
   """Global arrays from each process's part of a batch."""
-  where = NamedSharding(mesh, sharding.BATCH)
+  to = NamedSharding(mesh, sharding.BATCH)
   return {
-    name: jax.make_array_from_process_local_data(where, value)
+    name: jax.make_array_from_process_local_data(to, value)
     for name, value in batch.items()
   }

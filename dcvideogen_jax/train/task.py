@@ -1,23 +1,90 @@
-"""What the loop needs to know about what it trains."""
+"""What is trained, on which batches, and where its randomness comes from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import grain
 import jax
+from jaxtyping import Array, Bool, Float32, UInt8
 
 from dcvideogen_jax.data import pipeline
 
-Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def _as_it_is(batch: Batch, rng: jax.Array) -> Batch:
+class VideoBatch(TypedDict):
+  """Clips that autoencoders are trained on.
+
+  Attributes:
+    video: levels of red, green and blue, 0 to 255; all frames of a batch have
+      one size.
+  """
+
+  video: UInt8[Array, "b t h w 3"]
+
+
+class DrawnVideos(VideoBatch, total=False):
+  """`VideoBatch` with what is random.
+
+  Attributes:
+    noise: standard normal, one number for each of the posterior of Wan's
+      autoencoder.
+  """
+
+  noise: Float32[Array, "b T H W c"]
+
+
+class LatentBatch(TypedDict, total=False):
+  """Encoded clips and what they are conditioned on; tasks read some of it.
+
+  Attributes:
+    deep: latents of DC-AE-V, multiplied by its `latent_scale`.
+    base: latents of Wan's autoencoder, with mean 0 and std 1 by its own.
+    deep_condition, base_condition: of image to video, the latents of the first
+      frame, followed by empty ones, in the same space.
+    text: UMT5's embeddings of the caption, zero after its end.
+    image: CLIP's features of the first frame.
+  """
+
+  deep: Float32[Array, "b t h w c"]
+  base: Float32[Array, "b t H W C"]
+  deep_condition: Float32[Array, "b t h w c"]
+  base_condition: Float32[Array, "b t H W C"]
+  text: Float32[Array, "b s e"]
+  image: Float32[Array, "b m f"]
+
+
+class DrawnLatents(LatentBatch, total=False):
+  """`LatentBatch` with what is random in flow matching.
+
+  Attributes:
+    sigma: share of noise, within 0 to 1; of each sample, or of each chunk.
+    timestep: what the transformer is told of it, within 0 to 1000; alike.
+    weight: of the squared error; alike.
+    noise: standard normal, like the latents that are trained on.
+    clean_noise: likewise, for the copies of teacher forcing.
+    drop: whether the negative prompt replaces the text.
+  """
+
+  sigma: Float32[Array, "b ..."]
+  timestep: Float32[Array, "b ..."]
+  weight: Float32[Array, "b ..."]
+  noise: Float32[Array, "b t h w c"]
+  clean_noise: Float32[Array, "b t h w c"]
+  drop: Bool[Array, " b"]
+
+
+# Of every task; those with encoders get raw videos and tokens, as
+# `adapt.encode.clips` takes them, and make `LatentBatch` of them.
+Batch = Any
+
+
+def _undrawn(batch: Batch, rng: jax.Array) -> Batch:
   del rng
   return batch
 
 
-def _raw(variables: Any, batch: Batch) -> Batch:
+def _unencoded(variables: Any, batch: Batch) -> Batch:
   del variables
   return batch
 
@@ -40,7 +107,7 @@ class Task(NamedTuple):
   draw(batch, rng) -> drawn: adds everything random, arrays with a leading
     batch axis.
   encode(variables, batch) -> batch: what frozen encoders make of raw data,
-    sample by sample.
+    sample by sample, in the memory that a few samples need.
   trainable: ordered (regular expression over the names of variables, bool).
   start(where) -> variables that do not start at random. `where` is a tree of
     shardings like them. None: they start as `init` gives them.
@@ -52,8 +119,27 @@ class Task(NamedTuple):
   init: Callable[[jax.Array], Any]
   loss_fn: Callable[[Any, Batch], tuple[jax.Array, Metrics]]
   predict_fns: Mapping[str, Callable[[Any, Batch], Any]]
-  draw: Callable[[Batch, jax.Array], Batch] = _as_it_is
-  encode: Callable[[Any, Batch], Batch] = _raw
+  draw: Callable[[Batch, jax.Array], Batch] = _undrawn
+  encode: Callable[[Any, Batch], Batch] = _unencoded
   trainable: Sequence[tuple[str, bool]] = ((".*", True),)
   start: Callable[[Any], Any] | None = None
   batches: Callable[..., grain.DatasetIterator] = pipeline.batches
+
+
+def start_key(seed: int) -> jax.Array:
+  """What everything that starts at random is drawn from, and nothing else."""
+  return _keys(seed)[0]
+
+
+def steps_key(seed: int) -> jax.Array:
+  """What the keys of all steps are made from."""
+  return _keys(seed)[1]
+
+
+def validation_key() -> jax.Array:
+  """What every validation draws from, whatever the seed of its run."""
+  return _keys(0)[2]
+
+
+def _keys(seed: int) -> jax.Array:
+  return jax.random.split(jax.random.key(seed), 3)

@@ -8,20 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import UInt8
 
 from dcvideogen_jax import errors, tree
-from dcvideogen_jax.train import state as state_lib
-from dcvideogen_jax.train import step, strips
+from dcvideogen_jax.train import step
 from dcvideogen_jax.train import task as task_lib
+
+_ERROR_GAIN = 4
+_GAP = 2  # pixels
 
 
 class Validation:
-  """Measures current and averaged parameters on fixed held-out batches.
+  """Measures current and EMA parameters on fixed held-out batches.
 
   What a task draws is the same every time.
   """
 
-  def __init__(self, run: step.Plan, batches: Iterable[Mapping[str, Any]]):
+  def __init__(self, run: step.TrainPlan, batches: Iterable[Mapping[str, Any]]):
     """Keeps `batches`, which hold this process's part of each."""
     self._batches = [step.put(run.mesh, batch) for batch in batches]
     self._counts: dict[str, int] = {}
@@ -44,10 +47,8 @@ class Validation:
     if "reconstruct" in task.predict_fns:
       self._reconstruct = jax.jit(reconstruct, out_shardings=whole)
 
-  def measure(
-    self, state: state_lib.TrainState, frozen: Any
-  ) -> dict[str, float]:
-    """Means over all clips: "val/psnr", and "val/ema_psnr" of the average.
+  def measure(self, state: step.TrainState, frozen: Any) -> dict[str, float]:
+    """Means over all clips: "val/psnr", and "val/ema_psnr" of the EMA.
 
     They are means over what is not NaN. A metric for which nothing counts is
     left out.
@@ -71,19 +72,19 @@ class Validation:
           found[label] = total / count
     return found
 
-  def strip(
-    self, state: state_lib.TrainState, frozen: Any
+  def comparison(
+    self, state: step.TrainState, frozen: Any
   ) -> np.ndarray | None:
-    """Picture of the first clips as the averaged parameters see them.
+    """Picture of the first clips as the EMA parameters see them.
 
     None for a task that reconstructs nothing.
     """
     if self._reconstruct is None:
       return None
-    variables = state_lib.averaged(state, frozen)
+    variables = step.ema_variables(state, frozen)
     original, output = self._reconstruct(variables, self._batches[0])
     original = np.asarray(original)[:, : output.shape[1]]
-    return strips.strip(original, np.asarray(output))
+    return comparison_image(original, np.asarray(output))
 
   def _add_up(self, variables):
     """(name, (sum, count)) over all batches, in float64."""
@@ -99,5 +100,37 @@ class Validation:
 def _draw(
   task: task_lib.Task, variables: Any, batch: task_lib.Batch, number: Any
 ) -> task_lib.Batch:
-  rng = jax.random.fold_in(state_lib.validation_key(), number)
+  rng = jax.random.fold_in(task_lib.validation_key(), number)
   return task.draw(task.encode(variables, batch), rng)
+
+
+def comparison_image(
+  original: UInt8[np.ndarray, "b t h w 3"],
+  output: UInt8[np.ndarray, "b t h w 3"],
+  clips: int = 2,
+  frames: int = 8,
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Rows original / reconstruction / error for evenly spaced frames.
+
+  The error is the absolute difference times 4, clipped. Asked for
+  more clips or frames than there are, it shows all of them.
+
+  Raises:
+    errors.UserError: if the two videos differ in shape.
+  """
+  if original.shape != output.shape:
+    raise errors.UserError(
+      f"a video of shape {original.shape} was reconstructed as {output.shape}"
+    )
+  t = original.shape[1]
+  picked = np.linspace(0, t - 1, min(frames, t)).round().astype(int)
+  difference = np.abs(original.astype(np.int16) - output)
+  error = np.minimum(difference * _ERROR_GAIN, 255).astype(np.uint8)
+  rows = []
+  for clip in range(min(clips, len(original))):
+    for video in (original, output, error):
+      padded = np.pad(
+        video[clip, picked], ((0, 0), (0, _GAP), (0, _GAP), (0, 0))
+      )
+      rows.append(np.concatenate(list(padded), axis=1))
+  return np.concatenate(rows, axis=0)[:-_GAP, :-_GAP]

@@ -16,7 +16,7 @@ from dcvideogen_jax.adapt import align, assemble, phases
 from dcvideogen_jax.convert import sources
 from dcvideogen_jax.models import wan_dit
 from dcvideogen_jax.ops import attention
-from dcvideogen_jax.train import state as state_lib
+from dcvideogen_jax.train import task as task_lib
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _KEYS = {"base", "weights", "patch_embed", "head", "random"}
@@ -171,7 +171,7 @@ def load(
   Raises:
     errors.UserError: if weights cannot be read or are another model's.
   """
-  same, rng = bool(start["weights"]), state_lib.start_key(seed)
+  same, rng = bool(start["weights"]), task_lib.start_key(seed)
   expected = jax.eval_shape(init, rng)
   shapes = tree.shapes(expected["params"])
   source = start["weights"] or start["base"]

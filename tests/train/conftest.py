@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from dcvideogen_jax import levels
-from dcvideogen_jax.train import task, tasks
+from dcvideogen_jax.train import step, task
 
 
 def _linear(config):
@@ -89,5 +89,5 @@ _CONFIG = {
 @pytest.fixture
 def config(monkeypatch):
   """A config of the task "linear", which exists in this test only."""
-  monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS, "linear": _linear})
+  monkeypatch.setattr(step, "TASKS", {**step.TASKS, "linear": _linear})
   return copy.deepcopy(_CONFIG)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import sharding, tree
-from dcvideogen_jax.train import tasks
+from dcvideogen_jax.train import step as step_lib
 
 MODELS = {
   "autoencoder": {
@@ -40,7 +40,7 @@ def step(task, **axes):
   loss = {"l1": 1.0}
   if task == "autoencoder":
     loss |= {"gradient": 0.5, "dssim": 0.5}
-  task = tasks.build(
+  task = step_lib.build_task(
     {
       "task": task,
       "start": "random",

@@ -9,7 +9,7 @@ from configs import tiny
 from dcvideogen_jax import convert, errors, tree
 from dcvideogen_jax.models import wan_vae
 from dcvideogen_jax.tiny import world
-from dcvideogen_jax.train import statistics, tasks, warm_starts
+from dcvideogen_jax.train import statistics, step, warm_starts
 
 FIELDS = {"base_width": 16, "multipliers": (1, 1, 1, 1), "blocks": 1}
 
@@ -75,11 +75,11 @@ def config(task):
 )
 def test_weights_to_start_from(tmp_path, task, kind):
   fields = config(task)["model"]
-  made = tasks.build(config(task))
+  made = step.build_task(config(task))
   params = jax.jit(made.init)(jax.random.key(1))
   module = convert.KINDS[kind].build(fields)
   convert.save(tmp_path, kind, module, {"params": params}, dtype=jnp.bfloat16)
-  again = tasks.build(config(task) | {"weights": str(tmp_path)})
+  again = step.build_task(config(task) | {"weights": str(tmp_path)})
   where = jax.tree.map(
     lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), params
   )
@@ -91,7 +91,7 @@ def test_weights_to_start_from(tmp_path, task, kind):
 
 def test_the_scale_of_deep_latents(clips):
   fields = config("autoencoder")["model"]
-  made = tasks.build(config("autoencoder"))
+  made = step.build_task(config("autoencoder"))
   params = jax.jit(made.init)(jax.random.key(1))
   module = convert.KINDS["dc_ae_v"].build(fields)
   video = np.concatenate([clips, clips[:, :3]], axis=1)  # Whole chunks.
@@ -108,7 +108,7 @@ def test_the_scale_of_deep_latents(clips):
   [("autoencoder", {"latent_scale"}), ("wan_autoencoder", {"mean", "std"})],
 )
 def test_what_an_export_measures(task, names):
-  made, kind = tasks.build(config(task)), {"autoencoder": "dc_ae_v"}
+  made, kind = step.build_task(config(task)), {"autoencoder": "dc_ae_v"}
   params = jax.jit(made.init)(jax.random.key(1))
   fields = config(task)["model"]
   module = convert.KINDS[kind.get(task, "wan_vae")].build(fields)

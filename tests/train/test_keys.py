@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from dcvideogen_jax.train import align, denoise, step, validation, weights
-from dcvideogen_jax.train import state as state_lib
+from dcvideogen_jax.train import task as task_lib
 from tests import keys
 from tests.adapt import runs
 from tests.adapt.test_adapt_configs import config
@@ -27,7 +27,7 @@ def test_a_step_of_each_phase(phase):
       for name, shape in found["data"]["shapes"].items()
     }
     step.trace(run, found, batch)
-    jax.eval_shape(lambda: run.task.init(state_lib.start_key(0)))
+    jax.eval_shape(lambda: run.task.init(task_lib.start_key(0)))
   assert run.state.rng.dtype == np.uint32  # As checkpoints have it.
 
 
@@ -47,12 +47,12 @@ def test_start_steps_and_validation_have_keys_of_their_own(monkeypatch):
   forcing = {"per_chunk": True, "clean": 0.1}
   model = runs.config("full")["model"] | {"chunk": 1}
   task = denoise.denoise(runs.config("full", model=model, forcing=forcing))
-  state = state_lib.create({}, optax.identity(), 0, False)
+  state = step.new_state({}, optax.identity(), 0, False)
   watched = keys.Keys(monkeypatch)
-  watched.use(state_lib.start_key(0), "what starts at random")
+  watched.use(task_lib.start_key(0), "what starts at random")
   for number in range(3):
     at = state.replace(step=np.int32(number))
-    task.draw(runs.batch(1), state_lib.step_key(at))
+    task.draw(runs.batch(1), step.step_key(at))
     validation._draw(task, {}, runs.batch(1), number)
   assert len(watched.uses) > 3 * 2 * 4 and not watched.reused()
 
@@ -73,5 +73,5 @@ def test_what_starts_at_random_has_the_key_for_it(monkeypatch, phase):
   task = build(runs.config(phase, seed=5))
   with pytest.raises(Asked) as found:
     task.start(jax.eval_shape(task.init, jax.random.key(0)))
-  expected = jax.random.key_data(state_lib.start_key(5)).tolist()
+  expected = jax.random.key_data(task_lib.start_key(5)).tolist()
   assert found.value.args == (expected,)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dcvideogen_jax import checkpoint, errors, report
-from dcvideogen_jax.train import export, loop, step, tasks, validation
+from dcvideogen_jax.train import export, loop, step, validation
 
 
 def _saved(config, workdir):
@@ -172,13 +172,13 @@ def test_a_validation_that_becomes_nan_is_named(config):
 def test_a_task_that_shows_nothing_leaves_no_strips(
   config, tmp_path, monkeypatch
 ):
-  linear = tasks.TASKS["linear"]
+  linear = step.TASKS["linear"]
 
   def blind(config):
     task = linear(config)
     return task._replace(predict_fns={"measure": task.predict_fns["measure"]})
 
-  monkeypatch.setattr(tasks, "TASKS", {"linear": blind})
+  monkeypatch.setattr(step, "TASKS", {"linear": blind})
   assert loop.fit(config, tmp_path)
   assert not (tmp_path / "strips").exists()
   assert any("val/psnr" in r for r in _records(tmp_path))

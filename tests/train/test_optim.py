@@ -75,7 +75,7 @@ def test_clipping_by_global_norm(options, clip, norm):
   ],
 )
 def test_average_warms_up_and_then_decays(ramp, decays):
-  average = optim.averaging({"decay": 0.9, "ramp": ramp, "steps": 20})
+  average = optim.ema({"decay": 0.9, "ramp": ramp, "steps": 20})
   ema, params = {"a": jnp.float32(2.0)}, {"a": jnp.float32(1.0)}
   found = [float(average(ema, params, jnp.int32(n))["a"]) for n in (0, 8, 1000)]
   np.testing.assert_allclose(found, np.add(decays, 1), rtol=1e-6)
@@ -86,9 +86,9 @@ def test_average_warms_up_and_then_decays(ramp, decays):
 )
 def test_an_average_that_does_not_fit(config, change):
   with pytest.raises(errors.UserError, match="ema"):
-    optim.averaging(config["ema"] | change)
+    optim.ema(config["ema"] | change)
 
 
 def test_no_average_without_a_decay(config):
-  assert optim.averaging(None) is None
-  assert optim.averaging(config["ema"] | {"decay": 0.0}) is None
+  assert optim.ema(None) is None
+  assert optim.ema(config["ema"] | {"decay": 0.0}) is None

@@ -8,7 +8,7 @@ import pytest
 from configs import adapt, tiny
 from dcvideogen_jax import errors
 from dcvideogen_jax.tiny import evaluators
-from dcvideogen_jax.train import ranges, step, tasks
+from dcvideogen_jax.train import ranges, step
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_refused(monkeypatch, name, value, message):
   for key in parts:
     part = part[key]
   part[last] = value
-  monkeypatch.setattr(tasks, "build", None)  # Nothing is built before.
+  monkeypatch.setattr(step, "build", None)  # Nothing is built before.
   with pytest.raises(errors.UserError, match=message):
     step.plan(config)
 

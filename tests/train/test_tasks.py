@@ -10,7 +10,7 @@ import pytest
 from configs import tiny
 from dcvideogen_jax import errors, levels, tree
 from dcvideogen_jax.models import dc_ae_v, wan_vae
-from dcvideogen_jax.train import losses, strips, tasks, warm_starts
+from dcvideogen_jax.train import losses, step, validation, warm_starts
 
 WAN = {
   "task": "wan_autoencoder",
@@ -64,7 +64,7 @@ def _predictions(task, params, batch, frames):
 
 
 def test_loss_and_predictions_agree(small):
-  task = tasks.build(small)
+  task = step.build_task(small)
   params = jax.jit(task.init)(jax.random.key(0))
   batch = {"video": jnp.asarray(_video())}
   loss, metrics = jax.jit(task.loss_fn)(params, batch)
@@ -73,7 +73,7 @@ def test_loss_and_predictions_agree(small):
 
 
 def test_the_wan_autoencoder_trains_samples_and_measures_means():
-  task, module = tasks.build(WAN), wan_vae.build(WAN["model"])
+  task, module = step.build_task(WAN), wan_vae.build(WAN["model"])
   params = jax.jit(task.init)(jax.random.key(0))
   batch = {"video": jnp.asarray(_video())}
   drawn = jax.jit(task.draw)(batch, jax.random.key(1))
@@ -107,7 +107,7 @@ def test_the_wan_autoencoder_trains_samples_and_measures_means():
   "shape", [(1, 3, 16, 16, 3), (1, 4, 18, 16, 3), (1, 4, 16, 17, 3)]
 )
 def test_clips_that_would_be_padded_are_refused(small, shape):
-  task = tasks.build(small)
+  task = step.build_task(small)
   params = jax.eval_shape(task.init, jax.random.key(0))
   batch = {"video": jax.ShapeDtypeStruct(shape, jnp.uint8)}
   with pytest.raises(errors.UserError, match="multiple of 4 frames and 4"):
@@ -117,7 +117,7 @@ def test_clips_that_would_be_padded_are_refused(small, shape):
 def test_clips_that_the_wan_autoencoder_would_pad_are_refused():
   batch = {"video": jax.ShapeDtypeStruct((1, 5, 15, 16, 3), jnp.uint8)}
   with pytest.raises(errors.UserError, match="multiple of 2 pixels"):
-    jax.eval_shape(tasks.build(WAN).draw, batch, jax.random.key(0))
+    jax.eval_shape(step.build_task(WAN).draw, batch, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_clips_that_the_wan_autoencoder_would_pad_are_refused():
 )
 def test_a_config_that_does_not_fit(small, change):
   with pytest.raises(errors.UserError):
-    tasks.build(small | change)
+    step.build_task(small | change)
 
 
 @pytest.mark.parametrize("time", ["chunk_causal", "causal", "non_causal"])
@@ -158,7 +158,7 @@ def test_shortcuts_start_with_the_mean_of_each_block(time):
 
 def test_strip_shows_original_reconstruction_and_error():
   original, output = _video(), _video()[:, :, ::-1]
-  picture = strips.strip(original, output, clips=1, frames=2)
+  picture = validation.comparison_image(original, output, clips=1, frames=2)
   assert picture.shape == (3 * 16 + 2 * 2, 2 * 16 + 2, 3)
   np.testing.assert_array_equal(picture[:16, :16], original[0, 0])
   np.testing.assert_array_equal(picture[18:34, 18:], output[0, 3])
@@ -168,4 +168,4 @@ def test_strip_shows_original_reconstruction_and_error():
 
 def test_a_strip_of_different_shapes_is_refused():
   with pytest.raises(errors.UserError, match="was reconstructed as"):
-    strips.strip(_video(), _video((2, 4, 16, 14, 3)))
+    validation.comparison_image(_video(), _video((2, 4, 16, 14, 3)))
