@@ -14,32 +14,22 @@ made.
 
 import contextlib
 import errno
-import fcntl
-import functools
-import hashlib
 import logging
 import os
 import pathlib
-import platform
 import secrets
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from typing import TypeAlias
 
 from etils import epath
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, leftovers
 
 Path: TypeAlias = pathlib.Path | epath.Path
 CACHE_VARIABLE = "DCVIDEOGEN_CACHE"
 
 _STORE = "gs://"
-_TEMPORARY = ".new-"
-# What another machine, or a file system without locks, left is removed once
-# nothing has been written to it for so many seconds.
-_IDLE = 24 * 3600
 # The reasons for which a disk takes no more, which no file can be blamed for.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -219,7 +209,7 @@ def lock(where: str | os.PathLike[str]) -> Iterator[bool]:
     with writing(target):
       handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-      locked = _try_lock(handle)
+      locked = leftovers.try_lock(handle)
       if locked is False:
         yield False
         return
@@ -229,7 +219,9 @@ def lock(where: str | os.PathLike[str]) -> Iterator[bool]:
           " processes may be at the same work",
           target,
         )
-      if not _is_at(handle, target):  # It was given up, and removed, just now.
+      if not leftovers.is_at(
+        handle, target
+      ):  # It was given up, and removed, just now.
         continue
       try:
         yield True
@@ -252,18 +244,6 @@ def writing(target: Path) -> Iterator[None]:
     yield
   except OSError as e:
     raise errors.UserError(f"cannot write {target}: {e.strerror or e}") from e
-
-
-def sweep(directory: pathlib.Path) -> None:
-  """Removes what killed processes have left in a directory of this machine.
-
-  What a living process is writing is locked, and stays.
-  """
-  with contextlib.suppress(OSError):
-    for entry in os.scandir(directory):
-      if entry.name.startswith(_TEMPORARY):
-        with contextlib.suppress(OSError):
-          _remove_if_left(pathlib.Path(entry.path))
 
 
 def cache_directory() -> pathlib.Path:
@@ -303,16 +283,18 @@ def _temporary(target: pathlib.Path, create) -> Iterator[pathlib.Path]:
       is about it, or about a disk that takes no more.
   """
   with writing(target):
-    sweep(target.parent)
+    leftovers.sweep(target.parent)
     while True:
       # Long names stay within the 255 bytes that file systems take.
       temporary = target.with_name(
-        f"{_TEMPORARY}{_machine()}-{secrets.token_hex(4)}-{target.stem[:40]}"
+        f"{leftovers.PREFIX}{leftovers.machine()}-{secrets.token_hex(4)}-{target.stem[:40]}"
         f"{target.suffix}"
       )
       handle = create(temporary)
       # Another process may sweep it away before it is locked.
-      if _try_lock(handle) is not False and _is_at(handle, temporary):
+      if leftovers.try_lock(handle) is not False and leftovers.is_at(
+        handle, temporary
+      ):
         break
       os.close(handle)
   try:
@@ -322,7 +304,7 @@ def _temporary(target: pathlib.Path, create) -> Iterator[pathlib.Path]:
       raise
     raise errors.UserError(f"cannot write {target}: {e.strerror or e}") from e
   finally:
-    _remove(temporary)
+    leftovers.remove(temporary)
     os.close(handle)
 
 
@@ -341,56 +323,6 @@ def _is_about(error: OSError, temporary: pathlib.Path) -> bool:
   if not isinstance(error.filename, str | bytes):  # Writes name no file.
     return is_full(error)
   return pathlib.Path(os.fsdecode(error.filename)).is_relative_to(temporary)
-
-
-@functools.cache
-def _machine() -> str:
-  """Stands for this machine: on others the locks held here may not count."""
-  return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-
-
-def _try_lock(handle: int) -> bool | None:
-  """Locks an open file or directory; None where there are no locks."""
-  try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  except OSError:  # NFS locks no directories, and other systems nothing.
-    return None
-  return True
-
-
-def _is_at(handle: int, where: pathlib.Path) -> bool:
-  """Whether an open file is still the one of that name."""
-  try:
-    return os.path.samestat(os.fstat(handle), where.lstat())
-  except FileNotFoundError:
-    return False
-
-
-def _remove_if_left(where: pathlib.Path) -> None:
-  access = os.O_RDONLY if where.is_dir() else os.O_RDWR
-  handle = os.open(where, access | os.O_NOFOLLOW | os.O_NONBLOCK)
-  try:
-    locked = _try_lock(handle)
-    own = locked and where.name.startswith(f"{_TEMPORARY}{_machine()}-")
-    if locked is not False and (own or _is_idle(where)):
-      logging.info("removing %s, which a killed process has left", where)
-      _remove(where)
-  finally:
-    os.close(handle)
-
-
-def _is_idle(where: pathlib.Path) -> bool:
-  times = [x.lstat().st_mtime for x in (where, *where.rglob("*"))]
-  return time.time() - max(times) > _IDLE
-
-
-def _remove(where: pathlib.Path) -> None:
-  if where.is_dir():
-    shutil.rmtree(where, ignore_errors=True)
-  else:
-    where.unlink(missing_ok=True)
 
 
 def _flush(where: pathlib.Path) -> None:

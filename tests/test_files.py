@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from dcvideogen_jax import errors, files
+from dcvideogen_jax import errors, files, leftovers
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Writes a file and a directory, and is killed in the middle.
@@ -77,12 +77,12 @@ def test_what_other_machines_left_goes_after_a_day(tmp_path):
   foreign.mkdir()
   (foreign / "c").write_text("half")
   (tmp_path / ".newer").write_text("a user's own")
-  files.sweep(tmp_path)
+  leftovers.sweep(tmp_path)
   assert _names(tmp_path) == [foreign.name, ".newer"]
   yesterday = time.time() - 25 * 3600
   for path in (foreign / "c", foreign):
     os.utime(path, (yesterday, yesterday))
-  files.sweep(tmp_path)
+  leftovers.sweep(tmp_path)
   assert _names(tmp_path) == [".newer"]
 
 
@@ -92,9 +92,9 @@ def test_without_locks_nothing_is_swept_at_once(tmp_path, monkeypatch, caplog):
   def fail(*args):
     raise OSError(errno.ENOSYS, "Function not implemented")
 
-  left = tmp_path / f".new-{files._machine()}-01234567-a.txt"
+  left = tmp_path / f".new-{leftovers.machine()}-01234567-a.txt"
   left.write_text("half")
-  monkeypatch.setattr(files.fcntl, "flock", fail)
+  monkeypatch.setattr(leftovers.fcntl, "flock", fail)
   with files.atomic(tmp_path / "a.txt") as temporary:
     temporary.write_text("whole")
   assert _names(tmp_path) == [left.name, "a.txt"]

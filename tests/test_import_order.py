@@ -14,6 +14,7 @@ ROWS = {
     "errors",
     "documents",
     "files",
+    "leftovers",
     "tree",
     "sharding",
     "checkpoint",

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from dcvideogen_jax import errors, files
+from dcvideogen_jax import errors, leftovers
 from dcvideogen_jax.data import latents, parts
 from tests.data import encoded_clips
 
@@ -29,7 +29,7 @@ def test_bytes_do_not_depend_on_order_or_interruption(folder, tmp_path):
     writer.write(clips[5][0], *clips[5][1])
     raise KeyError
   # What a killed process leaves.
-  left = other / f".new-{files._machine()}-00000000-part-00002"
+  left = other / f".new-{leftovers.machine()}-00000000-part-00002"
   left.mkdir()
   (left / "24x48.array_record").write_bytes(b"half")
   assert not any(parts.is_done(other, n) for n in range(3))
