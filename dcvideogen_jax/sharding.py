@@ -1,6 +1,5 @@
 """Mesh from a config, partition rules over leaf names, logical constraints."""
 
-import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -187,13 +186,6 @@ def _brief(axes: Sequence[str], mesh: Mesh) -> Axis:
   return tuple(axes) if len(axes) > 1 else axes[0] if axes else None
 
 
-def _splits(rule: Any, mesh: Mesh) -> bool:
-  """Whether a rule of mesh axes would split a large leaf."""
-  if not isinstance(rule, str) or rule == "replicate":
-    return False
-  return any(mesh.shape.get(axis, 1) > 1 for axis in rule.split("+"))
-
-
 def _largest(
   name: str, shape: tuple[int, ...], axes: Sequence[str], mesh: Mesh
 ) -> tuple[P, str | None]:
@@ -219,10 +211,9 @@ def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
   """A tree of `PartitionSpec`s for `state`, from rules over leaf names.
 
   The value "fsdp" falls back to a copy on every device where no dimension is
-  divisible (small biases, scalars), and "fsdp+context" to "fsdp"; names of
-  copies are logged. An explicit tuple falls back only where it says so.
-  Leaves of 64 MiB and more that lie whole on every device although their rule
-  names mesh axes are warned of, once.
+  divisible (small biases, scalars), and "fsdp+context" to "fsdp". An explicit
+  tuple falls back only where it says so. Leaves of 64 MiB and more that lie
+  whole on every device although their rule names mesh axes are warned of, once.
 
   Args:
     state: arrays or `jax.ShapeDtypeStruct`s, usually the whole train state.
@@ -235,18 +226,14 @@ def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
   """
   sizes = tree.shapes(state)
   found = tree.match(rules, sizes)
-  out, wrong, copied = [], [], []
+  out, wrong = [], []
   for name, shape in sizes.items():
     spec, problem = _spec(name, shape, found[name], mesh)
     out.append(spec)
     if problem:
       wrong.append(problem)
-    if spec == P() and _splits(found[name], mesh):
-      copied.append(name)
   if wrong:
     raise errors.UserError("sharding rules do not fit: " + "; ".join(wrong))
-  if copied:
-    logging.info("not divisible, so replicated: %s", ", ".join(copied))
   _say_copied(state, mesh, found, out)
   return jax.tree.unflatten(jax.tree.structure(state), out)
 

@@ -64,29 +64,18 @@ def torch_to_jax(
       host = hosting.HostShards(
         leaf.shape, leaf.dtype, shardings(name, leaf.shape)
       )
-      _fill_all(pool, host, what, tensors, by_leaf[name])
+      filling = [
+        pool.submit(_fill, host, what, tensors[slot.torch], slot, rows)
+        for slot in by_leaf[name]
+        for rows in _pieces(tensors[slot.torch], slot)
+      ]
+      for future in filling:
+        future.result()
       params[name] = host.to_devices()
       if previous is not None:  # At most two parameters are under way.
         previous.block_until_ready()
       previous = params[name]
   return flax.traverse_util.unflatten_dict(params, sep="/")
-
-
-def _fill_all(
-  pool: concurrent.futures.Executor,
-  host: hosting.HostShards,
-  what: str,
-  tensors: Mapping[str, sources.Tensor],
-  parts: Sequence[naming.TensorSlot],
-) -> None:
-  """Reads everything that a parameter is made of."""
-  filling = [
-    pool.submit(_fill, host, what, tensors[place.torch], place, rows)
-    for place in parts
-    for rows in _pieces(tensors[place.torch], place)
-  ]
-  for future in filling:
-    future.result()
 
 
 def torch_tensors(
@@ -136,6 +125,11 @@ def _pieces(
   ):
     yield None
     return
+  yield from _ranges(tensor)
+
+
+def _ranges(tensor: sources.Tensor) -> Iterator[tuple[int, int]]:
+  """All rows of a tensor, about `_PIECE` bytes at a time."""
   step = max(1, _PIECE // max(1, _row_bytes(tensor)))
   for start in range(0, tensor.shape[0], step):
     yield start, min(start + step, tensor.shape[0])
@@ -181,11 +175,9 @@ def same(a: sources.Tensor, b: sources.Tensor) -> bool:
     return False
   if a.rows is None or b.rows is None or not a.shape:
     return np.array_equal(a.read(), b.read())
-  step = max(1, _PIECE // max(1, _row_bytes(a)))
   return all(
-    np.array_equal(a.rows(i, stop, None), b.rows(i, stop, None))
-    for i in range(0, a.shape[0], step)
-    for stop in [min(i + step, a.shape[0])]
+    np.array_equal(a.rows(*ends, None), b.rows(*ends, None))
+    for ends in _ranges(a)
   )
 
 
@@ -198,7 +190,7 @@ def _read(tensor: sources.Tensor, start: int, stop: int) -> np.ndarray:
   Fresh memory for every piece would cost half as much again as the rest.
   """
   assert tensor.rows is not None  # Or `_pieces` gave no rows.
-  size = (stop - start) * math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
+  size = (stop - start) * _row_bytes(tensor)
   memory = getattr(_scratch, "memory", None)
   if memory is None or memory.size < size:
     memory = _scratch.memory = np.empty(max(size, _PIECE), np.uint8)

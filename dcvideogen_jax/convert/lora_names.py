@@ -45,12 +45,7 @@ _ROLES = {
     "down": rf"(lora_A|lora_down|{_OLD}\.down)(\.(?!bias)\w+)?(\.weight)?",
     "up": rf"(lora_B|lora_up|{_OLD}\.up)(\.(?!bias)\w+)?(\.weight)?",
     "up_bias": rf"(lora_B|lora_up|{_OLD}\.up)(\.\w+)?\.bias",
-    "alpha": r"alpha",
-    "diff": r"diff",
-    "diff_b": r"diff_b",
-    "diff_m": r"diff_m",
-    "w_norm": r"w_norm",
-    "b_norm": r"b_norm",
+    **{x: x for x in ("alpha", "diff", "diff_b", "diff_m", "w_norm", "b_norm")},
   }.items()
 }
 # Adapters of other kinds, by what only they have in their names.

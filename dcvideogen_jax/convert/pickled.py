@@ -17,35 +17,17 @@ import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import nested, quantised, reading
+from dcvideogen_jax.convert import nested, quantised, reading, tensor_files
 
-# torch's dtypes, and the names of its storages that have one.
+# torch's dtypes, which have numpy's names, and its storages that have one.
 _DTYPES = {
-  "float64": np.dtype(np.float64),
-  "float32": np.dtype(np.float32),
-  "float16": np.dtype(np.float16),
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-  "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-  "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-  "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
-  "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
-  "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
-  "complex64": np.dtype(np.complex64),
-  "complex128": np.dtype(np.complex128),
-  "int64": np.dtype(np.int64),
-  "int32": np.dtype(np.int32),
-  "int16": np.dtype(np.int16),
-  "int8": np.dtype(np.int8),
-  "uint64": np.dtype(np.uint64),
-  "uint32": np.dtype(np.uint32),
-  "uint16": np.dtype(np.uint16),
-  "uint8": np.dtype(np.uint8),
-  "bool": np.dtype(np.bool_),
-}
+  dtype.name: dtype
+  for name, dtype in tensor_files.DTYPES.items()
+  if name not in tensor_files.PACKED_BITS
+} | {"complex128": np.dtype(np.complex128)}
 _STORAGES = {
   "DoubleStorage": "float64",
   "FloatStorage": "float32",

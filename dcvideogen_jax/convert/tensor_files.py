@@ -43,7 +43,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Of what is packed, so that an element is no whole number of bytes.
-_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 # Bytes of the longest header that the safetensors library reads.
 _LONGEST_HEADER = 100_000_000
@@ -90,7 +90,7 @@ def open_safetensors(path: pathlib.Path) -> dict[str, reading.Tensor]:
       where = reading.brief(name)
       dtype, shape, (first, last) = _entry(where, entry)
       ends.append((first, last, where))
-      if entry["dtype"] in _BITS:
+      if entry["dtype"] in PACKED_BITS:
         tensors[name] = _packed(path, where, shape, dtype)
         continue
       elements = reading.reader(path, start + first, dtype)
@@ -120,7 +120,7 @@ def _entry(
   if not reading.is_shape(offsets) or len(offsets) != 2:
     raise ValueError(f"{name} has no data_offsets of two whole numbers")
   first, last = offsets
-  bits = math.prod(shape) * _BITS.get(kind, 8 * DTYPES[kind].itemsize)
+  bits = math.prod(shape) * PACKED_BITS.get(kind, 8 * DTYPES[kind].itemsize)
   if 8 * (last - first) != bits:
     raise ValueError(
       f"{name} has {last - first} bytes, which is not what {kind} and its"

@@ -215,21 +215,6 @@ def velocity(
   return noise.astype(jnp.float32) - x0.astype(jnp.float32)
 
 
-def to_x0(
-  x: Float[Array, "*n"],
-  v: Float[Array, "*n"],
-  sigma: float | Float[Array, "*b"],
-) -> Float32[Array, "*n"]:
-  """The clean latents that a velocity implies, float32.
-
-  Args:
-    x: sample at noise level `sigma`.
-    v: velocity there.
-    sigma: as for `add_noise`.
-  """
-  return x.astype(jnp.float32) - _expand(sigma, x) * v.astype(jnp.float32)
-
-
 class _Class(NamedTuple):
   solver: str
   shift: str  # its key
