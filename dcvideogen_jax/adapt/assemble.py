@@ -6,7 +6,7 @@ image-to-video model from a text-to-video one is an addition.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -135,9 +135,6 @@ def assemble(
     leaves[_KERNEL] = jnp.pad(kernel, widths)
   for name, value in (patch_embed or {}).items():
     leaves[f"patch_embed/{name}"] = value
-  tree.require_equal(target, _shapes(leaves.items()), "the assembled model")
+  shapes = {n: tuple(x.shape) for n, x in leaves.items() if x is not None}
+  tree.require_equal(target, shapes, "the assembled model")
   return flax.traverse_util.unflatten_dict(leaves, sep="/")
-
-
-def _shapes(leaves: Iterable[tuple[str, Any]]) -> Shapes:
-  return {n: tuple(x.shape) for n, x in leaves if x is not None}

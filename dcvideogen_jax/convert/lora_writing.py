@@ -170,18 +170,15 @@ def _updates(
     targets[place.rule.torch.removesuffix(".weight").split("{i}.")[-1]] = None
     for factor, name in (("a", "lora_A"), ("b", "lora_B")):
       leaf = factors[place.jax.removesuffix("kernel") + factor]
-      tensors[f"{module}.{name}.weight"] = _factor(leaf, place.layer)
+      read = functools.partial(_transposed, leaf, place.layer)
+      tensors[f"{module}.{name}.weight"] = sources.Tensor(
+        (leaf.shape[-1], leaf.shape[-2]), np.dtype(leaf.dtype), read
+      )
   return tensors, list(targets)
 
 
-def _factor(leaf: Any, layer: int | None) -> sources.Tensor:
-  """One layer's factor, transposed as PyTorch has it."""
-  *_, n, m = leaf.shape
-  read = functools.partial(_transposed, leaf, layer)
-  return sources.Tensor((m, n), np.dtype(leaf.dtype), read)
-
-
 def _transposed(leaf: Any, layer: int | None) -> np.ndarray:
+  """One layer's factor, transposed as PyTorch has it."""
   array = np.asarray(leaf if layer is None else leaf[layer])
   return np.ascontiguousarray(array.T)
 

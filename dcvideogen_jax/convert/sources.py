@@ -5,6 +5,7 @@ read their data when asked.
 """
 
 import fnmatch
+import functools
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +45,11 @@ def open_source(
       or disagree with their index, or hold anything but tensors.
   """
   if isinstance(source, Mapping):
-    return {name: _in_memory(array) for name, array in source.items()}
+    arrays = {name: np.asarray(array) for name, array in source.items()}
+    return {
+      name: Tensor(x.shape, x.dtype, functools.partial(np.asarray, x))
+      for name, x in arrays.items()
+    }
   path = pathlib.Path(source)
   # Not the methods of a path: they raise where a name is too long.
   if os.path.isdir(path):
@@ -95,16 +100,15 @@ def metadata(path: pathlib.Path) -> dict[str, Any]:
   return found
 
 
-def _in_memory(array) -> Tensor:
-  array = np.asarray(array)
-  return Tensor(array.shape, array.dtype, lambda: array)
-
-
 def _open_directory(
   directory: pathlib.Path, patterns: Sequence[str]
 ) -> dict[str, Tensor]:
   files = sorted(path for path in directory.iterdir() if path.is_file())
-  files = _matching(files, patterns) or files
+  files = [
+    path
+    for path in files
+    if any(fnmatch.fnmatchcase(path.name, p) for p in patterns)
+  ] or files
   if indices := _ending(files, INDEX_SUFFIX):
     return _open_index(_only(directory, indices))
   if files_here := _ending(files, ".safetensors"):
@@ -120,16 +124,6 @@ def _open_directory(
   raise errors.UserError(
     f"{directory} holds no checkpoint: expected .safetensors, .pt or .pth{hint}"
   )
-
-
-def _matching(
-  files: Iterable[pathlib.Path], patterns: Sequence[str]
-) -> list[pathlib.Path]:
-  return [
-    path
-    for path in files
-    if any(fnmatch.fnmatchcase(path.name, p) for p in patterns)
-  ]
 
 
 def _ending(

@@ -116,14 +116,13 @@ def unwrap(where: str, kind: str, tensors: Tensors, names: Known) -> Tensors:
   if not found:
     return tensors
   averaged = [p for p in found if _words(p) & _AVERAGED]
-  others = {p: n for p, n in found.items() if p not in averaged}
-  prefix = _main(where, kind, others) if others else None
+  others = [p for p in found if p not in averaged]
+  # Of a model and those that it is trained against, the model.
+  others = [p for p in others if not _words(p) & _OPPONENTS] or others
+  prefix = _only(where, kind, others or _frequent(found))
   groups = _split(tensors, [*found])
-  if prefix is None:
-    (prefix,) = _one(where, kind, _frequent(found))
-    chosen = groups.pop(prefix)
-  else:
-    chosen = groups.pop(prefix)
+  chosen = groups.pop(prefix)
+  if others:
     chosen = _with_averages(where, kind, chosen, prefix, averaged, groups)
   if left := [p + name for p, group in groups.items() for name in group]:
     warnings.warn(
@@ -200,24 +199,14 @@ def _ways(name: str) -> Iterator[tuple[str, str]]:
       return
 
 
-def _main(where: str, kind: str, counts: Mapping[str, int]) -> str:
-  """The prefix of the model that is meant."""
-  prefixes = [*counts]
-  if len(prefixes) > 1:
-    meant = [p for p in prefixes if not _words(p) & _OPPONENTS]
-    prefixes = meant or prefixes
-  (prefix,) = _one(where, kind, prefixes)
-  return prefix
-
-
-def _one(where: str, kind: str, prefixes: Sequence[str]) -> Sequence[str]:
+def _only(where: str, kind: str, prefixes: Sequence[str]) -> str:
   if len(prefixes) > 1:
     raise errors.UserError(
       f"{where} holds {len(prefixes)} models of {kind}, behind "
       + ", ".join(repr(reading.brief(p)) for p in prefixes)
       + ": expected one"
     )
-  return prefixes
+  return prefixes[0]
 
 
 def _split(
@@ -237,7 +226,7 @@ def _with_averages(where, kind, chosen, prefix, averaged, groups):
   fitting = [p for p in averaged if groups[p].keys() & chosen.keys()]
   if not fitting:
     return chosen
-  (average,) = _one(where, kind, fitting)
+  average = _only(where, kind, fitting)
   replaced = groups.pop(average)
   warnings.warn(
     f"{where}: {kind} is the average behind {average!r}, {len(replaced)}"

@@ -89,7 +89,11 @@ def write_directory(
     errors.UserError: if something cannot be written or other weights lie there.
   """
   groups = _groups(tensors, shard_size)
-  names = _file_names(stem, len(groups))
+  names = [f"{stem}.safetensors"]
+  if (count := len(groups)) > 1:
+    names = [
+      f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
+    ]
   directory = files.make_directory(directory)
   documents: dict[str, Mapping[str, Any]] = {}
   if len(groups) > 1:
@@ -173,16 +177,12 @@ def _bytes(tensor: sources.Tensor) -> int:
 def cast(tensor: sources.Tensor, dtype: jnp.dtype) -> sources.Tensor:
   """The tensor in another dtype, made when it is read."""
   dtype = np.dtype(dtype)
-  return sources.Tensor(
-    tensor.shape,
-    dtype,
-    lambda: _astype(tensor.read(), dtype),
-  )
 
+  def read() -> np.ndarray:
+    with np.errstate(over="ignore"):  # What does not fit is found in writing.
+      return tensor.read().astype(dtype, copy=False)
 
-def _astype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  with np.errstate(over="ignore"):  # What does not fit is found in writing.
-    return array.astype(dtype, copy=False)
+  return sources.Tensor(tensor.shape, dtype, read)
 
 
 def _groups(
@@ -198,14 +198,6 @@ def _groups(
     groups[-1][name] = tensor
     size += _bytes(tensor)
   return groups
-
-
-def _file_names(stem: str, count: int) -> list[str]:
-  if count == 1:
-    return [f"{stem}.safetensors"]
-  return [
-    f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
-  ]
 
 
 def _require_no_others(directory: pathlib.Path, names: Set[str]) -> None:

@@ -191,10 +191,10 @@ def _encode_banded(module, variables, video, state, plan, last):
       *args,
       band(i),
       i,
-      state={"cache": _again(fine[i], empty), "rows": lines},
+      state={"cache": _loaded(fine[i], empty), "rows": lines},
       **static,
     )
-    fine[i], lines = _keep(new["cache"], plan, last), new["rows"]
+    fine[i], lines = _stored(new["cache"], plan, last), new["rows"]
     if features is None:
       shape = (b, x.shape[1], n * plan.rows, width // scale, x.shape[-1])
       features = _zeros(jax.ShapeDtypeStruct(shape, x.dtype))
@@ -234,11 +234,11 @@ def _decode_banded(module, variables, latents, state, plan, last, dtype):
       piece, new = apply(
         *args,
         i,
-        state={"cache": _again(fine[i], empty), "rows": lines},
+        state={"cache": _loaded(fine[i], empty), "rows": lines},
         dtype=dtype,
         **static,
       )
-      fine[i], lines = _keep(new["cache"], plan, last), new["rows"]
+      fine[i], lines = _stored(new["cache"], plan, last), new["rows"]
       previous = (i * rows - late, piece)
     if done is None:
       continue
@@ -267,15 +267,15 @@ class _Bands(NamedTuple):
   empty: dict[str, Any]
 
 
-class _Waiting(NamedTuple):
+class _Offloaded(NamedTuple):
   """A band's state in host memory, and where its leaves were; None anywhere."""
 
   leaves: list[np.ndarray]
   where: list[Any]
 
 
-def _keep(cache, plan: bands.BandPlan, last: bool):
-  """Where a band's streaming state waits for the next chunk."""
+def _stored(cache, plan: bands.BandPlan, last: bool):
+  """A band's state between chunks: offloaded if the plan says so."""
   if last or not plan.offload:
     return None if last else cache
   leaves = jax.tree.leaves(cache)
@@ -285,14 +285,14 @@ def _keep(cache, plan: bands.BandPlan, last: bool):
       "picture: expected a larger memory budget or devices of one process"
     )
   where = [x.sharding if x.committed else None for x in leaves]
-  return _Waiting(jax.device_get(leaves), where)
+  return _Offloaded(jax.device_get(leaves), where)
 
 
-def _again(cache, empty):
+def _loaded(cache, empty):
   """The state that a band goes on with, nothing if there is none yet."""
   if cache is None:
     return _empty(empty, "cache")
-  if not isinstance(cache, _Waiting):
+  if not isinstance(cache, _Offloaded):
     return cache
   leaves = [
     x if where is None else jax.device_put(x, where)

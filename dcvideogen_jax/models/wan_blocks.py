@@ -18,6 +18,7 @@ from dcvideogen_jax import sharding
 from dcvideogen_jax.models import layers, rope
 from dcvideogen_jax.ops import attention
 
+Mask = attention.Mask
 # In the text embedder and the feed-forward; the image embedder has exact GELU.
 gelu_tanh = functools.partial(layers.gelu, approximate=True)
 
@@ -103,7 +104,7 @@ class SelfAttention(nn.Module):
   heads: int
   eps: float
   attention: str | None
-  mask: Any
+  mask: Mask | None
   dense: dict[str, Any]
 
   @nn.compact
@@ -188,7 +189,7 @@ class Block(nn.Module):
   ffn_width: int
   eps: float
   attention: str | None
-  mask: Any
+  mask: Mask | None
   dense: dict[str, Any]
   lora: dict[str, Any]
 
