@@ -127,35 +127,15 @@ def _mse(x: Array, y: Array) -> Scalar:
   return jnp.square(x - y).mean()
 
 
-def _pooled(student: Tokens, teacher: Tokens, method: str) -> Scalar:
-  del method
-  return _mse(student, pool(teacher, student.shape[1:4]))
-
-
-def _upsampled(student: Tokens, teacher: Tokens, method: str) -> Scalar:
+# By student, teacher and the way to upsample. Official names: downsample,
+# upsample, average_pool, and mixed for the sum.
+_LOSSES: Mapping[str, Callable[[Tokens, Tokens, str], Scalar]] = {
+  "pool": lambda x, y, _: _mse(x, pool(y, x.shape[1:4])),
   # "linear" has half-pixel centres and repeats edges.
-  resized = jax.image.resize(student, teacher.shape, method)
-  return _mse(resized, teacher)
-
-
-def _global(student: Tokens, teacher: Tokens, method: str) -> Scalar:
-  del method
-  return _mse(student.mean((2, 3)), teacher.mean((2, 3)))
-
-
-def _sum(student: Tokens, teacher: Tokens, method: str) -> Scalar:
-  return sum(
-    loss(student, teacher, method) for loss in (_global, _upsampled, _pooled)
-  )
-
-
-# Official names: downsample, upsample, average_pool, mixed.
-LOSSES: Mapping[str, Callable[[Tokens, Tokens, str], Scalar]] = {
-  "pool": _pooled,
-  "upsample": _upsampled,
-  "global": _global,
-  "sum": _sum,
+  "upsample": lambda x, y, how: _mse(jax.image.resize(x, y.shape, how), y),
+  "global": lambda x, y, _: _mse(x.mean((2, 3)), y.mean((2, 3))),
 }
+LOSSES = (*_LOSSES, "sum")
 UPSAMPLINGS = ("nearest", "linear")
 
 
@@ -165,7 +145,7 @@ def loss(student: Tokens, teacher: Tokens, config: Mapping[str, Any]) -> Scalar:
   Args:
     student: float32, on a grid as fine as the teacher's or coarser.
     teacher: float32.
-    config: "loss", a key of `LOSSES`: the teacher is averaged onto the
+    config: "loss", one of `LOSSES`: the teacher is averaged onto the
       student's grid ("pool"), the student brought to the teacher's
       ("upsample"), both averaged over each frame ("global"), or the "sum" of
       the three; and "upsample", "nearest" or "linear".
@@ -180,7 +160,8 @@ def loss(student: Tokens, teacher: Tokens, config: Mapping[str, Any]) -> Scalar:
       f"of {', '.join(UPSAMPLINGS)}, found {kind!r} and {method!r}"
     )
   _factor(teacher.shape[1:4], student.shape[1:4])
-  return LOSSES[kind](student, teacher, method)
+  kinds = [*reversed(_LOSSES)] if kind == "sum" else [kind]
+  return sum(_LOSSES[kind](student, teacher, method) for kind in kinds)
 
 
 def alignment_metrics(student: Tokens, teacher: Tokens) -> dict[str, Array]:

@@ -59,13 +59,12 @@ class HostShards:
       overlap = _overlap(region, shard)
       if overlap is None:
         continue
-      source = tuple(
-        slice(a - start, b - start)
-        for (a, b), (start, _) in zip(overlap, region, strict=True)
-      )
-      target = tuple(
-        slice(a - start, b - start)
-        for (a, b), (start, _) in zip(overlap, shard, strict=True)
+      source, target = (
+        tuple(
+          slice(a - start, b - start)
+          for (a, b), (start, _) in zip(overlap, whole, strict=True)
+        )
+        for whole in (region, shard)
       )
       _copy(buffer[target], array[source])
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import layers, rope
+from dcvideogen_jax.models import chunk_causal, layers, rope
 from dcvideogen_jax.ops import attention
 
 
@@ -63,13 +63,8 @@ class ChunkAttention(nn.Module):
 
   def _with_past(self, name, x):
     """Each chunk with the one before it: (b * chunks, 2 * chunk, h, w, c)."""
-    b, t, h, w, c = x.shape
-    past = jnp.zeros((b, self.chunk, h, w, c), x.dtype)
-    if self.is_mutable_collection("cache") and not self.is_initializing():
-      state = self.variable("cache", name, lambda: layers.pad_columns(past))
-      past = state.value[:, :, :, :w]
-      state.value = layers.pad_columns(x[:, -self.chunk :])
-    before = jnp.concatenate([past, x], axis=1)[:, :t]
+    past = chunk_causal.past_frames(self, x, self.chunk, name)
+    before = jnp.concatenate([past, x], axis=1)[:, : x.shape[1]]
     split = "b (n t) h w c -> (b n) t h w c"
     parts = [einops.rearrange(y, split, t=self.chunk) for y in (before, x)]
     return jnp.concatenate(parts, axis=1)

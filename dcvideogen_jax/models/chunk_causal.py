@@ -36,6 +36,27 @@ from dcvideogen_jax.ops import conv3d
 FRAMES_KEPT = {"chunk_causal": 1, "causal": 2, "non_causal": 0}
 
 
+def past_frames(
+  module: nn.Module,
+  x: Float[Array, "b t h w c"],
+  kept: int,
+  name: str = "frames",
+) -> Float[Array, "b k h w c"]:
+  """The `kept` frames before `x`: zeros at the beginning of a clip.
+
+  With the `"cache"` collection mutable they are those that the last call left
+  there, under `name`, and the last of `x` are left for the next one.
+  """
+  b, _, h, w, c = x.shape
+  past = jnp.zeros((b, kept, h, w, c), x.dtype)
+  if module.is_mutable_collection("cache") and not module.is_initializing():
+    state = module.variable("cache", name, lambda: layers.pad_columns(past))
+    past = state.value[:, :, :, :w]
+    last = jnp.concatenate([past, x], axis=1)[:, -kept:]
+    state.value = layers.pad_columns(last)
+  return past
+
+
 @dataclasses.dataclass(frozen=True)
 class Band:
   """Which rows of a picture an array holds.
@@ -162,19 +183,11 @@ class Conv(nn.Module):
     Returns the frames and the zero frames that are still missing, as padding.
     """
     b, t, h, w, c = x.shape
-    kept = FRAMES_KEPT[self.time]
-    past = jnp.zeros((b, kept, h, w, c), x.dtype)
-    if self.is_mutable_collection("cache") and not self.is_initializing():
-      if self.time == "non_causal":
-        raise ValueError("a non_causal model cannot be streamed in time")
-      state = self.variable("cache", "frames", lambda: layers.pad_columns(past))
-      past = state.value[:, :, :, :w]
-      state.value = layers.pad_columns(
-        jnp.concatenate([past, x], axis=1)[:, -kept:]
-      )
-
     if self.time == "non_causal":
+      if self.is_mutable_collection("cache") and not self.is_initializing():
+        raise ValueError("a non_causal model cannot be streamed in time")
       return x, (1, 1)
+    past = past_frames(self, x, FRAMES_KEPT[self.time])
     if self.time == "causal":
       return jnp.concatenate([past, x], axis=1), (0, 0)
     if t % self.chunk:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dcvideogen_jax.models import chunk_causal, layers
+from dcvideogen_jax.models import chunk_causal
 from dcvideogen_jax.ops import attention
 
 
@@ -154,10 +154,10 @@ class Down(nn.Module):
     if not self.time:
       return x
     convolve = TimeConv(c, stride=2, **self.dtypes, name="time_conv")
-    with_past = _with_past(self, x, 1)
+    past = chunk_causal.past_frames(self, x, 1)
     if first:
       return jnp.concatenate([x[:, :1], convolve(x)], axis=1)
-    return convolve(with_past)
+    return convolve(jnp.concatenate([past, x], axis=1))
 
 
 class Up(nn.Module):
@@ -177,7 +177,8 @@ class Up(nn.Module):
     c = x.shape[-1]
     if self.time:
       alone, x = x[:, : int(first)], x[:, int(first) :]
-      x = _with_past(self, x, 2)
+      past = chunk_causal.past_frames(self, x, 2)
+      x = jnp.concatenate([past, x], axis=1)
       x = TimeConv(2 * c, **self.dtypes, name="time_conv")(x)
       x = einops.rearrange(x, "b t h w (r c) -> b (t r) h w c", r=2)
       x = jnp.concatenate([alone, x], axis=1)
@@ -286,15 +287,3 @@ class Decoder(Half):
         name=f"up_blocks_{coarsest - level}",
       )(x, first)
     return self.head(x, 3)
-
-
-def _with_past(module: nn.Module, x: Array, kept: int) -> Array:
-  """Adds the `kept` frames before x, zeros at the beginning of a clip."""
-  b, _, h, w, c = x.shape
-  past = jnp.zeros((b, kept, h, w, c), x.dtype)
-  if not module.is_mutable_collection("cache") or module.is_initializing():
-    return jnp.concatenate([past, x], axis=1)
-  state = module.variable("cache", "frames", lambda: layers.pad_columns(past))
-  x = jnp.concatenate([state.value[:, :, :, :w], x], axis=1)
-  state.value = layers.pad_columns(x[:, -kept:])
-  return x
