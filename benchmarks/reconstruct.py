@@ -116,4 +116,4 @@ def _shapes(config, clip):
     )
   video = jax.ShapeDtypeStruct(clip, jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), video)
-  return naming.torch_shapes(kind.rules, variables["params"])
+  return naming.torch_shapes(api.rules_of("dc_ae_v", None), variables["params"])

@@ -90,7 +90,8 @@ def _jax(request: dict[str, Any]) -> Side:
   }
   video = jax.ShapeDtypeStruct(request["clip"], jnp.float32)
   expected = jax.eval_shape(module.init, jax.random.key(0), video)["params"]
-  params = engine.torch_to_jax(kind.rules, tensors, expected, "random weights")
+  rules = api.rules_of("dc_ae_v", None)
+  params = engine.torch_to_jax(rules, tensors, expected, "random weights")
 
   def compiled(method, x):
     half = jax.jit(lambda p, x: module.apply({"params": p}, x, method=method))

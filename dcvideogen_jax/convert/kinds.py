@@ -55,11 +55,6 @@ class Kind(NamedTuple):
   files: Sequence[str] = ()
   stem: str = "diffusion_pytorch_model"
 
-  @property
-  def rules(self) -> Sequence[naming.Rule]:
-    """The table that is written by default."""
-    return next(iter(self.layouts.values()))
-
 
 def _float(*shape: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -1,6 +1,6 @@
 """The weights among what a trainer's `.pt` file holds.
 
-Trainers nest dictionaries: weights beside averages, optimisers, counters and
+Trainers nest dictionaries: weights beside their EMA, optimisers, counters and
 settings. Names of nested dictionaries become parts of the names of tensors,
 behind which `wrappings` finds the model.
 """
@@ -21,8 +21,8 @@ def state_dict(path: pathlib.Path, loaded: Any) -> dict[str, reading.Tensor]:
   """Finds the weights in what a `.pt` file holds.
 
   A dictionary that is the only one with tensors stands for the whole, and so
-  does `model_state_dict` or `state_dict`. As in DC-VideoGen's files, averages
-  (`ema_model_state_dict`, a single entry) replace what has the same name in
+  does `model_state_dict` or `state_dict`. As in DC-VideoGen's files, the EMA
+  (`ema_model_state_dict`, a single entry) replaces what has the same name in
   `model_state_dict`, which may hold more: what was not trained. What is no
   tensor is left out.
 

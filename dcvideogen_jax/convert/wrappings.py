@@ -26,8 +26,8 @@ _BETWEEN = {
 }
 # FSDP's parameters that are one flat array for many.
 _FLAT = re.compile(r"(.*\.)?_flat_param(_\d+)?")
-# Words of what holds averages, and of models that are trained against one.
-_AVERAGED = {"ema", "averaged", "shadow"}
+# Words of what holds EMA weights, and of models that are trained against one.
+_EMA = {"ema", "averaged", "shadow"}
 _OPPONENTS = {"critic", "discriminator", "fake", "real", "teacher"}
 # Parts of a name that may stand in front of the model's.
 _DEEPEST = 12
@@ -95,9 +95,9 @@ def without_inner(where: str, tensors: Tensors) -> dict[str, reading.Tensor]:
 def unwrap(where: str, kind: str, tensors: Tensors, names: Known) -> Tensors:
   """The model's tensors under their plain names.
 
-  Of averages and what they are averages of, the averages are taken, as
-  DC-VideoGen's own code does; of a generator and its critic, the generator. In
-  the first case and where tensors are left out, a warning says so.
+  Of weights and their EMA, the EMA is taken, as DC-VideoGen's own code does; of
+  a generator and its critic, the generator. In the first case and where tensors
+  are left out, a warning says so.
 
   Args:
     where: what is read, for messages.
@@ -115,15 +115,15 @@ def unwrap(where: str, kind: str, tensors: Tensors, names: Known) -> Tensors:
   found = _prefixes(tensors, names)
   if not found:
     return tensors
-  averaged = [p for p in found if _words(p) & _AVERAGED]
-  others = [p for p in found if p not in averaged]
+  ema = [p for p in found if _words(p) & _EMA]
+  others = [p for p in found if p not in ema]
   # Of a model and those that it is trained against, the model.
   others = [p for p in others if not _words(p) & _OPPONENTS] or others
   prefix = _only(where, kind, others or _frequent(found))
   groups = _split(tensors, [*found])
   chosen = groups.pop(prefix)
   if others:
-    chosen = _with_averages(where, kind, chosen, prefix, averaged, groups)
+    chosen = _with_ema(where, kind, chosen, prefix, ema, groups)
   if left := [p + name for p, group in groups.items() for name in group]:
     warnings.warn(
       f"{where}: {kind} is what stands behind {prefix!r};"
@@ -168,7 +168,7 @@ def _prefixes(tensors: Tensors, names: Known) -> dict[str, int]:
   """What stands in front of the model's names -> how many times.
 
   The shortest is taken of each name. What is a name by chance is far rarer
-  than the model's, and is not counted unless it may be of averages.
+  than the model's, and is not counted unless it may be of EMA weights.
   """
   counts: dict[str, int] = {}
   for name in tensors:
@@ -181,7 +181,7 @@ def _prefixes(tensors: Tensors, names: Known) -> dict[str, int]:
   return {
     prefix: n
     for prefix, n in counts.items()
-    if prefix in _frequent(counts) or _words(prefix) & _AVERAGED
+    if prefix in _frequent(counts) or _words(prefix) & _EMA
   }
 
 
@@ -221,9 +221,9 @@ def _split(
   return groups
 
 
-def _with_averages(where, kind, chosen, prefix, averaged, groups):
-  """Tensors with those replaced of which there are averages."""
-  fitting = [p for p in averaged if groups[p].keys() & chosen.keys()]
+def _with_ema(where, kind, chosen, prefix, ema, groups):
+  """Tensors with those replaced of which there is an EMA."""
+  fitting = [p for p in ema if groups[p].keys() & chosen.keys()]
   if not fitting:
     return chosen
   average = _only(where, kind, fitting)

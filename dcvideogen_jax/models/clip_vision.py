@@ -83,7 +83,7 @@ class CLIPVision(nn.Module):
     ffn_width: hidden width of the feed-forward.
     eps: of the norms.
     attention: an implementation of `ops.attention`; None chooses.
-    remat: whether blocks are computed again in the backward pass.
+    remat: whether blocks are rematerialised in the backward pass.
     dtype: of the computation.
     param_dtype: of the parameters.
   """

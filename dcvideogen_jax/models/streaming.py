@@ -281,7 +281,7 @@ def _stored(cache, plan: bands.BandPlan, last: bool):
   leaves = jax.tree.leaves(cache)
   if not leaves[0].is_fully_addressable:
     raise errors.UserError(
-      "bands cannot wait in host memory when several processes share a "
+      "bands cannot be offloaded to the host when several processes share a "
       "picture: expected a larger memory budget or devices of one process"
     )
   where = [x.sharding if x.committed else None for x in leaves]

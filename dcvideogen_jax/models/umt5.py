@@ -152,7 +152,7 @@ class UMT5Encoder(nn.Module):
     buckets: rows of each table of relative positions, a multiple of 4.
     max_distance: in tokens; farther ones count as this far.
     eps: of the norms.
-    remat: whether blocks are computed again in the backward pass.
+    remat: whether blocks are rematerialised in the backward pass.
     dtype: of the computation; see the module's docstring for what is float32.
     param_dtype: of the parameters.
   """

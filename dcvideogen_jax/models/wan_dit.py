@@ -76,7 +76,7 @@ class WanDiT(nn.Module):
     frequencies: of the sinusoidal time embedding.
     eps: of the norms inside blocks.
     attention: an implementation of `ops.attention`; None chooses.
-    remat: whether blocks are computed again in the backward pass: False or
+    remat: whether blocks are rematerialised in the backward pass: False or
       None, True, or a key of `REMAT`, which says what is kept of a block.
     rope_scale: multiplies the positions of frames, rows and columns; (1, 2, 2)
       lets a grid half as fine span the same range.

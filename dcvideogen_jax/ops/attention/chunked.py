@@ -29,7 +29,7 @@ def chunked(
 ) -> Float[Array, "b n k e"]:
   """`reference`, some queries of one head at a time.
 
-  The backward pass computes the weights again, so that it needs no more.
+  The backward pass rematerialises the weights, so that it needs no more.
   """
   if mask is None:
     return _band(None, q, k, v)
