@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-newest test-pods test-devices lint train-tiny reproduce ablation clean
+.PHONY: demo test test-wheel test-newest test-pods test-devices lint train-tiny reproduce ablation clean
 
 # Reconstructs a real clip and turns a prompt into one, with the weights that
 # ship with the package.
@@ -20,7 +20,24 @@ test: $(VENV)/parity
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
 	  -m "not gpu and not slow and not devices and not pods"
 
-# The same without its torch part, for a newer Python: make test-newest
+# What pip installs works without the checkout: the wheel, in an environment of
+# its own, run in an empty folder that is its home too.
+WHEEL = $(abspath .venv-wheel)
+test-wheel:
+	rm -rf $(WHEEL) build
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip --disable-pip-version-check wheel --quiet \
+	  --no-deps --wheel-dir=$(WHEEL) .
+	$(WHEEL)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  $(WHEEL)/*.whl
+	cd $$(mktemp -d) && export HOME=$$PWD PATH=$(WHEEL)/bin:$$PATH && \
+	  dcvideogen reconstruct --model=tiny --input=demo --max_frames=8 \
+	    --height=64 --output=out/reconstruct && \
+	  dcvideogen sample --model=tiny --config.steps=2 --output=out/sample \
+	    --prompt="a large yellow circle moves right over desert" && \
+	  ls out/*
+
+# All tests without their torch part, for a newer Python: make test-newest
 # PYTHON=python3.13 VENV=.venv-newest
 test-newest: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile \

@@ -55,7 +55,7 @@ _CONFIG = flags.DEFINE_string(
   "config",
   None,
   "Unset: f32t4c32, or wan2.1-t2v-1.3b for load, which takes names only, or"
-  " dc-wan2.1-t2v-1.3b for dit. " + model_names.CONFIG_HELP,
+  " dc-wan2.1-t2v-1.3b for dit. " + common.CONFIG_HELP,
 )
 _FRAMES = flags.DEFINE_integer("frames", 40, "Of the clip.", 1)
 _HEIGHT = flags.DEFINE_integer("height", 128, "Of the clip, in pixels.", 1)

@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -91,3 +91,9 @@ def arrival(frames: int, since: float) -> dict[str, Any]:
     "peak_rss_bytes": memory.peak_rss(),
     "peak_device_bytes": memory.peak_device(),
   }
+
+
+def told(seconds: Mapping[str, float]) -> str:
+  """A clock's report for people: "3.1 s (decode 1.0, load 2.1)"."""
+  phases = ", ".join(f"{k} {v:.1f}" for k, v in seconds.items() if k != "total")
+  return f"{seconds['total']:.1f} s ({phases})"

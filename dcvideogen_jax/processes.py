@@ -36,6 +36,12 @@ def watch() -> None:
   atexit.register(stop)
 
 
+def joined() -> bool:
+  """Whether there are others."""
+  state = distributed.global_state
+  return state.client is not None and state.num_processes > 1
+
+
 def end(message: str, code: int) -> None:
   """Ends this process and those that it has joined; returns if it is alone.
 
@@ -45,9 +51,9 @@ def end(message: str, code: int) -> None:
     message: one line, which all of them print.
     code: exit code of all of them.
   """
-  client = distributed.global_state.client
-  if client is None or distributed.global_state.num_processes == 1:
+  if not joined():
     return
+  client = distributed.global_state.client
   _ending.acquire()  # Never given back: one thread ends the process.
   note = json.dumps([distributed.global_state.process_id, message, code])
   with contextlib.suppress(Exception):  # Another one was first, or is gone.

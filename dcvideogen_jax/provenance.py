@@ -10,6 +10,25 @@ import jax
 import numpy as np
 
 import dcvideogen_jax
+from dcvideogen_jax import clock as clock_lib
+from dcvideogen_jax import memory
+
+
+def report(clock: clock_lib.Clock, **parts: Any) -> dict[str, Any]:
+  """The parts of a report, and what every report has.
+
+  Returns:
+    the parts; "seconds" by phase; "memory", peaks in bytes; "versions".
+  """
+  return {
+    **parts,
+    "seconds": clock.report(),
+    "memory": {
+      "peak_rss_bytes": memory.peak_rss(),
+      "peak_device_bytes": memory.peak_device(),
+    },
+    "versions": versions(),
+  }
 
 
 def versions() -> dict[str, str]:

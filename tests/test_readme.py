@@ -26,7 +26,9 @@ RUN = {
 _BLOCK = re.compile(
   r"^(<!-- test -->\n+)?```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
-_COMMAND = re.compile(r"python3? -m launch\.(\w+)([^\n|&;>]*)")
+_COMMAND = re.compile(
+  r"(?:python3? -m launch\.(\w+)|dcvideogen ((?:[a-z][\w-]* )+))([^\n|&;>]*)"
+)
 
 
 def blocks(text: str) -> list[tuple[bool, str, str]]:
@@ -37,26 +39,33 @@ def blocks(text: str) -> list[tuple[bool, str, str]]:
 def unknown(code: str, root: pathlib.Path = ROOT) -> list[str]:
   """Programs and flags in the code that do not exist."""
   found = []
-  for program, arguments in _COMMAND.findall(code.replace("\\\n", " ")):
-    path = root / "launch" / f"{program}.py"
-    if not path.is_file():
-      found.append(f"launch.{program}")
+  commands = _COMMAND.findall(code.replace("\\\n", " "))
+  for script, words, arguments in commands:
+    program = f"launch.{script}" if script else f"dcvideogen {words.strip()}"
+    source = _source(script, words.split(), root)
+    if not source:
+      found.append(program)
       continue
-    source = _source(path)
     for flag in re.findall(r"--(\w+)", arguments):
-      if not re.search(rf"(DEFINE_\w+|take)\(\s*\"{flag}\"", source):
-        found.append(f"launch.{program} --{flag}")
+      if not re.search(rf"(DEFINE_\w+|take|given)\(\s*\"{flag}\"", source):
+        found.append(f"{program} --{flag}")
   return found
 
 
-def _source(program: pathlib.Path) -> str:
+def _source(script: str, words: list[str], root: pathlib.Path) -> str:
   """The sources of a program and of what defines flags for several."""
-  root = program.parents[1]
   bodies = root / "dcvideogen_jax" / "programs"
-  names = (program.name, "common.py", "distributed.py", "stream_flags.py")
-  paths = [program, root / "benchmarks" / "main.py"]
-  paths += [bodies / name for name in names]
-  paths += bodies.glob(f"{program.stem}_*.py")
+  if script:
+    paths = [*root.glob(f"launch/{script}.py")]
+    paths += [p for p in bodies.glob(f"{script}*.py") if paths]
+    paths += [p for p in [root / "benchmarks" / "main.py"] if paths]
+    if script == "sample":
+      paths += [bodies / "stream.py"]
+  else:
+    name = "_".join(words).replace("-", "_")
+    paths = [*bodies.glob(f"{name}.py")]
+  shared = ("common.py", "distributed.py", "sampling.py", "plan_flags.py")
+  paths += [bodies / name for name in shared if paths]
   return "\n".join(path.read_text() for path in paths if path.exists())
 
 
@@ -123,6 +132,8 @@ def test_an_unknown_flag_is_found(tmp_path):
   code = "python -m launch.x --known=1 \\\n  --config.a=2 --wrong && echo --no"
   assert unknown(code, tmp_path) == ["launch.x --wrong"]
   assert unknown("python -m launch.y", tmp_path) == ["launch.y"]
+  assert unknown("dcvideogen plan xy --a") == ["dcvideogen plan xy"]
+  assert unknown("dcvideogen sample --crf=1 --b") == ["dcvideogen sample --b"]
 
 
 def test_blocks_are_found():

@@ -15,6 +15,7 @@ from dcvideogen_jax.convert.lora import merge as merge
 from dcvideogen_jax.convert.lora_writing import save_adapter as save_adapter
 from dcvideogen_jax.convert.writing import finite as finite
 from dcvideogen_jax.convert.writing import save as save
+from dcvideogen_jax.convert.writing import write_file as write_file
 from dcvideogen_jax.convert.writing import (
   write_safetensors as write_safetensors,
 )

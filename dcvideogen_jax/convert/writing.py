@@ -170,6 +170,65 @@ def write_safetensors(
       file.write(array.view(np.uint8).data)
 
 
+def write_file(
+  path: str | os.PathLike[str],
+  kind: str,
+  module: Any,
+  variables: dict[str, Any],
+  layout: str | None = None,
+) -> None:
+  """Writes all weights as one .safetensors or, with PyTorch's help, .pt file.
+
+  Args:
+    path: its suffix says which.
+    kind, module, variables: the model.
+    layout: a layout's names; None is as DC-VideoGen's own loader reads them.
+
+  Raises:
+    errors.UserError: for weights that are not finite, if the file cannot be
+      written, or if a .pt is asked for and torch is not installed.
+  """
+  with files.atomic(path) as new:
+    tensors = api.to_tensors(kind, module, variables, layout)
+    if pathlib.Path(path).suffix == ".safetensors":
+      write_safetensors(new, tensors)
+    else:
+      _save_pt(new, tensors, flat=layout is not None)
+
+
+def _save_pt(
+  path: pathlib.Path, tensors: Mapping[str, sources.Tensor], flat: bool
+) -> None:
+  """Writes tensors alone or, for DC-VideoGen's loader, under both keys.
+
+  The data is stored once.
+
+  Raises:
+    errors.UserError: if torch is not installed.
+  """
+  try:
+    import torch
+  except ImportError as e:
+    raise errors.UserError(
+      "writing a .pt needs PyTorch, which is not installed: run"
+      " `pip install torch`, or give --output a name in .safetensors"
+    ) from e
+  found = {n: _to_torch(torch, finite(n, x)) for n, x in tensors.items()}
+  both = {"model_state_dict": found, "ema_model_state_dict": {"ema": found}}
+  try:
+    with path.open("wb") as file:
+      torch.save(found if flat else both, file)
+  except RuntimeError as e:  # About its own state: the disk's error is hidden.
+    raise e.__context__ if isinstance(e.__context__, OSError) else e from None
+
+
+def _to_torch(torch: Any, x: np.ndarray) -> Any:
+  x = x if x.flags.writeable else x.copy()  # torch warns of the others.
+  if x.dtype == jnp.bfloat16:  # numpy's is unknown to torch, its bits are not.
+    return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+  return torch.from_numpy(x)
+
+
 def _bytes(tensor: sources.Tensor) -> int:
   return math.prod(tensor.shape) * tensor.dtype.itemsize
 

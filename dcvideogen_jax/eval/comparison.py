@@ -74,7 +74,7 @@ class Comparison:
         ", exact" if psnr is None else f", PSNR {psnr:.2f} dB, SSIM {ssim:.4f}"
       )
       path = self._directory / "contact_sheet.png"
-      contact_sheet.write(path, title, self._columns)
+      contact_sheet.write(path, title, self._columns, contact_sheet.COMPARISON)
     return suppressed
 
   def add(
@@ -103,7 +103,7 @@ class Comparison:
       if first + i in self._shown:
         title = f"frame {first + i}: {self._psnr[first + i]:.2f} dB"
         self._columns.append(
-          contact_sheet.column(title, originals[i], reconstructions[i])
+          contact_sheet.comparison(title, originals[i], reconstructions[i])
         )
 
   def metrics(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Contact sheets: frames, and what became of them in a reconstruction."""
+"""Contact sheets: frames, what became of them, or some of many videos."""
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,101 +15,108 @@ from dcvideogen_jax import files
 COLUMNS = 8
 # White in the error map; a mean over the channels, in grey levels of 255.
 ERROR_RANGE = 48
+# Captions of the images of a `comparison`.
+COMPARISON = (
+  "original",
+  "reconstruction",
+  f"error: mean |difference|, black is 0, white {ERROR_RANGE} of 255",
+)
 _LONGEST_SIDE = 360
-_GAP = 8
+_GAP, _THIN = 8, 2  # pixels
 _PAPER = (224, 224, 224)
 _TEXT = 14  # pixels
 _LINE = _TEXT + 8
 
 
 class Column(NamedTuple):
-  """One frame of the sheet, of its final size."""
+  """Images below each other, of their final size, uint8 `h w 3`."""
 
   title: str
-  original: UInt8[np.ndarray, "h w 3"]
-  reconstruction: UInt8[np.ndarray, "h w 3"]
-  error: UInt8[np.ndarray, "h w 3"]
+  images: tuple[np.ndarray, ...]
 
 
-def column(
+def column(title: str, *images: UInt8[np.ndarray, "h w 3"]) -> Column:
+  """Resizes images of one size."""
+  return Column(title, tuple(map(_resize, images)))
+
+
+def comparison(
   title: str,
   original: UInt8[np.ndarray, "h w 3"],
   reconstruction: UInt8[np.ndarray, "h w 3"],
 ) -> Column:
-  """Resizes a pair of frames; the error is taken before that."""
+  """The column of a pair of frames; the error is taken before resizing."""
   difference = np.abs(original.astype(np.int16) - reconstruction)
   error = _heat(difference.mean(axis=-1) / ERROR_RANGE)
-  return Column(title, *map(_resize, (original, reconstruction, error)))
+  return column(title, original, reconstruction, error)
 
 
 def write(
-  path: str | os.PathLike[str], title: str, columns: list[Column]
-) -> None:
-  """Writes a PNG with rows original, reconstruction and error map.
-
-  Raises:
-    errors.UserError: if the file cannot be written.
-  """
-  font = PIL.ImageFont.load_default(size=_TEXT)
-  height, width = columns[0].original.shape[:2]
-  captions = ["original", "reconstruction", "error: mean |difference|  0"]
-  bar = _heat(np.linspace(0, 1, 8 * _TEXT))[None].repeat(_TEXT, axis=0)
-  needed = [font.getlength(text) for text in (title, captions[-1])]
-  needed[-1] += bar.shape[1] + 6 * _TEXT
-  size = (
-    int(max(_GAP + len(columns) * (width + _GAP), 2 * _GAP + max(needed))),
-    2 * _LINE + 3 * (_LINE + height + _GAP),
-  )
-  sheet = PIL.Image.new("RGB", size, _PAPER)
-  draw = PIL.ImageDraw.Draw(sheet)
-
-  def text(x, y, words):
-    draw.text((x, y + 4), words, fill="black", font=font)
-
-  text(_GAP, 0, title)
-  for row, caption in enumerate(captions):
-    top = 2 * _LINE + row * (_LINE + height + _GAP)
-    text(_GAP, top, caption)
-    for i, shown in enumerate(columns):
-      left = _GAP + i * (width + _GAP)
-      image = PIL.Image.fromarray(shown[1 + row])
-      sheet.paste(image, (left, top + _LINE))
-      if row == 0:
-        text(left, _LINE, shown.title)
-  end = _GAP + int(font.getlength(captions[-1])) + 4
-  sheet.paste(PIL.Image.fromarray(bar), (end, top + 5))
-  text(end + bar.shape[1] + 4, top, f"{ERROR_RANGE} of 255")
-  with files.atomic(path) as temporary:
-    sheet.save(temporary)
-
-
-def write_frames(
   path: str | os.PathLike[str],
   title: str,
-  frames: list[tuple[str, UInt8[np.ndarray, "h w 3"]]],
+  columns: Sequence[Column],
+  captions: Sequence[str] = (),
 ) -> None:
-  """Writes a PNG with a row of titled frames.
+  """Writes a PNG.
+
+  Args:
+    path: ends in .png.
+    title: above all.
+    columns: side by side; all of one size.
+    captions: above each row of images; none without.
 
   Raises:
     errors.UserError: if the file cannot be written.
   """
   font = PIL.ImageFont.load_default(size=_TEXT)
-  shown = [(words, _resize(frame)) for words, frame in frames]
-  height, width = shown[0][1].shape[:2]
-  needed = int(font.getlength(title)) + 2 * _GAP
+  height, width = columns[0].images[0].shape[:2]
+  row = height + _GAP + (_LINE if captions else 0)
+  texts = max(font.getlength(words) for words in (title, *captions))
   size = (
-    max(_GAP + len(shown) * (width + _GAP), needed),
-    2 * _LINE + height + _GAP,
+    max(_GAP + len(columns) * (width + _GAP), int(texts) + 2 * _GAP),
+    2 * _LINE + row * len(columns[0].images),
   )
   sheet = PIL.Image.new("RGB", size, _PAPER)
   draw = PIL.ImageDraw.Draw(sheet)
   draw.text((_GAP, 4), title, fill="black", font=font)
-  for i, (words, frame) in enumerate(shown):
+  for i, words in enumerate(captions):
+    draw.text((_GAP, 2 * _LINE + i * row + 4), words, fill="black", font=font)
+  for i, shown in enumerate(columns):
     left = _GAP + i * (width + _GAP)
-    draw.text((left, _LINE + 4), words, fill="black", font=font)
-    sheet.paste(PIL.Image.fromarray(frame), (left, 2 * _LINE))
+    draw.text((left, _LINE + 4), shown.title, fill="black", font=font)
+    for j, image in enumerate(shown.images):
+      top = 2 * _LINE + (j + 1) * row - height - _GAP
+      sheet.paste(PIL.Image.fromarray(image), (left, top))
   with files.atomic(path) as temporary:
     sheet.save(temporary)
+
+
+def strips(
+  videos: UInt8[np.ndarray, "n t h w 3"], frames: int = 4, across: int = 4
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Some frames of each video, evenly spaced from the first to the last.
+
+  Frames of a video lie side by side, videos `across` in a row. Asked for more
+  frames than there are, it shows all of them.
+
+  Raises:
+    ValueError: if there is no video.
+  """
+  n, t = videos.shape[:2]
+  if not n:
+    raise ValueError("there are no videos to show")
+  picked = np.linspace(0, t - 1, min(frames, t)).round().astype(int)
+  strips = [np.concatenate(list(video[picked]), axis=1) for video in videos]
+  blank = np.full_like(strips[0], _PAPER[0])
+  across = min(across, n)
+  strips += [blank] * (-n % across)
+  edge = ((0, _THIN), (0, _THIN), (0, 0))
+  padded = [np.pad(s, edge, constant_values=_PAPER[0]) for s in strips]
+  rows = [
+    np.concatenate(padded[i : i + across], axis=1)
+    for i in range(0, len(padded), across)
+  ]
+  return np.concatenate(rows)[:-_THIN, :-_THIN]
 
 
 def _heat(x: np.ndarray) -> np.ndarray:

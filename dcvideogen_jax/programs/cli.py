@@ -1,8 +1,8 @@
 """The command `dcvideogen`: starts one program, which alone is imported.
 
 A program is a module of this package, named as its words are: "plan train" is
-`plan_train.py`. It has flags, a docstring, which is its help, and a
-`main(argv)`.
+`plan_train.py`. It has flags, a docstring, which is its help, a `main(argv)`,
+and maybe PRESETS, a module whose configs --config names.
 """
 
 import difflib
@@ -34,7 +34,6 @@ PROGRAMS = {
 }
 # Programs that still are a part of another one, and the flags that choose it.
 _PARTS = {
-  "stream": ("sample", "--stream"),
   "evaluate reconstruction": ("evaluate",),
   "evaluate generation": ("evaluate", "--what=semantic"),
   "evaluate tiny": ("evaluate", "--what=semantic"),
@@ -73,7 +72,7 @@ def run(module: types.ModuleType) -> None:
   from dcvideogen_jax.programs import common
 
   sys.modules["__main__"].__doc__ = module.__doc__
-  common.run(module.main, config=getattr(module, "DEFAULT_CONFIG", None))
+  common.run(module.main, getattr(module, "PRESETS", None))
 
 
 def given(flag: str) -> str | None:

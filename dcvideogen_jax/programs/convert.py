@@ -1,9 +1,9 @@
 """Converts weights between libraries' layouts and this project's.
 
-  python -m launch.convert --source=dc-ae-v-f32t4c32-1.0.pt --output=f32t4c32
-  python -m launch.convert --kind=wan_dit --source=Wan2.1-T2V-1.3B \\
+  dcvideogen convert --source=dc-ae-v-f32t4c32-1.0.pt --output=f32t4c32
+  dcvideogen convert --kind=wan_dit --source=Wan2.1-T2V-1.3B \\
     --to=diffusers --output=transformer
-  python -m launch.convert --kind=wan_dit --source=transformer \\
+  dcvideogen convert --kind=wan_dit --source=transformer \\
     --lora=style.safetensors,0.8 --lora=speed.safetensors --output=merged
 
 What the source is, is seen from its names. A directory gets config.json and
@@ -16,20 +16,21 @@ Nothing is lost on any way unless `--dtype` asks for it.
 import pathlib
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
-from dcvideogen_jax import convert, errors, files
+from dcvideogen_jax import errors
 from dcvideogen_jax.programs import common
-from dcvideogen_jax.sample import model_names
 
-_LAYOUTS = sorted({x for k in convert.KINDS.values() for x in k.layouts})
+_KINDS = ["clip_vision", "dc_ae_v", "umt5", "wan_dit", "wan_vae"]
+_LAYOUTS = [
+  "diffusers",
+  "official",
+  "original",
+  "transformers",
+  "transformers5",
+]
 
-_KIND = flags.DEFINE_enum(
-  "kind", "dc_ae_v", sorted(convert.KINDS), "Which model."
-)
+_KIND = flags.DEFINE_enum("kind", "dc_ae_v", _KINDS, "Which model.")
 _SOURCE = flags.DEFINE_string(
   "source",
   None,
@@ -49,7 +50,7 @@ _TO = flags.DEFINE_enum(
 _DTYPE = flags.DEFINE_enum(
   "dtype", None, ["float32", "bfloat16"], "Of the result. Unset: unchanged."
 )
-_CONFIG = flags.DEFINE_string("config", None, model_names.CONFIG_HELP)
+_CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
 _LORA = flags.DEFINE_multi_string(
   "lora",
   [],
@@ -68,6 +69,12 @@ _OTHER_SUFFIXES = (".bin", ".ckpt", ".gguf", ".sft")
 def main(argv: Sequence[str]) -> None:
   """Reads, checks, reports and writes the weights."""
   del argv
+  import jax
+  import jax.numpy as jnp
+
+  from dcvideogen_jax import convert
+  from dcvideogen_jax.sample import model_names
+
   kind, output = _KIND.value, pathlib.Path(_OUTPUT.value)
   _check_target(output, _TO.value)
   layout = _layout(kind, _TO.value)
@@ -87,11 +94,11 @@ def main(argv: Sequence[str]) -> None:
     f" {sum(leaf.size for leaf in leaves):,} parameters, {'/'.join(dtypes)}"
   )
   if loras:
-    variables = {"params": _merged(kind, module, variables["params"], loras)}
+    variables = model_names.merge_loras(kind, module, variables, loras)
   is_file = output.suffix in _FILE_SUFFIXES
   with common.output_directory(output.parent if is_file else output):
     if is_file:
-      _write_file(output, kind, module, variables, layout)
+      convert.write_file(output, kind, module, variables, layout)
       written = [output]
     else:
       written = convert.save(
@@ -134,72 +141,11 @@ def _layout(kind: str, to: str | None) -> str | None:
   """The layout that `--to` names; None for our own directories and files."""
   if to in (None, "jax", "torch"):
     return None
+  from dcvideogen_jax import convert
+
   if to not in convert.KINDS[kind].layouts:
     raise errors.UserError(
       f"--to={to} is no layout of {kind}: expected jax, torch or one of"
       f" {', '.join(convert.KINDS[kind].layouts)}"
     )
   return to
-
-
-def _merged(kind, module, params, loras):
-  """The parameters with all updates, of which it tells."""
-  found = []
-  for path, scale in loras:
-    updates = convert.load_lora(kind, path, module, scale)
-    found.append(updates)
-    print(
-      f"{path}: {updates.matched} tensors matched,"
-      f" {len(updates.factors) + len(updates.deltas) + len(updates.whole)}"
-      " parameters change,"
-      f" rank {updates.rank}, scale {scale:g}"
-    )
-  return convert.merge(params, convert.add(found), donate=True)
-
-
-def _write_file(output, kind, module, variables, layout) -> None:
-  with files.atomic(output) as path:
-    tensors = convert.to_tensors(kind, module, variables, layout)
-    if output.suffix == ".safetensors":
-      convert.write_safetensors(path, tensors)
-    else:
-      state_dict = {n: convert.finite(n, x) for n, x in tensors.items()}
-      _save_pt(path, state_dict, flat=layout is not None)
-
-
-def _save_pt(
-  path: pathlib.Path, state_dict: dict[str, np.ndarray], flat: bool
-) -> None:
-  """Writes a state dict alone or, for DC-VideoGen's loader, under both keys.
-
-  The data is stored once.
-
-  Raises:
-    errors.UserError: if torch is not installed.
-  """
-  try:
-    import torch
-  except ImportError as e:
-    raise errors.UserError(
-      "writing a .pt needs PyTorch, which is not installed: run"
-      " `pip install torch`, or give --output a name in .safetensors"
-    ) from e
-  tensors = {name: _to_tensor(torch, x) for name, x in state_dict.items()}
-  checkpoint = tensors
-  if not flat:
-    checkpoint = {
-      "model_state_dict": tensors,
-      "ema_model_state_dict": {"ema": tensors},
-    }
-  try:
-    with path.open("wb") as file:
-      torch.save(checkpoint, file)
-  except RuntimeError as e:  # About its own state: the disk's error is hidden.
-    raise e.__context__ if isinstance(e.__context__, OSError) else e from None
-
-
-def _to_tensor(torch, x: np.ndarray):
-  x = x if x.flags.writeable else x.copy()  # torch warns of the others.
-  if x.dtype == jnp.bfloat16:  # numpy's is unknown to torch, its bits are not.
-    return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-  return torch.from_numpy(x)

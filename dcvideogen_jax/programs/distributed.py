@@ -6,18 +6,16 @@ and which of them it is.
 
 All of them compute the same and end alike, with the same exit code where the
 same is wrong; but only process 0 speaks, and what it writes stays
-(`_program.output_directory`). Where something is wrong in one of them only, the
-others hear of it and end with it (`_together`).
+(`common.output_directory`). Where something is wrong in one of them only, the
+others hear of it and end with it (`processes`).
 """
 
 import os
 import sys
 
-import jax
 from absl import flags
-from jax.experimental import multihost_utils
 
-from dcvideogen_jax import errors, processes
+from dcvideogen_jax import errors
 
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join the other processes that the machine knows of."
@@ -58,6 +56,10 @@ def join(saves: bool = False) -> None:
         "--coordinator must be host:port and --process within 0.."
         f"{given[1] - 1}, found {given[0]} and {given[2]}"
       )
+  import jax
+
+  from dcvideogen_jax import processes
+
   jax.config.update("jax_enable_preemption_service", saves)
   try:
     jax.distributed.initialize(*given, shutdown_timeout_seconds=_LAST_WORDS)
@@ -70,6 +72,9 @@ def join(saves: bool = False) -> None:
 
 def wait() -> None:
   """Returns once all processes that have joined came here."""
+  import jax
+  from jax.experimental import multihost_utils
+
   if jax.distributed.is_initialized():
     multihost_utils.sync_global_devices("all came here")
 
@@ -84,6 +89,8 @@ def share() -> tuple[int, int]:
     errors.UserError: as `join`.
   """
   if _DISTRIBUTED.value or _COORDINATOR.value is not None:
+    import jax
+
     join()
     return jax.process_index(), jax.process_count()
   count, index = _PROCESSES.value or 1, _PROCESS.value or 0

@@ -37,7 +37,7 @@ from absl import flags
 
 from dcvideogen_jax import convert, errors, files, levels, provenance
 from dcvideogen_jax.data import records
-from dcvideogen_jax.eval import images, sheets
+from dcvideogen_jax.eval import contact_sheet, images
 from dcvideogen_jax.programs import common
 from dcvideogen_jax.sample import loading, model_names, pipeline, streams
 from dcvideogen_jax.tiny import pace, scoring
@@ -56,7 +56,7 @@ _MODEL = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file.", required=True)
 # Of reconstructions.
-_CONFIG = flags.DEFINE_string("config", None, model_names.CONFIG_HELP)
+_CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
 _CLIPS = flags.DEFINE_string(
   "clips", None, "Folder of clips, from launch.prepare_clips."
 )
@@ -191,7 +191,7 @@ def _generation(picture: pathlib.Path) -> dict[str, Any]:
     **_sampling(),
   )
   with files.atomic(picture) as path:
-    PIL.Image.fromarray(sheets.sheet(found.shown)).save(path)
+    PIL.Image.fromarray(contact_sheet.strips(found.shown)).save(path)
   shares = ", ".join(f"{k} {100 * x:.1f} %" for k, x in found.accuracy.items())
   print(f"{_PROMPTS.value} held-out prompts: {shares}")
   seconds = ", ".join(f"{k} {x:.3f} s" for k, x in found.seconds.items())
@@ -227,7 +227,7 @@ def _streams(output: pathlib.Path) -> dict[str, Any]:
     **_sampling(),
   )
   with files.atomic(output.with_suffix(".png")) as path:
-    PIL.Image.fromarray(sheets.sheet(found.shown)).save(path)
+    PIL.Image.fromarray(contact_sheet.strips(found.shown)).save(path)
   with files.atomic(output.with_suffix(".pace.png")) as path:
     pace.plot(found.pace, path)
   for frames, accuracy in found.accuracy.items():

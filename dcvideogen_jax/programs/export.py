@@ -1,12 +1,12 @@
 """Writes the result of a training under the names of PyTorch.
 
-  python -m launch.export --workdir=DIR --output=DIR/model
-  python -m launch.export --workdir=DIR --output=DIR/lora --format=lora
+  dcvideogen export --workdir=DIR --output=DIR/model
+  dcvideogen export --workdir=DIR --output=DIR/lora --format=lora
 
-`--workdir` is that of `launch.train`; it may still be running. A directory is
-written: a model, which the programs here and, with its layout, diffusers or
-Wan's own code open; of the first phase of an adaptation, the patch embedding;
-with `--format=lora`, what PEFT puts on the base.
+`--workdir` is that of `dcvideogen train`, which may still be running. A
+directory is written: a model, which the programs here and, with its layout,
+diffusers or Wan's own code open; of the first phase of an adaptation, the patch
+embedding; with `--format=lora`, what PEFT puts on the base.
 """
 
 import json
@@ -18,7 +18,6 @@ from absl import flags
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.programs import common
-from dcvideogen_jax.train import export
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the training.", required=True
@@ -29,13 +28,13 @@ _OUTPUT = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
-  list(export.DTYPES),
+  ["float32", "bfloat16"],
   "What weights are stored as. Unset: bfloat16 for DC-AE-V, else float32.",
 )
 _FORMAT = flags.DEFINE_enum(
   "format",
   "merged",
-  export.FORMATS,
+  ["merged", "lora"],
   "The whole model, or low-rank updates with what else was trained.",
 )
 _LAYOUT = flags.DEFINE_enum(
@@ -56,6 +55,8 @@ _FIELDS = flags.DEFINE_string(
 def main(argv: Sequence[str]) -> None:
   """Reads the newest checkpoint and writes what was asked for."""
   del argv
+  from dcvideogen_jax.train import export
+
   fields = _read_fields(_FIELDS.value)
   with common.output_directory(_OUTPUT.value) as output:
     step = export.export(

@@ -10,12 +10,6 @@ from typing import Any
 from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.sample import hub
 
-CONFIG_HELP = (
-  "Name of a released variant, a JSON file, or JSON text with the model's own"
-  ' fields, such as {"latent_channels": 8, "widths": [...], "depths": [...]},'
-  " or with those of another library's config.json."
-  " Unset: as config.json beside the weights has it, or recognised from them."
-)
 # Shipped weights, by the name one gives as --model.
 _SHIPPED = {"tiny": "dc_ae_v_tiny"}
 
@@ -39,6 +33,14 @@ def weights(name: str) -> pathlib.Path:
   return path
 
 
+def video(name: str) -> str:
+  """A path; "demo", where there is no such file, is the clip that ships."""
+  if name != "demo" or os.path.exists(name):
+    return name
+  assets = importlib.resources.files("dcvideogen_jax") / "assets"
+  return str(assets / "demo.mp4")
+
+
 def lora(text: str) -> tuple[str, float]:
   """A file of low-rank updates and its scale, "PATH" or "PATH,SCALE".
 
@@ -58,6 +60,33 @@ def lora(text: str) -> tuple[str, float]:
   if not math.isfinite(found[1]):
     raise errors.UserError(f"--lora={text}: the scale must be finite")
   return found
+
+
+def merge_loras(
+  kind: str, module: Any, variables: Any, loras: list[tuple[str, float]]
+) -> Any:
+  """The variables with the sum of all updates, of which it tells.
+
+  Args:
+    kind: of `convert.KINDS`.
+    module, variables: the model; the memory of its parameters is given away.
+    loras: as of `lora`.
+
+  Raises:
+    errors.UserError: if a file is damaged or of another model.
+  """
+  found = []
+  for path, scale in loras:
+    found.append(updates := convert.load_lora(kind, path, module, scale))
+    changed = updates.factors, updates.deltas, updates.whole
+    print(
+      f"{path}: {updates.matched} tensors matched,"
+      f" {sum(map(len, changed))} parameters change, rank {updates.rank},"
+      f" scale {scale:g}",
+      flush=True,
+    )
+  added = convert.add(found)
+  return {"params": convert.merge(variables["params"], added, donate=True)}
 
 
 def pipeline(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What `launch.sample` is asked to make: prompts, images and seeds."""
+"""What `dcvideogen sample` is asked to make: prompts, images and seeds."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import stills, tables
@@ -87,6 +87,52 @@ def gather(
   for path in {x for r in requests for x in (r.image, r.last_image)}:
     read_image(path)
   return requests
+
+
+def check(requests: Sequence[Request], task: str, image: bool = True) -> None:
+  """Refuses images that the task does not take, and one that is missing.
+
+  Args:
+    requests: of `gather`.
+    task: "t2v" or "i2v".
+    image: whether image to video needs one; a video to go on from has it.
+
+  Raises:
+    errors.UserError: says which prompt.
+  """
+  for request in requests:
+    if task == "i2v" and request.image is None and image:
+      raise errors.UserError(
+        f"image to video needs an image, and {request.prompt!r} has none"
+      )
+    if task == "t2v" and (request.image or request.last_image):
+      raise errors.UserError(
+        f"text to video takes no image, and {request.prompt!r} has one"
+      )
+
+
+def read_noise(path: str) -> Float[np.ndarray, "1 t h w c"]:
+  """Reads the noise of one video from a .npy file, `t h w c`.
+
+  Raises:
+    errors.UserError: if there is no such file, or it is another one.
+  """
+  try:
+    found = np.load(path, allow_pickle=False)
+  except OSError as e:
+    raise errors.UserError(
+      f"cannot read --noise={path}: {e.strerror or e}"
+    ) from e
+  # NumPy's own message on other files tells how to run their pickles.
+  except (ValueError, EOFError) as e:
+    raise errors.UserError(
+      f"--noise={path} is no .npy file of numbers, or is damaged"
+    ) from e
+  if not isinstance(found, np.ndarray):
+    raise errors.UserError(
+      f"--noise={path} is an archive, expected a .npy file"
+    )
+  return found[None]
 
 
 def read_image(path: str | None) -> UInt8[np.ndarray, "h w 3"] | None:

@@ -18,7 +18,7 @@ from dcvideogen_jax import convert, errors
 from dcvideogen_jax.adapt import encode, phases
 from dcvideogen_jax.data import clip_images, stills, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
-from dcvideogen_jax.eval import sheets
+from dcvideogen_jax.eval import contact_sheet
 from dcvideogen_jax.tiny import held_out, semantics
 from dcvideogen_jax.train import denoise, ranges, rendering, weights
 
@@ -67,7 +67,7 @@ class Samples:
     return self._renderer.videos(variables, self._requests)
 
   def _picture(self, videos: rendering.Video) -> dict[str, np.ndarray]:
-    return {self._name: sheets.sheet(videos[: self._shown])}
+    return {self._name: contact_sheet.strips(videos[: self._shown])}
 
 
 class SemanticScore(Samples):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dcvideogen_jax.eval import sheets
+from dcvideogen_jax.eval import contact_sheet
 
 
 def videos(n, t=7, h=3, w=5):
@@ -14,7 +14,7 @@ def videos(n, t=7, h=3, w=5):
 @pytest.mark.parametrize("n", [1, 4, 5])
 def test_frames_are_where_they_belong(n):
   given = videos(n)
-  found = sheets.sheet(given, frames=3, across=4)
+  found = contact_sheet.strips(given, frames=3, across=4)
   across, rows = min(4, n), -(-n // 4)
   assert found.shape == (rows * 5 - 2, across * 17 - 2, 3)
   for i in range(n):
@@ -28,7 +28,7 @@ def test_frames_are_where_they_belong(n):
 
 def test_no_more_than_there_is():
   given = videos(2, t=2)
-  found = sheets.sheet(given, frames=9, across=9)
+  found = contact_sheet.strips(given, frames=9, across=9)
   assert found.shape == (3, 2 * 12 - 2, 3)
   with pytest.raises(ValueError, match="no videos"):
-    sheets.sheet(given[:0])
+    contact_sheet.strips(given[:0])

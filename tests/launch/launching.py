@@ -49,6 +49,8 @@ class Server:
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
         # Compiled quickly.
         + (" --xla_backend_optimization_level=0" if not PRODUCTION else ""),
+        # Programs set it, but before jax does, which is imported here already.
+        "TF_CPP_MIN_LOG_LEVEL": "2",
         "XDG_CACHE_HOME": str(directory / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       },

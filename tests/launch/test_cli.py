@@ -1,10 +1,12 @@
 """The command `dcvideogen` and how `launch/` chooses a program."""
 
+import subprocess
 import sys
 
 import pytest
 
 from dcvideogen_jax.programs import cli
+from tests.launch import launching
 
 
 def run(monkeypatch, *arguments):
@@ -62,3 +64,15 @@ def test_flags_that_chose_a_program(monkeypatch):
   assert cli.take("at") == "" and cli.take("nothing") is None
   assert cli.take("what") == "stream"
   assert sys.argv == ["x", "--whatever"]
+
+
+def test_help_shows_docstring_and_flags():
+  finished = subprocess.run(
+    [sys.executable, "-m", "launch.export", "--help"],
+    cwd=launching.ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert finished.returncode == 0 and not finished.stderr
+  assert "under the names of PyTorch" in finished.stdout
+  assert "--workdir" in finished.stdout and "--compile_cache" in finished.stdout

@@ -111,8 +111,8 @@ def test_sheet_pixels(tmp_path, size, scale):
     (*size, 3), 200 - contact_sheet.ERROR_RANGE // 3, np.uint8
   )
   original[..., 2] = reconstruction[..., 2] = 9
-  column = contact_sheet.column("frame 0", original, reconstruction)
-  assert column.original.shape == (*(round(n * scale) for n in size), 3)
+  column = contact_sheet.comparison("frame 0", original, reconstruction)
+  assert column.images[0].shape == (*(round(n * scale) for n in size), 3)
   path = tmp_path / "sheet.png"
   contact_sheet.write(path, "title", [column, column])
   sheet = np.asarray(PIL.Image.open(path)).reshape(-1, 3)

@@ -1,27 +1,16 @@
 """The frames of a video that a stream goes on from."""
 
-import types
-
 import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import video
-from dcvideogen_jax.programs import stream_flags
-from dcvideogen_jax.sample import sizes
+from dcvideogen_jax.sample import continuation, sizes
 
 
-def _read(monkeypatch, path, fps, per_chunk=4):
-  for name, value in (
-    ("_CONTINUE_FROM", str(path)),
-    ("_CONTINUE_FPS", fps),
-    ("_WINDOW", None),
-  ):
-    flag = types.SimpleNamespace(value=value)
-    monkeypatch.setattr(stream_flags, name, flag)
-  made = types.SimpleNamespace(size=lambda *asked: sizes.Size(8, 32, 32))
-  c = types.SimpleNamespace(frames=8, height=32, width=32, area=None)
-  return stream_flags._read(made, c, per_chunk)
+def _read(path, fps, per_chunk=4):
+  size = sizes.Size(8, 32, 32)
+  return continuation.frames(str(path), fps, size, per_chunk, None)
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +23,17 @@ def fast(tmp_path_factory):
   return path
 
 
-def test_frames_are_taken_at_16_per_second(fast, monkeypatch):
+def test_frames_are_taken_at_16_per_second(fast):
   """10 of them, of which two chunks of 4 are left."""
-  found = _read(monkeypatch, fast, "16")
+  found = _read(fast, 16)
   assert found.shape == (8, 32, 32, 3)
   levels = found.mean((1, 2, 3))
   np.testing.assert_allclose(levels, 20 * np.arange(2, 10), atol=3)
 
 
-def test_or_as_they_come(fast, monkeypatch):
-  found = _read(monkeypatch, fast, "file").mean((1, 2, 3))
+def test_or_as_they_come(fast):
+  found = _read(fast, None).mean((1, 2, 3))
   np.testing.assert_allclose(found, 10 * np.arange(20), atol=3)
   words = "10 frames at 16 per second, fewer than the 12 of a chunk"
   with pytest.raises(errors.UserError, match=words):
-    _read(monkeypatch, fast, "16", per_chunk=12)
+    _read(fast, 16, per_chunk=12)

@@ -166,23 +166,27 @@ def run(place, *flags, **environment):
     (
       ["--config=conf.py", "--config.model.depth=3", "--config.rate=1"],
       2,
-      "error: the config has no such key: --config.model.depth",
+      "error: the config has no such key: depth",
     ),
     (
       ["--config=conf.py", "--config.rate.x=3"],
       2,
-      "error: the config has no such key: --config.rate.x",
+      "error: the config has no such key: Attribute <class float>.x does not"
+      " exist and the type does not support indexing. Attempting to lookup:"
+      " rate.x",
     ),
     (
       ["--config=conf.py:huge"],
       2,
-      "error: --config: unknown variant 'huge': expected small",
+      "error: flag --config=conf.py:huge: unknown variant 'huge': expected"
+      " small",
     ),
     (
       ["--config=nowhere.py"],
       2,
-      "error: --config: cannot read the config file 'nowhere.py'; relative"
-      " paths start at the working directory",
+      "error: --config: cannot read the file: [Errno 2] No such file or"
+      " directory: 'nowhere.py'; relative paths start at the working directory,"
+      " and configs of trainings lie in configs/ of a checkout",
     ),
   ],
 )

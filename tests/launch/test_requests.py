@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.sample import request_list
+from dcvideogen_jax.sample import request_list, settings
 
 
 def gather(prompts=(), file=None, seeds=("0",), image=None, last_image=None):
@@ -159,11 +159,9 @@ def test_what_is_empty_stays_and_what_is_null_is_not_there(tmp_path):
 
 
 def test_an_empty_negative_prompt_is_not_the_configs():
-  from dcvideogen_jax.programs import sample
-
   made = types.SimpleNamespace(negative_prompt=lambda: "Wan's own")
   found = [
-    sample._negative(
+    settings.negative_prompt(
       made,
       types.SimpleNamespace(negative_prompt=config),
       types.SimpleNamespace(negative_prompt=own),

@@ -1,25 +1,17 @@
-"""How `launch.sample` ends when fewer frames come than were asked for."""
+"""How a video ends when fewer frames come than were asked for."""
 
-import contextlib
 import types
 
 import numpy as np
 import pytest
-from absl import flags
 
 from dcvideogen_jax import clock as clock_lib
-from dcvideogen_jax.programs import sample, stream_flags
-from dcvideogen_jax.sample import request_list, sizes
+from dcvideogen_jax.sample import request_list, results, sizes
 
 FRAMES = 8
 
 
-@pytest.fixture(autouse=True, scope="module")
-def parsed():
-  flags.FLAGS(["sample", "--output=out", "--model=tiny"])
-
-
-def _write(tmp_path):
+def _write(tmp_path, interrupted):
   """Writes a chunk of `FRAMES` frames where twice as many are due."""
   pixels = np.random.default_rng(0).integers(0, 256, (1, FRAMES, 32, 32, 3))
   size = sizes.Size(2 * FRAMES, 32, 32)
@@ -27,20 +19,22 @@ def _write(tmp_path):
     settings={}, size=size, chunks=lambda i: iter([pixels.astype(np.uint8)])
   )
   request = request_list.Request("a ball", None, None, None, 0)
-  sample._write(tmp_path / "made", request, result, clock_lib.Clock())
-
-
-def test_ctrl_c_is_an_interruption(tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    stream_flags,
-    "interruptible",
-    lambda: contextlib.nullcontext(lambda: True),
+  results.write(
+    tmp_path / "made",
+    request,
+    result,
+    clock_lib.Clock(),
+    settings={},
+    interrupted=lambda: interrupted,
   )
+
+
+def test_ctrl_c_is_an_interruption(tmp_path):
   with pytest.raises(KeyboardInterrupt):
-    _write(tmp_path)
+    _write(tmp_path, True)
   assert (tmp_path / "made.mp4").exists()
 
 
 def test_a_short_video_is_none(tmp_path):
   with pytest.raises(RuntimeError, match="fewer frames"):
-    _write(tmp_path)
+    _write(tmp_path, False)

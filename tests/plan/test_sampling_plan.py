@@ -11,7 +11,7 @@ import pytest
 
 import dcvideogen_jax
 from configs import common, sample
-from dcvideogen_jax import convert, errors
+from dcvideogen_jax import config_parts, convert, errors
 from dcvideogen_jax.models import bands
 from dcvideogen_jax.plan import compiled, hardware, roofline, sampling
 from dcvideogen_jax.sample import denoise, latents, loading, pipeline, sizes
@@ -184,7 +184,7 @@ def test_wans_autoencoder_and_two_images():
 def test_devices_share_the_work(monkeypatch):
   monkeypatch.setattr(roofline, "rate", lambda *_: 1e9)
   parts, alone = load("t2v").parts, found("t2v")
-  rules = common.sample_sharding("fsdp", "context")
+  rules = config_parts.sample_sharding("fsdp", "context")
   shared = measure(parts, mesh=common.mesh(data=2, context=2), rules=rules)
   work = [plan["step"]["flops"] for plan in (alone, shared)]
   assert work[1] == pytest.approx(work[0] / 4, rel=0.1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from dcvideogen_jax import errors, memory
+from dcvideogen_jax import config_parts, errors, memory
 from dcvideogen_jax.models import bands
 from dcvideogen_jax.sample import chunkwise, loading, pipeline, placement
 from tests.sample import small
@@ -16,7 +16,7 @@ FIELDS = {"heads": 4}
 
 def spread(made, weights=("fsdp",), **sizes):
   """The same pipeline on a mesh."""
-  layout = placement.layout(sizes, common.sample_sharding(*weights))
+  layout = placement.layout(sizes, config_parts.sample_sharding(*weights))
   parts = loading.placed(made.parts, layout)
   return pipeline.DCVideoGen(parts, layout=layout)
 

@@ -1,0 +1,243 @@
+"""Encodes and decodes a video or an image, and compares, in bounded memory."""
+
+import collections
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import PIL.Image
+import tqdm
+from jaxtyping import UInt8
+
+from dcvideogen_jax import clock as clock_lib
+from dcvideogen_jax import errors, memory
+from dcvideogen_jax.data import stills
+from dcvideogen_jax.data import video as video_files
+from dcvideogen_jax.eval import comparison as comparison_lib
+from dcvideogen_jax.models import bands, dc_ae_v, streaming
+
+_UNKNOWN_FPS = 16.0
+
+
+class Input(NamedTuple):
+  """What goes in, after resizing and cutting.
+
+  Attributes:
+    path: the file.
+    height: pixels.
+    width: pixels.
+    frames: as the file says; only its end tells.
+    max_frames: that are read; None is all.
+    fps: frames per second; None for an image.
+  """
+
+  path: str
+  height: int
+  width: int
+  frames: int
+  fps: float | None
+  max_frames: int | None
+
+
+def probe(
+  path: str,
+  max_frames: int | None = None,
+  height: int | None = None,
+  width: int | None = None,
+) -> Input:
+  """Looks at the input.
+
+  Args:
+    path: a video or an image.
+    max_frames: that are read at most.
+    height, width: to resize to; with only one of them the other follows.
+
+  Raises:
+    errors.UserError: if it is missing, damaged or empty.
+  """
+  if video_files.is_image(path):
+    rows, columns = stills.read(path).shape[:2]
+    frames, fps = 1, None
+  else:
+    info = video_files.probe(path)
+    rows, columns, frames = info.height, info.width, info.frames
+    fps = info.fps or _UNKNOWN_FPS
+  if height or width:
+    height = height or max(1, round(rows * width / columns))
+    width = width or max(1, round(columns * height / rows))
+    rows, columns = height, width
+  return Input(
+    path, rows, columns, min(frames, max_frames or frames), fps, max_frames
+  )
+
+
+def checked(source: Input, module: dc_ae_v.DCAEV, rule: str) -> Input:
+  """The input with the frames that it truly has, where they decide.
+
+  Raises:
+    errors.UserError: if the official rule does not take so many frames.
+  """
+  if source.fps is not None and module.time == "non_causal":
+    # It sees the whole clip at once, so what a container claims is not enough.
+    shown = itertools.islice(video_files.frames(source.path), source.max_frames)
+    source = source._replace(frames=sum(1 for _ in shown))
+  _check_frames(source, source.frames, module, rule)
+  return source
+
+
+def _frames(source: Input) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+  """The frames of the input, of its size."""
+  size = (source.height, source.width)
+  if source.fps is not None:
+    yield from video_files.read_frames(
+      source.path, max_frames=source.max_frames, size=size
+    )
+    return
+  image = PIL.Image.fromarray(stills.read(source.path))
+  if image.size != size[::-1]:
+    image = image.resize(size[::-1], PIL.Image.Resampling.BICUBIC)
+  yield np.asarray(image)
+
+
+def _check_frames(
+  source: Input, frames: int, module: dc_ae_v.DCAEV, rule: str
+) -> None:
+  """Raises UserError if the official rule does not take so many frames."""
+  factor = module.temporal_factor
+  if source.fps is None or rule == "pad" or frames % factor == 0:
+    return
+  raise errors.UserError(
+    f"{source.path} gives {frames} frames, but --frames_rule=official needs a"
+    f" multiple of {factor}: use --frames_rule=pad, or --max_frames="
+    f"{frames // factor * factor or factor}"
+  )
+
+
+def for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
+  """The same function of this clip as a module that can be streamed.
+
+  An image is a clip of `temporal_factor` equal frames with zeros before and
+  after, as in the reference, and a non_causal model sees zeros around the whole
+  clip: both are chunk_causal with a single chunk.
+  """
+  if source.fps is not None and module.time != "non_causal":
+    return module
+  factor = module.temporal_factor
+  time = "causal" if module.time == "causal" else "chunk_causal"
+  frames = -(-source.frames // factor) * factor
+  return module.clone(chunk_frames=frames, time=time)
+
+
+def plans(
+  module: dc_ae_v.DCAEV,
+  source: Input,
+  budget: float | None = None,
+  devices: int = 1,
+) -> dict[str, bands.BandPlan]:
+  """How chunks are computed within a memory budget, to "encode" and "decode".
+
+  Args:
+    module: of `for_clip`.
+    source: what goes in.
+    budget: bytes beyond the weights; None is four fifths of what is free.
+    devices: that share the columns.
+
+  Raises:
+    errors.UserError: if the budget is too small.
+  """
+  if budget is None:
+    budget = 0.8 * memory.free_on_all()
+  return {
+    name: bands.plan(
+      module,
+      source.height,
+      source.width,
+      budget,
+      decode=name == "decode",
+      streamed=source.frames > module.chunk_frames,
+      devices=devices,
+    )
+    for name in ("encode", "decode")
+  }
+
+
+def stream(
+  module: dc_ae_v.DCAEV,
+  variables: streaming.Variables,
+  source: Input,
+  plans: Mapping[str, bands.BandPlan],
+  comparison: comparison_lib.Comparison,
+  *,
+  rule: str,
+  clock: clock_lib.Clock,
+) -> dict[str, Any]:
+  """Runs the frames through the model.
+
+  Args:
+    module: of `for_clip`.
+    variables: its weights.
+    source: what goes in.
+    plans: of `plans`.
+    comparison: gets the frames and their reconstructions.
+    rule: "pad" or "official", for frames that do not fill a chunk.
+    clock: gets phases.
+
+  Returns:
+    how many numbers were in the input and in the latents, and their ratio.
+
+  Raises:
+    errors.UserError: if a file cannot be read or written, or if the official
+      rule does not take as many frames as come.
+  """
+  waiting: collections.deque[np.ndarray] = collections.deque()
+  values = collections.Counter()
+
+  def pieces():
+    count = 0
+    for frame in clock.over("read", _frames(source)):
+      waiting.append(frame)
+      count += 1
+      yield frame[None, None]
+    _check_frames(source, count, module, rule)
+    for _ in range(-count % module.temporal_factor):
+      yield frame[None, None]
+    values["input"] = count * frame.size
+
+  def latents():
+    encoded = streaming.encode(
+      module, variables, pieces(), plan=plans["encode"], tail=rule
+    )
+    for latent in encoded:
+      values["latent"] += latent.size
+      values["latent_frames"] += latent.shape[1]
+      yield jax.block_until_ready(latent)
+
+  decoded = streaming.decode(
+    module,
+    variables,
+    clock.over("encode", latents()),
+    plan=plans["decode"],
+    tail=rule,
+    dtype=np.uint8,
+  )
+  with tqdm.tqdm(total=source.frames, unit="frame", disable=None) as progress:
+    for chunk in clock.over("decode", decoded):
+      originals = [
+        waiting.popleft() for _ in range(min(len(waiting), chunk.shape[1]))
+      ]
+      n = len(originals)
+      comparison.add(
+        np.stack(originals), chunk[0, :n, : source.height, : source.width]
+      )
+      progress.update(n)
+  assert not waiting
+  return {
+    **values,
+    "ratio": values["input"] / values["latent"],
+    "nominal_ratio": 3
+    * module.spatial_factor**2
+    * module.temporal_factor
+    / module.latent_channels,
+  }

@@ -1,0 +1,121 @@
+"""What sampling writes: a video, a contact sheet and a report."""
+
+import contextlib
+import json
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from dcvideogen_jax import clock as clock_lib
+from dcvideogen_jax import files, provenance
+from dcvideogen_jax.data import video as video_files
+from dcvideogen_jax.eval import contact_sheet
+from dcvideogen_jax.sample import generation, request_list, streams
+
+_SHEET_FRAMES = 8
+
+
+def write(
+  path: pathlib.Path,
+  request: request_list.Request,
+  result: generation.Generation | streams.Stream,
+  clock: clock_lib.Clock,
+  *,
+  settings: Mapping[str, Any],
+  crf: int = 18,
+  interrupted: Callable[[], bool] = lambda: False,
+) -> None:
+  """Decodes into PATH.mp4 chunk by chunk, with PATH.png and PATH.json.
+
+  Args:
+    path: without a suffix.
+    request: of which the title is made.
+    result: decoded, and of a stream made, here.
+    clock: whose seconds are reported.
+    settings: written besides those of the result, into the mp4 too.
+    crf: quality of the mp4, 0 the best.
+    interrupted: asked after each chunk whether it shall be the last one.
+
+  Raises:
+    errors.UserError: if a file cannot be written.
+    KeyboardInterrupt: after the files are there, if `interrupted` ended them.
+  """
+  settings = {**settings, "fps": generation.FPS, **result.settings}
+  frames, shown, chunks = result.size.frames, [], []
+  wanted = set(np.linspace(0, frames - 1, _SHEET_FRAMES).round().astype(int))
+  count, since = 0, time.perf_counter()
+  with files.atomic_files(path.parent, last=".mp4") as new:
+    with (
+      video_files.VideoWriter(
+        new / f"{path.name}.mp4",
+        fps=generation.FPS,
+        crf=crf,
+        comment=json.dumps(settings, ensure_ascii=False),
+      ) as writer,
+      tqdm.tqdm(total=frames, unit="frame", disable=None, leave=False) as bar,
+    ):
+      for chunk in result.chunks(0):
+        with clock.phase("write"):
+          writer.write(chunk[0])
+        shown += [
+          # A copy, as a view would keep the chunk.
+          contact_sheet.column(f"frame {count + i}", frame.copy())
+          for i, frame in enumerate(chunk[0])
+          if count + i in wanted
+        ]
+        count += chunk.shape[1]
+        bar.update(chunk.shape[1])
+        chunks.append(clock_lib.arrival(count, since))
+        if interrupted():
+          break
+    with clock.phase("write"):
+      title = f"{request.prompt[:90]}  (seed {request.seed})"
+      contact_sheet.write(new / f"{path.name}.png", title, shown)
+    report = provenance.report(clock, settings=settings, chunks=chunks)
+    with files.atomic(new / f"{path.name}.json") as file:
+      file.write_text(provenance.to_json(report), encoding="utf-8")
+  if count < frames:
+    print(f"{path}.mp4: {count} of {frames} frames", flush=True)
+  if interrupted():
+    raise KeyboardInterrupt
+  if count < frames:
+    raise RuntimeError("the decoder gave fewer frames than it was to give")
+  print(f"{path}.mp4: {clock_lib.told(report['seconds'])}", flush=True)
+
+
+@contextlib.contextmanager
+def interruptible(allowed: bool = True) -> Iterator[Callable[[], bool]]:
+  """Lets Ctrl-C end a stream after the chunk that is being made.
+
+  A second one ends the program at once, as the first does where several
+  processes make a video together, or without `allowed`.
+
+  Yields:
+    Whether there was one.
+  """
+  default, seen = signal.default_int_handler, []
+  if (
+    not allowed
+    or jax.process_count() > 1
+    or signal.getsignal(signal.SIGINT) is not default
+  ):
+    yield lambda: False
+    return
+
+  def stop(number, frame):
+    if seen:
+      default(number, frame)
+    seen.append(True)
+    tqdm.tqdm.write("stopping after this chunk; once more stops at once")
+
+  signal.signal(signal.SIGINT, stop)
+  try:
+    yield lambda: bool(seen)
+  finally:
+    signal.signal(signal.SIGINT, default)

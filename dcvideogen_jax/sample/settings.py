@@ -1,0 +1,80 @@
+"""A sampling config of `presets.get_config`, checked, as arguments."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from dcvideogen_jax import errors
+from dcvideogen_jax.data import tables, tokenize
+from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.ops import attention
+from dcvideogen_jax.sample import arguments, loading, request_list, sizes
+
+DTYPES = {None: None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def check(c: Any) -> None:
+  """Refuses, before anything is loaded, what is sure to fail later.
+
+  Raises:
+    errors.UserError: says what is wrong.
+  """
+  if c.height is not None or c.width is not None:
+    sizes.checked(c.frames, c.height, c.width)
+  else:
+    sizes.checked(c.frames, c.area, 1)
+  if c.size_rule not in sizes.RULES:
+    raise errors.UserError(
+      f"config.size_rule must be {' or '.join(sizes.RULES)}, found "
+      f"{c.size_rule!r}"
+    )
+  arguments.condition_tail(c.condition_tail, c.size_rule)
+  if c.attention is not None:
+    attention.require(c.attention)
+  if c.dtype not in DTYPES:
+    raise errors.UserError(
+      f"config.dtype must be float32 or bfloat16, found {c.dtype!r}"
+    )
+  options = solver_options(loading.DEFAULT_OPTIONS, c)
+  if c.shift is not None:
+    options = options._replace(shift=c.shift)
+  schedule = options.schedule(arguments.steps(c.steps))
+  sampler.plan(schedule, options.solver, **options.solver_options)
+  if c.negative_prompt is not None:
+    tables.require_text(c.negative_prompt, "config.negative_prompt")
+
+
+def solver_options(options: flow.Options, c: Any) -> flow.Options:
+  """The checkpoint's solver and grid, with the config's changes."""
+  if c.solver not in (None, options.solver):
+    options = options._replace(solver=c.solver, solver_options={})
+  return options if c.grid is None else options._replace(grid=c.grid)
+
+
+def negative_prompt(pipeline: Any, c: Any, request: Any) -> str:
+  """The request's, else the config's, else the model's own."""
+  text = request.negative_prompt
+  text = c.negative_prompt if text is None else text
+  if text is None:
+    return pipeline.negative_prompt()
+  return tokenize.NEGATIVE_PROMPTS.get(text, text)
+
+
+def of_request(
+  pipeline: Any, c: Any, request: request_list.Request
+) -> dict[str, Any]:
+  """What `generate` and `generate_stream` have in common, for one video."""
+  return {
+    "negative_prompt": negative_prompt(pipeline, c, request),
+    "image": request_list.read_image(request.image),
+    "height": c.height,
+    "width": c.width,
+    "area": c.area,
+    "frames": c.frames,
+    "steps": c.steps,
+    "guidance_scale": c.guidance_scale,
+    "batched": c.batched,
+    "shift": c.shift,
+    "options": solver_options(pipeline.parts.options, c),
+    "seed": request.seed,
+  }
