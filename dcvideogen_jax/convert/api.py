@@ -79,18 +79,11 @@ def load(
   matching.require_known(kind, sources.told(source), weights)
   module = _build(kind, source, config, weights, dtype)
   expected = matching.parameters(kind, module)
-  layout, rules = matching.nearest_layout(kind, weights, expected)
-  names = naming.torch_shapes(rules, expected)
-  quantised.require_floats(sources.told(source), weights, names)
+  what, rules = _layout(kind, source, weights, expected)
   if dtype is None:
     expected = matching.as_stored(rules, weights, expected)
-  params = engine.torch_to_jax(
-    rules,
-    weights,
-    expected,
-    _what(kind, source, layout),
-    _shardings(sharding, expected),
-  )
+  shardings = _shardings(sharding, expected)
+  params = engine.torch_to_jax(rules, weights, expected, what, shardings)
   if updates and merge_lora:
     found = _read_lora(kind, source, tensors, expected)
     params = lora.merge(params, found, donate=True)
@@ -127,17 +120,14 @@ def _read_part(
   kind: str, source: sources.Source, weights: Tensors, expected: Any
 ) -> dict[str, Any]:
   """The parameters that tensors by their plain names hold."""
-  layout, rules = matching.nearest_layout(kind, weights, expected)
+  what, rules = _layout(kind, source, weights, expected)
   named = {
     place.jax
     for place in naming.places(rules, tree.shapes(expected))
     if place.torch in weights
   }
-  what = _what(kind, source, layout)
   if not named:
     raise errors.UserError(f"{what} holds no parameter of the model")
-  names = naming.torch_shapes(rules, expected)
-  quantised.require_floats(sources.told(source), weights, names)
   part = flax.traverse_util.unflatten_dict(
     {n: leaf for n, leaf in tree.flatten(expected).items() if n in named},
     sep="/",
@@ -327,10 +317,19 @@ def _read_lora(
   return found._replace(whole=whole, matched=found.matched + len(weights))
 
 
-def _what(kind: str, source: sources.Source, layout: str) -> str:
-  """What is loaded and how it was understood, for messages."""
+def _layout(
+  kind: str, source: sources.Source, weights: Tensors, expected: Any
+) -> tuple[str, Sequence[naming.Rule]]:
+  """What is loaded and how it was understood, for messages, and its table.
+
+  Raises:
+    errors.UserError: for quantised weights.
+  """
+  layout, rules = matching.nearest_layout(kind, weights, expected)
+  names = naming.torch_shapes(rules, expected)
+  quantised.require_floats(sources.told(source), weights, names)
   where = "" if isinstance(source, Mapping) else f"{source}: "
-  return f"{where}{kind} in {layout} names"
+  return f"{where}{kind} in {layout} names", rules
 
 
 def _build(kind, source, config, weights: Tensors, dtype) -> nn.Module:

@@ -43,7 +43,8 @@ def build(
   del known["parent"], known["name"]
   if unknown := sorted(values.keys() - known.keys()):
     raise ValueError(
-      f"unknown fields of {what}: {unknown}; known are {sorted(known)}"
+      f"unknown fields of {what}: {told(unknown, 200)}; known are"
+      f" {sorted(known)}"
     )
   needed = {n for n, f in known.items() if f.default is dataclasses.MISSING}
   if missing := sorted(needed - values.keys()):
