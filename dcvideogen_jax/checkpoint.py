@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dcvideogen_jax import digests, errors, files, tree
+from dcvideogen_jax import differences, digests, errors, files, tree
 
 # Orbax describes an item only if it knows the handler beforehand.
 _HANDLERS = {
@@ -224,7 +224,7 @@ class Checkpointer:
     stored = self._manager.item_metadata(step)["state"]
     if stored is None:
       raise FileNotFoundError("its description of the state is missing")
-    tree.require_equal(
+    differences.require_equal(
       tree.shapes(target), tree.shapes(stored.tree), f"checkpoint {step}"
     )
     # The manager's own `restore` waits for all processes, and would wait for

@@ -23,3 +23,10 @@ class UserError(ValueError):
 def _shortened(word: re.Match[str]) -> str:
   text = word[0]
   return f"{text[: _WORD // 3]}...({len(text)} characters)...{text[-40:]}"
+
+
+def brief(name: str, most: int = 120) -> str:
+  """A name for a message: one of thousands of characters is cut."""
+  if len(name) <= most:
+    return name
+  return f"{name[: most // 2]}...{name[-most // 4 :]} ({len(name)} characters)"

@@ -1,4 +1,4 @@
-"""Names of leaves, ordered rules over them, and two-sided differences."""
+"""Names of leaves, and ordered rules over them."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,41 +119,3 @@ def merge(kept: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
       raise ValueError(f"{key!r} is a leaf of both trees, or of one")
     merged[key] = merge(kept[key], rest[key])
   return merged
-
-
-def diff(
-  expected: Mapping[str, tuple[int, ...]],
-  found: Mapping[str, tuple[int, ...]],
-) -> list[str]:
-  """Every difference between two name -> shape tables, one line each.
-
-  Missing names come first, then unexpected ones, then wrong shapes; an empty
-  list means the tables are equal.
-  """
-  lines = [f"missing {n} {expected[n]}" for n in expected if n not in found]
-  lines += [f"unexpected {n} {found[n]}" for n in found if n not in expected]
-  lines += [
-    f"shape of {n}: expected {expected[n]}, found {found[n]}"
-    for n in expected
-    if n in found and tuple(expected[n]) != tuple(found[n])
-  ]
-  return lines
-
-
-def require_equal(
-  expected: Mapping[str, tuple[int, ...]],
-  found: Mapping[str, tuple[int, ...]],
-  what: str,
-) -> None:
-  """Raises one `errors.UserError` with all of `diff`, or returns None.
-
-  Args:
-    expected: name -> shape that is needed.
-    found: name -> shape that is there.
-    what: names what was looked at, for the message.
-  """
-  lines = diff(expected, found)
-  if lines:
-    raise errors.UserError(
-      f"{what} does not fit ({len(lines)} differences): " + "; ".join(lines)
-    )

@@ -17,6 +17,7 @@ ROWS = {
     "files",
     "leftovers",
     "tree",
+    "differences",
     "sharding",
     "checkpoint",
     "report",

@@ -1,4 +1,4 @@
-"""Names of leaves, ordered rules, two-sided differences."""
+"""Names of leaves, ordered rules; two-sided differences."""
 
 import typing
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dcvideogen_jax import errors, tree
+from dcvideogen_jax import differences, errors, tree
 
 
 class Pair(typing.NamedTuple):
@@ -83,16 +83,14 @@ def test_trees_that_share_a_leaf_do_not_merge(other):
 def test_diff_reports_both_sides_and_shapes():
   expected = {"a": (1,), "b": (2, 2), "c": (3,)}
   found = {"b": (2, 4), "c": (3,), "d": ()}
-  assert tree.diff(expected, found) == [
-    "missing a (1,)",
-    "unexpected d ()",
-    "shape of b: expected (2, 2), found (2, 4)",
-  ]
-  assert tree.diff(expected, expected) == []
+  assert differences.tell(expected, found) == (
+    "missing a (1,); unexpected d (); shape of b: expected (2, 2), found (2, 4)"
+  )
+  assert differences.tell(expected, expected) == ""
 
 
 def test_require_equal_raises_every_difference():
-  tree.require_equal({"a": (1,)}, {"a": (1,)}, "x.pt")
+  differences.require_equal({"a": (1,)}, {"a": (1,)}, "x.pt")
   with pytest.raises(errors.UserError) as e:
-    tree.require_equal({"a": (1,), "b": ()}, {"c": ()}, "x.pt")
+    differences.require_equal({"a": (1,), "b": ()}, {"c": ()}, "x.pt")
   assert "x.pt" in str(e.value) and "3 differences" in str(e.value)

@@ -12,7 +12,7 @@ from typing import Any
 import flax.traverse_util
 import jax.numpy as jnp
 
-from dcvideogen_jax import errors, tree
+from dcvideogen_jax import differences, errors
 from dcvideogen_jax.models import wan_dit
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -48,15 +48,15 @@ def require_compatible(
       in the patch or the positions.
   """
   fields = ["heads", "eps", *(["patch", "rope_scale"] if same_space else [])]
-  differences = [
+  wrong = [
     f"{name} {getattr(target, name)}, found {getattr(source, name)}"
     for name in fields
     if getattr(target, name) != getattr(source, name)
   ]
-  if differences:
+  if wrong:
     raise errors.UserError(
       "the weights to start from are another model's: expected "
-      + "; ".join(differences)
+      + "; ".join(wrong)
     )
 
 
@@ -88,7 +88,7 @@ def new_parameters(
   }
   if same_space and _widened(target[_KERNEL], found.get(_KERNEL, ())):
     expected[_KERNEL] = found[_KERNEL]
-  tree.require_equal(expected, found, "the transformer to start from")
+  differences.require_equal(expected, found, "the transformer to start from")
   return new
 
 
@@ -136,5 +136,5 @@ def assemble(
   for name, value in (patch_embed or {}).items():
     leaves[f"patch_embed/{name}"] = value
   shapes = {n: tuple(x.shape) for n, x in leaves.items() if x is not None}
-  tree.require_equal(target, shapes, "the assembled model")
+  differences.require_equal(target, shapes, "the assembled model")
   return flax.traverse_util.unflatten_dict(leaves, sep="/")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcvideogen_jax import errors, tree
+from dcvideogen_jax import differences, errors, tree
 from dcvideogen_jax.convert import (
   engine,
   kinds,
@@ -219,7 +219,7 @@ def to_tensors(
   """`to_torch`, made tensor by tensor when it is read."""
   rules = rules_of(kind, layout)
   params = variables["params"]
-  tree.require_equal(
+  differences.require_equal(
     tree.shapes(matching.parameters(kind, module)),
     tree.shapes(params),
     f"the parameters of {kind}",

@@ -15,8 +15,8 @@ import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from dcvideogen_jax import errors, tree
-from dcvideogen_jax.convert import differences, hosting, naming, sources
+from dcvideogen_jax import differences, errors, tree
+from dcvideogen_jax.convert import hosting, naming, sources
 
 # Bytes of a tensor that a thread reads at once, and threads.
 _PIECE = 4 << 20

@@ -14,14 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcvideogen_jax import errors, tree
-from dcvideogen_jax.convert import (
-  differences,
-  engine,
-  lora_names,
-  naming,
-  quantised,
-)
+from dcvideogen_jax import differences, errors, tree
+from dcvideogen_jax.convert import engine, lora_names, naming, quantised
 
 # An update and its rank -> what its product is multiplied by.
 Scaling = Callable[[lora_names.Update, int], float]

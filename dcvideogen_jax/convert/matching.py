@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcvideogen_jax import documents, errors, tree
+from dcvideogen_jax import differences, documents, errors, tree
 from dcvideogen_jax.convert import (
-  differences,
   engine,
   kinds,
   naming,
-  reading,
   sources,
   wrappings,
 )
@@ -49,7 +47,7 @@ def require_known(kind: str, where: str, tensors: Tensors) -> None:
   likely = max(counts, key=lambda k: counts[k])
   if counts[kind] and counts[likely] <= 2 * counts[kind]:
     return
-  first = [reading.brief(name) for name in [*tensors][:3]]
+  first = [errors.brief(name) for name in [*tensors][:3]]
   rules = kinds.KINDS[kind].layouts.values()
   expected = dict.fromkeys(table[0].torch for table in rules)
   raise errors.UserError(

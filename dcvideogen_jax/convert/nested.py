@@ -55,7 +55,7 @@ def state_dict(path: pathlib.Path, loaded: Any) -> dict[str, reading.Tensor]:
   for names, tensor in _tensors(path, found):
     name = ".".join(names)
     if name in named:
-      raise errors.UserError(f"{path} holds {reading.brief(name)} twice")
+      raise errors.UserError(f"{path} holds {errors.brief(name)} twice")
     named[name] = tensor
   if not named:
     raise errors.UserError(f"{path} holds no tensors with names")

@@ -185,7 +185,7 @@ class _WeightsUnpickler(pickle.Unpickler):
     if any(bits):
       raise errors.UserError(
         f"{self._path} holds a tensor that torch negates or conjugates when it "
-        f"is used ({reading.brief(str(bits[0]))}): save its resolve_neg() or "
+        f"is used ({errors.brief(str(bits[0]))}): save its resolve_neg() or "
         "resolve_conj()"
       )
     return _rebuild_tensor(storage, offset, shape, strides, dtype)
@@ -219,7 +219,7 @@ def open_torch(path: pathlib.Path) -> dict[str, reading.Tensor]:
   except Exception as e:
     reason = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
     raise errors.UserError(
-      f"{path} is damaged or not a readable checkpoint: {reading.brief(reason)}"
+      f"{path} is damaged or not a readable checkpoint: {errors.brief(reason)}"
     ) from e
   return nested.state_dict(path, loaded)
 

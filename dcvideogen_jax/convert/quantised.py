@@ -71,7 +71,7 @@ def require_plain(where: str, tensors: Tensors) -> None:
       if name.endswith(".comfy_quant"):
         what += _comfy_format(tensors[name])
       raise errors.UserError(
-        f"{where} is quantised {what} ({reading.brief(name)}), {_EXPECTED}"
+        f"{where} is quantised {what} ({errors.brief(name)}), {_EXPECTED}"
       )
 
 
@@ -82,7 +82,7 @@ def require_floats(
   for name in names:
     if name in tensors and not _is_plain(tensors[name].dtype):
       raise errors.UserError(
-        f"{where}: {reading.brief(name)} holds {tensors[name].dtype.name},"
+        f"{where}: {errors.brief(name)} holds {tensors[name].dtype.name},"
         f" quantised in a form that is not known, {_EXPECTED}"
       )
 

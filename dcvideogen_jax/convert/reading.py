@@ -83,10 +83,3 @@ def is_shape(value: Any) -> TypeGuard[Sequence[int]]:
     and all(type(n) is int and 0 <= n < _MOST_ELEMENTS for n in value)
     and math.prod(max(n, 1) for n in value) < _MOST_ELEMENTS
   )
-
-
-def brief(name: str, most: int = 120) -> str:
-  """A name for a message: one of thousands of characters is cut."""
-  if len(name) <= most:
-    return name
-  return f"{name[: most // 2]}...{name[-most // 4 :]} ({len(name)} characters)"

@@ -56,7 +56,7 @@ def open_source(
     return _open_directory(path, patterns)
   if not os.path.isfile(path):
     raise errors.UserError(
-      f"there is no file or directory {reading.brief(str(path))}"
+      f"there is no file or directory {errors.brief(str(path))}"
     )
   if path.name.endswith(INDEX_SUFFIX):
     return _open_index(path)
@@ -85,7 +85,7 @@ def told(source: Source) -> str:
   """What messages call a source."""
   if isinstance(source, Mapping):
     return "the mapping"
-  return reading.brief(str(source), 300)
+  return errors.brief(str(source), 300)
 
 
 def metadata(path: pathlib.Path) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _open_index(path: pathlib.Path) -> dict[str, Tensor]:
       raise ValueError("it lists no file")
     if outside := [n for n in shards if not _is_shard(n)]:
       raise ValueError(
-        f"{reading.brief(outside[0])!r} is no name of a file of weights beside"
+        f"{errors.brief(outside[0])!r} is no name of a file of weights beside"
         " it"
       )
   except (ValueError, KeyError, TypeError, OSError) as e:
@@ -206,4 +206,4 @@ def _is_shard(name: str) -> bool:
 
 def _some(names: Sequence[str], most: int = 5) -> str:
   rest = f" and {len(names) - most} more" if len(names) > most else ""
-  return ", ".join(map(reading.brief, names[:most])) + rest
+  return ", ".join(map(errors.brief, names[:most])) + rest

@@ -87,7 +87,7 @@ def open_safetensors(path: pathlib.Path) -> dict[str, reading.Tensor]:
   tensors, ends = {}, []
   try:
     for name, entry in header.items():
-      where = reading.brief(name)
+      where = errors.brief(name)
       dtype, shape, (first, last) = _entry(where, entry)
       ends.append((first, last, where))
       if entry["dtype"] in PACKED_BITS:

@@ -79,14 +79,14 @@ def without_inner(where: str, tensors: Tensors) -> dict[str, reading.Tensor]:
   for name, tensor in tensors.items():
     if _FLAT.fullmatch(name):
       raise errors.UserError(
-        f"{where} holds flat parameters of FSDP ({reading.brief(name)}), which"
+        f"{where} holds flat parameters of FSDP ({errors.brief(name)}), which"
         " do not say what is in them: expected a full state dict"
       )
     parts = name.split(".")
     name = ".".join(part for part in parts if part not in _BETWEEN)
     if name in plain:
       raise errors.UserError(
-        f"{where} holds {reading.brief(name)} twice, wrapped and not wrapped"
+        f"{where} holds {errors.brief(name)} twice, wrapped and not wrapped"
       )
     plain[name] = tensor
   return plain
@@ -128,7 +128,7 @@ def unwrap(where: str, kind: str, tensors: Tensors, names: Known) -> Tensors:
     warnings.warn(
       f"{where}: {kind} is what stands behind {prefix!r};"
       f" {len(left)} other tensors are left out, such as"
-      f" {reading.brief(left[0])}",
+      f" {errors.brief(left[0])}",
       stacklevel=2,
     )
   return chosen
@@ -149,7 +149,7 @@ def without_passengers(where: str, tensors: Tensors, names: Known) -> Tensors:
   }
   if told := [name for name, t in passengers.items() if t.shape]:
     warnings.warn(
-      f"{where}: left out {', '.join(map(reading.brief, told))}, bytes that lie"
+      f"{where}: left out {', '.join(map(errors.brief, told))}, bytes that lie"
       " beside the weights",
       stacklevel=2,
     )
@@ -203,7 +203,7 @@ def _only(where: str, kind: str, prefixes: Sequence[str]) -> str:
   if len(prefixes) > 1:
     raise errors.UserError(
       f"{where} holds {len(prefixes)} models of {kind}, behind "
-      + ", ".join(repr(reading.brief(p)) for p in prefixes)
+      + ", ".join(repr(errors.brief(p)) for p in prefixes)
       + ": expected one"
     )
   return prefixes[0]

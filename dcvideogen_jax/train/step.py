@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcvideogen_jax import errors, sharding, tree
+from dcvideogen_jax import differences, errors, sharding, tree
 from dcvideogen_jax.train import (
   align,
   autoencoders,
@@ -206,7 +206,7 @@ def _start(run: TrainPlan, only_frozen: bool = False) -> tuple[Any, Any]:
   if run.task.start is not None:
     with jax.set_mesh(run.mesh):
       variables = run.task.start(tree.merge(*where))
-    tree.require_equal(
+    differences.require_equal(
       _described(tree.merge(run.state.params, run.frozen)),
       _described(variables),
       "what the task starts from",

@@ -1,10 +1,9 @@
-"""Tells how two state dicts differ, in a message that people can read."""
+"""Tells how two tables of shapes differ, in a message that people can read."""
 
 import re
 from collections.abc import Mapping
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import reading
 
 Shape = tuple[int, ...]
 
@@ -78,7 +77,7 @@ def tell(
 
 def _together(names: list[str]) -> str:
   """Names that differ in their numbers, as one."""
-  shown = [reading.brief(name) for name in names]
+  shown = [errors.brief(name) for name in names]
   if len(names) < 4:
     return ", ".join(shown)
   return f"{shown[0]} ... {shown[-1]} ({len(names)} names)"
