@@ -14,6 +14,8 @@ def _program() -> str:
   if (config := cli.given("config")) is None:
     return "plan decode"
   path, _, argument = config.partition(":")
+  if not path.endswith(".py"):  # A preset.
+    return "plan sample"
   try:
     get_config = runpy.run_path(path)["get_config"]
     trains = "optim" in (get_config(argument) if argument else get_config())

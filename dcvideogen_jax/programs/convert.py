@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> None:
   del argv
   import jax
   import jax.numpy as jnp
+  import tqdm
 
   from dcvideogen_jax import convert
   from dcvideogen_jax.sample import model_names
@@ -111,7 +112,8 @@ def main(argv: Sequence[str]) -> None:
       )
   for path in written:
     if path.suffix in _FILE_SUFFIXES:
-      print(f"wrote {path} ({model_names.size_of(path)})")
+      size = tqdm.tqdm.format_sizeof(path.stat().st_size, "B")
+      print(f"wrote {path} ({size})")
 
 
 def _check_target(output: pathlib.Path, to: str | None) -> None:

@@ -9,14 +9,10 @@ diffusers or Wan's own code open; of the first phase of an adaptation, the patch
 embedding; with `--format=lora`, what PEFT puts on the base.
 """
 
-import json
-import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
-from dcvideogen_jax import errors
 from dcvideogen_jax.programs import common
 
 _WORKDIR = flags.DEFINE_string(
@@ -55,9 +51,10 @@ _FIELDS = flags.DEFINE_string(
 def main(argv: Sequence[str]) -> None:
   """Reads the newest checkpoint and writes what was asked for."""
   del argv
+  from dcvideogen_jax.sample import model_names
   from dcvideogen_jax.train import export
 
-  fields = _read_fields(_FIELDS.value)
+  fields = _FIELDS.value and model_names.fields(_FIELDS.value, "--fields")
   with common.output_directory(_OUTPUT.value) as output:
     step = export.export(
       _WORKDIR.value,
@@ -68,20 +65,3 @@ def main(argv: Sequence[str]) -> None:
       fields=fields,
     )
   print(f"step {step}: {_OUTPUT.value}")
-
-
-def _read_fields(text: str | None) -> dict[str, Any] | None:
-  """The fields that the flag gives; None if it is not there."""
-  if text is None:
-    return None
-  try:
-    if text.endswith(".json"):
-      text = pathlib.Path(text).read_text()
-    fields = json.loads(text)
-  except (OSError, ValueError) as e:
-    raise errors.UserError(f"--fields: cannot be read as JSON: {e}") from e
-  if not isinstance(fields, dict):
-    raise errors.UserError(
-      f"--fields: expected an object, found {type(fields).__name__}"
-    )
-  return fields

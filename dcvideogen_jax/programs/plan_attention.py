@@ -17,7 +17,6 @@ from typing import Any
 
 from absl import flags
 
-from dcvideogen_jax.plan import attention, hardware, tables
 from dcvideogen_jax.programs import plan_flags
 
 _TOKENS = flags.DEFINE_list(
@@ -34,8 +33,10 @@ def main(argv: Sequence[str]) -> None:
   plan_flags.run(_attention)
 
 
-def _attention(target: hardware.Target) -> tuple[list[dict[str, Any]], bool]:
+def _attention(target: Any) -> tuple[list[dict[str, Any]], bool]:
   """Prints a row per program; returns all and whether they fit."""
+  from dcvideogen_jax.plan import attention, tables
+
   rows = []
   sizes = plan_flags.numbers("tokens", int)
   print(tables.ATTENTION)

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from absl import flags
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.plan import compiled, hardware
 
 _TARGET = flags.DEFINE_string(
   "target", "h100", "A GPU, such as h100, or a TPU slice, such as v5p:4x4x4."
@@ -19,7 +18,7 @@ _JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 Number = TypeVar("Number", int, float)
 
 
-def run(plan: Callable[[hardware.Target], tuple[Any, bool]]) -> None:
+def run(plan: Callable[[Any], tuple[Any, bool]]) -> None:
   """Plans for the target, writes --json and exits; never returns.
 
   The exit code is 1 if something does not fit, and 2, with one sentence, if jax
@@ -28,6 +27,8 @@ def run(plan: Callable[[hardware.Target], tuple[Any, bool]]) -> None:
   Args:
     plan: prints; gives figures, and whether all that was planned fits.
   """
+  from dcvideogen_jax.plan import compiled, hardware
+
   target = hardware.find(_TARGET.value)
   with compiled.refusals():
     figures, fits = plan(target)

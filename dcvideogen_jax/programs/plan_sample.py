@@ -1,7 +1,6 @@
 """Says what sampling takes on devices that are not there.
 
-  dcvideogen plan sample --config=configs/sample.py:dc-t2v-14b,size=2160p \\
-    --target=h100
+  dcvideogen plan sample --config=dc-t2v-14b,size=2160p --target=h100
 
 compiles every program of `dcvideogen sample` with this config, all models
 resident: the weights of each, every program, and their sum beside what jax has
@@ -20,12 +19,16 @@ from typing import Any
 from ml_collections import config_flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.plan import compiled, hardware, sampling, tables
 from dcvideogen_jax.programs import plan_flags
+from dcvideogen_jax.sample import presets
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config of `dcvideogen sample`."
+  "config",
+  None,
+  "A preset or a config file, as for `dcvideogen sample`.",
 )
+
+PRESETS = presets
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,8 +39,10 @@ def main(argv: Sequence[str]) -> None:
   plan_flags.run(_sample)
 
 
-def _sample(target: hardware.Target) -> tuple[dict[str, Any], bool]:
+def _sample(target: Any) -> tuple[dict[str, Any], bool]:
   """Prints weights, programs and their sum; returns them and if it fits."""
+  from dcvideogen_jax.plan import compiled, sampling, tables
+
   config = _CONFIG.value
   size = sampling.size(config)
   print(

@@ -24,7 +24,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.plan import compiled, hardware, suggest, tables, training
 from dcvideogen_jax.programs import plan_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -54,10 +53,10 @@ def main(argv: Sequence[str]) -> None:
   )
 
 
-def _train(
-  config: dict[str, Any], target: hardware.Target
-) -> tuple[dict[str, Any], bool]:
+def _train(config: dict[str, Any], target: Any) -> tuple[dict[str, Any], bool]:
   """Prints what a step takes; returns it and whether it fits."""
+  from dcvideogen_jax.plan import compiled, tables, training
+
   print(
     f"{config['task']} on {target.name}; compiling, which can take minutes",
     flush=True,
@@ -72,9 +71,11 @@ def _train(
 
 
 def _suggest(
-  config: dict[str, Any], target: hardware.Target
+  config: dict[str, Any], target: Any
 ) -> tuple[dict[str, Any], bool]:
   """Prints the best ways to run a step; returns them and whether one fits."""
+  from dcvideogen_jax.plan import suggest, tables
+
   ways = suggest.rank(config, target)
   print(tables.ways(ways[:_RANKED]), flush=True)
   plans, ways = [], ways[:_COMPILED]

@@ -114,26 +114,35 @@ def config(text: str | None) -> str | Mapping[str, Any] | None:
   """
   if not text:
     return None
-  where = "--config"
+  if not text.endswith(".json") and not text.lstrip().startswith("{"):
+    return text
+  found = fields(text, "--config")
+  found.pop("kind", None)
+  return found
+
+
+def fields(text: str, flag: str) -> dict[str, Any]:
+  """The JSON object that a flag holds, or the .json file that it names.
+
+  Raises:
+    errors.UserError: if a file cannot be read or the JSON is not an object.
+  """
   if text.endswith(".json"):
-    where = text
+    flag = text
     try:
       text = pathlib.Path(text).read_text()
     except (OSError, UnicodeDecodeError) as e:
       reason = getattr(e, "strerror", None) or "it is not text"
-      raise errors.UserError(f"cannot read {where}: {reason}") from e
-  elif not text.lstrip().startswith("{"):
-    return text
+      raise errors.UserError(f"cannot read {flag}: {reason}") from e
   try:
-    fields = documents.parse(text)
+    found = documents.parse(text)
   except ValueError as e:
-    raise errors.UserError(f"{where} is not valid JSON: {e}") from e
-  if not isinstance(fields, dict):
+    raise errors.UserError(f"{flag} is not valid JSON: {e}") from e
+  if not isinstance(found, dict):
     raise errors.UserError(
-      f"{where}: expected an object of fields, found {type(fields).__name__}"
+      f"{flag}: expected an object of fields, found {type(found).__name__}"
     )
-  fields.pop("kind", None)
-  return fields
+  return found
 
 
 def variant(kind: str, module: Any) -> str:
@@ -144,13 +153,3 @@ def variant(kind: str, module: Any) -> str:
     if convert.api.config_of(released) == found:
       return name
   return "own configuration"
-
-
-def size_of(path: str | os.PathLike[str]) -> str:
-  """A file's size for people: "4.3 GB", in powers of 1000."""
-  size = float(os.path.getsize(path))
-  for unit in ("bytes", "kB", "MB"):
-    if size < 1000:
-      return f"{size:.3g} {unit}"
-    size /= 1000
-  return f"{size:.3g} GB"
