@@ -76,23 +76,30 @@ def run(module: types.ModuleType) -> None:
 
 
 def given(flag: str) -> str | None:
-  """The text of `--flag=text` in `sys.argv`, "" of a bare one, None of none.
+  """The text of `--flag=text` or `--flag text`, "" of a bare one, None of none.
 
   `launch/` chooses by it where one program of today was several flags.
   """
-  for argument in sys.argv[1:]:
-    name, _, value = argument.partition("=")
-    if name in (f"--{flag}", f"-{flag}"):
-      return value
-  return None
+  return _find(flag)[1]
 
 
 def take(flag: str) -> str | None:
   """`given`, and removes the flag, which the chosen program does not have."""
-  value = given(flag)
-  names = (f"--{flag}", f"-{flag}")
-  sys.argv[1:] = [x for x in sys.argv[1:] if x.partition("=")[0] not in names]
+  places, value = _find(flag)
+  sys.argv[:] = [x for i, x in enumerate(sys.argv) if i not in places]
   return value
+
+
+def _find(flag: str) -> tuple[range, str | None]:
+  """Places in `sys.argv` of a flag and its value, and the value's text."""
+  for i, argument in enumerate(sys.argv[1:], 1):
+    name, equals, value = argument.partition("=")
+    if name in (f"--{flag}", f"-{flag}"):
+      after = sys.argv[i + 1 : i + 2]
+      if equals or not after or after[0].startswith("-"):
+        return range(i, i + 1), value
+      return range(i, i + 2), after[0]
+  return range(0), None
 
 
 def _list() -> str:

@@ -64,6 +64,9 @@ def test_flags_that_chose_a_program(monkeypatch):
   assert cli.take("at") == "" and cli.take("nothing") is None
   assert cli.take("what") == "stream"
   assert sys.argv == ["x", "--whatever"]
+  monkeypatch.setattr(sys, "argv", ["x", "--what", "stream", "--at", "--b=1"])
+  assert cli.take("at") == "" and cli.given("what") == "stream"
+  assert cli.take("what") == "stream" and sys.argv == ["x", "--b=1"]
 
 
 def test_help_shows_docstring_and_flags():
