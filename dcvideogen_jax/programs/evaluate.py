@@ -14,13 +14,6 @@ A text- or image-to-video model of the captioned world, on held-out prompts: how
 often colour, shape and motion, read from the pixels, are what was asked for.
 `out/semantic.png` shows the first videos.
 
-  python -m launch.evaluate --what=stream --model=DIR --prompts=96 --window=1 \\
-    --lengths=1,4,16 --output=out/stream.json
-
-A block-causal model, streaming: the same of the last clip after so many times
-the frames of --size, and when each chunk was there and with how much memory,
-which `out/stream.pace.png` shows.
-
 Prints the numbers and writes them with all settings.
 """
 
@@ -39,13 +32,13 @@ from dcvideogen_jax import convert, errors, files, levels, provenance
 from dcvideogen_jax.data import records
 from dcvideogen_jax.eval import contact_sheet, images
 from dcvideogen_jax.programs import common
-from dcvideogen_jax.sample import loading, model_names, pipeline, streams
-from dcvideogen_jax.tiny import pace, scoring
+from dcvideogen_jax.sample import loading, model_names, pipeline
+from dcvideogen_jax.tiny import evaluation
 
 _WHAT = flags.DEFINE_enum(
   "what",
   "reconstruction",
-  ["reconstruction", "semantic", "stream"],
+  ["reconstruction", "semantic"],
   "Of an autoencoder, or of a model of the captioned world.",
 )
 _MODEL = flags.DEFINE_string(
@@ -87,20 +80,6 @@ _SIZE = flags.DEFINE_list(
 _AT_END = flags.DEFINE_bool(
   "at_end", False, "Of longer videos read the last 16 frames, not the first."
 )
-# Of streams.
-_LENGTHS = flags.DEFINE_list(
-  "lengths", ["1", "4", "16"], "How many clips' lengths in, clips are read."
-)
-_WINDOW = flags.DEFINE_integer(
-  "window", None, "Chunks back that a chunk of a stream sees. Unset: all."
-)
-_SINK = flags.DEFINE_integer("sink", 0, "Chunks at the beginning, besides.")
-_CLEAN_LEVEL = flags.DEFINE_float(
-  "clean_level", 0.0, "Of a stream: noise level of finished chunks."
-)
-_CHUNK = flags.DEFINE_integer(
-  "chunk", None, "Latent frames of a chunk. Unset: the transformer's own."
-)
 _BATCH_SIZE = flags.DEFINE_integer(
   "batch_size", 25, "Videos that are made at once.", lower_bound=1
 )
@@ -110,7 +89,6 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _ONLY = {
   "reconstruction": (_CLIPS, _CONFIG),
   "semantic": (_AT_END,),
-  "stream": (_LENGTHS, _WINDOW, _SINK, _CLEAN_LEVEL, _CHUNK),
 }
 
 
@@ -129,8 +107,6 @@ def main(argv: Sequence[str]) -> None:
   with common.output_directory(output.parent):
     if _WHAT.value == "semantic":
       report = _generation(output.with_suffix(".png"))
-    elif _WHAT.value == "stream":
-      report = _streams(output)
     else:
       report = _reconstruction()
     with files.atomic(output) as path:
@@ -181,14 +157,22 @@ def _reconstruction() -> dict[str, Any]:
 def _generation(picture: pathlib.Path) -> dict[str, Any]:
   """Makes a video for each prompt and reads what it shows."""
   size = _read_size(_SIZE.value)
-  found = scoring.score(
-    _load(),
+  parts = loading.load(
+    model_names.pipeline(_MODEL.value),
+    task=_TASK.value,
+    autoencoder=_AUTOENCODER.value,
+  )
+  found = evaluation.score(
+    pipeline.DCVideoGen(parts),
     _PROMPTS.value,
     _BATCH_SIZE.value,
     _SEED.value,
     size,
     _AT_END.value,
-    **_sampling(),
+    steps=_STEPS.value,
+    guidance_scale=_GUIDANCE.value,
+    shift=_SHIFT.value,
+    negative_prompt=_NEGATIVE.value,
   )
   with files.atomic(picture) as path:
     PIL.Image.fromarray(contact_sheet.strips(found.shown)).save(path)
@@ -206,70 +190,6 @@ def _generation(picture: pathlib.Path) -> dict[str, Any]:
     "videos": found.videos,
     "versions": provenance.versions(),
   }
-
-
-def _streams(output: pathlib.Path) -> dict[str, Any]:
-  """Streams a video for each prompt and reads clips of it."""
-  size = _read_size(_SIZE.value)
-  lengths = _read_lengths(_LENGTHS.value)
-  streams.check(_WINDOW.value, _SINK.value, _CLEAN_LEVEL.value)
-  found = scoring.score_streams(
-    _load(),
-    _PROMPTS.value,
-    _BATCH_SIZE.value,
-    _SEED.value,
-    size,
-    lengths,
-    window=_WINDOW.value,
-    sink=_SINK.value,
-    chunk=_CHUNK.value,
-    clean_level=_CLEAN_LEVEL.value,
-    **_sampling(),
-  )
-  with files.atomic(output.with_suffix(".png")) as path:
-    PIL.Image.fromarray(contact_sheet.strips(found.shown)).save(path)
-  with files.atomic(output.with_suffix(".pace.png")) as path:
-    pace.plot(found.pace, path)
-  for frames, accuracy in found.accuracy.items():
-    shares = ", ".join(f"{k} {100 * x:.1f} %" for k, x in accuracy.items())
-    print(f"{_PROMPTS.value} held-out prompts, frame {frames}: {shares}")
-  print(pace.summary(found.pace))
-  return {
-    "model": _MODEL.value,
-    "prompts": _PROMPTS.value,
-    "accuracy": found.accuracy,
-    "videos": found.videos,
-    "pace": found.pace,
-    "settings": {**found.settings, "prompts": None, "seeds": None},
-    "versions": provenance.versions(),
-  }
-
-
-def _load() -> pipeline.DCVideoGen:
-  parts = loading.load(
-    model_names.pipeline(_MODEL.value),
-    task=_TASK.value,
-    autoencoder=_AUTOENCODER.value,
-  )
-  return pipeline.DCVideoGen(parts)
-
-
-def _sampling() -> dict[str, Any]:
-  """What all generated videos have in common."""
-  return {
-    "steps": _STEPS.value,
-    "guidance_scale": _GUIDANCE.value,
-    "shift": _SHIFT.value,
-    "negative_prompt": _NEGATIVE.value,
-  }
-
-
-def _read_lengths(given: Sequence[str]) -> list[int]:
-  if not given or not all(n.isdecimal() and int(n) for n in given):
-    raise errors.UserError(
-      f"--lengths must be whole numbers from 1 on, found {','.join(given)}"
-    )
-  return [int(n) for n in given]
 
 
 def _read_size(given: Sequence[str]) -> tuple[int, int, int]:

@@ -1,12 +1,23 @@
-"""Cutting training and evaluation clips out of whole videos."""
+"""Training and evaluation clips, cut out of whole videos and photographs."""
 
+import collections
+import contextlib
+import fnmatch
+import json
+import math
 import os
+import pathlib
+import zlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
+import tqdm
 
-from dcvideogen_jax import errors
-from dcvideogen_jax.data import video
+from dcvideogen_jax import errors, files
+from dcvideogen_jax.data import records, stills, video
+from dcvideogen_jax.tiny import download
 
 # In grey levels of 255: a cut changes the 16 x 16 thumbnail by this much at
 # least, and by this many times the change of the frames around it.
@@ -14,6 +25,135 @@ _CUT_LEVEL = 28.0
 _CUT_RATIO = 4.0
 # Below this, a clip counts as standing still.
 STILL = 0.6
+# Photographs hold most of the textures, though their motion is made up.
+_PHOTO_SHARE = 0.3
+
+
+class Recipe(NamedTuple):
+  """How a split is cut: about so many clips; the rest as of `sample`."""
+
+  clips: int
+  frames: int
+  size: int
+  short_sides: tuple[int, ...]
+  strides: tuple[int, ...]
+
+
+RECIPES = {
+  "train": Recipe(5000, 24, 96, (96, 128, 160, 208, 256), (1, 2, 3)),
+  "heldout": Recipe(48, 64, 64, (64, 96, 144), (1,)),
+}
+
+
+def prepare(
+  output: str | os.PathLike[str],
+  split: str,
+  *,
+  count: int | None = None,
+  seed: int = 0,
+  exclude: Sequence[str] = (),
+) -> tuple[int, int]:
+  """Downloads the files of a split and writes clips of them.
+
+  Args:
+    output: a folder to make. "train" becomes shards in it; "heldout" becomes
+      shards under frames64, and of the first 16 frames under frames16. The
+      shards' sources.json gives the credit that licences ask for.
+    split: of `download.SPLITS`.
+    count: about how many clips; None is what `RECIPES` has.
+    seed: which places of the videos.
+    exclude: names of files to leave out, which may have "*" and "?".
+
+  Returns:
+    The numbers of clips and of files that they come from.
+
+  Raises:
+    errors.UserError: if the folder exists, no file is left, or one cannot be
+      downloaded.
+  """
+  records.require_empty(output)
+  output = pathlib.Path(output)
+  names = [
+    name
+    for name in download.names(split)
+    if not any(fnmatch.fnmatch(name, pattern) for pattern in exclude)
+  ]
+  if not names:
+    raise errors.UserError(f"--exclude leaves no file of the {split} split")
+  total = RECIPES[split].clips if count is None else count
+  taken: collections.Counter[str] = collections.Counter()
+
+  def counted(clips):
+    for name, clip in clips:
+      taken[name] += 1
+      yield clip
+
+  def extra():
+    rows = {}
+    for name, clips in taken.items():
+      entry = download.manifest()[name]
+      rows[name] = {
+        "clips": clips,
+        "sha256": entry.sha256,
+        "licence": entry.licence,
+        "attribution": entry.attribution,
+      }
+    table = {"seed": seed, "sources": rows}
+    return {"sources.json": json.dumps(table, indent=2, ensure_ascii=False)}
+
+  with contextlib.closing(_cut_all(names, split, total, seed)) as clips:
+    if split == "train":
+      number = records.write_shards(counted(clips), output, extra=extra)
+    else:
+      whole = list(counted(clips))
+      files.make_directory(output)
+      records.write_shards(whole, output / "frames64", extra=extra)
+      first = (clip[:16] for clip in whole)
+      number = records.write_shards(first, output / "frames16", extra=extra)
+  return number, len(taken)
+
+
+def _cut_all(names, split, total, seed) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (manifest name, clip)."""
+  with tqdm.tqdm(names, desc="fetching", unit="file") as bar:
+    paths = {name: download.fetch(name) for name in bar}
+  quotas = _quotas(list(paths.values()), split, total)
+  with tqdm.tqdm(total=total, desc="cutting", unit="clip") as bar:
+    for (name, path), quota in zip(paths.items(), quotas, strict=True):
+      bar.set_postfix_str(name, refresh=False)
+      for clip in _cut(path, quota, RECIPES[split], seed):
+        bar.update()
+        yield name, clip
+
+
+def _quotas(paths: list[pathlib.Path], split: str, total: int) -> list[int]:
+  """Clips per file: photographs alike, training videos by their length."""
+  photo = np.array([video.is_image(p) for p in paths])
+  weight = np.ones(len(paths))
+  if split == "train":
+    for i in np.flatnonzero(~photo):
+      weight[i] = video.probe(paths[i]).frames
+  if photo.any() and not photo.all():
+    weight[photo] *= _PHOTO_SHARE / weight[photo].sum()
+    weight[~photo] *= (1 - _PHOTO_SHARE) / weight[~photo].sum()
+  edges = np.r_[0, weight.cumsum() / weight.sum()] * total
+  return np.diff(np.rint(edges).astype(int)).tolist()
+
+
+def _cut(
+  path: pathlib.Path, count: int, recipe: Recipe, seed: int
+) -> Iterator[np.ndarray]:
+  """Clips of one file; its name and the seed decide which."""
+  rng = np.random.default_rng([seed, zlib.crc32(path.name.encode())])
+  shape = recipe.frames, recipe.size, recipe.size
+  if video.is_image(path):
+    image = stills.read(path)
+    for _ in range(count):
+      yield ken_burns(image, int(rng.integers(2**31)), *shape)
+  else:
+    options = recipe._asdict()
+    del options["clips"]
+    yield from sample(path, rng, count, **options)
 
 
 def scenes(frames: np.ndarray) -> list[tuple[int, int]]:
@@ -145,3 +285,76 @@ def _sample_scale(whole, places, rng, quota, frames, size, still_share):
       continue
     taken.add(key)
     yield np.ascontiguousarray(clip)
+
+
+def ken_burns(
+  image: np.ndarray, seed: int, frames: int, height: int, width: int
+) -> np.ndarray:
+  """Pans, zooms and turns over a photograph, with a little hand shake.
+
+  Args:
+    image: uint8 (h, w, 3), no smaller than (height, width).
+    seed: any non-negative integer; the same seed gives the same motion.
+    frames: number of frames.
+    height: pixels of the clip.
+    width: pixels of the clip.
+
+  Returns:
+    uint8 (frames, height, width, 3).
+
+  Raises:
+    ValueError: if the image is smaller than the clip.
+  """
+  if image.shape[0] < height or image.shape[1] < width:
+    raise ValueError(f"{image.shape[:2]} is smaller than {(height, width)}")
+  rng = np.random.default_rng(seed)
+  angles, scales, centres = _camera(rng, image.shape, frames, height, width)
+  # Averaging blocks first keeps fine texture from aliasing.
+  block = max(1, int(scales.min()))
+  picture = PIL.Image.fromarray(image)
+  # In float32, since Pillow cuts 8 bits off instead of rounding them.
+  bands = [band.convert("F").reduce(block) for band in picture.split()]
+  clip = np.empty((frames, height, width, 3), np.uint8)
+  for i in range(frames):
+    c = scales[i] * math.cos(angles[i])
+    s = scales[i] * math.sin(angles[i])
+    y, x = centres[i] + 0.5
+    # Of the place in the picture, across and down, from that in the frame.
+    across = (c, -s, x - c * width / 2 + s * height / 2)
+    down = (s, c, y - s * width / 2 - c * height / 2)
+    for channel, band in enumerate(bands):
+      moved = band.transform(
+        (width, height),
+        PIL.Image.Transform.AFFINE,
+        [n / block for n in (*across, *down)],
+        PIL.Image.Resampling.BILINEAR,
+      )
+      clip[i, ..., channel] = np.rint(moved)
+  return clip
+
+
+def _camera(rng, shape, frames, height, width):
+  """Of each frame: angle, pixels of the image per pixel, centre (y, x)."""
+  progress = np.linspace(0, 1, frames)
+  turn = rng.choice((0.0, 1.0)) * rng.normal(0, 0.15, 2)
+  angle = turn[0] + (turn[1] - turn[0]) * progress
+  c, s = np.abs(np.cos(angle)), np.abs(np.sin(angle))
+  half_y, half_x = (c * height + s * width) / 2, (c * width + s * height) / 2
+  most = min(
+    (shape[0] - 1) / 2 / half_y.max(), (shape[1] - 1) / 2 / half_x.max()
+  )
+  least = min(0.75, most)
+  ends = np.exp(rng.uniform(math.log(least), math.log(most), 2))
+  # Zooms of at most a third per clip; anything faster looks unlike video.
+  ends[1] = np.clip(ends[1], ends[0] / 1.35, min(ends[0] * 1.35, most))
+  scale = ends[0] * (ends[1] / ends[0]) ** progress
+  shake = rng.choice((0.0, 1.0)) * rng.uniform(0, 0.01)
+  centre = []
+  for half, extent in ((half_y, shape[0]), (half_x, shape[1])):
+    reach = half * scale
+    room = extent - 1 - 2 * reach
+    speed = rng.normal(0, 0.012) * 2 * reach.mean()
+    way = rng.uniform(0, 1) * room[0] + speed * np.arange(frames)
+    way = way + shake * 2 * reach * np.cumsum(rng.normal(0, 0.5, frames))
+    centre.append(reach + np.clip(way, 0, np.maximum(room, 0)))
+  return angle, scale, np.stack(centre, 1)

@@ -19,7 +19,7 @@ from dcvideogen_jax.adapt import encode, phases
 from dcvideogen_jax.data import clip_images, stills, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.eval import contact_sheet
-from dcvideogen_jax.tiny import held_out, semantics
+from dcvideogen_jax.tiny import scorer
 from dcvideogen_jax.train import denoise, ranges, rendering, weights
 
 Found = tuple[dict[str, float], dict[str, np.ndarray]]
@@ -71,14 +71,14 @@ class Samples:
 
 
 class SemanticScore(Samples):
-  """Asks for held-out scenes of `data.world` and reads what was made.
+  """Asks for held-out scenes of the captioned world and reads what was made.
 
   Metrics are "semantic/all" and, of each kind of fact, "semantic/colour" and so
   on, with its own name before the stroke.
   """
 
   def __init__(
-    self, *arguments: Any, questions: Sequence[held_out.Question], **rest: Any
+    self, *arguments: Any, questions: Sequence[scorer.Question], **rest: Any
   ):
     """As `Samples`; `questions` belong to its requests."""
     super().__init__(*arguments, **rest)
@@ -88,8 +88,8 @@ class SemanticScore(Samples):
     """The shares of right facts, and a picture."""
     del step
     videos = self._videos(variables)
-    readings = [semantics.read(video) for video in videos]
-    shares = semantics.score(readings, self._scenes)
+    readings = [scorer.read(video) for video in videos]
+    shares = scorer.score(readings, self._scenes)
     metrics = {f"{self._name}/{fact}": x for fact, x in shares.items()}
     return metrics, self._picture(videos)
 
@@ -173,13 +173,13 @@ def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
   return Samples(*arguments)
 
 
-def _questions(name, c) -> Sequence[held_out.Question]:
+def _questions(name, c) -> Sequence[scorer.Question]:
   """What is asked of the world; nothing of other samples."""
   if c["what"] not in ("samples", "semantic"):
     raise errors.UserError(
       f"evaluators.{name}.what must be samples or semantic, found {c['what']!r}"
     )
-  return held_out.questions(c["prompts"]) if c["what"] == "semantic" else ()
+  return scorer.questions(c["prompts"]) if c["what"] == "semantic" else ()
 
 
 def _grid(solver: str) -> str:

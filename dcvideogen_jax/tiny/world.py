@@ -2,7 +2,7 @@
 
 Pure numpy; the same seed gives the same clip. A caption states five facts, and
 each of them by words of its own, so that a model which gets one wrong can be
-told which. Saturation belongs to the shape alone: `tiny/semantics.py` reads
+told which. Saturation belongs to the shape alone: `tiny/scorer.py` reads
 colour, shape and motion back from the pixels.
 """
 

@@ -55,47 +55,14 @@ def test_held_out_prompts(programs, tmp_path, task):
   assert "per video: 8 tokens, denoise " in finished.stdout
 
 
-def test_streams(programs, tmp_path):
-  """Two prompts, clips after one and three times eight frames."""
-  finished, report = evaluate(
-    programs,
-    tmp_path / "report.json",
-    "--what=stream",
-    "--model=tiny",
-    *("--chunk=2", "--window=1", "--lengths=1,3", "--size=8,64,64"),
-    *("--prompts=2", "--batch_size=2", "--steps=1"),
-  )
-  assert finished.stderr == ""
-  assert [*report["accuracy"]] == ["8", "24"]
-  assert [*report["accuracy"]["24"]] == ["colour", "shape", "motion", "all"]
-  readings = [video["read"]["24"] for video in report["videos"]]
-  still = [x["motion"] == "still" for x in readings]
-  assert report["accuracy"]["24"]["motion"] == np.mean(still)
-  assert [x["frames"] for x in report["pace"]] == [8, 16, 24]
-  seconds = [x["seconds"] for x in report["pace"]]
-  assert seconds == sorted(seconds) and seconds[0] > 0
-  assert report["settings"]["window"] == 1
-  for name in ("report.png", "report.pace.png"):
-    assert PIL.Image.open(tmp_path / name).width > 100
-  assert "2 held-out prompts, frame 24: colour" in finished.stdout
-  assert "s per frame in the second half, memory then" in finished.stdout
-
-
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
     ((), "--what=reconstruction needs --clips"),
     (("--what=semantic", "--size=16,64"), "--size must be frames,height,width"),
     (("--what=semantic", "--size=a,b,c"), "found a,b,c"),
+    (("--at_end",), "--at_end belongs to --what=semantic"),
     (("--what=semantic", "--model=/gone"), "there is no model /gone"),
-    (("--what=stream", "--lengths=1,x"), "whole numbers from 1 on, found 1,x"),
-    (("--what=stream", "--sink=1"), "a sink belongs to a window"),
-    (("--what=semantic", "--window=1"), "--window belongs to --what=stream"),
-    (("--what=stream", "--at_end"), "--at_end belongs to --what=semantic"),
-    (
-      ("--what=stream", "--lengths=2", "--size=8,64,64"),
-      "a clip that begins at frame 8 is not known",
-    ),
   ],
 )
 def test_bad_input(programs, tmp_path, flags, message):

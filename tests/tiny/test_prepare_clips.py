@@ -12,16 +12,16 @@ import pytest
 
 from dcvideogen_jax import files
 from dcvideogen_jax.data import records, video
-from dcvideogen_jax.tiny import fetch
+from dcvideogen_jax.tiny import download
 
 ROOT = pathlib.Path(__file__).parents[2]
 # The program, with another manifest.
 PROGRAM = """
 import json, sys
-from dcvideogen_jax.data import fetch
+from dcvideogen_jax.tiny import download
 with open(sys.argv.pop(1)) as f:
-  entries = {name: fetch.Entry(**row) for name, row in json.load(f).items()}
-fetch.manifest = lambda: entries
+  entries = {name: download.Entry(**row) for name, row in json.load(f).items()}
+download.manifest = lambda: entries
 from dcvideogen_jax.programs import common, prepare_clips
 common.run(prepare_clips.main)
 """
@@ -152,7 +152,7 @@ def test_bad_flags_are_told_in_a_line(media, tmp_path, flags, message):
   assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("split", fetch.SPLITS)
+@pytest.mark.parametrize("split", download.SPLITS)
 def test_an_output_in_use_is_told_before_any_work(media, tmp_path, split):
   (tmp_path / "mine.txt").write_text("x")
   result = _run(media, f"--output={tmp_path}", f"--split={split}")

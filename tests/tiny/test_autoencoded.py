@@ -7,7 +7,7 @@ import numpy as np
 
 import dcvideogen_jax
 from dcvideogen_jax import convert
-from dcvideogen_jax.tiny import semantics, world
+from dcvideogen_jax.tiny import scorer, world
 
 TINY = pathlib.Path(dcvideogen_jax.__file__).parent / "assets" / "dc_ae_v_tiny"
 
@@ -26,5 +26,5 @@ def test_autoencoded_clips_are_read():
   for i in range(0, len(videos), 8):
     x = np.stack(videos[i : i + 8]).astype(np.float32) / 127.5 - 1
     found = np.clip((np.asarray(again(x)) + 1) * 127.5, 0, 255)
-    readings += map(semantics.read, np.rint(found).astype(np.uint8))
-  assert semantics.score(readings, scenes)["all"] >= 0.97
+    readings += map(scorer.read, np.rint(found).astype(np.uint8))
+  assert scorer.score(readings, scenes)["all"] >= 0.97

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.tiny import fetch
+from dcvideogen_jax.tiny import download
 
 FIRST, SECOND = b"first clip" * 50, b"second clip" * 70
 
@@ -20,7 +20,7 @@ def _sha(content):
 
 
 def _entry(name, content, archive, source, member, split="train"):
-  return fetch.Entry(
+  return download.Entry(
     name=name,
     package="tinyclips",
     version="1.2",
@@ -77,7 +77,9 @@ def wheel(tmp_path, monkeypatch):
 
 
 def _use(monkeypatch, *entries):
-  monkeypatch.setattr(fetch, "manifest", lambda: {e.name: e for e in entries})
+  monkeypatch.setattr(
+    download, "manifest", lambda: {e.name: e for e in entries}
+  )
 
 
 @pytest.fixture
@@ -105,17 +107,17 @@ def tarball(tmp_path, monkeypatch):
 def test_one_download_brings_all_members(tmp_path, request, shop):
   archive = request.getfixturevalue(shop)
   cache = tmp_path / "cache"
-  path = fetch.fetch("a.mp4", cache)
+  path = download.fetch("a.mp4", cache)
   assert path.read_bytes() == FIRST
   archive.unlink()
-  assert fetch.fetch("b.mp4", cache).read_bytes() == SECOND
+  assert download.fetch("b.mp4", cache).read_bytes() == SECOND
   assert sorted(p.name for p in path.parent.iterdir()) == ["a.mp4", "b.mp4"]
 
 
 def test_a_damaged_cache_is_mended(tmp_path, wheel):
-  path = fetch.fetch("a.mp4", tmp_path)
+  path = download.fetch("a.mp4", tmp_path)
   path.write_bytes(FIRST[:-1] + b"!")
-  assert fetch.fetch("a.mp4", tmp_path).read_bytes() == FIRST
+  assert download.fetch("a.mp4", tmp_path).read_bytes() == FIRST
 
 
 def test_the_cache_can_be_moved_by_the_environment(
@@ -124,14 +126,14 @@ def test_the_cache_can_be_moved_by_the_environment(
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
   assert files.cache_directory() == tmp_path / "x" / "dcvideogen_jax"
   monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "c"))
-  path = fetch.fetch("a.mp4")
+  path = download.fetch("a.mp4")
   assert tmp_path / "c" in path.parents and path.read_bytes() == FIRST
 
 
 def test_nothing_to_be_had_is_told_in_a_sentence(tmp_path, wheel):
   wheel.unlink()
   with pytest.raises(errors.UserError) as e:
-    fetch.fetch("a.mp4", tmp_path / "cache")
+    download.fetch("a.mp4", tmp_path / "cache")
   message = str(e.value)
   assert "cannot fetch tinyclips 1.2 (a.mp4)" in message
   assert "network" in message and "\n" not in message
@@ -143,14 +145,14 @@ def test_an_archive_with_another_hash_is_refused(tmp_path, wheel):
     z.writestr("more.txt", "not in the original")
   assert wheel.read_bytes() != content
   with pytest.raises(errors.UserError, match="cannot fetch|should have SHA"):
-    fetch.fetch("a.mp4", tmp_path / "cache")
+    download.fetch("a.mp4", tmp_path / "cache")
   assert not list((tmp_path / "cache" / "media").iterdir())
 
 
 def test_an_npm_archive_with_another_hash_is_refused(tmp_path, tarball):
   tarball.write_bytes(tarball.read_bytes() + b"\0")
   with pytest.raises(errors.UserError, match="should have SHA-256"):
-    fetch.fetch("a.mp4", tmp_path / "cache")
+    download.fetch("a.mp4", tmp_path / "cache")
   assert not list((tmp_path / "cache" / "media").iterdir())
 
 
@@ -166,39 +168,39 @@ def test_a_wrong_member_is_refused(
 ):
   _use(monkeypatch, _entry("a.mp4", content, tarball, "npm", member))
   with pytest.raises(errors.UserError, match=message):
-    fetch.fetch("a.mp4", tmp_path / "cache")
+    download.fetch("a.mp4", tmp_path / "cache")
   assert not list((tmp_path / "cache" / "media").iterdir())
 
 
 def test_without_npm_the_sentence_says_so(tmp_path, monkeypatch, tarball):
   monkeypatch.setenv("PATH", str(tmp_path))
   with pytest.raises(errors.UserError, match="install npm"):
-    fetch.fetch("a.mp4", tmp_path / "cache")
+    download.fetch("a.mp4", tmp_path / "cache")
 
 
 def test_npm_failing_is_told_in_a_sentence(tmp_path, monkeypatch, tarball):
-  entry = fetch.manifest()["a.mp4"]
-  other = fetch.dataclasses.replace(entry, version="9.9")
+  entry = download.manifest()["a.mp4"]
+  other = download.dataclasses.replace(entry, version="9.9")
   _use(monkeypatch, other)
   with pytest.raises(errors.UserError, match="npm error 404"):
-    fetch.fetch("a.mp4", tmp_path / "cache")
+    download.fetch("a.mp4", tmp_path / "cache")
 
 
 def test_an_unknown_name_is_told(tmp_path):
   with pytest.raises(errors.UserError, match="no file named 'nothing.mp4'"):
-    fetch.fetch("nothing.mp4", tmp_path)
+    download.fetch("nothing.mp4", tmp_path)
 
 
 def test_a_cache_that_is_a_file_is_told(tmp_path, wheel):
   (tmp_path / "file").write_text("x")
   with pytest.raises(errors.UserError, match="cannot create"):
-    fetch.fetch("a.mp4", tmp_path / "file")
+    download.fetch("a.mp4", tmp_path / "file")
 
 
 def test_an_sdist_is_checked_before_pip_runs_it(tmp_path):
-  entry = fetch.manifest()["cockatoo.mp4"]
+  entry = download.manifest()["cockatoo.mp4"]
   assert entry.source == "sdist"
-  command = fetch._pip(entry, tmp_path)
+  command = download._pip(entry, tmp_path)
   assert "--no-binary=imageio" in command
   pinned = pathlib.Path(command[command.index("-r") + 1]).read_text()
   assert pinned == f"imageio==2.4.1 --hash=sha256:{entry.archive_sha256}\n"
@@ -208,27 +210,27 @@ def test_an_sdist_is_checked_before_pip_runs_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "entry", fetch.manifest().values(), ids=lambda e: e.name
+  "entry", download.manifest().values(), ids=lambda e: e.name
 )
 def test_entries_are_complete(entry):
   digest = re.compile("[0-9a-f]{64}")
   assert digest.fullmatch(entry.sha256)
   assert digest.fullmatch(entry.archive_sha256)
   assert entry.source in ("wheel", "sdist", "npm")
-  assert entry.split in fetch.SPLITS
+  assert entry.split in download.SPLITS
   assert entry.licence and entry.attribution and entry.member
   assert pathlib.Path(entry.name).name == entry.name
 
 
 def test_whole_clips_are_held_out():
-  held_out = fetch.names("heldout")
+  held_out = download.names("heldout")
   assert sorted(held_out) == [
     "carphone.mp4",
     "city.mpg",
     "cockatoo.mp4",
     "runner.mp4",
   ]
-  seen = {fetch.manifest()[name].sha256 for name in fetch.names("train")}
-  assert not seen & {fetch.manifest()[name].sha256 for name in held_out}
-  assert len(seen) == len(fetch.names("train"))
-  assert len(seen) + len(held_out) == len(fetch.manifest())
+  seen = {download.manifest()[name].sha256 for name in download.names("train")}
+  assert not seen & {download.manifest()[name].sha256 for name in held_out}
+  assert len(seen) == len(download.names("train"))
+  assert len(seen) + len(held_out) == len(download.manifest())

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from dcvideogen_jax.tiny import semantics, world
+from dcvideogen_jax.tiny import scorer, world
 
 SPLITS = pytest.mark.parametrize("split", world.SPLITS)
 
@@ -20,7 +20,7 @@ def _clips(split, count, frames=16, height=64, width=64, first=0):
 
 
 def _read(videos):
-  return [semantics.read(video) for video in videos]
+  return [scorer.read(video) for video in videos]
 
 
 def _degraded(video, sigma, noise, rng):
@@ -39,7 +39,7 @@ def _degraded(video, sigma, noise, rng):
 @pytest.mark.parametrize("frames", [13, 16])
 def test_rendered_clips_are_read(split, frames):
   scenes, videos = _clips(split, 100, frames, first=1000)
-  assert semantics.score(_read(videos), scenes)["all"] >= 0.99
+  assert scorer.score(_read(videos), scenes)["all"] >= 0.99
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_later_clips_show_what_has_come_to_rest(first, height, width):
   scenes, videos = _clips("heldout", 100, first + 16, height, width)
   scenes = [world.later(scene, first, height, width) for scene in scenes]
   readings = _read([video[first:] for video in videos])
-  assert semantics.score(readings, scenes)["all"] >= 0.99
+  assert scorer.score(readings, scenes)["all"] >= 0.99
 
 
 @SPLITS
@@ -59,7 +59,7 @@ def test_blur_and_noise_are_seen_through(split, sigma, noise):
   scenes, videos = _clips(split, 64, 13)
   rng = np.random.default_rng(0)
   videos = [_degraded(video, sigma, noise, rng) for video in videos]
-  assert semantics.score(_read(videos), scenes)["all"] >= 0.97
+  assert scorer.score(_read(videos), scenes)["all"] >= 0.97
 
 
 @pytest.mark.parametrize("colour", world.COLOURS)
@@ -70,7 +70,7 @@ def test_much_blur_mixes_colours_but_does_not_rename_them(colour, background):
     scene = world.Scene(colour, shape, "small", "still", background)
     for seed in range(4):
       video = world.render(scene, seed, 4)
-      reading = semantics.read(_degraded(video, 3.0, 4, rng))
+      reading = scorer.read(_degraded(video, 3.0, 4, rng))
       assert reading.colour == colour
 
 
@@ -78,7 +78,7 @@ def test_much_blur_mixes_colours_but_does_not_rename_them(colour, background):
 def test_few_frames_show_colour_and_shape(frames):
   scenes, videos = _clips("train", 80, frames)
   readings = _read(videos)
-  found = semantics.score(readings, scenes)
+  found = scorer.score(readings, scenes)
   assert found["colour"] >= 0.99 and found["shape"] >= 0.99
   if frames == 1:
     assert {reading.motion for reading in readings} == {None}
@@ -90,20 +90,20 @@ def test_few_frames_show_colour_and_shape(frames):
 @pytest.mark.parametrize("size", [(40, 64, 64), (16, 96, 160), (16, 128, 80)])
 def test_other_sizes_and_long_clips(size):
   scenes, videos = _clips("train", 40, *size)
-  assert semantics.score(_read(videos), scenes)["all"] >= 0.97
+  assert scorer.score(_read(videos), scenes)["all"] >= 0.97
 
 
 def test_wrong_scenes_score_near_chance():
   scenes, videos = _clips("heldout", 200, 13)
   order = np.random.default_rng(1).permutation(200)
-  found = semantics.score(_read(videos), [scenes[i] for i in order])
+  found = scorer.score(_read(videos), [scenes[i] for i in order])
   assert found["colour"] == pytest.approx(1 / 7, abs=0.08)
   assert found["shape"] == pytest.approx(1 / 5, abs=0.08)
   assert found["motion"] == pytest.approx(1 / 7, abs=0.08)
   assert found["all"] < 0.03
 
 
-@pytest.mark.parametrize("field", semantics.Reading._fields)
+@pytest.mark.parametrize("field", scorer.Reading._fields)
 def test_one_wrong_fact_is_told(field):
   """The same clip but for one fact: only that reading changes."""
   table = {
@@ -114,7 +114,7 @@ def test_one_wrong_fact_is_told(field):
   scene = world.Scene("green", "square", "large", "left", "desert")
   for name in table:
     shown = scene._replace(**{field: name})
-    found = semantics.score([semantics.read(world.render(shown, 7))], [scene])
+    found = scorer.score([scorer.read(world.render(shown, 7))], [scene])
     same = float(name == getattr(scene, field))
     expected = {"colour": 1.0, "shape": 1.0, "motion": 1.0}
     assert found == expected | {field: same, "all": same}
@@ -134,7 +134,7 @@ def test_turned_pictures_move_another_way():
   turned = {"left": "down", "down": "right", "right": "up", "up": "left"}
   scenes, videos = _clips("train", 60)
   for scene, video in zip(scenes, videos, strict=True):
-    reading = semantics.read(np.rot90(video, axes=(1, 2)))
+    reading = scorer.read(np.rot90(video, axes=(1, 2)))
     assert reading.motion == turned.get(scene.motion, scene.motion)
     assert reading.colour == scene.colour
 
@@ -146,18 +146,18 @@ def test_an_empty_background_shows_nothing(background):
   grey = np.median(video, (0, 1, 2)).astype(int)
   noise = np.random.default_rng(0).normal(0, 8, video.shape)
   empty = np.clip(grey + noise, 0, 255).astype(np.uint8)
-  assert semantics.read(empty) == semantics.NOTHING
-  assert semantics.read(video) != semantics.NOTHING
+  assert scorer.read(empty) == scorer.NOTHING
+  assert scorer.read(video) != scorer.NOTHING
 
 
 def test_noise_and_outlines_of_no_shape_are_told():
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 256, (16, 64, 64, 3), np.uint8)
-  assert semantics.read(noise).shape is None
+  assert scorer.read(noise).shape is None
   bars = np.full((16, 64, 64, 3), 128, np.uint8)
   bars[:, 10:54, 20:24] = bars[:, 10:54, 40:44] = world.COLOURS["red"]
-  reading = semantics.read(bars)
-  assert reading == semantics.Reading("red", None, "still")
+  reading = scorer.read(bars)
+  assert reading == scorer.Reading("red", None, "still")
 
 
 def test_a_shape_in_less_than_half_of_the_frames_is_none():
@@ -167,7 +167,7 @@ def test_a_shape_in_less_than_half_of_the_frames_is_none():
   for gone, expected in ((6, ("blue", "ring", "right")), (10, (None,) * 3)):
     partly = video.copy()
     partly[:gone] = ground
-    assert semantics.read(partly) == expected
+    assert scorer.read(partly) == expected
 
 
 def test_score_counts_each_fact():
@@ -178,32 +178,32 @@ def test_score_counts_each_fact():
     world.Scene("pink", "circle", "small", "left", "ocean"),
   ]
   readings = [
-    semantics.Reading("red", "ring", "up"),
-    semantics.Reading("blue", "circle", "still"),
-    semantics.Reading("red", "square", "shrinks"),
-    semantics.NOTHING,
+    scorer.Reading("red", "ring", "up"),
+    scorer.Reading("blue", "circle", "still"),
+    scorer.Reading("red", "square", "shrinks"),
+    scorer.NOTHING,
   ]
-  found = semantics.score(readings, scenes)
+  found = scorer.score(readings, scenes)
   assert found == {"colour": 0.5, "shape": 0.5, "motion": 0.5, "all": 0.25}
 
 
 def test_mistakes_are_told():
   scenes, videos = _clips("train", 2, 2)
   with pytest.raises(TypeError, match="uint8, not float32"):
-    semantics.read(videos[0].astype(np.float32))
+    scorer.read(videos[0].astype(np.float32))
   with pytest.raises(ValueError, match=r"\(64, 64, 3\)"):
-    semantics.read(videos[0][0])
+    scorer.read(videos[0][0])
   with pytest.raises(ValueError, match="shows no shape"):
-    semantics.read(videos[0][:, :1])
+    scorer.read(videos[0][:, :1])
   with pytest.raises(ValueError, match="no readings"):
-    semantics.score([], [])
+    scorer.score([], [])
   with pytest.raises(ValueError, match="longer"):
-    semantics.score(_read(videos)[:1], scenes)
+    scorer.score(_read(videos)[:1], scenes)
 
 
 def test_two_hundred_clips_take_seconds():
   _, videos = _clips("train", 20)
-  semantics.read(videos[0])
+  scorer.read(videos[0])
   start = time.process_time()
   _read(videos)
   assert (time.process_time() - start) * 10 < 8

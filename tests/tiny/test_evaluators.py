@@ -7,7 +7,7 @@ import pytest
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.sample import conditions
-from dcvideogen_jax.tiny import evaluators, held_out, world
+from dcvideogen_jax.tiny import evaluators, scorer, world
 from tests.adapt import runs, tiny_models
 from tests.sample import published
 
@@ -29,7 +29,7 @@ class Rendered:
 
 
 def test_a_perfect_model_has_every_point():
-  questions = held_out.questions(12)
+  questions = scorer.questions(12)
   score = evaluators.SemanticScore(
     "truth", 5, Rendered(questions), None, shown=6, questions=questions
   )
@@ -46,7 +46,7 @@ def test_a_perfect_model_has_every_point():
 
 
 def test_what_is_wrong_costs_points():
-  questions = held_out.questions(12)
+  questions = scorer.questions(12)
   rolled = questions[1:] + questions[:1]
   score = evaluators.SemanticScore(
     "x", 5, Rendered(rolled), None, questions=questions

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dcvideogen_jax import errors, files
@@ -26,17 +26,20 @@ class Stage(NamedTuple):
 
   Attributes:
     name: of the stage.
-    made: path in the work directory that is there when the stage is done.
-    program: module under launch/.
+    output: path in the work directory that is there when the stage is done.
+    program: a module, such as "launch.train".
     arguments: flags; "{work}" stands for the work directory.
     group: by which it is asked for; the name where it is empty.
   """
 
   name: str
-  made: str
+  output: str
   program: str
   arguments: Sequence[str]
   group: str = ""
+
+  def is_done(self, work: pathlib.Path) -> bool:
+    return (work / self.output).exists()
 
 
 def train(name: str, config: str, *more: str, group: str = "") -> Stage:
@@ -44,7 +47,7 @@ def train(name: str, config: str, *more: str, group: str = "") -> Stage:
   return Stage(
     name,
     f"{name}/model",
-    "train",
+    "launch.train",
     (
       f"--config={config}",
       f"--workdir={{work}}/{name}",
@@ -77,62 +80,42 @@ def run(
     Whether all of `stages` are done now.
 
   Raises:
-    errors.UserError: if there is no such group.
+    errors.UserError: if there is no such group, or outside a checkout.
   """
-  chosen = _until(stages, until)
-  more = _extra(stages, extra)
-  left = [stage for stage in chosen if not (work / stage.made).exists()]
-  for stage in left:
-    line = command(stage, work, more.get(_group(stage), ()))
+  groups = [stage.group or stage.name for stage in stages]
+  names = ", ".join(dict.fromkeys(groups))
+  if until is not None and until not in groups:
+    raise errors.UserError(f"--until must be one of {names}, found {until!r}")
+  flags: dict[str, list[str]] = {}
+  for item in extra:
+    group, colon, flag = item.partition(":")
+    if not colon or group not in groups:
+      raise errors.UserError(
+        f"--extra must be STAGE:FLAG with a stage out of {names}, found "
+        f"{item!r}"
+      )
+    flags.setdefault(group, []).append(flag)
+  stop = len(stages)
+  if until is not None:
+    stop -= groups[::-1].index(until)
+  for stage, group in zip(stages[:stop], groups, strict=False):
+    if stage.is_done(work):
+      continue
+    arguments = [argument.format(work=work) for argument in stage.arguments]
+    line = [sys.executable, "-m", stage.program, *arguments]
+    line += flags.get(group, ())
     if dry:
       print(shlex.join(line))
       continue
+    if not pathlib.Path("launch").is_dir():
+      raise errors.UserError(
+        "the chain runs programs of a checkout: start it where launch/ and "
+        "configs/ are"
+      )
     files.make_directory(work)
     print(f"{stage.name}: {shlex.join(line[1:])}", flush=True)
     start = time.monotonic()
     if code := subprocess.run(line, env=_KEEP_MEMORY | os.environ).returncode:
       sys.exit(code)
     print(f"{stage.name}: {time.monotonic() - start:.0f} s", flush=True)
-  return all((work / stage.made).exists() for stage in stages)
-
-
-def command(
-  stage: Stage, work: pathlib.Path, extra: Sequence[str] = ()
-) -> list[str]:
-  """What is run for a stage."""
-  arguments = [argument.format(work=work) for argument in stage.arguments]
-  return [sys.executable, "-m", f"launch.{stage.program}", *arguments, *extra]
-
-
-def _group(stage: Stage) -> str:
-  return stage.group or stage.name
-
-
-def _until(stages: Sequence[Stage], group: str | None) -> Sequence[Stage]:
-  if group is None:
-    return stages
-  groups = [_group(stage) for stage in stages]
-  if group not in groups:
-    raise errors.UserError(
-      f"--until must be one of {', '.join(dict.fromkeys(groups))}, found "
-      f"{group!r}"
-    )
-  last = max(i for i, name in enumerate(groups) if name == group)
-  return stages[: last + 1]
-
-
-def _extra(
-  stages: Sequence[Stage], given: Sequence[str]
-) -> Mapping[str, Sequence[str]]:
-  """Group -> flags."""
-  groups = dict.fromkeys(_group(stage) for stage in stages)
-  found: dict[str, list[str]] = {}
-  for item in given:
-    name, colon, flag = item.partition(":")
-    if not colon or name not in groups:
-      raise errors.UserError(
-        f"--extra must be STAGE:FLAG with a stage out of {', '.join(groups)}, "
-        f"found {item!r}"
-      )
-    found.setdefault(name, []).append(flag)
-  return found
+  return all(stage.is_done(work) for stage in stages)

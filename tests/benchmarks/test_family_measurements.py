@@ -8,9 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from benchmarks import ablation, reproduce
 from dcvideogen_jax import files
 from dcvideogen_jax.sample import layouts
-from dcvideogen_jax.tiny import family, stages
+from dcvideogen_jax.tiny import chain, family
 
 
 def configured(argument):
@@ -35,10 +36,10 @@ def has(config, key):
     stage
     for stage in (
       *family.STAGES,
-      *family.STREAM_STAGES,
-      *family.arm_stages(["0"]),
+      *reproduce.STREAM_STAGES,
+      *ablation.stages(["0"]),
     )
-    if stage.program == "train"
+    if stage.program == "launch.train"
   ],
   ids=lambda stage: stage.name,
 )
@@ -60,7 +61,7 @@ def test_stages_read_what_earlier_ones_made():
       own = f"{{work}}/{stage.name}"
       if value.startswith("{work}/") and not value.startswith(own):
         assert any(value.startswith(f"{{work}}/{path}") for path in made), value
-    made.append(stage.made.split("/")[0])
+    made.append(stage.output.split("/")[0])
 
 
 def test_a_chain_is_told_and_checked(programs, tmp_path):
@@ -94,8 +95,8 @@ def test_stages_keep_memory_unless_told_otherwise(monkeypatch, tmp_path):
 
   monkeypatch.setattr(subprocess, "run", run)
   monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
-  stage = stages.Stage("one", "made", "train", ())
-  assert not stages.run([stage], tmp_path)
+  stage = chain.Stage("one", "made", "train", ())
+  assert not chain.run([stage], tmp_path)
   assert seen["MALLOC_MMAP_MAX_"] == "0"
   assert seen["MALLOC_ARENA_MAX"] == "7"
   assert seen["PATH"] == os.environ["PATH"]
@@ -119,10 +120,10 @@ def test_streams_of_finished_models(programs, tmp_path):
   transformers = {"lora": "shipped/transformer_t2v", "causal": "causal/model"}
   for name in (*transformers.values(), "autoencoder/model"):
     files.make_directory(tmp_path / name)
-  for stage in family.STREAM_STAGES:
-    made = tmp_path / stage.made
+  for stage in reproduce.STREAM_STAGES:
+    made = tmp_path / stage.output
     files.make_directory(made.parent)
-    if stage.program == "evaluate":
+    if stage.program != "launch.train":
       made.write_text("{}")
   done = programs.run("launch.reproduce", f"--workdir={tmp_path}", "--streams")
   assert done.code == 0, done.stderr
@@ -150,7 +151,7 @@ def test_results_of_finished_arms(programs, tmp_path):
 
   record(tmp_path / "base", 9, 0.9)
   for seed in "01":
-    for arm, (_, phases) in family.ARMS.items():
+    for arm, (_, phases) in ablation.ARMS.items():
       folder = tmp_path / "ablation" / f"{arm}_{seed}"
       for phase, _ in phases:
         value = None if phase == "embed" else float(rng.random())
@@ -179,3 +180,9 @@ def test_results_of_finished_arms(programs, tmp_path):
   assert rows[-1][0] == "| the base"
   assert rows[-1][5:] == ["90.0", "90", "90", "90 |"]
   assert PIL.Image.open(output / "curves.png").width > 500
+
+
+def test_a_chain_needs_a_checkout(programs, tmp_path):
+  refused = programs.run("launch.reproduce", f"--workdir={tmp_path / 'new'}")
+  assert refused.code == 2
+  assert "start it where launch/ and configs/ are" in refused.stderr

@@ -1,11 +1,13 @@
-"""Reads colour, shape and motion of a clip of `data.world` from its pixels.
+"""Asks for held-out scenes of the world, and reads what a clip shows.
 
-No training, no captions: the shape is what is saturated, its colour is the
-nearest named one, its outline the nearest template, its motion the nearest of
-the table. It reads what a model generated or an autoencoder blurred as well.
+Reading is from the pixels, without training or captions: the shape is what is
+saturated, its colour is the nearest named one, its outline the nearest
+template, its motion the nearest of the table. What a model generated or an
+autoencoder blurred is read as well.
 """
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from dcvideogen_jax import errors
 from dcvideogen_jax.tiny import synthetic, world
 
 # Levels of chroma above the background that make a shape; backgrounds differ
@@ -37,6 +40,50 @@ _OPPONENT = np.array([[1, -1, 0], [0.5, 0.5, -1], [0.2, 0.25, 0.05]]).T
 # A blurred shape's colour is mixed with the background, by half at most. This
 # times the squared distance of mixing counts as distance to a colour.
 _MOST_MIXED, _MIXING_COST = 0.5, 0.2
+
+
+class Question(NamedTuple):
+  """One video to ask for.
+
+  Attributes:
+    scene: what it shall show.
+    prompt: the scene in words.
+    seed: of the noise, and of the first frame.
+  """
+
+  scene: world.Scene
+  prompt: str
+  seed: int
+
+  def image(self, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A first frame of the scene, for image to video."""
+    return world.render(self.scene, self.seed, 1, height, width)[0]
+
+
+@functools.cache
+def questions(count: int) -> tuple[Question, ...]:
+  """The first `count` held-out scenes in a fixed random order.
+
+  All ways to put a scene into words take turns; more questions than scenes ask
+  for a scene again, in other words and with another seed.
+
+  Raises:
+    errors.UserError: if the count is not positive.
+  """
+  if count < 1:
+    raise errors.UserError(f"expected at least one prompt, found {count}")
+  scenes = sorted(world.scenes("heldout"), key=_random)
+  asked = []
+  for i in range(count):
+    turn, at = divmod(i, len(scenes))
+    words = world.caption(scenes[at], (i + turn) % len(world.TEMPLATES))
+    asked.append(Question(scenes[at], words, i))
+  return tuple(asked)
+
+
+def _random(scene: world.Scene) -> bytes:
+  """Sorts scenes in an order that no library's next version changes."""
+  return hashlib.sha256(" ".join(("ask", *scene)).encode()).digest()
 
 
 class Reading(NamedTuple):
@@ -91,6 +138,11 @@ def read(video: UInt8[np.ndarray, "t h w c"]) -> Reading:
   )
 
 
+def right(reading: Reading, scene: world.Scene) -> list[bool]:
+  """Which of the facts that a clip should show are read from it, in order."""
+  return [getattr(scene, fact) == x for fact, x in reading._asdict().items()]
+
+
 def score(
   readings: Iterable[Reading], scenes: Iterable[world.Scene]
 ) -> dict[str, float]:
@@ -103,19 +155,13 @@ def score(
   Raises:
     ValueError: if there are none, or not as many of one as of the other.
   """
-  right = np.array(
-    [
-      [
-        getattr(reading, name) == getattr(scene, name)
-        for name in Reading._fields
-      ]
-      for reading, scene in zip(readings, scenes, strict=True)
-    ]
+  facts = np.array(
+    [right(*pair) for pair in zip(readings, scenes, strict=True)]
   )
-  if not right.size:
+  if not facts.size:
     raise ValueError("there are no readings to score")
-  shares = dict(zip(Reading._fields, right.mean(0).tolist(), strict=True))
-  return shares | {"all": float(right.all(1).mean())}
+  shares = dict(zip(Reading._fields, facts.mean(0).tolist(), strict=True))
+  return shares | {"all": float(facts.all(1).mean())}
 
 
 def _segment(video):

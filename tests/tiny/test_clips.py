@@ -1,4 +1,4 @@
-"""Cuts are found, and clips come from between them."""
+"""Cuts are found, clips come from between them, and photographs move."""
 
 import numpy as np
 import pytest
@@ -154,3 +154,68 @@ def test_small_videos_are_not_enlarged_if_that_can_be_helped(
 def test_a_video_without_a_long_enough_scene_is_told(two_shots):
   with pytest.raises(errors.UserError, match="no scene of 26 frames: 45"):
     _sample(two_shots, frames=26)
+
+
+def _photo(height=200, width=300, seed=1):
+  """A smooth random picture with fine grain."""
+  rng = np.random.default_rng(seed)
+  y, x = np.mgrid[:height, :width][..., None]
+  waves = sum(
+    np.sin(rng.uniform(-0.1, 0.1, 3) * y + rng.uniform(-0.1, 0.1, 3) * x)
+    for _ in range(4)
+  )
+  noise = rng.normal(0, 4, (height, width, 3))
+  return np.clip(127 + 30 * waves + noise, 0, 255).astype(np.uint8)
+
+
+def test_ken_burns_shape_and_seed():
+  image = _photo()
+  one = clips.ken_burns(image, 5, 6, 48, 64)
+  assert one.shape == (6, 48, 64, 3) and one.dtype == np.uint8
+  np.testing.assert_array_equal(one, clips.ken_burns(image, 5, 6, 48, 64))
+  assert (one != clips.ken_burns(image, 6, 6, 48, 64)).any()
+
+
+@pytest.mark.parametrize(
+  "shape", [(48, 64), (49, 300), (500, 64), (2000, 2100)]
+)
+def test_ken_burns_takes_any_large_enough_image(shape):
+  image = np.full((*shape, 3), (10, 100, 200), np.uint8)
+  for seed in range(12):
+    clip = clips.ken_burns(image, seed, 5, 48, 64)
+    assert (clip == np.array((10, 100, 200), np.uint8)).all()
+
+
+def test_ken_burns_refuses_a_small_image():
+  with pytest.raises(ValueError, match="smaller"):
+    clips.ken_burns(_photo(40, 100), 0, 4, 48, 64)
+
+
+def test_ken_burns_stays_inside_and_moves():
+  """On a picture of coordinates every pixel tells where it came from."""
+  y, x = np.mgrid[:256, :256]
+  image = np.stack([y, x, 0 * x], -1).astype(np.uint8)
+  moved = 0
+  for seed in range(20):
+    clip = clips.ken_burns(image, seed, 8, 32, 32).astype(int)
+    steps = np.diff(clip[..., :2], axis=0)
+    assert np.abs(steps).max() < 60
+    moved += np.abs(steps).mean() > 0.1
+    # Rows and columns stay apart, at the scale of at least 0.75 pixels.
+    rows = np.hypot(*np.moveaxis(clip[:, 31, 0] - clip[:, 0, 0], -1, 0)[:2])
+    assert (rows > 0.7 * 31).all() and (rows < 256).all()
+  assert moved >= 18
+
+
+def test_ken_burns_does_not_alias():
+  """A fine checkerboard seen from afar is grey."""
+  y, x = np.mgrid[:1024, :1024]
+  image = np.repeat((255 * ((x + y) % 2))[..., None], 3, -1).astype(np.uint8)
+  contrast = []
+  for seed in range(12):
+    _, scales, _ = clips._camera(
+      np.random.default_rng(seed), image.shape, 2, 32, 32
+    )
+    if scales.min() >= 2:
+      contrast.append(clips.ken_burns(image, seed, 2, 32, 32).std())
+  assert len(contrast) > 3 and max(contrast) < 70 and np.median(contrast) < 20

@@ -4,7 +4,7 @@ import pytest
 
 from configs import sample
 from dcvideogen_jax.sample import model_names, pipeline
-from dcvideogen_jax.tiny import scoring
+from dcvideogen_jax.tiny import evaluation
 
 
 # The README's table has 400 prompts; fewer may be a little below it by chance.
@@ -14,7 +14,7 @@ def test_shipped_models_follow_held_out_prompts(config, count):
   made = pipeline.DCVideoGen.from_pretrained(
     model_names.pipeline(c.model), task=c.task
   )
-  found = scoring.score(
+  found = evaluation.score(
     made,
     count,
     24,

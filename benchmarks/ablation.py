@@ -1,21 +1,81 @@
-"""What the arms of the ablation have come to: curves, a table, a picture."""
+"""What AE-Adapt-V is compared with, from the base that `reproduce` made.
+
+The arms' stages, and what they have come to: curves, a table, a picture.
+"""
 
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import figure, ticker
 
 from dcvideogen_jax import files
-from dcvideogen_jax.tiny import family
+from dcvideogen_jax.tiny import chain, family
 
 METRIC = "semantic/all"
 _KINDS = {kind: f"semantic/{kind}" for kind in ("colour", "shape", "motion")}
 
 # "step", METRIC and those of _KINDS.
 Point = Mapping[str, float]
+
+
+class Arm(NamedTuple):
+  """A way from the base to the deep latents.
+
+  Attributes:
+    title: for people.
+    phases: of `adapt.phases.PHASES`, in order, each with its flags; "{last}"
+      stands for the folder of the phase before.
+  """
+
+  title: str
+  phases: Sequence[tuple[str, Sequence[str]]]
+
+
+_FROM_BASE = "--config.start.base={work}/base/model"
+_LORA = ("lora", ("--config.start.weights={last}/model",))
+ARMS: Mapping[str, Arm] = {
+  "adapt": Arm(
+    "AE-Adapt-V",
+    (
+      ("embed", (_FROM_BASE,)),
+      ("head", (_FROM_BASE, "--config.start.patch_embed={last}/model")),
+      _LORA,
+    ),
+  ),
+  "skip_embed": Arm(
+    "without the first phase", (("head", (_FROM_BASE,)), _LORA)
+  ),
+  "direct": Arm("fine-tuning without alignment", (("direct", (_FROM_BASE,)),)),
+  "scratch": Arm(
+    "from nothing", (("scratch", ("--config.start.random=True",)),)
+  ),
+}
+
+
+def stages(seeds: Sequence[str]) -> list[chain.Stage]:
+  """All runs of all arms."""
+  runs = []
+  for seed in seeds:
+    for arm, (_, phases) in ARMS.items():
+      last = ""
+      for phase, arguments in phases:
+        name = f"ablation/{arm}_{seed}/{phase}"
+        runs.append(
+          chain.train(
+            name,
+            f"{family.T2V},phase={phase}",
+            f"--config.seed={seed}",
+            *family.LATENTS,
+            *(family.DEEP if phase != "embed" else ()),
+            *(x.replace("{last}", f"{{work}}/{last}") for x in arguments),
+            group=phase,
+          )
+        )
+        last = name
+  return runs
 
 
 def write(work: pathlib.Path, seeds: Sequence[str]) -> str:
@@ -28,7 +88,7 @@ def write(work: pathlib.Path, seeds: Sequence[str]) -> str:
   Returns:
     The table.
   """
-  runs = {arm: [run(work, arm, seed) for seed in seeds] for arm in family.ARMS}
+  runs = {arm: [run(work, arm, seed) for seed in seeds] for arm in ARMS}
   base = _measured(work / "base")[-1:]
   output = files.make_directory(work / "ablation")
   shown = table(runs, base)
@@ -47,7 +107,7 @@ def run(work: pathlib.Path, arm: str, seed: str) -> Sequence[Point]:
   """What one run of an arm has measured; "step" counts over all phases."""
   points: list[Point] = []
   before = 0.0
-  for phase, _ in family.ARMS[arm].phases:
+  for phase, _ in ARMS[arm].phases:
     folder = work / "ablation" / f"{arm}_{seed}" / phase
     found = _measured(folder)
     points += [{**point, "step": before + point["step"]} for point in found]
@@ -87,7 +147,7 @@ def table(
   for arm, found in runs.items():
     cells = [_cell([_at(points, step) for points in found]) for step in steps]
     cells += _facts([points[-1] for points in found])
-    lines.append(f"| {family.ARMS[arm].title} | " + " | ".join(cells) + " |")
+    lines.append(f"| {ARMS[arm].title} | " + " | ".join(cells) + " |")
   if base:
     cells = [*[""] * (len(steps) - 1), _cell([base[-1][METRIC]])]
     lines.append("| the base | " + " | ".join([*cells, *_facts(base)]) + " |")
@@ -125,7 +185,7 @@ def plot(
   for arm, found in runs.items():
     steps = [point["step"] for point in found[0]]
     values = 100 * np.array([[x[METRIC] for x in points] for points in found])
-    (line,) = axes.plot(steps, values.mean(0), label=family.ARMS[arm].title)
+    (line,) = axes.plot(steps, values.mean(0), label=ARMS[arm].title)
     axes.fill_between(
       steps, values.min(0), values.max(0), alpha=0.2, color=line.get_color()
     )

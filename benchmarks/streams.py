@@ -1,0 +1,260 @@
+"""Streams videos of the captioned world, and measures what they show.
+
+  python -m benchmarks.streams --model=DIR --prompts=96 --window=1 \\
+    --lengths=1,4,16 --output=out/stream.json
+
+A block-causal model: how often colour, shape and motion of held-out prompts are
+right in the last clip after so many times the frames of --size, and when each
+chunk was there and with how much memory, which `out/stream.pace.png` shows;
+`out/stream.png` shows the last clips of the first videos.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import tqdm
+from absl import flags
+from matplotlib import figure
+
+from dcvideogen_jax import clock, errors, files, provenance
+from dcvideogen_jax.eval import contact_sheet
+from dcvideogen_jax.programs import cli, common
+from dcvideogen_jax.sample import loading, model_names, pipeline, streams
+from dcvideogen_jax.tiny import scorer, world
+
+_MODEL = flags.DEFINE_string("model", "tiny", "As for launch.sample.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file.", required=True)
+_PROMPTS = flags.DEFINE_integer(
+  "prompts", 96, "How many, always the same ones.", lower_bound=1
+)
+_STEPS = flags.DEFINE_integer("steps", 20, "Of the solver.", lower_bound=1)
+_GUIDANCE = flags.DEFINE_float("guidance", 3.0, "Scale; 1 is none.")
+_SHIFT = flags.DEFINE_float(
+  "shift", None, "Of the noise levels. Unset: the checkpoint's."
+)
+_SIZE = flags.DEFINE_list(
+  "size", ["16", "64", "64"], "Frames, height and width of a clip."
+)
+_LENGTHS = flags.DEFINE_list(
+  "lengths", ["1", "4", "16"], "How many clips' lengths in, clips are read."
+)
+_WINDOW = flags.DEFINE_integer(
+  "window", None, "Chunks back that a chunk sees. Unset: all."
+)
+_SINK = flags.DEFINE_integer("sink", 0, "Chunks at the beginning, besides.")
+_CHUNK = flags.DEFINE_integer(
+  "chunk", None, "Latent frames of a chunk. Unset: the transformer's own."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 25, "Videos that are made at once.", lower_bound=1
+)
+_SHOWN = 32
+
+
+def main(argv: Sequence[str]) -> None:
+  """Measures, prints and writes."""
+  del argv
+  output = pathlib.Path(_OUTPUT.value)
+  streams.check(_WINDOW.value, _SINK.value, 0.0)
+  numbers = [*_LENGTHS.value, *_SIZE.value]
+  if len(_SIZE.value) != 3 or not all(
+    n.isdecimal() and int(n) for n in numbers
+  ):
+    raise errors.UserError(
+      "--lengths and --size (frames,height,width) must be whole numbers from 1 "
+      f"on, found {_LENGTHS.value} and {_SIZE.value}"
+    )
+  with common.output_directory(output.parent):
+    parts = loading.load(model_names.pipeline(_MODEL.value), task="t2v")
+    scores = score(
+      pipeline.DCVideoGen(parts),
+      _PROMPTS.value,
+      _BATCH_SIZE.value,
+      [int(n) for n in _SIZE.value],
+      [int(n) for n in _LENGTHS.value],
+      window=_WINDOW.value,
+      sink=_SINK.value,
+      chunk=_CHUNK.value,
+      steps=_STEPS.value,
+      guidance_scale=_GUIDANCE.value,
+      shift=_SHIFT.value,
+    )
+    report = {
+      "model": _MODEL.value,
+      "prompts": _PROMPTS.value,
+      "accuracy": scores.accuracy,
+      "videos": scores.videos,
+      "pace": scores.pace,
+      "settings": {**scores.settings, "prompts": None, "seeds": None},
+      "versions": provenance.versions(),
+    }
+    with files.atomic(output.with_suffix(".png")) as path:
+      PIL.Image.fromarray(contact_sheet.strips(scores.shown)).save(path)
+    with files.atomic(output.with_suffix(".pace.png")) as path:
+      plot(scores.pace, path)
+    with files.atomic(output) as path:
+      path.write_text(provenance.to_json(report), encoding="utf-8")
+  for frames, accuracy in scores.accuracy.items():
+    shares = ", ".join(f"{k} {100 * x:.1f} %" for k, x in accuracy.items())
+    print(f"{_PROMPTS.value} held-out prompts, frame {frames}: {shares}")
+  print(summary(scores.pace))
+
+
+class Scores(NamedTuple):
+  """What was measured.
+
+  Attributes:
+    accuracy: shares of right facts (`scorer.score`), by the number of frames
+      after which a clip ends. What has come to rest in the world
+      (`world.later`) shall rest.
+    videos: prompt, seed, and what was read by that number of frames.
+    pace: of the last batch, for each chunk: frames and seconds so far, and the
+      most host and device memory that had been needed.
+    shown: the last clips of the first videos, uint8 `n t h w 3`.
+    settings: of the first batch.
+  """
+
+  accuracy: dict[int, dict[str, float]]
+  videos: list[dict[str, Any]]
+  pace: list[dict[str, Any]]
+  shown: np.ndarray
+  settings: Mapping[str, Any]
+
+
+def score(
+  model: pipeline.DCVideoGen,
+  count: int,
+  batch_size: int,
+  size: Sequence[int],
+  lengths: Sequence[int],
+  **options: Any,
+) -> Scores:
+  """Streams a video for each held-out prompt and reads clips of it.
+
+  Args:
+    model: block-causal, text to video.
+    count: of prompts, always the same ones.
+    batch_size: videos that are made at once.
+    size: frames of a clip that is read, height, width.
+    lengths: clips' lengths after which one is read; the last is the video's.
+    **options: of `DCVideoGen.generate_stream`.
+
+  Raises:
+    errors.UserError: as `generate_stream` and `world.later`.
+  """
+  questions = scorer.questions(count)
+  batch_size = min(batch_size, count)
+  frames, height, width = size
+  ends = [n * frames for n in sorted(lengths)]
+  scenes = {
+    end: [world.later(q.scene, end - frames, height, width) for q in questions]
+    for end in ends
+  }
+  readings: dict[int, list[scorer.Reading]] = {end: [] for end in ends}
+  shown: list[np.ndarray] = []
+  settings: Mapping[str, Any] = {}
+  pace: list[dict[str, Any]] = []
+  for start in tqdm.trange(0, count, batch_size, unit="batch", disable=None):
+    asked = [questions[(start + i) % count] for i in range(batch_size)]
+    stream = model.generate_stream(
+      [q.prompt for q in asked],
+      seed=[q.seed for q in asked],
+      frames=ends[-1],
+      height=height,
+      width=width,
+      **options,
+    )
+    settings = settings or stream.settings
+    clips, pace = _clips(stream, frames, ends)
+    wanted = count - start
+    for end, clip in clips.items():
+      readings[end] += [scorer.read(video) for video in clip[:wanted]]
+    room = max(0, _SHOWN - len(shown))
+    shown += [*clips[ends[-1]][: min(wanted, room)]]
+  return Scores(
+    {end: scorer.score(x, scenes[end]) for end, x in readings.items()},
+    [
+      {
+        "prompt": q.prompt,
+        "seed": q.seed,
+        "read": {end: x[i]._asdict() for end, x in readings.items()},
+      }
+      for i, q in enumerate(questions)
+    ],
+    pace,
+    np.stack(shown),
+    settings,
+  )
+
+
+def _clips(stream, frames, ends):
+  """The clips that end after so many frames, and when chunks were there."""
+  found, pace, count, since = {}, [], 0, time.perf_counter()
+  last = None
+  for chunk in stream.chunks():
+    count += chunk.shape[1]
+    last = chunk if last is None else np.concatenate([last, chunk], axis=1)
+    for end in ends:
+      if end <= count and end not in found:
+        stop = last.shape[1] - (count - end)
+        found[end] = last[:, stop - frames : stop]
+    last = last[:, -frames - chunk.shape[1] :]
+    pace.append(clock.arrival(count, since))
+  return found, pace
+
+
+Pace = Sequence[Mapping[str, Any]]
+
+
+def seconds(pace: Pace) -> list[float]:
+  """Seconds per frame of each chunk."""
+  ends = [{"frames": 0, "seconds": 0.0}, *pace]
+  return [
+    (after["seconds"] - before["seconds"])
+    / (after["frames"] - before["frames"])
+    for before, after in zip(ends, pace, strict=False)
+  ]
+
+
+def memory(pace: Pace) -> list[int]:
+  """The most memory so far: of the device, where it tells, or the host."""
+  return [x["peak_device_bytes"] or x["peak_rss_bytes"] for x in pace]
+
+
+def summary(pace: Pace) -> str:
+  """One line: the first and the second half of a stream, if it has two."""
+  if len(pace) < 2:
+    return f"{seconds(pace)[0]:.3f} s per frame"
+  half = len(pace) // 2
+  parts = []
+  for name, part in (("first", slice(half)), ("second", slice(half, None))):
+    found = seconds(pace)[part]
+    parts.append(
+      f"{sum(found) / len(found):.3f} s per frame in the {name} half"
+    )
+  grown = memory(pace)[-1] - memory(pace)[half]
+  return ", ".join(parts) + f", memory then grew by {grown / 2**20:.1f} MiB"
+
+
+def plot(pace: Pace, path: pathlib.Path) -> None:
+  """Seconds per frame and memory against frames."""
+  picture = figure.Figure(figsize=(7, 4), layout="tight")
+  upper, lower = picture.subplots(2, sharex=True)
+  frames = [x["frames"] for x in pace]
+  upper.plot(frames, seconds(pace), marker=".")
+  upper.set_ylabel("seconds per frame")
+  lower.plot(frames, [x / 2**30 for x in memory(pace)], marker=".")
+  lower.set_ylabel("peak memory, GiB")
+  lower.set_xlabel("frames")
+  for axes in (upper, lower):
+    axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
+  picture.savefig(path, format="png", dpi=120)
+
+
+if __name__ == "__main__":
+  cli.run(sys.modules[__name__])

@@ -1,0 +1,57 @@
+"""benchmarks.streams on the whole model that ships."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+
+def run(programs, output, *flags):
+  return programs.run("benchmarks.streams", f"--output={output}", *flags)
+
+
+def test_streams(programs, tmp_path):
+  """Two prompts, clips after one and three times eight frames."""
+  output = tmp_path / "report.json"
+  finished = run(
+    programs,
+    output,
+    *("--chunk=2", "--window=1", "--lengths=1,3", "--size=8,64,64"),
+    *("--prompts=2", "--batch_size=2", "--steps=1"),
+  )
+  assert (finished.code, finished.stderr) == (0, "")
+  report = json.loads(output.read_text())
+  assert [*report["accuracy"]] == ["8", "24"]
+  assert [*report["accuracy"]["24"]] == ["colour", "shape", "motion", "all"]
+  readings = [video["read"]["24"] for video in report["videos"]]
+  still = [x["motion"] == "still" for x in readings]
+  assert report["accuracy"]["24"]["motion"] == np.mean(still)
+  assert [x["frames"] for x in report["pace"]] == [8, 16, 24]
+  seconds = [x["seconds"] for x in report["pace"]]
+  assert seconds == sorted(seconds) and seconds[0] > 0
+  assert report["settings"]["window"] == 1
+  for name in ("report.png", "report.pace.png"):
+    assert PIL.Image.open(tmp_path / name).width > 100
+  assert "2 held-out prompts, frame 24: colour" in finished.stdout
+  assert "s per frame in the second half, memory then" in finished.stdout
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (("--lengths=1,x",), "whole numbers from 1 on, found ['1', 'x']"),
+    (("--size=16,64",), "found ['1', '4', '16'] and ['16', '64']"),
+    (("--sink=1",), "a sink belongs to a window"),
+    (
+      ("--lengths=2", "--size=8,64,64"),
+      "a clip that begins at frame 8 is not known",
+    ),
+  ],
+)
+def test_bad_input(programs, tmp_path, flags, message):
+  output = tmp_path / "new" / "report.json"
+  finished = run(programs, output, *flags)
+  assert finished.code == 2 and message in finished.stderr
+  assert finished.stderr.count("\n") == 1
+  assert not output.parent.exists()

@@ -1,0 +1,5 @@
+"""The server of programs, which tests/launch has too."""
+
+from tests.launch.conftest import programs
+
+__all__ = ["programs"]
