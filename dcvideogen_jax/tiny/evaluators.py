@@ -19,7 +19,7 @@ from dcvideogen_jax.adapt import encode, phases
 from dcvideogen_jax.data import clip_images, stills, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.eval import contact_sheet
-from dcvideogen_jax.tiny import scorer
+from dcvideogen_jax.tiny import scorer, world
 from dcvideogen_jax.train import denoise, ranges, rendering, weights
 
 Found = tuple[dict[str, float], dict[str, np.ndarray]]
@@ -28,11 +28,11 @@ _AUTOENCODERS = {"deep": "dc_ae_v", "base": "wan_vae"}
 _GRIDS = {"unipc": "wan", "dpm++": "wan_dpm", "euler": "euler"}
 
 
-class Samples:
-  """Makes the same videos again and again, and shows them as one picture.
+class Evaluator:
+  """Makes the same videos again and again, shows them, and scores scenes.
 
   Attributes:
-    every: steps of the training between two pictures.
+    every: steps of the training between two evaluations.
   """
 
   def __init__(
@@ -41,60 +41,36 @@ class Samples:
     every: int,
     renderer: rendering.Renderer,
     requests: rendering.Requests,
+    scenes: Sequence[world.Scene] = (),
     shown: int = 16,
   ):
     """Keeps what it needs.
 
     Args:
-      name: of the picture.
+      name: of the picture and, before a stroke, of the metrics.
       every: see the attribute.
       renderer: makes videos.
       requests: which ones.
+      scenes: what they shall show; none are scored without.
       shown: how many of them the picture has.
     """
     self.every = every
     self._name = name
-    self._renderer = renderer
-    self._requests = requests
-    self._shown = shown
+    self._renderer, self._requests = renderer, requests
+    self._scenes, self._shown = scenes, shown
 
   def __call__(self, variables: Any, step: int) -> Found:
-    """No numbers, and a picture."""
+    """The shares of right facts, NAME/all, NAME/colour..., and a picture."""
     del step
-    return {}, self._picture(self._videos(variables))
-
-  def _videos(self, variables: Any) -> rendering.Video:
-    return self._renderer.videos(variables, self._requests)
-
-  def _picture(self, videos: rendering.Video) -> dict[str, np.ndarray]:
-    return {self._name: contact_sheet.strips(videos[: self._shown])}
-
-
-class SemanticScore(Samples):
-  """Asks for held-out scenes of the captioned world and reads what was made.
-
-  Metrics are "semantic/all" and, of each kind of fact, "semantic/colour" and so
-  on, with its own name before the stroke.
-  """
-
-  def __init__(
-    self, *arguments: Any, questions: Sequence[scorer.Question], **rest: Any
-  ):
-    """As `Samples`; `questions` belong to its requests."""
-    super().__init__(*arguments, **rest)
-    self._scenes = [question.scene for question in questions]
-
-  def __call__(self, variables: Any, step: int) -> Found:
-    """The shares of right facts, and a picture."""
-    del step
-    videos = self._videos(variables)
-    readings = [scorer.read(video) for video in videos]
-    shares = scorer.score(readings, self._scenes)
+    videos = self._renderer.videos(variables, self._requests)
+    shares: dict[str, float] = {}
+    if self._scenes:
+      shares = scorer.score(map(scorer.read, videos), self._scenes)
     metrics = {f"{self._name}/{fact}": x for fact, x in shares.items()}
-    return metrics, self._picture(videos)
+    return metrics, {self._name: contact_sheet.strips(videos[: self._shown])}
 
 
-def build(config: Mapping[str, Any]) -> list[Samples]:
+def build(config: Mapping[str, Any]) -> list[Evaluator]:
   """The evaluators that a run's config asks for.
 
   Texts and images are encoded here, once; of the models only the autoencoder
@@ -167,10 +143,9 @@ def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
         [autoencoder.condition(image, c["frames"]) for image in images]
       ),
     )
-  arguments = (name, c["every"], renderer, requests)
-  if asked:
-    return SemanticScore(*arguments, questions=asked)
-  return Samples(*arguments)
+  return Evaluator(
+    name, c["every"], renderer, requests, [q.scene for q in asked]
+  )
 
 
 def _questions(name, c) -> Sequence[scorer.Question]:

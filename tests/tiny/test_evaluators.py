@@ -30,8 +30,13 @@ class Rendered:
 
 def test_a_perfect_model_has_every_point():
   questions = scorer.questions(12)
-  score = evaluators.SemanticScore(
-    "truth", 5, Rendered(questions), None, shown=6, questions=questions
+  score = evaluators.Evaluator(
+    "truth",
+    5,
+    Rendered(questions),
+    None,
+    shown=6,
+    scenes=[q.scene for q in questions],
   )
   metrics, images = score({}, 1)
   assert score.every == 5
@@ -48,8 +53,8 @@ def test_a_perfect_model_has_every_point():
 def test_what_is_wrong_costs_points():
   questions = scorer.questions(12)
   rolled = questions[1:] + questions[:1]
-  score = evaluators.SemanticScore(
-    "x", 5, Rendered(rolled), None, questions=questions
+  score = evaluators.Evaluator(
+    "x", 5, Rendered(rolled), None, scenes=[q.scene for q in questions]
   )
   metrics, _ = score({}, 1)
   expected = np.mean(
