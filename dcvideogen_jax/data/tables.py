@@ -15,14 +15,13 @@ nothing; an empty text in JSON is a text.
 import codecs
 import csv
 import io
-import json
 import os
 import pathlib
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import documents, errors
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
@@ -157,25 +156,14 @@ def parse(text: str, where: str) -> Any:
     errors.UserError: if it is none; the message begins with `where`.
   """
   try:
-    return json.loads(text, object_pairs_hook=_object)
-  except RecursionError as e:
-    raise errors.UserError(f"{where} is nested too deep") from e
-  except ValueError as e:  # Not only what json raises: int() has a limit.
+    return documents.parse(text)
+  except ValueError as e:
     raise errors.UserError(f"{where} is not JSON: {e}") from e
 
 
 def short(value: Any) -> str:
   """A value for a message: quoted, and cut where it is long."""
   return _SHORT.repr(str(value) if isinstance(value, os.PathLike) else value)
-
-
-def _object(pairs):
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    keys = [key for key, _ in pairs]
-    twice = next(key for key in keys if keys.count(key) > 1)
-    raise ValueError(f"the key {short(twice)} comes twice")
-  return found
 
 
 def _names(found: Iterable[str], columns, where: str) -> list[str]:

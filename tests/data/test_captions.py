@@ -156,7 +156,7 @@ def test_empty_captions_go_with_their_scores(folder):
     (
       "t.jsonl",
       '{"file": "a", "text": "x", "text": "y"}',
-      "'text' comes twice",
+      "has 'text' twice",
     ),
     ("t.jsonl", '{"file": "a.MOV", "text": "\\ud800"}', "half of a surrogate"),
     ("t.jsonl", '{"file": "\\udc00.mp4", "text": "x"}', "half of a surrogate"),
