@@ -53,7 +53,7 @@ def check_complete(path: str | os.PathLike[str]) -> None:
     if start[4:8] in _BOXES:
       claimed = max((end for _, end in _boxes(f, length)), default=0)
     elif start[:4] == _EBML:
-      claimed = _segment(start)
+      _, claimed = _segment(start) or (0, 0)
     elif start[:4] == b"RIFF" and start[8:12] == b"AVI ":
       claimed = _chunks(f, length)
     elif start[:4] == b"GIF8":
@@ -147,15 +147,18 @@ def _gif(f) -> int:
   return position
 
 
-def _segment(start: bytes) -> int:
-  """End of the segment (RFC 8794, section 6), 0 if that was left open."""
+def _segment(start: bytes) -> tuple[int, int] | None:
+  """Where the content of the segment begins and ends (RFC 8794, section 6).
+
+  None where there is none; the end is 0 if that was left open.
+  """
   header_size, width = _variable_integer(start, 4)
   position = 4 + width + header_size
   if start[position : position + 4] != _SEGMENT:
-    return 0
+    return None
   size, width = _variable_integer(start, position + 4)
-  unknown = size == (1 << 7 * width) - 1
-  return 0 if unknown else position + 4 + width + size
+  position += 4 + width
+  return position, 0 if size == (1 << 7 * width) - 1 else position + size
 
 
 def check_clusters(path: str | os.PathLike[str]) -> None:
@@ -170,15 +173,11 @@ def check_clusters(path: str | os.PathLike[str]) -> None:
   path = pathlib.Path(path)
   length = path.stat().st_size
   with path.open("rb") as f:
-    start = f.read(64)
-    header_size, width = _variable_integer(start, 4)
-    position = 4 + width + header_size
-    if start[position : position + 4] != _SEGMENT:
+    segment = _segment(f.read(64))
+    if segment is None:
       return
-    size, width = _variable_integer(start, position + 4)
-    position += 4 + width
-    unknown = size == (1 << 7 * width) - 1
-    end = length if unknown else position + size
+    position, end = segment
+    end = end or length
     while position < end:
       f.seek(position)
       header = f.read(16)
