@@ -318,7 +318,7 @@ def _questions(base: bool, every: int) -> ml_collections.ConfigDict:
 
 
 def _latents(keys: tuple[str, ...]) -> ml_collections.ConfigDict:
-  """Encoded clips; see `dcvideogen_jax.data.latents.batches`."""
+  """Encoded clips; see `dcvideogen_jax.data.latents.sources`."""
   return ml_collections.ConfigDict(
     {
       "source": "latents",
@@ -338,7 +338,7 @@ def _videos(
   image: int,
   images: bool,
 ) -> ml_collections.ConfigDict:
-  """Videos and captions; see `dcvideogen_jax.data.captioned.batches`."""
+  """Videos and captions; see `dcvideogen_jax.data.captioned.sources`."""
   c = ml_collections.ConfigDict({"source": "captioned_videos"})
   for key in ("path", "captions", "tokenizer", "bucket"):
     c[key] = config_dict.placeholder(str)

@@ -47,7 +47,7 @@ def adamw() -> ml_collections.ConfigDict:
 def clips(
   source: str, frames: int, size: int, path: str | None = None
 ) -> ml_collections.ConfigDict:
-  """Square clips; see `dcvideogen_jax.data.pipeline.batches`."""
+  """Square clips; see `dcvideogen_jax.data.random_clips.elements`."""
   c = ml_collections.ConfigDict()
   c.source = source
   c.path = ml_collections.config_dict.placeholder(str)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.data import options
 
 
 class Size(NamedTuple):
@@ -144,7 +145,7 @@ def _taps(length: int, size: int, extent: int):
 # --- batches of equal shapes -------------------------------------------------
 
 
-class Part(NamedTuple):
+class BucketSource(NamedTuple):
   """The clips of one bucket.
 
   Attributes:
@@ -158,64 +159,34 @@ class Part(NamedTuple):
   transform: grain.transforms.RandomMap
 
 
-def batches(
-  parts: Sequence[Part],
-  *,
-  batch_size: int,
-  seed: int,
-  shard_index: int,
-  shard_count: int,
-  num_threads: int,
-) -> grain.DatasetIterator:
-  """An endless iterator over batches, each of one bucket.
+def mixed(
+  sources: Sequence[BucketSource], process: options.Process, batch_size: int
+) -> grain.MapDataset:
+  """The endless batches of a process, each of one bucket.
 
-  Every clip comes once an epoch of its bucket, in a new order each. All
-  processes take the same bucket at the same step, and a bucket's turn comes in
-  proportion to its clips. `get_state()` and `set_state(state)` continue at
-  exactly the next batch, with any number of threads. Call `close()` when done.
-
-  Args:
-    parts: the buckets; those with fewer clips than there are processes are
-      left out, with a warning.
-    batch_size: clips per batch of this process.
-    seed: of the order and of the transforms.
-    shard_index: this process among `shard_count`; their clips are disjoint.
-    shard_count: number of processes.
-    num_threads: readers; 0 reads in the calling thread.
+  Every clip comes once an epoch of its bucket, in a new order each. A bucket's
+  turn comes in proportion to its clips; those with fewer clips than there are
+  processes are left out, with a warning.
 
   Raises:
-    errors.UserError: if a number is out of range, or no part has clips enough.
+    errors.UserError: if no bucket has clips enough.
   """
-  if batch_size <= 0 or seed < 0 or not 0 <= shard_index < shard_count:
-    raise errors.UserError(
-      "expected a positive batch_size, a seed of 0 or more and shard_index in "
-      f"[0, {shard_count}), found {batch_size}, {seed} and {shard_index}"
-    )
   datasets, counts = [], []
-  for number, part in enumerate(parts):
-    if len(part.source) < shard_count:
+  for number, (name, source, transform) in enumerate(sources):
+    if len(source) < process.count:
       warnings.warn(
-        f"{part.name} has {len(part.source)} clips, fewer than {shard_count} "
+        f"{name} has {len(source)} clips, fewer than {process.count} "
         "processes, and is left out",
         stacklevel=3,
       )
       continue
-    # Grain numbers elements per dataset, so each needs a seed of its own.
-    entropy = np.random.SeedSequence((seed, shard_index, number))
-    source = grain.MapDataset.source(part.source)
-    dataset = source.seed(int(entropy.generate_state(1)[0]))
-    dataset = dataset[shard_index::shard_count].shuffle().repeat()
-    dataset = dataset.random_map(part.transform)
+    dataset = grain.MapDataset.source(source).seed(process.grain_seed(number))
+    dataset = dataset[process.shard].shuffle().repeat().random_map(transform)
     datasets.append(dataset.batch(batch_size, drop_remainder=True))
-    counts.append(len(part.source))
+    counts.append(len(source))
   if not datasets:
     raise errors.UserError(
-      f"there are too few clips for {shard_count} processes: "
-      + ", ".join(f"{part.name} has {len(part.source)}" for part in parts)
+      f"there are too few clips for {process.count} processes: "
+      + ", ".join(f"{name} has {len(source)}" for name, source, _ in sources)
     )
-  shares = [count / math.fsum(counts) for count in counts]
-  mixed = grain.MapDataset.mix(datasets, shares)
-  read = grain.ReadOptions(
-    num_threads=num_threads, prefetch_buffer_size=max(2, num_threads)
-  )
-  return iter(mixed.to_iter_dataset(read))
+  return grain.MapDataset.mix(datasets, [n / math.fsum(counts) for n in counts])

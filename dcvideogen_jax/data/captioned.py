@@ -1,4 +1,4 @@
-"""Batches of videos and captions, for training straight from files."""
+"""Videos and their captions, for training straight from files."""
 
 import collections
 import warnings
@@ -33,22 +33,17 @@ _DEFAULTS = {
 }
 
 
-def batches(
+def sources(
   config: Mapping[str, Any],
-  *,
-  batch_size: int,
-  seed: int,
-  shard_index: int = 0,
-  shard_count: int = 1,
-  num_threads: int = 4,
-) -> grain.DatasetIterator:
-  """An endless iterator over batches of videos and their captions.
+  process: options_lib.Process,
+  skipped: skipping.Skipped,
+) -> list[buckets.BucketSource]:
+  """The clips of a folder by their size, with their captions.
 
-  See `buckets.batches` for the order, for resuming and for processes. All
-  files are looked at first; those that cannot be used are left out with a
+  All files are looked at first; those that cannot be used are left out with a
   warning: without a caption, too short or damaged. Another clip of the same
-  size takes the place of one that turns out to be damaged: the same one in
-  every run, named at once and listed when the iterator is closed.
+  size takes the place of one that turns out to be damaged. Which caption a clip
+  comes with is drawn in proportion to the tenth power of their scores.
 
   Args:
     config: keys
@@ -67,57 +62,19 @@ def batches(
       image_size: of what CLIP sees of the first frame; None for nothing.
       stretch: shows CLIP the whole first frame, as `clip_images.preprocess`
         says, and not the middle of what was cut out; False.
-    batch_size: clips per batch of this process.
-    seed: of the order, and of which caption a clip comes with: in proportion
-      to the tenth power of their scores.
-    shard_index: this process among `shard_count`.
-    shard_count: number of processes.
-    num_threads: readers; 0 reads in the calling thread.
-
-  Returns:
-    Batches of "video", uint8 (b, frames, h, w, 3), "ids" and "mask", int32
-    (b, text_tokens), and with an image_size "pixels", float32
-    (b, image_size, image_size, 3).
+    process: that reads; the first one warns of captions that are cut.
+    skipped: is told of clips that turn out to be damaged.
 
   Raises:
-    errors.UserError: for a bad config, if no video can be used, and while
-      iterating if a hundred videos one after another are damaged.
+    errors.UserError: for a bad config, if no video can be used, and from an
+      element if a hundred videos one after another are damaged.
   """
-  options = _checked(config)
-  name = options["bucket"] or f"{options['height']}x{options['width']}"
-  sizes = buckets.find(name, options["factor"])
-  folder = clip_sources.Folder(
-    options["path"], options["captions"], options["fps"]
-  )
-  tokenizer = tokenize.Tokenizer.from_directory(options["tokenizer"])
-  usable = _usable(folder, options["frames"], sizes)
-  if shard_index == 0:
-    _tell_cut(folder, usable, tokenizer, options["text_tokens"])
-  skipped = skipping.Skipped()
-  parts = [
-    buckets.Part(
-      f"{options['path']}, {size}",
-      range(len(usable[size])),
-      _Draw(folder, usable[size], size, tokenizer, options, skipped),
-    )
-    for size in sizes
-    if size in usable
-  ]
-  found = buckets.batches(
-    parts,
-    batch_size=batch_size,
-    seed=seed,
-    shard_index=shard_index,
-    shard_count=shard_count,
-    num_threads=num_threads,
-  )
-  return skipping.Telling(found, skipped)
-
-
-def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config with defaults, or one sentence about what is wrong."""
   options = options_lib.checked(
-    config, ("captioned_videos",), _REQUIRED, _DEFAULTS
+    config,
+    ("captioned_videos",),
+    _REQUIRED,
+    _DEFAULTS,
+    positive=("frames", "text_tokens"),
   )
   sides = [options["height"], options["width"]]
   if (options["bucket"] is None) == (None in sides):
@@ -125,12 +82,24 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
       "the data config needs either a bucket or height and width, found "
       f"{options['bucket']!r} and {sides}"
     )
-  for key in ("frames", "text_tokens"):
-    if not isinstance(options[key], int) or options[key] <= 0:
-      raise errors.UserError(
-        f"{key} of the data config must be positive, not {options[key]!r}"
-      )
-  return options
+  name = options["bucket"] or f"{sides[0]}x{sides[1]}"
+  sizes = buckets.find(name, options["factor"])
+  folder = clip_sources.Folder(
+    options["path"], options["captions"], options["fps"]
+  )
+  tokenizer = tokenize.Tokenizer.from_directory(options["tokenizer"])
+  usable = _usable(folder, options["frames"], sizes)
+  if process.index == 0:
+    _tell_cut(folder, usable, tokenizer, options["text_tokens"])
+  return [
+    buckets.BucketSource(
+      f"{options['path']}, {size}",
+      range(len(usable[size])),
+      _Draw(folder, usable[size], size, tokenizer, options, skipped),
+    )
+    for size in sizes
+    if size in usable
+  ]
 
 
 def _usable(
@@ -204,7 +173,7 @@ class _Draw(grain.transforms.RandomMap):
     ids, mask = self._tokenizer([text], options["text_tokens"])
     arrays = {"video": loaded.video, "ids": ids[0], "mask": mask[0]}
     if options["image_size"] is not None:
-      arrays["pixels"] = clip_sources.pixels(
-        loaded, options["image_size"], options["stretch"]
+      arrays["pixels"] = loaded.pixels(
+        options["image_size"], options["stretch"]
       )
     return arrays

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import pipeline, tables
+from dcvideogen_jax.data import probing, tables
 
 # Of several in a row, the first counts.
 FILE = (
@@ -70,7 +70,7 @@ def read(
       names the line.
   """
   folder = pathlib.Path(folder)
-  names = pipeline.video_names(folder)
+  names = probing.video_names(folder)
   if table is None:
     return _beside(folder, names)
   said = _gather(pathlib.Path(table), _Names(folder, table, names))

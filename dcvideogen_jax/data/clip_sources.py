@@ -4,23 +4,21 @@ All sources give clips alike: the first frames of a video, at 16 per second or
 as the file has them, brought to the size of a bucket.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import (
   buckets,
   captions,
-  clip_images,
+  clip_reading,
   probing,
   timing,
   video,
@@ -32,35 +30,6 @@ _VIDEO = ("video", "mp4")
 _CAPTIONS = ("captions", "caption", "text")
 _SCORES = ("scores", "score")
 _WORLD_FPS = timing.FPS
-
-
-class Loaded(NamedTuple):
-  """The beginning of a video.
-
-  Attributes:
-    video: (t, h, w, 3), resized and cut.
-    first: the first frame as the file has it.
-    meta: "file", "captions", "scores", "fps" of the clip, and what else is
-      known, such as "file_fps".
-  """
-
-  video: UInt8[np.ndarray, "t h w 3"]
-  first: UInt8[np.ndarray, "h w 3"]
-  meta: dict[str, Any]
-
-
-class Place(NamedTuple):
-  """What is known of a clip before it is read.
-
-  Attributes:
-    size: of its bucket.
-    seconds: of the whole video; None if its frame rate is unknown.
-    fps: frames per second of the file; 0 if unknown.
-  """
-
-  size: buckets.Size
-  seconds: float | None
-  fps: float
 
 
 class Folder:
@@ -118,28 +87,20 @@ class Folder:
 
   def place(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
-  ) -> Place:
-    """Looks at a video; arguments and errors as of `load`."""
+  ) -> clip_reading.Place:
+    """Looks at a video; see `clip_reading.place`."""
     file = self._clips[index].file
-    path = self._folder / file
-    return _place(path, frames, sizes, self._fps, self._seen.get(file))
+    return clip_reading.place(
+      self._folder / file, frames, sizes, self._fps, self._seen.get(file)
+    )
 
   def load(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
-  ) -> Loaded:
-    """Reads the beginning of a video, for the nearest size.
-
-    Args:
-      index: of the clip.
-      frames: that are needed.
-      sizes: of the buckets.
-
-    Raises:
-      errors.UserError: if it is missing, damaged or has fewer frames.
-    """
+  ) -> clip_reading.Loaded:
+    """Reads the beginning of a video; see `clip_reading.load`."""
     clip = self._clips[index]
     path = self._folder / clip.file
-    return _load(
+    return clip_reading.load(
       path, clip, frames, sizes, self._fps, self._seen.get(clip.file)
     )
 
@@ -219,20 +180,20 @@ class TensorFlowDataset:
 
   def place(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
-  ) -> Place:
+  ) -> clip_reading.Place:
     def place(path):
-      return _place(path, frames, sizes, self._fps)
+      return clip_reading.place(path, frames, sizes, self._fps)
 
     return self._with_file(self._source[index], place)
 
   def load(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
-  ) -> Loaded:
+  ) -> clip_reading.Loaded:
     row = self._source[index]
     clip = self._captioned(index, row)
 
     def load(path):
-      return _load(path, clip, frames, sizes, self._fps)
+      return clip_reading.load(path, clip, frames, sizes, self._fps)
 
     return self._with_file(row, load)
 
@@ -288,13 +249,13 @@ class World:
 
   def place(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
-  ) -> Place:
+  ) -> clip_reading.Place:
     del index
-    return Place(sizes[0], frames / _WORLD_FPS, _WORLD_FPS)
+    return clip_reading.Place(sizes[0], frames / _WORLD_FPS, _WORLD_FPS)
 
   def load(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
-  ) -> Loaded:
+  ) -> clip_reading.Loaded:
     scene, caption, clip = world.clip(
       self._split, index, self._seed, frames, *sizes[0]
     )
@@ -305,7 +266,7 @@ class World:
       "fps": _WORLD_FPS,
       "scene": scene._asdict(),
     }
-    return Loaded(clip, clip[0], meta)
+    return clip_reading.Loaded(clip, clip[0], meta)
 
   def _name(self, index):
     return f"world/{self._split}/{self._seed}/{index}"
@@ -313,89 +274,3 @@ class World:
 
 def _listed(value) -> list:
   return list(value) if isinstance(value, list | np.ndarray) else [value]
-
-
-def _place(
-  path: pathlib.Path,
-  frames: int,
-  sizes: Sequence[buckets.Size],
-  fps: float | None,
-  seen: video.VideoInfo | errors.UserError | None = None,
-) -> Place:
-  info = _info(path, seen)
-  _require(timing.count(info, fps), frames, info, fps)
-  size = buckets.nearest(info.height, info.width, sizes)
-  return Place(size, info.seconds or None, info.fps)
-
-
-def _load(
-  path: pathlib.Path,
-  clip: captions.Captioned,
-  frames: int,
-  sizes: Sequence[buckets.Size],
-  fps: float | None,
-  seen: video.VideoInfo | errors.UserError | None = None,
-) -> Loaded:
-  info = _info(path, seen)
-  _require(timing.count(info, fps), frames, info, fps)
-  size = buckets.nearest(info.height, info.width, sizes)
-  timing.tell(clip.file, info, fps)
-  found, first, last = [], None, None
-  with _about(path):
-    for frame in timing.frames(path, info, fps):
-      if frame is not last:
-        array = frame.rgb()
-        first = array if first is None else first
-        array, last = buckets.fit(array, size), frame
-      found.append(array)
-      if len(found) == frames:
-        break
-  # What the container says is not always so.
-  _require(len(found), frames, info, fps)
-  meta = {
-    "file": clip.file,
-    "captions": list(clip.captions),
-    "scores": None if clip.scores is None else list(clip.scores),
-    "fps": round(fps or info.fps, 3),
-    "file_fps": round(info.fps, 3),
-  }
-  return Loaded(np.stack(found), first, meta)
-
-
-def _info(
-  path: pathlib.Path, seen: video.VideoInfo | errors.UserError | None
-) -> video.VideoInfo:
-  """What is known of a video, or what the file says."""
-  with _about(path):
-    if isinstance(seen, errors.UserError):
-      raise seen
-    return seen or video.probe(path)
-
-
-@contextlib.contextmanager
-def _about(path: pathlib.Path):
-  """Complaints about a file without its path, which a list has already."""
-  try:
-    yield
-  except errors.UserError as e:
-    raise errors.UserError(str(e).replace(str(path), "it")) from e
-
-
-def _require(
-  found: int, needed: int, info: video.VideoInfo, fps: float | None
-) -> None:
-  if found < needed:
-    raise errors.UserError(
-      f"it has {found} frames{timing.rate(info, fps)}, fewer than {needed}"
-    )
-
-
-def pixels(loaded: Loaded, size: int, stretch: bool) -> np.ndarray:
-  """What CLIP sees of a clip: float32 (size, size, 3).
-
-  The middle of the first frame as it was cut out, which is what the released
-  pipeline shows; or, stretched, the whole first frame of the file, as in the
-  official training.
-  """
-  image = loaded.first if stretch else loaded.video[0]
-  return clip_images.preprocess(image, size, stretch=stretch)

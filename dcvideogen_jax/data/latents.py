@@ -28,17 +28,17 @@ from typing import Any, SupportsIndex
 import grain
 import ml_dtypes
 import numpy as np
-from grain import sources
+from grain import sources as grain_sources
 from jaxtyping import Float
 from safetensors import numpy as safetensors
 
 from dcvideogen_jax import documents, errors
 from dcvideogen_jax.data import buckets, descriptions
 from dcvideogen_jax.data import options as options_lib
+from dcvideogen_jax.data import records as records_lib
 
 KEYS = ("base", "deep", "base_condition", "deep_condition", "text", "image")
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-SUFFIX = ".array_record"
 INDEX, NEGATIVE = "index.json", "negative.safetensors"
 FORMAT = 1
 # Of a caption's score, for how often it is drawn: as in the official training.
@@ -241,7 +241,7 @@ class Records:
     self._directory, self._bucket = pathlib.Path(directory), bucket
     index = index or read_index(directory)
     counts = {
-      self._directory / part / f"{bucket}{SUFFIX}": held[bucket]
+      self._directory / part / f"{bucket}{records_lib.SUFFIX}": held[bucket]
       for part, held in index["parts"].items()
       if held.get(bucket)
     }
@@ -252,16 +252,16 @@ class Records:
       )
     for path, expected in counts.items():
       try:
-        found = len(sources.ArrayRecordDataSource([str(path)]))
+        found = len(grain_sources.ArrayRecordDataSource([str(path)]))
       except (OSError, RuntimeError) as e:
         raise errors.UserError(
-          f"{path} is missing or damaged: {_line(e)}"
+          f"{path} is missing or damaged: {records_lib.one_line(e)}"
         ) from e
       if found != expected:
         raise errors.UserError(
           f"{path} has {found} records, expected {expected}"
         )
-    self._source = sources.ArrayRecordDataSource([str(p) for p in counts])
+    self._source = grain_sources.ArrayRecordDataSource([str(p) for p in counts])
 
   def __len__(self) -> int:
     return len(self._source)
@@ -272,24 +272,20 @@ class Records:
     try:
       return self._source[index]
     except RuntimeError as e:
-      raise errors.UserError(f"record {index} of {self}: {_line(e)}") from e
+      raise errors.UserError(
+        f"record {index} of {self}: {records_lib.one_line(e)}"
+      ) from e
 
   def __repr__(self) -> str:
     return f"Records({str(self._directory)!r}, {self._bucket!r})"
 
 
-def batches(
+def sources(
   config: Mapping[str, Any],
-  *,
-  batch_size: int,
-  seed: int,
-  shard_index: int = 0,
-  shard_count: int = 1,
-  num_threads: int = 4,
-) -> grain.DatasetIterator:
-  """An endless iterator over batches of encoded clips.
-
-  See `buckets.batches` for the order, for resuming and for processes.
+  process: options_lib.Process | None = None,
+  skipped: Any = None,
+) -> list[buckets.BucketSource]:
+  """The buckets of a folder, whose elements become arrays as above, float32.
 
   Args:
     config: keys
@@ -300,52 +296,31 @@ def batches(
       latent_frames: only these first ones of the arrays with a time axis; None
         takes all. The first of "base" is an image: Wan's autoencoder encodes it
         without the others.
-    batch_size: clips per batch of this shard.
-    seed: order, and which of its captions a clip comes with: drawn in
-      proportion to the tenth power of their scores.
-    shard_index: this process among `shard_count`.
-    shard_count: number of processes.
-    num_threads: readers; 0 reads in the calling thread.
-
-  Returns:
-    Batches of the arrays above, float32, with a leading axis; "text" is
-    (b, text_tokens, e).
+    process, skipped: are not needed, as nothing is left out. Which of its
+      captions a clip comes with is drawn in proportion to the tenth power of
+      their scores.
 
   Raises:
-    errors.UserError: for a bad config or a damaged folder, and while iterating
+    errors.UserError: for a bad config or a damaged folder, and from an element
       for a damaged record or a text of more than `text_tokens`.
   """
-  options = _checked(config)
+  del process, skipped
+  options = options_lib.checked(
+    config,
+    ("latents",),
+    _REQUIRED,
+    _DEFAULTS,
+    positive=("text_tokens", "latent_frames"),
+  )
   index = read_index(options["path"])
   keys = _keys(options, index)
-  parts = []
+  found = []
   for bucket, about in index["buckets"].items():
     records = Records(options["path"], bucket, index)
     shapes = {key: about["shapes"][key] for key in keys}
     draw = _Draw(repr(records), shapes, options)
-    parts.append(buckets.Part(bucket, records, draw))
-  return buckets.batches(
-    parts,
-    batch_size=batch_size,
-    seed=seed,
-    shard_index=shard_index,
-    shard_count=shard_count,
-    num_threads=num_threads,
-  )
-
-
-def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config with defaults, or one sentence about what is wrong."""
-  options = options_lib.checked(config, ("latents",), _REQUIRED, _DEFAULTS)
-  for name in ("text_tokens", "latent_frames"):
-    number = options[name]
-    if name == "latent_frames" and number is None:
-      continue
-    if not isinstance(number, int) or number <= 0:
-      raise errors.UserError(
-        f"{name} of the data config must be positive, not {number!r}"
-      )
-  return options
+    found.append(buckets.BucketSource(bucket, records, draw))
+  return found
 
 
 def _keys(options, index) -> tuple[str, ...]:
@@ -392,9 +367,5 @@ class _Draw(grain.transforms.RandomMap):
       raise
     except (ValueError, KeyError) as e:
       raise errors.UserError(
-        f"a record of {self._name} is damaged: {_line(e)}"
+        f"a record of {self._name} is damaged: {records_lib.one_line(e)}"
       ) from e
-
-
-def _line(error: Exception) -> str:
-  return " ".join(str(error).split())

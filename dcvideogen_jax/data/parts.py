@@ -21,14 +21,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
 
 from dcvideogen_jax import documents, errors, files
-from dcvideogen_jax.data import descriptions, latents
+from dcvideogen_jax.data import descriptions, latents, records
 
 SETTINGS, PART, SKIPPED = "settings.json", "part.json", "skipped.jsonl"
-# One clip per chunk, or reading one would decompress its neighbours too.
-_OPTIONS = "group_size:1,zstd:1"
 
 
 def name(number: int) -> str:
@@ -140,12 +137,10 @@ class Writer:
     )
     if held["shapes"] != shapes:
       raise ValueError(f"{bucket} has {held['shapes']}, found {shapes}")
-    with _writing(self._path):
+    with records.writing(self._path):
       if bucket not in self._writers:
-        path = self._temporary / f"{bucket}{latents.SUFFIX}"
-        self._writers[bucket] = array_record_module.ArrayRecordWriter(
-          str(path), _OPTIONS
-        )
+        path = self._temporary / f"{bucket}{records.SUFFIX}"
+        self._writers[bucket] = records.new_writer(path)
       self._writers[bucket].write(latents.encode(arrays, meta))
     held["records"] += 1
 
@@ -165,7 +160,7 @@ class Writer:
     return None
 
   def _close(self) -> None:
-    with _writing(self._path):
+    with records.writing(self._path):
       for writer in self._writers.values():
         writer.close()
 
@@ -236,15 +231,6 @@ def read(path: pathlib.Path, fields: descriptions.Fields) -> dict[str, Any]:
   except (OSError, ValueError) as e:
     raise errors.UserError(f"{path} is missing or damaged: {e}") from e
   return document
-
-
-@contextlib.contextmanager
-def _writing(path: pathlib.Path):
-  """Turns what the disk and ArrayRecord complain of into one sentence."""
-  try:
-    yield
-  except (OSError, RuntimeError) as e:
-    raise errors.UserError(f"cannot write {path}: {e}") from e
 
 
 def _json(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Looks at the videos of a folder, many at a time, and keeps what it saw."""
+"""Finds the videos of a folder, looks at many at a time, keeps what it saw."""
 
 import concurrent.futures
 import contextlib
@@ -8,13 +8,55 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import av
 import tqdm
 
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.data import containers, decoding, pixels, stills, video
+
+VIDEO_SUFFIXES = (
+  *(".mp4", ".mov", ".m4v", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".flv"),
+  *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv", ".gif"),
+)
+
+
+def video_names(folder: str | os.PathLike[str]) -> list[str]:
+  """The videos in a folder and the folders in it, sorted, with "/".
+
+  Links to folders are followed. Hidden files and folders are left out.
+
+  Raises:
+    errors.UserError: if the folder is missing or has none.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise errors.UserError(f"{folder} is not a folder of videos")
+  found = [
+    path.relative_to(folder).as_posix()
+    for path in _visible(folder)
+    if path.suffix.lower() in VIDEO_SUFFIXES
+  ]
+  if not found:
+    raise errors.UserError(f"{folder} has no {', '.join(VIDEO_SUFFIXES)} files")
+  return sorted(found)
+
+
+def _visible(
+  folder: pathlib.Path, above: Sequence[str] = ()
+) -> Iterator[pathlib.Path]:
+  """Files below a folder; a link to a folder above it is not followed."""
+  real = os.path.realpath(folder)
+  if real in above:
+    return
+  for path in folder.iterdir():
+    if path.name.startswith("."):
+      continue
+    if path.is_dir():
+      yield from _visible(path, (*above, real))
+    else:
+      yield path
 
 
 def probe(

@@ -98,36 +98,35 @@ def write_shards(
   count, writer = 0, None
   with files.atomic_directory(directory) as temporary:
     for clip in clips:
-      with _writing(directory):
+      with writing(directory):
         if count % clips_per_shard == 0:
           if writer is not None:
             writer.close()
           name = f"clips-{count // clips_per_shard:05d}{SUFFIX}"
-          writer = array_record_module.ArrayRecordWriter(
-            str(temporary / name), _OPTIONS
-          )
+          writer = new_writer(temporary / name)
         writer.write(encode(clip))
       count += 1
     if writer is None:
       raise errors.UserError(f"there are no clips to write to {directory}")
-    with _writing(directory):
+    with writing(directory):
       writer.close()
     for name, text in (extra() if extra else {}).items():
       (temporary / name).write_text(text, encoding="utf-8")
   return count
 
 
+def new_writer(path: pathlib.Path) -> array_record_module.ArrayRecordWriter:
+  """A writer of records; to be used and closed amid `writing`."""
+  return array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+
+
 @contextlib.contextmanager
-def _writing(directory: pathlib.Path):
-  """Turns what ArrayRecord complains of into one sentence."""
+def writing(path: pathlib.Path):
+  """Turns what the disk and ArrayRecord complain of into one sentence."""
   try:
     yield
   except (OSError, RuntimeError) as e:
-    raise errors.UserError(f"cannot write {directory}: {e}") from e
-
-
-def _shards(directory: pathlib.Path) -> list[str]:
-  return sorted(str(p) for p in directory.glob(f"*{SUFFIX}"))
+    raise errors.UserError(f"cannot write {path}: {e}") from e
 
 
 class ClipSource:
@@ -143,7 +142,7 @@ class ClipSource:
       errors.UserError: if there are none, or one is not an ArrayRecord file.
     """
     self._directory = pathlib.Path(directory)
-    shards = _shards(self._directory)
+    shards = sorted(map(str, self._directory.glob(f"*{SUFFIX}")))
     if not shards:
       raise errors.UserError(
         f"{directory} has no *{SUFFIX} files; make them with "
@@ -153,7 +152,7 @@ class ClipSource:
       self._source = sources.ArrayRecordDataSource(shards)
     except (OSError, RuntimeError) as e:
       raise errors.UserError(
-        f"{directory} holds a damaged shard ({_line(e)})"
+        f"{directory} holds a damaged shard ({one_line(e)})"
       ) from e
     if not len(self._source):
       raise errors.UserError(f"the shards of {directory} hold no clips")
@@ -173,12 +172,13 @@ class ClipSource:
       raise
     except (RuntimeError, ValueError) as e:
       raise errors.UserError(
-        f"record {int(index)} of {self._directory} is damaged ({_line(e)})"
+        f"record {int(index)} of {self._directory} is damaged ({one_line(e)})"
       ) from e
 
   def __repr__(self) -> str:
     return f"ClipSource({str(self._directory)!r})"
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+  """What an error says, in one line."""
   return " ".join(str(error).split())

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.data import buckets, clip_sources, latents, parts
+from dcvideogen_jax.data import buckets, clip_reading, latents, parts
 from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.sample import layouts, weights_cache
 
@@ -174,7 +174,7 @@ class _Part:
     for size in sorted(self._waiting):
       self._encode(size)
 
-  def _load(self, number: int) -> clip_sources.Loaded | str:
+  def _load(self, number: int) -> clip_reading.Loaded | str:
     """A clip, or why it cannot be used."""
     source = self._job.source
     try:
@@ -197,10 +197,7 @@ class _Part:
     pixels = None
     if self._encoders.image_size is not None:
       pixels = np.stack(
-        [
-          clip_sources.pixels(x, self._encoders.image_size, options.stretch)
-          for x in filled
-        ]
+        [x.pixels(self._encoders.image_size, options.stretch) for x in filled]
       )
     arrays = self._encoders.clips(np.stack([x.video for x in filled]), pixels)
     texts = self._texts(clips)

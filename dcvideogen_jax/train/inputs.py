@@ -11,7 +11,7 @@ import numpy as np
 from dcvideogen_jax import convert, errors, sharding
 from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.convert import matching, sources
-from dcvideogen_jax.data import captioned, latents
+from dcvideogen_jax.data import pipeline
 from dcvideogen_jax.train import task as task_lib
 from dcvideogen_jax.train import weights
 
@@ -151,28 +151,25 @@ def _noise(
   return iter(dataset.batch(batch_size, drop_remainder=True))
 
 
-SOURCES = {
-  "latents": latents.batches,
-  "captioned_videos": captioned.batches,
-  "noise": _noise,
-}
+SOURCES = (*pipeline.CAPTIONED, "noise")
 
 
 def batches(config: Mapping[str, Any], **options: Any) -> grain.DatasetIterator:
   """The batches of a source.
 
   Args:
-    config: "source", one of `SOURCES`, and what `data.latents.batches` or
-      `data.captioned.batches` take; for "noise", "shapes": name -> shape of a
-      sample's array.
-    **options: as of those.
+    config: of `data.pipeline.batches`; or "source", "noise", and "shapes": name
+      -> shape of a sample's array.
+    **options: of `data.pipeline.batches`.
 
   Raises:
-    errors.UserError: for an unknown source, or as those.
+    errors.UserError: for an unknown source, or as `data.pipeline.batches`.
   """
   source = config.get("source")
   if source not in SOURCES:
     raise errors.UserError(
       f"data.source must be one of {', '.join(SOURCES)}, found {source!r}"
     )
-  return SOURCES[source](config, **options)
+  if source == "noise":
+    return _noise(config, **options)
+  return pipeline.batches(config, sources=pipeline.CAPTIONED, **options)

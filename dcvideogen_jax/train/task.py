@@ -1,5 +1,6 @@
 """What is trained, on which batches, and where its randomness comes from."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -123,7 +124,9 @@ class Task(NamedTuple):
   encode: Callable[[Any, Batch], Batch] = _unencoded
   trainable: Sequence[tuple[str, bool]] = ((".*", True),)
   start: Callable[[Any], Any] | None = None
-  batches: Callable[..., grain.DatasetIterator] = pipeline.batches
+  batches: Callable[..., grain.DatasetIterator] = functools.partial(
+    pipeline.batches, sources=pipeline.CLIPS
+  )
 
 
 def start_key(seed: int) -> jax.Array:

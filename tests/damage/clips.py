@@ -37,7 +37,7 @@ def _read_encoded(directory):
   return {
     "facts": repr(index["facts"]),
     "negative": latents.negative(directory),
-    **_drawn(latents.batches(config, batch_size=2, seed=0, num_threads=0)),
+    **_drawn(pipeline.batches(config, batch_size=2, seed=0, num_threads=0)),
   }
 
 

@@ -194,6 +194,6 @@ def test_what_clip_sees(folder, stretch):
   image = loaded.first if stretch else loaded.video[0]
   assert image.shape == ((48, 80, 3) if stretch else (32, 32, 3))
   np.testing.assert_array_equal(
-    clip_sources.pixels(loaded, 16, stretch),
+    loaded.pixels(16, stretch),
     clip_images.preprocess(image, 16, stretch=stretch),
   )

@@ -11,7 +11,7 @@ from grain import checkpoint as grain_checkpoint
 from safetensors import numpy as safetensors
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import latents, parts
+from dcvideogen_jax.data import latents, parts, pipeline
 from tests.data import encoded_clips
 
 TOKENS = 8
@@ -28,7 +28,7 @@ def _batches(path, batch_size=2, seed=0, tokens=TOKENS, **options):
   config = {"source": "latents", "path": str(path), "text_tokens": tokens}
   own = ("keys", "latent_frames")
   config |= {k: options.pop(k) for k in own if k in options}
-  return latents.batches(config, batch_size=batch_size, seed=seed, **options)
+  return pipeline.batches(config, batch_size=batch_size, seed=seed, **options)
 
 
 def _take(path, count, **options):
@@ -381,21 +381,11 @@ def test_records_of_another_shape_than_the_index_says(folder, tmp_path):
   [
     ({"frames": 8}, "unknown keys ['frames']"),
     ({"path": None}, "lacks ['path']"),
-    ({"source": "videos"}, "must be one of ('latents',), not 'videos'"),
-    ({"text_tokens": 0}, "text_tokens of the data config must be positive"),
-    ({"latent_frames": 0}, "latent_frames of the data config must be positive"),
+    ({"text_tokens": 0}, "text_tokens of the data config must be a positive"),
+    ({"latent_frames": 0}, "latent_frames of the data config must be a positi"),
   ],
 )
 def test_bad_configs(folder, changes, words):
   config = {"source": "latents", "path": str(folder)} | changes
   with pytest.raises(errors.UserError, match=re.escape(words)):
-    latents.batches(config, batch_size=2, seed=0)
-
-
-@pytest.mark.parametrize(
-  "changes",
-  [{"batch_size": 0}, {"seed": -1}, {"shard_index": 2, "shard_count": 2}],
-)
-def test_bad_numbers(folder, changes):
-  with pytest.raises(errors.UserError, match="expected a positive batch_size"):
-    _batches(folder, **changes)
+    pipeline.batches(config, batch_size=2, seed=0)

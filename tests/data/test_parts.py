@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from dcvideogen_jax import errors, leftovers
-from dcvideogen_jax.data import latents, parts
+from dcvideogen_jax.data import parts, pipeline
 from tests.data import encoded_clips
 
 
@@ -56,7 +56,7 @@ def test_what_was_left_out_is_listed(tmp_path):
   ]
   config = {"source": "latents", "path": str(tmp_path / "a")}
   with pytest.raises(errors.UserError, match="too few clips"):
-    latents.batches(config, batch_size=1, seed=0)
+    pipeline.batches(config, batch_size=1, seed=0)
 
 
 def test_a_folder_is_continued_with_the_same_settings_only(tmp_path):

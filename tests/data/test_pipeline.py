@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import pipeline, records, video
+from dcvideogen_jax.data import pipeline, probing, records, video
 from dcvideogen_jax.tiny import synthetic, world
 
 SIZE = {"frames": 4, "height": 16, "width": 24}
@@ -65,13 +65,13 @@ def _take(config, count, seed=0, batch_size=3, **options):
     iterator.close()
 
 
-@pytest.mark.parametrize("source", pipeline.SOURCES)
+@pytest.mark.parametrize("source", pipeline.CLIPS)
 def test_batches_have_the_shape_asked_for(configs, source):
   for batch in _take(configs[source], 3):
     assert batch.shape == (3, 4, 16, 24, 3) and batch.dtype == np.uint8
 
 
-@pytest.mark.parametrize("source", pipeline.SOURCES)
+@pytest.mark.parametrize("source", pipeline.CLIPS)
 def test_order_and_content_do_not_depend_on_threads(configs, source):
   config = configs[source] | {"reverse": True, "max_stride": 2}
   one, many, none, other = (
@@ -84,7 +84,7 @@ def test_order_and_content_do_not_depend_on_threads(configs, source):
   assert np.any(one[0] != one[1])
 
 
-@pytest.mark.parametrize("source", pipeline.SOURCES)
+@pytest.mark.parametrize("source", pipeline.CLIPS)
 @pytest.mark.parametrize("done", [0, 1, 9])
 def test_resume_is_exact(configs, source, done):
   """Through JSON, and into another number of threads."""
@@ -322,6 +322,14 @@ def test_bad_arguments_are_told(configs, options, message):
     pipeline.batches(configs["records"], **arguments)
 
 
+def test_a_source_that_the_caller_cannot_use_is_told(configs):
+  words = r"must be one of \('latents', 'captioned_videos'\), not 'world'"
+  with pytest.raises(errors.UserError, match=words):
+    pipeline.batches(
+      configs["world"], batch_size=2, seed=0, sources=pipeline.CAPTIONED
+    )
+
+
 @pytest.mark.parametrize("threads", [0, 3])
 def test_a_damaged_record_is_told_when_it_is_met(tmp_path, threads):
   path = tmp_path / "clips"
@@ -367,7 +375,7 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path):
   (tmp_path / "set" / "inner" / "loop").symlink_to(tmp_path / "set")
   (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
   (tmp_path / "set" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
-  found = pipeline.video_names(tmp_path / "set")
+  found = probing.video_names(tmp_path / "set")
   assert found == ["a.mp4", "gone.mp4", "link/c.MP4"]
 
 
@@ -375,7 +383,7 @@ def test_videos_of_phones_and_camcorders_are_found(tmp_path):
   names = ["a.m4v", "b.MTS", "c.3gp", "d.mpeg", "e.ts", "f.wmv"]
   for name in (*names, "a.txt", "a.webp"):
     (tmp_path / name).touch()
-  assert pipeline.video_names(tmp_path) == names
+  assert probing.video_names(tmp_path) == names
 
 
 def test_a_damaged_and_a_short_video_are_left_out(folder, tmp_path):

@@ -192,7 +192,7 @@ def test_arrays_are_the_encoders(made, videos, base_vae):
   bucket, arrays, meta = records[file]
   assert bucket == "32x64" and meta == loaded.meta
   ids, mask = tokenizer(loaded.meta["captions"], 32)
-  pixels = clip_sources.pixels(loaded, clip.image_size, False)
+  pixels = loaded.pixels(clip.image_size, False)
   batch = {"video": loaded.video, "pixels": pixels}
   batch = {name: values[None] for name, values in batch.items()}
   batch |= {"ids": ids, "mask": mask}
