@@ -134,7 +134,7 @@ def _is_list_of(values, kind) -> bool:
 
 def _beside(folder: pathlib.Path, names: Iterable[str]) -> list[Captioned]:
   """Videos with the texts that lie beside them."""
-  found, unreadable = [], []
+  clips, unreadable = [], []
   for name in names:
     path = (folder / name).with_suffix(".txt")
     text = ""
@@ -142,14 +142,14 @@ def _beside(folder: pathlib.Path, names: Iterable[str]) -> list[Captioned]:
       text = tables.read_text(path).strip() if path.exists() else ""
     except errors.UserError as e:
       unreadable.append(str(e))
-    found.append(Captioned(name, (text,) if text else ()))
+    clips.append(Captioned(name, (text,) if text else ()))
   if unreadable:
     warnings.warn(
       f"{len(unreadable)} captions cannot be read and count as none, such as "
       f"{unreadable[0]}",
       stacklevel=4,
     )
-  return found
+  return clips
 
 
 class _Names:

@@ -82,7 +82,7 @@ def fragmented(path: str | os.PathLike[str]) -> bool:
 def _boxes(f, length: int) -> Iterator[tuple[bytes, int]]:
   """Type and end of the top-level boxes (ISO/IEC 14496-12, section 4.2)."""
   position = 0
-  found: set[bytes] = set()
+  kinds: set[bytes] = set()
   while position + 8 <= length:
     f.seek(position)
     header = f.read(16)
@@ -92,10 +92,10 @@ def _boxes(f, length: int) -> Iterator[tuple[bytes, int]]:
       size = struct.unpack(">Q", header[8:])[0]
     if size < 8:  # 0 means "to the end of the file"
       break
-    whole = {b"moov", b"mdat"} <= found or b"moof" in found
+    whole = {b"moov", b"mdat"} <= kinds or b"moof" in kinds
     if kind not in _BOXES and whole and position + size > length:
       break
-    found.add(kind)
+    kinds.add(kind)
     position += size
     yield kind, position
 

@@ -169,16 +169,16 @@ def pictures(path: pathlib.Path, start: float) -> Iterator[Decoded]:
 
 def decoded(path: pathlib.Path, start: float) -> Iterator[Decoded]:
   """Yields what is shown from `start` seconds on, which may be nothing."""
-  found = _timed(path, start, seek=start > 0)
-  first = next(found, None)
+  frames = _timed(path, start, seek=start > 0)
+  first = next(frames, None)
   if first is None and start > 0:
     # Without an index, and with leading pictures that need the frames before
     # the key frame, the way there is from the beginning.
-    found = _timed(path, start, seek=False)
-    first = next(found, None)
+    frames = _timed(path, start, seek=False)
+    first = next(frames, None)
   if first is not None:
     yield first
-    yield from found
+    yield from frames
 
 
 def _timed(path: pathlib.Path, start: float, seek: bool) -> Iterator[Decoded]:
@@ -189,10 +189,10 @@ def _timed(path: pathlib.Path, start: float, seek: bool) -> Iterator[Decoded]:
   with opened(path) as (container, stream):
     period = 1 / float(stream.average_rate or 1000)
     aspect = stream.sample_aspect_ratio
-    found = _decoded(container, stream, path)
+    frames = _decoded(container, stream, path)
     zero = None
     if seek:
-      first = next(found, None)
+      first = next(frames, None)
       indexed = container.format.name.startswith(_INDEXED)
       if not indexed or first is None or first.time is None:
         return
@@ -202,9 +202,9 @@ def _timed(path: pathlib.Path, start: float, seek: bool) -> Iterator[Decoded]:
         container.seek(offset, stream=stream)
       except av.FFmpegError:
         return
-      found = _decoded(container, stream, path)
+      frames = _decoded(container, stream, path)
     index, shift, last, kinds = 0, 0.0, None, set()
-    for frame in _deinterlaced(found):
+    for frame in _deinterlaced(frames):
       time = frame.time
       if time is None:
         time = 0.0 if last is None else last + period

@@ -211,8 +211,8 @@ def negative(
     ) from e
   except (OSError, ValueError, KeyError) as e:
     raise errors.UserError(f"cannot read {path}: {e}") from e
-  found: np.ndarray = arrays["text"][0].astype(np.float32)
-  return found
+  embedding: np.ndarray = arrays["text"][0].astype(np.float32)
+  return embedding
 
 
 class Records:
@@ -252,14 +252,14 @@ class Records:
       )
     for path, expected in counts.items():
       try:
-        found = len(grain_sources.ArrayRecordDataSource([str(path)]))
+        count = len(grain_sources.ArrayRecordDataSource([str(path)]))
       except (OSError, RuntimeError) as e:
         raise errors.UserError(
           f"{path} is missing or damaged: {records_lib.one_line(e)}"
         ) from e
-      if found != expected:
+      if count != expected:
         raise errors.UserError(
-          f"{path} has {found} records, expected {expected}"
+          f"{path} has {count} records, expected {expected}"
         )
     self._source = grain_sources.ArrayRecordDataSource([str(p) for p in counts])
 
@@ -314,13 +314,13 @@ def sources(
   )
   index = read_index(options["path"])
   keys = _keys(options, index)
-  found = []
+  bucketed = []
   for bucket, about in index["buckets"].items():
     records = Records(options["path"], bucket, index)
     shapes = {key: about["shapes"][key] for key in keys}
     draw = _Draw(repr(records), shapes, options)
-    found.append(buckets.BucketSource(bucket, records, draw))
-  return found
+    bucketed.append(buckets.BucketSource(bucket, records, draw))
+  return bucketed
 
 
 def _keys(options, index) -> tuple[str, ...]:

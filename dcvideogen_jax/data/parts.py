@@ -61,11 +61,11 @@ def begin(
         temporary.write_text(_json(settings), encoding="utf-8")
       return directory
   try:
-    found = documents.parse(path.read_bytes())
+    old = documents.parse(path.read_bytes())
     differ = [
-      f"{key} was {found.get(key)!r} and is {settings.get(key)!r}"
-      for key in sorted(found.keys() | settings.keys())
-      if found.get(key) != json.loads(json.dumps(settings.get(key)))
+      f"{key} was {old.get(key)!r} and is {settings.get(key)!r}"
+      for key in sorted(old.keys() | settings.keys())
+      if old.get(key) != json.loads(json.dumps(settings.get(key)))
     ]
   except (OSError, ValueError, AttributeError) as e:
     raise errors.UserError(f"cannot read {path}: {e}") from e

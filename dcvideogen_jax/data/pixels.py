@@ -87,14 +87,14 @@ def geometry(frame: av.VideoFrame, aspect: float | None) -> Geometry:
     aspect: width of a pixel over its height; None or 0 if the file is silent.
   """
   aspect = float(aspect or 1)
-  found = frame.side_data.get(Type.DISPLAYMATRIX)
-  if found is None:
+  matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+  if matrix is None:
     return Geometry(aspect, False, False, False, 0.0)
   angle = float(frame.rotation)
   if abs((angle + 45) % 90 - 45) > 1:
     return Geometry(aspect, False, False, False, angle)
   # ISO/IEC 14496-12, section 6.2.2: x' = a x + c y and y' = b x + d y.
-  a, b, _, c, d = struct.unpack("=5i", bytes(found)[:20])
+  a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
   if abs(b) + abs(c) > abs(a) + abs(d):
     return Geometry(aspect, True, c < 0, b < 0, 0.0)
   return Geometry(aspect, False, a < 0, d < 0, 0.0)

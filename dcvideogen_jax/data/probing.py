@@ -33,14 +33,14 @@ def video_names(folder: str | os.PathLike[str]) -> list[str]:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise errors.UserError(f"{folder} is not a folder of videos")
-  found = [
+  names = [
     path.relative_to(folder).as_posix()
     for path in _visible(folder)
     if path.suffix.lower() in VIDEO_SUFFIXES
   ]
-  if not found:
+  if not names:
     raise errors.UserError(f"{folder} has no {', '.join(VIDEO_SUFFIXES)} files")
-  return sorted(found)
+  return sorted(names)
 
 
 def _visible(
@@ -138,10 +138,12 @@ def _reader() -> str:
 def _read(index: pathlib.Path) -> dict[str, list]:
   """Rows by name; none if the file is missing, damaged or of other code."""
   try:
-    found = json.loads(index.read_text(encoding="utf-8"))
-    if found["reader"] != _reader():
+    content = json.loads(index.read_text(encoding="utf-8"))
+    if content["reader"] != _reader():
       return {}
-    return {name: [row[0], dict(row[1])] for name, row in found["rows"].items()}
+    return {
+      name: [row[0], dict(row[1])] for name, row in content["rows"].items()
+    }
   except (
     OSError,
     ValueError,

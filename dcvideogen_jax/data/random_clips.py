@@ -290,13 +290,13 @@ class _ReadVideo(grain.transforms.RandomMap):
     first = int(rng.integers(0, info.frames - span + 1))
     # The crop decides everything else; it must not draw a stride of its own
     # from frames that were not read.
-    found = video.read_frames(
+    pictures = video.read_frames(
       path,
       start=first / info.fps if info.fps else 0.0,
       max_frames=span,
       size=self._scale(info, rng),
     )
-    clip = np.stack(list(found)[::stride])
+    clip = np.stack(list(pictures)[::stride])
     if len(clip) < frames:
       clip = np.concatenate([clip, clip[-1:].repeat(frames - len(clip), 0)])
     return self._crop.random_map({"video": clip[:frames]}, rng)

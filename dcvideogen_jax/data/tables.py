@@ -84,14 +84,14 @@ def read(
   text = read_text(path)
   if plain:
     lines = enumerate(io.StringIO(text, newline=None), 1)
-    found = [(f"line {n}", {line: x.strip()}) for n, x in lines if x.strip()]
+    placed = [(f"line {n}", {line: x.strip()}) for n, x in lines if x.strip()]
   elif kind in _JSON:
-    found = [*_json_rows(text, path, columns, line)]
+    placed = [*_json_rows(text, path, columns, line)]
   else:
-    found = [*_csv_rows(text, path, columns, _DELIMITERS[kind], lists)]
-  if not found:
+    placed = [*_csv_rows(text, path, columns, _DELIMITERS[kind], lists)]
+  if not placed:
     raise errors.UserError(f"{path} holds no rows")
-  rows = [Row(f"{path}, {place}", values) for place, values in found]
+  rows = [Row(f"{path}, {place}", values) for place, values in placed]
   names = {name: None for row in rows for name in row.values}
   for what, allowed in required.items():
     if not names.keys() & set(allowed):
@@ -183,14 +183,14 @@ def _json_rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """(place, row) of a list's objects, or of every line's."""
   if text.lstrip().startswith("["):
-    found = [(f"row {n}", x) for n, x in enumerate(parse(text, str(path)), 1)]
+    placed = [(f"row {n}", x) for n, x in enumerate(parse(text, str(path)), 1)]
   else:
-    found = [
+    placed = [
       (place, parse(x, f"{path}, {place}"))
       for n, x in enumerate(text.split("\n"), 1)
       if x.strip() and (place := f"line {n}")
     ]
-  for place, row in found:
+  for place, row in placed:
     if isinstance(row, str) and line is not None:
       row = {line: row}
     if not isinstance(row, dict):
@@ -224,15 +224,15 @@ def _csv_rows(
     return sum(name.lower() in columns for name in header)
 
   delimiter = max(delimiters, key=known)
-  found = rows(delimiter)
-  place, header = next(found, (None, []))
+  lines = rows(delimiter)
+  place, header = next(lines, (None, []))
   if header and not known(delimiter):
     raise errors.UserError(
       f"{path}: expected a header with some of {', '.join(columns)}, found "
       f"{short(header)}"
     )
   header = _names(header, columns, f"{path}, {place}")
-  for place, cells in found:
+  for place, cells in lines:
     if len(cells) > len(header):
       raise errors.UserError(
         f"{path}, {place}: expected a cell for each of {short(header)}, found "

@@ -66,12 +66,12 @@ def frames(
   Raises:
     errors.UserError: as `video.frames`.
   """
-  found = video.frames(path)
+  decoded = video.frames(path)
   if fps is None or not info.fps:
-    yield from found
+    yield from decoded
     return
-  taken, last = 0, next(found)
-  for frame in found:
+  taken, last = 0, next(decoded)
+  for frame in decoded:
     # From the middle between two frames on, the later one is nearer.
     until = (last.seconds + frame.seconds) / 2 + _ROUNDING
     while taken / fps <= until:

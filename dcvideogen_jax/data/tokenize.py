@@ -140,12 +140,14 @@ class Tokenizer:
       )
     ids = np.full((len(prompts), length), self._pad, np.int32)
     mask = np.zeros_like(ids)
-    for row, known, found in zip(ids, mask, self._encode(prompts), strict=True):
-      tokens = found[:length]
+    for row, known, encoded in zip(
+      ids, mask, self._encode(prompts), strict=True
+    ):
+      tokens = encoded[:length]
       row[: len(tokens)] = tokens
       known[: len(tokens)] = 1
       if keep_end:
-        row[len(tokens) - 1] = found[-1]
+        row[len(tokens) - 1] = encoded[-1]
     return ids, mask
 
   def count(self, prompts: Sequence[str]) -> np.ndarray:
@@ -160,5 +162,5 @@ class Tokenizer:
     for prompt in prompts:
       # Repairing would replace it without a word.
       tables.require_text(prompt, "the text")
-    found = self._tokenizer.encode_batch([clean(p) for p in prompts])
-    return [encoding.ids for encoding in found]
+    encodings = self._tokenizer.encode_batch([clean(p) for p in prompts])
+    return [encoding.ids for encoding in encodings]

@@ -132,11 +132,11 @@ def frames(
   """
   path = decoding.existing(path)
   if stills.count(path):
-    found = decoding.pictures(path, start)
+    decoded = decoding.pictures(path, start)
   else:
-    found = decoding.decoded(path, start)
+    decoded = decoding.decoded(path, start)
   shown = None
-  for seconds, frame, geometry in found:
+  for seconds, frame, geometry in decoded:
     shown = shown or geometry.shown(frame.height, frame.width)
     yield Frame(seconds, *shown, frame, geometry)
   if shown is None:
@@ -318,12 +318,12 @@ class VideoWriter:
     try:
       containers.check_complete(self._temporary)
       with av.open(str(self._temporary)) as container:
-        found = sum(p.size > 0 for p in container.demux(video=0))
+        written = sum(p.size > 0 for p in container.demux(video=0))
     except (errors.UserError, av.FFmpegError, OSError):
-      found = 0
-    if found != self._count:
+      written = 0
+    if written != self._count:
       raise errors.UserError(
-        f"cannot write {self._path}: only {found} of {self._count} frames "
+        f"cannot write {self._path}: only {written} of {self._count} frames "
         "reached the disk"
       )
 

@@ -124,8 +124,10 @@ def _download(entry: Entry, folder: pathlib.Path) -> pathlib.Path:
   result = subprocess.run(
     command(entry, folder), cwd=folder, capture_output=True, text=True
   )
-  found = [p for p in folder.iterdir() if p.suffix in (".whl", ".gz", ".tgz")]
-  if result.returncode or len(found) != 1:
+  archives = [
+    p for p in folder.iterdir() if p.suffix in (".whl", ".gz", ".tgz")
+  ]
+  if result.returncode or len(archives) != 1:
     lines = (result.stderr + result.stdout).strip().splitlines() or [
       "no reason"
     ]
@@ -134,12 +136,12 @@ def _download(entry: Entry, folder: pathlib.Path) -> pathlib.Path:
       f"cannot fetch {what}; is there a network? It said: "
       f"{(reasons or lines)[-1].strip()}"
     )
-  if (digest := _digest(found[0])) != entry.archive_sha256:
+  if (digest := _digest(archives[0])) != entry.archive_sha256:
     raise errors.UserError(
       f"the archive of {what} should have SHA-256 {entry.archive_sha256} "
       f"and has {digest}"
     )
-  return found[0]
+  return archives[0]
 
 
 def _pip(entry: Entry, folder: pathlib.Path) -> list[str]:

@@ -22,7 +22,7 @@ from dcvideogen_jax.eval import contact_sheet
 from dcvideogen_jax.tiny import scorer, world
 from dcvideogen_jax.train import denoise, ranges, rendering, weights
 
-Found = tuple[dict[str, float], dict[str, np.ndarray]]
+Results = tuple[dict[str, float], dict[str, np.ndarray]]
 
 _AUTOENCODERS = {"deep": "dc_ae_v", "base": "wan_vae"}
 _GRIDS = {"unipc": "wan", "dpm++": "wan_dpm", "euler": "euler"}
@@ -59,7 +59,7 @@ class Evaluator:
     self._renderer, self._requests = renderer, requests
     self._scenes, self._shown = scenes, shown
 
-  def __call__(self, variables: Any, step: int) -> Found:
+  def __call__(self, variables: Any, step: int) -> Results:
     """The shares of right facts, NAME/all, NAME/colour..., and a picture."""
     del step
     videos = self._renderer.videos(variables, self._requests)

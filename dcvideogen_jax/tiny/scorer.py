@@ -260,8 +260,8 @@ def _nearest_motion(times, right, down, growth) -> str | None:
     return None
   early, late = np.triu_indices(len(times), 1)
   unit = np.array([world.SPEED, world.SPEED, world.GROWTH])
-  found = np.array([right, down, growth])
-  slopes = (found[:, late] - found[:, early]) / (times[late] - times[early])
+  places = np.array([right, down, growth])
+  slopes = (places[:, late] - places[:, early]) / (times[late] - times[early])
   known = np.array([motion[1:] for motion in world.MOTIONS.values()])
   distances = np.square((known - np.median(slopes, 1)) / unit).sum(1)
   return list(world.MOTIONS)[int(distances.argmin())]
