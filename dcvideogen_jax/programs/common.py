@@ -210,7 +210,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     frames = traceback.walk_tb(e.__traceback__)
     if not any("config_path" in f.f_code.co_filename for f, _ in frames):
       raise  # From inside the config file.
-    what = re.sub("[\"']", "", str(e.args[0] if e.args else e))
+    # Some messages are the representation of another one.
+    what = str(e.args[0] if e.args else e).replace("\\n", " ")
+    what = re.sub(r"[\\\"']", "", what)
     raise errors.UserError(f"the config has no such key: {what}") from e
   if len(rest) > 1:
     raise errors.UserError(
