@@ -72,7 +72,7 @@ def test_an_autoencoder_s_scale_is_measured_unless_given(
     (("--format=lora",), "a run of scratch has no low-rank updates"),
     (("--layout=official",), "unknown layout 'official' of wan_dit"),
     (("--fields={",), "--fields is not valid JSON"),
-    (("--fields=[1]",), "--fields: expected an object, found list"),
+    (("--fields=[1]",), "--fields: expected an object of fields, found list"),
     (("--fields=/gone.json",), "cannot read /gone.json: No such file"),
     (('--fields={"mean": [1]}',), "can be given are none, found mean"),
   ],
