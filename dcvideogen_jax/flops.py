@@ -1,12 +1,13 @@
 """Floating-point work: how much a function does, how much a device can do."""
 
+import contextlib
 import fractions
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.experimental import xla_metadata
 
 _HOPPER = {"bfloat16": 989.4e12, "float32": 494.7e12}
 
@@ -23,7 +24,7 @@ PEAKS: Mapping[str, Mapping[str, float]] = {
   "TPU v6 lite": {"bfloat16": 918e12, "float32": 918e12},
 }
 
-_PART = re.compile(r"visible_(\d+)_of_(\d+)")
+_COMPUTED = "computed_blocks"  # Of XLA's metadata, as "3/4".
 _CUDNN_ATTENTION = {
   # Products of two matrices: logits and values, and what their gradients take.
   "dot_product_attention_fwd_wrapper": 2,
@@ -42,6 +43,15 @@ def peak(devices: Iterable[jax.Device], dtype: str) -> float | None:
   return None if None in known else sum(peaks[dtype] for peaks in known)
 
 
+def computed(blocks: int, of: int) -> contextlib.AbstractContextManager[None]:
+  """Says that kernels called within compute only so many blocks of their grid.
+
+  It is kept in the metadata of the kernel's call, and of those for its
+  gradients.
+  """
+  return xla_metadata.set_xla_metadata(**{_COMPUTED: f"{blocks}/{of}"})
+
+
 def count(jaxpr: Any, kernels_only: bool = False) -> int:
   """FLOPs of the convolutions and matrix products in a jaxpr.
 
@@ -49,8 +59,7 @@ def count(jaxpr: Any, kernels_only: bool = False) -> int:
   as much as they say they cost, or once per block of their grid; what is split
   over devices counts for all of them; of the branches of a conditional the most
   expensive counts. cuDNN's attention is a call that nothing can be seen of: its
-  products of matrices count. Of a function that says by its name that it skips
-  blocks, as `ops.attention.splash` does, what is visible counts.
+  products of matrices count. Of a kernel under `computed` only so much counts.
 
   Args:
     jaxpr: as `jax.jit(f).trace(...).jaxpr.jaxpr`.
@@ -75,7 +84,7 @@ def _count(jaxpr, everything: bool, in_kernel: bool) -> int:
       kernel = in_kernel or name == "pallas_call"
       found = [_count(one, everything, kernel) for one in inner(params)]
       once = max(found) if name == "cond" else sum(found)
-      total += once and int(once * _times(name, params))
+      total += once and int(once * _times(name, params) * _part(eqn))
   return total
 
 
@@ -96,10 +105,16 @@ def _dot(eqn) -> int:
 _PRODUCTS = {"conv_general_dilated": _convolution, "dot_general": _dot}
 
 
-def _times(name: str, params) -> int | fractions.Fraction:
+def _part(eqn) -> fractions.Fraction:
+  """How much of a kernel's grid is computed, as `computed` has said."""
+  metadata = eqn.ctx.xla_metadata
+  if eqn.primitive.name == "pallas_call" and metadata:
+    return fractions.Fraction(metadata.get(_COMPUTED, 1))
+  return fractions.Fraction(1)
+
+
+def _times(name: str, params) -> int:
   """How often what an equation calls is done."""
-  if part := _PART.search(str(params.get("name", ""))):
-    return fractions.Fraction(int(part[1]), int(part[2]))
   if name == "scan":
     return params["length"]
   if name == "pallas_call":

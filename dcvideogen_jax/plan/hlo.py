@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dcvideogen_jax.plan import groups, products
+from dcvideogen_jax import errors
+from dcvideogen_jax.plan import hlo_flops, replica_groups
 
 _KINDS = (
   "all-gather",
@@ -94,7 +95,7 @@ class Program:
         )
       for found, fused in channels.values():
         kind = found.opcode.removesuffix("-start")
-        group = groups.first(found.rest)
+        group = replica_groups.first(found.rest)
         key = kind, group, fused or kind != found.opcode
         counts[key] += times
         total[key] += times * _received(found, len(group))
@@ -132,9 +133,9 @@ class Program:
           _sizes(s)[0] for s in (shape, *(inside[o].shape for o in operands))
         ]
         if opcode == "dot":
-          total += products.dot(*sizes[:2], rest)
+          total += hlo_flops.dot(*sizes[:2], rest)
         else:
-          total += products.convolution(*sizes, rest)
+          total += hlo_flops.convolution(*sizes, rest)
       elif opcode == "fusion":
         total += sum(map(self._worked, _called(rest)))
     return total
@@ -148,7 +149,7 @@ class Program:
       for instruction in self._computations[name].values():
         rest = instruction.rest
         if instruction.opcode == "while":
-          walk(_named(rest, "body"), times * self._length(rest))
+          walk(_named(rest, "body"), times * self._trip_count(instruction))
         # Of a conditional, which the models do not have, all branches count.
         elif instruction.opcode in ("call", "conditional", "async-start"):
           for called in _called(rest):
@@ -157,20 +158,28 @@ class Program:
     walk(self._entry, 1)
     return [*found.items()]
 
-  def _length(self, rest: str) -> int:
-    """How often a loop runs; one that is not known runs once.
+  def _trip_count(self, loop: _Instruction) -> int:
+    """How often a loop runs.
 
     Those of `jax.lax.scan`, and those that XLA makes, count from zero up to a
     constant.
+
+    Raises:
+      errors.UserError: if that is not known before it runs.
     """
-    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', rest):
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
       return int(known[1])
-    condition = _named(rest, "condition")
+    condition = _named(loop.rest, "condition")
     inside = self._computations[condition]
     for name in self._roots[condition].operands:
       if inside[name].opcode == "constant":
         return int(inside[name].operands[0])
-    return 1
+    source = re.search(r'op_name="([^"]*)"', loop.rest)
+    raise errors.UserError(
+      "what the program does cannot be counted: how often the loop "
+      f"{loop.name} runs ({source[1] if source else 'of unknown source'}) is "
+      "known only once it runs"
+    )
 
   def _transfers(
     self, computation: str, fused: bool = False

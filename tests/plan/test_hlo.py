@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcvideogen_jax import flops, sharding
-from dcvideogen_jax.plan import groups, hlo, products
+from dcvideogen_jax import errors, flops, sharding
+from dcvideogen_jax.plan import hlo, hlo_flops, replica_groups
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ from dcvideogen_jax.plan import groups, hlo, products
   ],
 )
 def test_groups(text, expected):
-  assert groups.first(text) == expected
+  assert replica_groups.first(text) == expected
 
 
 def test_an_unknown_notation():
   with pytest.raises(ValueError, match="no known notation"):
-    groups.first("replica_groups=someday")
+    replica_groups.first("replica_groups=someday")
 
 
 def compiled(function, mesh, *arguments):
@@ -76,6 +76,21 @@ def test_bodies_of_loops_count_as_often_as_they_run():
   # it reads of its own part are slices of the stack.
   least = 3 * 2 * 64 * 64 * 4
   assert least < program.traffic() < 2.5 * least
+
+
+def test_a_loop_of_unknown_length_is_an_error():
+  """Counted once it would hide all further rounds."""
+
+  def f(x):
+    halved = jax.lax.while_loop(
+      lambda x: x.sum() > 1, lambda x: x @ x / 2, x.astype(jnp.float32)
+    )
+    return halved.sum()
+
+  _, program = compiled(f, sharding.make_mesh({"data": 8}), ((8, 8), P()))
+  for count in (program.flops, program.traffic, program.collectives):
+    with pytest.raises(errors.UserError, match="how often the loop while"):
+      count()
 
 
 def test_work_that_every_device_repeats_shows():
@@ -139,7 +154,7 @@ def test_a_batch_of_products_as_a_tpu_writes_it():
   text = (
     "window={size=5 stride=4 pad=0_0 lhs_dilate=5}, dim_labels=0bf_0io->0bf"
   )
-  found = products.convolution((5, 6, 8), (5, 6, 7), (5, 7, 8), text)
+  found = hlo_flops.convolution((5, 6, 8), (5, 6, 7), (5, 7, 8), text)
   assert found == 2 * 5 * math.prod((6, 7, 8))
 
 

@@ -22,6 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float
 
+from dcvideogen_jax import flops
 from dcvideogen_jax.ops.attention import masks
 
 # Numbers of a row of a vector register: blocks and heads are multiples of it.
@@ -126,13 +127,9 @@ def splash(
     for x, size in ((q, rows), (k, keys), (v, keys))
   )
 
-  def every(q, k, v) -> Any:  # Without residuals, one array.
-    return jax.vmap(attend)(q, k, v)
-
-  # How much is computed is in no parameter of the kernel: `flops` reads
-  # the name.
-  every.__name__ = f"visible_{int(forward.sum())}_of_{forward.size}"
-  out = jax.jit(every)(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
+  # How many blocks are computed is in no parameter of the kernel.
+  with flops.computed(int(forward.sum()), forward.size):
+    out: Any = jax.vmap(attend)(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
   return out.transpose(0, 2, 1, 3)[:, :n].astype(v.dtype)
 
 
