@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from dcvideogen_jax import convert, errors, flops, sharding
 from dcvideogen_jax.models import streaming
-from dcvideogen_jax.plan import hlo
 from dcvideogen_jax.sample import loading
 
 # Figures of one program, by name; bytes but for "flops".
@@ -150,19 +149,6 @@ def of(
     "temporaries": memory.temp_size_in_bytes,
     "aliased": memory.alias_size_in_bytes,
   }
-
-
-def flops_of_a_device(
-  traced: jax.stages.Traced, text: hlo.Program, devices: int
-) -> float:
-  """FLOPs that each of some devices computes.
-
-  XLA may compute the same on several of them, which only the compiled program
-  knows; what libraries compute only the traced one does.
-  """
-  jaxpr = traced.jaxpr.jaxpr
-  kernels = flops.count(jaxpr, kernels_only=True) / devices
-  return max(flops.count(jaxpr) / devices, text.flops() + kernels)
 
 
 def streamed(

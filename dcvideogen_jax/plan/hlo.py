@@ -7,7 +7,7 @@ what goes on inside a kernel. Here bodies count as often as they run.
 import collections
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dcvideogen_jax import errors
@@ -27,6 +27,7 @@ _FREE = (
   " conditional constant get-tuple-element opt-barrier parameter partition-id"
   " replica-id tuple while"
 ).split()
+_WORK = {"convolution": hlo_flops.convolution, "dot": hlo_flops.dot}
 _SLICES = ("dynamic-slice", "gather", "slice")
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -54,9 +55,15 @@ class Collective(NamedTuple):
   bytes: int
 
 
+class _Array(NamedTuple):
+  sizes: tuple[int, ...]
+  bits: int
+  fast: bool  # It lies in a faster memory than the device's.
+
+
 class _Instruction(NamedTuple):
   name: str
-  shape: str
+  arrays: tuple[_Array, ...]
   opcode: str
   operands: tuple[str, ...]
   rest: str
@@ -127,15 +134,10 @@ class Program:
   def _worked(self, computation: str) -> int:
     inside = self._computations[computation]
     total = 0
-    for _, shape, opcode, operands, rest in inside.values():
-      if opcode in ("convolution", "dot"):
-        sizes = [
-          _sizes(s)[0] for s in (shape, *(inside[o].shape for o in operands))
-        ]
-        if opcode == "dot":
-          total += hlo_flops.dot(*sizes[:2], rest)
-        else:
-          total += hlo_flops.convolution(*sizes, rest)
+    for _, arrays, opcode, operands, rest in inside.values():
+      if opcode in _WORK:
+        sizes = [inside[o].arrays[0].sizes for o in operands]
+        total += _WORK[opcode](arrays[0].sizes, *sizes, rest)
       elif opcode == "fusion":
         total += sum(map(self._worked, _called(rest)))
     return total
@@ -195,20 +197,20 @@ class Program:
             scatters = called.startswith("all-reduce-scatter")
             if scatters:
               found = found._replace(
-                opcode="reduce-scatter", shape=instruction.shape
+                opcode="reduce-scatter", arrays=instruction.arrays
               )
             yield found, not scatters
 
   def _moved(self, computation: str, instruction: _Instruction) -> int:
     """Bytes that one instruction reads and writes."""
-    name, shape, opcode, operands, rest = instruction
+    _, _, opcode, operands, rest = instruction
     if opcode in _FREE or "AllocateBuffer" in rest:
       return 0
     inside = self._computations[computation]
     total = 0
     if not opcode.endswith("-done"):
       for i, operand in enumerate(operands):
-        if operand in inside and _bytes(inside[operand].shape):
+        if operand in inside and _bytes(inside[operand].arrays):
           total += self._read(inside, instruction, i)
     if not opcode.endswith("-start"):
       total += self._written(inside, instruction)
@@ -216,18 +218,18 @@ class Program:
 
   def _read(self, inside, instruction, i: int) -> int:
     """Bytes that an instruction reads of its operand `i`."""
-    name, shape, opcode, operands, rest = instruction
+    _, arrays, opcode, operands, rest = instruction
     if opcode == "fusion":
       (called,) = _called(rest)
       inside = self._computations[called]
       return self._used(inside, _parameter(inside, i).name)
     if i == 0 and opcode in _SLICES:
-      return _bytes(shape, everywhere=True)
+      return _bytes(arrays, everywhere=True)
     if opcode == "slice-start":  # Makes its operand, the slice and a context.
-      return _bytes(_arrays(shape)[1], everywhere=True)
+      return _bytes(arrays[1:2], everywhere=True)
     if i == 0 and opcode == "dynamic-update-slice":
       return 0
-    return _bytes(inside[operands[i]].shape, everywhere=True)
+    return _bytes(inside[operands[i]].arrays, everywhere=True)
 
   def _used(self, inside, name: str) -> int:
     """Bytes that a fusion reads of a buffer."""
@@ -240,29 +242,28 @@ class Program:
             if user.opcode == "bitcast"
             else self._read(inside, user, i)
           )
-    return min(total, _bytes(inside[name].shape, everywhere=True))
+    return min(total, _bytes(inside[name].arrays, everywhere=True))
 
   def _written(self, inside, instruction) -> int:
     """Bytes that an instruction writes."""
-    name, shape, opcode, operands, rest = instruction
+    _, arrays, opcode, operands, rest = instruction
     if opcode == "dynamic-update-slice":
-      return _bytes(inside[operands[1]].shape) if _bytes(shape) else 0
+      return _bytes(inside[operands[1]].arrays) if _bytes(arrays) else 0
     if opcode != "fusion":
-      return _bytes(shape)
+      return _bytes(arrays)
     (called,) = _called(rest)
     inside, root = self._computations[called], self._roots[called]
     parts = [root]
     if root.opcode == "tuple":
       parts = [inside[part] for part in root.operands]
-    arrays = _arrays(shape)
     if len(arrays) != len(parts):  # A part is a tuple itself.
-      return _bytes(shape)
+      return _bytes(arrays)
     total = 0
     for array, part in zip(arrays, parts, strict=True):
       while part.opcode == "bitcast":
         part = inside[part.operands[0]]
-      updates = part.opcode == "dynamic-update-slice" and _bytes(array)
-      total += self._written(inside, part) if updates else _bytes(array)
+      updates = part.opcode == "dynamic-update-slice" and _bytes([array])
+      total += self._written(inside, part) if updates else _bytes([array])
     return total
 
 
@@ -273,7 +274,16 @@ def _parse(name: str, text: str) -> _Instruction:
   end = _closing(rest, start)
   inside = rest[start + 1 : end - 1]
   operands = re.findall(r"%([\w.\-]+)", inside) or [inside]
-  return _Instruction(name, shape, rest[:start], tuple(operands), rest[end:])
+  arrays = tuple(map(_array, _ARRAY.finditer(shape)))
+  return _Instruction(name, arrays, rest[:start], tuple(operands), rest[end:])
+
+
+def _array(found: re.Match[str]) -> _Array:
+  name, bits, sizes, layout = found.groups()
+  # Predicates take a byte; tokens have no bits.
+  width = 8 if name == "pred" else int(bits or 0)
+  numbers = (int(n.lstrip("<=")) for n in sizes.split(",") if n)
+  return _Array(tuple(numbers), width, "S(" in (layout or ""))
 
 
 def _closing(text: str, start: int) -> int:
@@ -306,39 +316,23 @@ def _parameter(inside, i: int) -> _Instruction:
   )
 
 
-def _arrays(shape: str) -> list[str]:
-  return [found[0] for found in _ARRAY.finditer(shape)]
-
-
-def _sizes(shape: str) -> list[list[int]]:
-  """The dimensions of each array of a shape."""
-  return [
-    [int(n.lstrip("<=")) for n in found[3].split(",") if n]
-    for found in _ARRAY.finditer(shape)
-  ]
-
-
-def _bytes(shape: str, everywhere: bool = False) -> int:
-  """Bytes of a shape's arrays, those in a faster memory only if asked."""
-  total = 0
-  for found, sizes in zip(_ARRAY.finditer(shape), _sizes(shape), strict=True):
-    name, bits, _, layout = found.groups()
-    if everywhere or "S(" not in (layout or ""):
-      # Predicates take a byte; tokens have no bits.
-      width = 8 if name == "pred" else int(bits or 0)
-      total += math.prod(sizes) * width // 8
-  return total
+def _bytes(arrays: Iterable[_Array], everywhere: bool = False) -> int:
+  """Bytes of arrays, those in a faster memory only if asked."""
+  return sum(
+    math.prod(array.sizes) * array.bits // 8
+    for array in arrays
+    if everywhere or not array.fast
+  )
 
 
 def _received(found: _Instruction, devices: int) -> int:
   """Bytes that a device gets from the others in a collective."""
-  arrays = _arrays(found.shape)
-  kind = found.opcode.removesuffix("-start")
+  arrays, kind = found.arrays, found.opcode.removesuffix("-start")
   if kind == "collective-permute":
-    return _bytes(arrays[0], everywhere=True)
+    return _bytes(arrays[:1], everywhere=True)
   if found.opcode == "all-gather-start":
     arrays = arrays[len(arrays) // 2 :]
-  size = sum(_bytes(array, everywhere=True) for array in arrays)
+  size = _bytes(arrays, everywhere=True)
   if kind == "reduce-scatter":
     return size * (devices - 1)
   rounds = 2 if kind == "all-reduce" else 1

@@ -9,13 +9,14 @@ import numpy as np
 Sizes = Sequence[int]
 
 
-def dot(result: Sizes, left: Sizes, text: str) -> int:
+def dot(result: Sizes, left: Sizes, right: Sizes, text: str) -> int:
   """FLOPs of a dot.
 
   Args:
-    result, left: sizes of what it makes and of its first operand.
+    result, left, right: sizes of what it makes and of its operands.
     text: what follows its operands.
   """
+  del right
   axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text)
   reduced = [left[int(i)] for i in axes[1].split(",") if i] if axes else []
   return 2 * math.prod(result) * math.prod(reduced)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from dcvideogen_jax import flops
 from dcvideogen_jax.plan import hardware, hlo
 
 
@@ -15,7 +16,7 @@ class Work(NamedTuple):
 
   Attributes:
     flops: that it computes.
-    useful: those of them that no memory was saved with, by computing again.
+    useful: those of them that are no rematerialisation.
     traffic: bytes of its memory that are read and written.
     collectives: what it exchanges with others.
     dtype: of the products.
@@ -26,6 +27,39 @@ class Work(NamedTuple):
   traffic: float
   collectives: Sequence[hlo.Collective] = ()
   dtype: str = "bfloat16"
+
+
+def work(
+  traced: jax.stages.Traced,
+  program: jax.stages.Compiled,
+  devices: int,
+  dtype: str,
+  useful: float | None = None,
+) -> Work:
+  """What each of some devices does in a compiled program.
+
+  XLA may compute the same on several of them, which only the compiled program
+  knows; what libraries compute only the traced one does.
+
+  Args:
+    traced, program: the same, before and after it was compiled.
+    devices: how many.
+    dtype: of the products.
+    useful: FLOPs of a device without rematerialisation; None is all.
+
+  Raises:
+    errors.UserError: if a loop runs an unknown number of times.
+  """
+  text, jaxpr = hlo.Program(program.as_text()), traced.jaxpr.jaxpr
+  kernels = flops.count(jaxpr, kernels_only=True) / devices
+  computed = max(flops.count(jaxpr) / devices, text.flops() + kernels)
+  return Work(
+    computed,
+    computed if useful is None else useful,
+    text.traffic(),
+    text.collectives(),
+    dtype,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ from dcvideogen_jax.plan import (
   autoencoder,
   compiled,
   hardware,
-  hlo,
   roofline,
 )
 from dcvideogen_jax.sample import (
@@ -295,15 +294,8 @@ def _denoise(parts, size, given, guided, layout):
   traced, arguments, passes = trace_step(parts, shape, given, guided, layout)
   program = compiled.compile_traced(traced)
   figures = compiled.of(traced, program, arguments)
-  text = hlo.Program(program.as_text())
-  flops = compiled.flops_of_a_device(traced, text, layout.mesh.size)
-  work = roofline.Work(
-    flops,
-    flops,
-    text.traffic(),
-    text.collectives(),
-    jnp.dtype(parts.dtype).name,
-  )
+  dtype = jnp.dtype(parts.dtype).name
+  work = roofline.work(traced, program, layout.mesh.size, dtype)
   return compiled.report({"step": (1, figures)}), work, passes
 
 

@@ -11,7 +11,6 @@ from dcvideogen_jax import errors, flops
 from dcvideogen_jax.plan import (
   compiled,
   hardware,
-  hlo,
   roofline,
   tpus,
 )
@@ -119,15 +118,10 @@ def measure(config: Config, target: hardware.Target) -> dict[str, Any]:
   program = compiled.compile_traced(
     traced, compiled.QUICKLY if quickly else None
   )
-  text = hlo.Program(program.as_text())
   devices = [*run.mesh.devices.flat]
-  work = roofline.Work(
-    compiled.flops_of_a_device(traced, text, len(devices)),
-    useful_flops(config, target) / len(devices),
-    text.traffic(),
-    text.collectives(),
-    config.get("dtype", "float32"),
-  )
+  useful = useful_flops(config, target) / len(devices)
+  dtype = config.get("dtype", "float32")
+  work = roofline.work(traced, program, len(devices), dtype, useful)
   seconds = roofline.estimate(target, work, devices)
   return {
     "target": target.name,

@@ -219,9 +219,6 @@ def test_numbers_that_are_none(on_cpu, flag, value, named):
     (["--target=v5p:4x4"], "v5p has 3 axes, such as v5p:4x4x4, found v5p:4x4"),
     (["--target=tpu"], "unknown target 'tpu': expected one of h100, h200"),
     ([TRAINING, "--height=64"], "Unknown command line flag 'height'"),
-    (["--suggest"], "Unknown command line flag 'suggest'"),
-    (["--blocks=2"], "Unknown command line flag 'blocks'"),
-    (["--attention=8", "--width=4"], "Unknown command line flag 'width'"),
   ],
 )
 def test_one_sentence(programs, flags, sentence):
