@@ -106,8 +106,8 @@ def _rebuild_tensor(storage, offset, shape, strides, dtype):
   dtype = _DTYPES[dtype or storage.dtype]
   if not (
     reading.is_shape(shape)
-    and reading.is_shape(strides)
-    and reading.is_shape([offset])
+    and reading.are_counts(strides)
+    and reading.are_counts([offset])
     and len(shape) == len(strides)
   ):
     raise ValueError(

@@ -78,8 +78,14 @@ def reader(path: pathlib.Path, offset: int, dtype: np.dtype) -> Elements:
 def is_shape(value: Any) -> TypeGuard[Sequence[int]]:
   """Whether a value is a list of sizes, whose product an index can count."""
   return (
-    isinstance(value, list | tuple)
+    are_counts(value)
     and len(value) <= _MOST_AXES
-    and all(type(n) is int and 0 <= n < _MOST_ELEMENTS for n in value)
     and math.prod(max(n, 1) for n in value) < _MOST_ELEMENTS
+  )
+
+
+def are_counts(value: Any) -> TypeGuard[Sequence[int]]:
+  """Whether a value is a list of whole numbers that an index can count to."""
+  return isinstance(value, list | tuple) and all(
+    type(n) is int and 0 <= n < _MOST_ELEMENTS for n in value
   )

@@ -117,7 +117,7 @@ def _entry(
     raise ValueError(f"{name} has dtype {kind!r}, which is not known")
   if not reading.is_shape(shape):
     raise ValueError(f"{name} has no shape of whole numbers")
-  if not reading.is_shape(offsets) or len(offsets) != 2:
+  if not reading.are_counts(offsets) or len(offsets) != 2:
     raise ValueError(f"{name} has no data_offsets of two whole numbers")
   first, last = offsets
   bits = math.prod(shape) * PACKED_BITS.get(kind, 8 * DTYPES[kind].itemsize)

@@ -37,6 +37,25 @@ def test_rows_are_those_of_the_tensor(tmp_path, values):
   np.testing.assert_array_equal(opened[name].rows(5, 11), values[name][5:11])
 
 
+def test_tensors_that_begin_late_in_a_large_file(tmp_path):
+  """After a gigabyte of another one, of which nothing is on the disk."""
+  size = 1 << 30
+  header = json.dumps(
+    {
+      "a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]},
+      "b": {"dtype": "I32", "shape": [1], "data_offsets": [size, size + 4]},
+    }
+  ).encode()
+  path = tmp_path / "model.safetensors"
+  with path.open("wb") as file:
+    file.write(len(header).to_bytes(8, "little") + header)
+    file.seek(size, 1)
+    file.write((7).to_bytes(4, "little"))
+  opened = sources.open_source(path, ())
+  assert opened["a"].shape == (size,)
+  np.testing.assert_array_equal(opened["b"].read(), [7])
+
+
 def test_an_index_wins_over_single_files(tmp_path, values):
   checkpoints.write_sharded(tmp_path, values, 2)
   other = {"something.else": np.ones(3, np.float32)}
