@@ -7,7 +7,7 @@ from typing import Any
 Fields = Mapping[str, Callable[[Any], bool]]
 
 
-def are_counts(value: Any) -> bool:
+def _are_counts(value: Any) -> bool:
   """Whether it is a list of whole numbers of 0 or more."""
   return isinstance(value, list) and all(map(_is_count, value))
 
@@ -27,7 +27,7 @@ def _objects_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _is_bucket(value: Any) -> bool:
   """Whether it is {"records", "shapes"}; texts have no shape in common."""
-  shapes = _objects_of(lambda shape: shape is None or are_counts(shape))
+  shapes = _objects_of(lambda shape: shape is None or _are_counts(shape))
   return (
     _is_object(value)
     and _is_count(value.get("records"))

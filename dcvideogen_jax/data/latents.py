@@ -18,7 +18,6 @@ a bucket have equal shapes, but for the texts.
 """
 
 import json
-import math
 import os
 import pathlib
 import struct
@@ -28,9 +27,10 @@ from typing import Any, SupportsIndex
 import grain
 import ml_dtypes
 import numpy as np
+import safetensors
 from grain import sources as grain_sources
 from jaxtyping import Float
-from safetensors import numpy as safetensors
+from safetensors import numpy as safetensors_numpy
 
 from dcvideogen_jax import documents, errors
 from dcvideogen_jax.data import buckets, descriptions
@@ -75,13 +75,15 @@ def encode(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> bytes:
       key = f"text.{i}" if name == "text" else name
       flat[key] = np.ascontiguousarray(array)
   # One key: the library writes several in any order.
-  return safetensors.save(flat, {"meta": json.dumps(meta, ensure_ascii=False)})
+  return safetensors_numpy.save(
+    flat, {"meta": json.dumps(meta, ensure_ascii=False)}
+  )
 
 
 def decode(
   record: bytes, keys: Sequence[str] = KEYS
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The arrays and the meta of a record; the arrays are views of it.
+  """The arrays and the meta of a record.
 
   Args:
     record: made by `encode`.
@@ -92,26 +94,15 @@ def decode(
   """
   try:
     (length,) = _LENGTH.unpack_from(record)
-    start = _LENGTH.size + length
-    header = documents.parse(record[_LENGTH.size : start])
-    meta = documents.parse(header.pop(_META)["meta"])
-    flat, end = {}, 0
-    # As they lie: without gaps, overlaps and surplus.
-    for key, entry in sorted(header.items(), key=_offsets):
-      dtype, shape = _STORED[entry["dtype"]], entry["shape"]
-      first, last = ends = entry["data_offsets"]
-      whole = descriptions.are_counts(shape) and descriptions.are_counts(ends)
-      if not whole or first != end:
-        raise ValueError(f"{key} is no array where the last one ends")
-      end = first + math.prod(shape) * dtype.itemsize
-      if last != end or start + end > len(record):
-        raise ValueError(f"{key} ends elsewhere")
+    header = documents.parse(record[_LENGTH.size : _LENGTH.size + length])
+    meta = documents.parse(header[_META]["meta"])
+    # Refuses arrays with gaps, overlaps or a surplus.
+    flat = {}
+    for key, entry in safetensors.deserialize(record):
       if key.partition(".")[0] in keys:
-        data = memoryview(record)[start + first : start + end]
-        flat[key] = np.frombuffer(data, dtype).reshape(shape)
-    if start + end != len(record):
-      raise ValueError("it is followed by something else")
-  except _MALFORMED as e:
+        array = np.frombuffer(entry["data"], _STORED[entry["dtype"]])
+        flat[key] = array.reshape(entry["shape"])
+  except (*_MALFORMED, safetensors.SafetensorError) as e:
     raise ValueError(f"it is no record of encoded clips: {e!r}") from e
   texts = [key for key in flat if key.startswith("text.")]
   texts.sort(key=lambda key: int(key.partition(".")[2]))
@@ -119,11 +110,6 @@ def decode(
   if texts:
     arrays["text"] = [flat[key] for key in texts]
   return arrays, meta
-
-
-def _offsets(item: tuple[str, Any]) -> list[int]:
-  """Where an array of a record lies, to sort them by."""
-  return item[1]["data_offsets"]
 
 
 def caption_weights(count: int, scores: Sequence[float] | None) -> np.ndarray:

@@ -113,7 +113,7 @@ def test_arrays_that_are_not_where_a_record_says(field, value):
 def test_a_record_is_nothing_but_its_arrays():
   record = latents.encode({"image": np.ones((3, 4), np.float32)}, {})
   latents.decode(record)
-  with pytest.raises(ValueError, match="followed by something else"):
+  with pytest.raises(ValueError, match="not fully covered"):
     latents.decode(record + bytes(4))
 
 
