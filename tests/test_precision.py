@@ -109,14 +109,18 @@ def test_reconstruction(lowered, plan):
   assert lowered["apply"] == {"HIGH"}
 
 
-def test_encoding_beforehand(lowered, tmp_path):
+def test_encoding_beforehand(lowered, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    encoders_lib.convert,
+    "load",
+    lambda kind, path, dtype: published.model(kind)[1:],
+  )
   encoders = encoders_lib.Encoders(
     layouts.Paths(
       **dict.fromkeys(layouts.Paths._fields)
       | dict.fromkeys(("dc_ae_v", "wan_vae"), tmp_path)
     ),
     encoders_lib.Options(8, 1, False, False, 1e9, "high", "float32", 6),
-    lambda kind, path, dtype: published.model(kind)[1:],
   )
   encoders.clips(np.zeros((1, 8, 16, 32, 3), np.uint8), None)
   assert lowered["apply"] == {"HIGH"}

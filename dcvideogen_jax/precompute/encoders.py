@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -150,12 +150,7 @@ class Encoders:
 
   cut: int = 0
 
-  def __init__(
-    self,
-    paths: layouts.Paths,
-    options: Options,
-    load_model: Callable[..., tuple[Any, Any]] = convert.load,
-  ):
+  def __init__(self, paths: layouts.Paths, options: Options):
     """Loads.
 
     Raises:
@@ -167,7 +162,7 @@ class Encoders:
     if options.text_dtype != "float32":
       dtypes["text_encoder"] = jnp.dtype(options.text_dtype)
     self._models = {
-      part: load_model(kind, getattr(paths, part), dtype=dtypes[part])
+      part: convert.load(kind, getattr(paths, part), dtype=dtypes[part])
       for part, kind in KINDS.items()
       if getattr(paths, part) is not None
     }

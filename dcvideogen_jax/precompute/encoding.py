@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dcvideogen_jax import errors, files
+from dcvideogen_jax import errors
 from dcvideogen_jax.data import buckets, clip_reading, latents, parts
 from dcvideogen_jax.precompute import encoders as encoders_lib
-from dcvideogen_jax.sample import layouts, weights_cache
+from dcvideogen_jax.sample import layouts
 
 _NO_CAPTION = "it has no caption"
 _NOT_FINITE = "its latents are not finite"
@@ -91,11 +91,10 @@ def run(
     errors.UserError: for anything but a clip that cannot be used.
   """
   devices = jax.local_devices()
-  load = weights_cache.caching(files.cache_directory() / "weights")
   encoders = []
   for device in devices:
     with jax.default_device(device):
-      encoders.append(encoders_lib.Encoders(job.paths, job.options, load))
+      encoders.append(encoders_lib.Encoders(job.paths, job.options))
   if encoders[0].has_text and not (job.output / latents.NEGATIVE).exists():
     parts.write_negative(job.output, encoders[0].texts([job.negative])[0])
   negative_cut = encoders[0].cut

@@ -68,11 +68,6 @@ _CRF = flags.DEFINE_integer(
   lower_bound=0,
   upper_bound=51,
 )
-_WEIGHTS_CACHE = flags.DEFINE_bool(
-  "weights_cache",
-  True,
-  "Keep converted weights of large models in the user's cache directory.",
-)
 
 
 class Job:
@@ -152,29 +147,23 @@ class Job:
         self.clock.restart("load")
 
   def _load(self, loras: list[tuple[str, float]]) -> Any:
-    from dcvideogen_jax import convert, files
     from dcvideogen_jax.sample import (
       loading,
       model_names,
       placement,
       settings,
-      weights_cache,
     )
     from dcvideogen_jax.sample import pipeline as pipeline_lib
 
     source = model_names.pipeline(_MODEL.value or self.c.model)
     layout = placement.layout(self.c.mesh, self.c.sharding)
     print(f"loading {source} for {self._task}", flush=True)
-    load = convert.load
-    if _WEIGHTS_CACHE.value:
-      load = weights_cache.caching(files.cache_directory() / "weights")
     parts = loading.load(
       source,
       task=self._task,
       autoencoder=_AUTOENCODER.value,
       image_encoder=_IMAGE_ENCODER.value,
       dtype=settings.DTYPES[self.c.dtype],
-      load_model=load,
       layout=layout,
     )
     module, variables = parts.transformer

@@ -103,7 +103,7 @@ def load(
     image_encoder: CLIP, likewise.
     dtype: of networks and weights; None is bfloat16, on a CPU float32, which is
       faster there. CLIP and Wan's autoencoder stay in float32.
-    load_model: replaces `convert.load`, as `weights_cache.caching` does.
+    load_model: replaces `convert.load`.
     layout: of the weights on several devices; None is one device.
 
   Raises:
