@@ -2,6 +2,9 @@
 
 import collections
 import itertools
+import json
+import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ import tqdm
 from jaxtyping import UInt8
 
 from dcvideogen_jax import clock as clock_lib
-from dcvideogen_jax import errors, memory
+from dcvideogen_jax import errors, files, memory, provenance
 from dcvideogen_jax.data import stills
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.eval import comparison as comparison_lib
@@ -163,34 +166,64 @@ def plans(
   }
 
 
-def stream(
+def write(
+  directory: str | os.PathLike[str],
   module: dc_ae_v.DCAEV,
   variables: streaming.Variables,
   source: Input,
   plans: Mapping[str, bands.BandPlan],
-  comparison: comparison_lib.Comparison,
   *,
+  title: str,
+  settings: Mapping[str, Any],
+  crf: int,
   rule: str,
   clock: clock_lib.Clock,
 ) -> dict[str, Any]:
-  """Runs the frames through the model.
+  """Writes videos, a contact sheet and metrics.json.
 
   Args:
+    directory: is there.
     module: of `for_clip`.
     variables: its weights.
     source: what goes in.
     plans: of `plans`.
-    comparison: gets the frames and their reconstructions.
+    title: of the contact sheet.
+    settings: what determines the result; written into the videos too.
+    crf: quality of the videos, 0 the best.
     rule: "pad" or "official", for frames that do not fill a chunk.
     clock: gets phases.
 
   Returns:
-    how many numbers were in the input and in the latents, and their ratio.
+    what is in metrics.json.
 
   Raises:
     errors.UserError: if a file cannot be read or written, or if the official
       rule does not take as many frames as come.
   """
+  comparison = comparison_lib.Comparison(
+    directory,
+    title,
+    frames=source.frames,
+    fps=source.fps,
+    crf=crf,
+    comment=json.dumps(settings),
+  )
+  with clock.phase("compare and write"), comparison:
+    numbers = _stream(module, variables, source, plans, comparison, rule, clock)
+  metrics = provenance.report(
+    clock,
+    input=source._asdict(),
+    **comparison.metrics(),
+    compression=numbers,
+    settings=settings,
+  )
+  with files.atomic(pathlib.Path(directory) / "metrics.json") as path:
+    path.write_text(provenance.to_json(metrics), encoding="utf-8")
+  return metrics
+
+
+def _stream(module, variables, source, plans, comparison, rule, clock):
+  """Runs the frames through the model; returns what became of the numbers."""
   waiting: collections.deque[np.ndarray] = collections.deque()
   values = collections.Counter()
 

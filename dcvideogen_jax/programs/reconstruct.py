@@ -18,7 +18,6 @@ the decoded frames, before they are compressed into an mp4. Browsers do not play
 an mp4 whose height or width is odd.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -97,8 +96,7 @@ def main(argv: Sequence[str]) -> None:
   from jax.sharding import NamedSharding, PartitionSpec
 
   from dcvideogen_jax import clock as clock_lib
-  from dcvideogen_jax import convert, files, provenance
-  from dcvideogen_jax.eval import comparison as comparison_lib
+  from dcvideogen_jax import convert, files, sharding
   from dcvideogen_jax.eval import reconstruction
   from dcvideogen_jax.sample import model_names
 
@@ -111,7 +109,13 @@ def main(argv: Sequence[str]) -> None:
   )
   weights = model_names.weights(_MODEL.value)
   config = model_names.config(_CONFIG.value)
-  mesh = _mesh()
+  spatial, devices = _SPATIAL.value, jax.devices()
+  if jax.process_count() > 1 and spatial < len(devices):
+    raise errors.UserError(
+      f"{jax.process_count()} processes need --spatial={len(devices)}, all "
+      f"their devices, found {spatial}"
+    )
+  mesh = sharding.make_mesh({"spatial": spatial}, devices[:spatial])
   budget = None if _BUDGET.value is None else _BUDGET.value * 2**30
   with common.output_directory(_OUTPUT.value) as output, jax.set_mesh(mesh):
     with clock.phase("load"):
@@ -132,62 +136,24 @@ def main(argv: Sequence[str]) -> None:
       flush=True,
     )
     module = reconstruction.for_clip(module, source)
-    plans = reconstruction.plans(module, source, budget, _SPATIAL.value)
+    plans = reconstruction.plans(module, source, budget, spatial)
     settings["plans"] = {name: vars(plan) for name, plan in plans.items()}
     with files.atomic_files(output) as new:
-      comparison = comparison_lib.Comparison(
+      metrics = reconstruction.write(
         new,
-        f"{pathlib.Path(source.path).name}, {_MODEL.value}",
-        frames=source.frames,
-        fps=source.fps,
-        crf=_CRF.value,
-        comment=json.dumps(settings),
-      )
-      with clock.phase("compare and write"), comparison:
-        compression = reconstruction.stream(
-          module,
-          variables,
-          source,
-          plans,
-          comparison,
-          rule=_FRAMES_RULE.value,
-          clock=clock,
-        )
-      metrics = provenance.report(
-        clock,
-        input=source._asdict(),
-        **comparison.metrics(),
-        compression=compression,
+        module,
+        variables,
+        source,
+        plans,
+        title=f"{pathlib.Path(source.path).name}, {_MODEL.value}",
         settings=settings,
+        crf=_CRF.value,
+        rule=_FRAMES_RULE.value,
+        clock=clock,
       )
-      with files.atomic(new / "metrics.json") as path:
-        path.write_text(provenance.to_json(metrics), encoding="utf-8")
       written = sorted(os.listdir(new))
   print(_summary(metrics))
   print(f"wrote {output}: {', '.join(written)}")
-
-
-def _mesh() -> Any:
-  """The devices that share the pictures.
-
-  Raises:
-    errors.UserError: if there are not as many, or if processes would have none.
-  """
-  import jax
-
-  from dcvideogen_jax import sharding
-
-  count, devices = _SPATIAL.value, jax.devices()
-  if count > len(devices):
-    raise errors.UserError(
-      f"--spatial={count} needs as many devices, found {len(devices)}"
-    )
-  if jax.process_count() > 1 and count < len(devices):
-    raise errors.UserError(
-      f"{jax.process_count()} processes need --spatial={len(devices)}, all "
-      f"their devices, found {count}"
-    )
-  return sharding.make_mesh({"spatial": count}, devices[:count])
 
 
 def _settings(module: Any, variables: Any) -> dict[str, Any]:
