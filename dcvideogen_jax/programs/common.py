@@ -189,6 +189,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
   absl's own way ends with exit code 1, which a supervisor takes for a crash and
   starts again, and it parses twice, which ml_collections' flags do not survive.
   """
+  for argument in argv:
+    if file := re.match(r"--?config=([^:]+\.py)", argument):
+      # Configs import each other from the folder above, as `configs.common`.
+      sys.path.append(str(pathlib.Path(file[1]).resolve().parents[1]))
   try:
     rest = flags.FLAGS(list(argv))
     if "config" in flags.FLAGS:

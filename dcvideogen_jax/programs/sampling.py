@@ -13,8 +13,9 @@ CONFIG = config_flags.DEFINE_config_file(
   None,
   f"A preset, one of {', '.join(presets.MODELS)}, and maybe its size, one of"
   f" {', '.join(presets.SIZES)}: dc-t2v-14b,size=720p. Or a config file and,"
-  " after a colon, its argument. Unset: tiny. --config.KEY=VALUE overrides a"
-  " value; the keys are in the report of a video, and in sample/presets.py.",
+  " after a colon, its argument. Unset: tiny. --config.KEY=VALUE overrides one"
+  " of steps, guidance_scale, shift, solver, height, width, mesh.context and"
+  " what else sample/presets.py has.",
 )
 _MODEL = flags.DEFINE_string(
   "model",

@@ -238,6 +238,14 @@ def test_config_and_logging(place):
   assert "loud" in finished.stderr and "quiet" not in finished.stderr
 
 
+def test_configs_import_each_other(place):
+  folder = place / "checkout" / "sets"
+  folder.mkdir(parents=True)
+  (folder / "a.py").write_text("from sets.b import get_config")
+  (folder / "b.py").write_text(textwrap.dedent(CONFIG))
+  assert '"rate": 0.1' in run(place, "--config=checkout/sets/a.py").stdout
+
+
 def test_compiled_programs_are_kept(place):
   home = str(place / ".cache" / "dcvideogen_jax" / "xla")
   assert home in run(place).stdout
