@@ -118,7 +118,7 @@ def _check_frames(
   )
 
 
-def for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
+def _for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
   """The same function of this clip as a module that can be streamed.
 
   An image is a clip of `temporal_factor` equal frames with zeros before and
@@ -133,23 +133,8 @@ def for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
   return module.clone(chunk_frames=frames, time=time)
 
 
-def plans(
-  module: dc_ae_v.DCAEV,
-  source: Input,
-  budget: float | None = None,
-  devices: int = 1,
-) -> dict[str, bands.BandPlan]:
-  """How chunks are computed within a memory budget, to "encode" and "decode".
-
-  Args:
-    module: of `for_clip`.
-    source: what goes in.
-    budget: bytes beyond the weights; None is four fifths of what is free.
-    devices: that share the columns.
-
-  Raises:
-    errors.UserError: if the budget is too small.
-  """
+def _plans(module, source, budget, devices) -> dict[str, bands.BandPlan]:
+  """How chunks are computed within the memory budget."""
   if budget is None:
     budget = 0.8 * memory.free_on_all()
   return {
@@ -171,35 +156,40 @@ def write(
   module: dc_ae_v.DCAEV,
   variables: streaming.Variables,
   source: Input,
-  plans: Mapping[str, bands.BandPlan],
   *,
   title: str,
   settings: Mapping[str, Any],
-  crf: int,
-  rule: str,
   clock: clock_lib.Clock,
+  rule: str = "pad",
+  crf: int = 18,
+  budget: float | None = None,
+  devices: int = 1,
 ) -> dict[str, Any]:
   """Writes videos, a contact sheet and metrics.json.
 
   Args:
     directory: is there.
-    module: of `for_clip`.
-    variables: its weights.
-    source: what goes in.
-    plans: of `plans`.
+    module, variables: the autoencoder.
+    source: of `checked`.
     title: of the contact sheet.
     settings: what determines the result; written into the videos too.
-    crf: quality of the videos, 0 the best.
-    rule: "pad" or "official", for frames that do not fill a chunk.
     clock: gets phases.
+    rule: "pad" or "official", for frames that do not fill a chunk.
+    crf: quality of the videos, 0 the best.
+    budget: bytes beyond the weights; None is four fifths of what is free.
+    devices: that share the columns.
 
   Returns:
     what is in metrics.json.
 
   Raises:
-    errors.UserError: if a file cannot be read or written, or if the official
-      rule does not take as many frames as come.
+    errors.UserError: if a file cannot be read or written, the budget is too
+      small, or the official rule does not take as many frames as come.
   """
+  module = _for_clip(module, source)
+  plans = _plans(module, source, budget, devices)
+  told = {name: vars(plan) for name, plan in plans.items()}
+  settings = {**settings, "plans": told}
   comparison = comparison_lib.Comparison(
     directory,
     title,

@@ -116,7 +116,6 @@ def main(argv: Sequence[str]) -> None:
       f"their devices, found {spatial}"
     )
   mesh = sharding.make_mesh({"spatial": spatial}, devices[:spatial])
-  budget = None if _BUDGET.value is None else _BUDGET.value * 2**30
   with common.output_directory(_OUTPUT.value) as output, jax.set_mesh(mesh):
     with clock.phase("load"):
       # None keeps the parameters as they are and computes in float32.
@@ -135,21 +134,19 @@ def main(argv: Sequence[str]) -> None:
       " pixels; compiling for the first chunk",
       flush=True,
     )
-    module = reconstruction.for_clip(module, source)
-    plans = reconstruction.plans(module, source, budget, spatial)
-    settings["plans"] = {name: vars(plan) for name, plan in plans.items()}
     with files.atomic_files(output) as new:
       metrics = reconstruction.write(
         new,
         module,
         variables,
         source,
-        plans,
         title=f"{pathlib.Path(source.path).name}, {_MODEL.value}",
         settings=settings,
-        crf=_CRF.value,
-        rule=_FRAMES_RULE.value,
         clock=clock,
+        rule=_FRAMES_RULE.value,
+        crf=_CRF.value,
+        budget=_BUDGET.value and _BUDGET.value * 2**30,
+        devices=spatial,
       )
       written = sorted(os.listdir(new))
   print(_summary(metrics))

@@ -119,7 +119,7 @@ class Job:
     from dcvideogen_jax.sample import model_names, results, settings
 
     loras = [model_names.lora(text) for text in _LORA.value]
-    budget = None if _BUDGET.value is None else _BUDGET.value * 2**30
+    budget = _BUDGET.value and _BUDGET.value * 2**30
     with common.output_directory(_OUTPUT.value) as output:
       with self.clock.phase("load"):
         pipeline = self._load(loras)

@@ -33,6 +33,7 @@ _CHUNK = flags.DEFINE_integer(
   None,
   "Latent frames of a chunk. Unset: as the transformer learnt it. One that was"
   " trained on whole clips needs it, and makes worse videos.",
+  lower_bound=1,
 )
 _CLEAN_LEVEL = flags.DEFINE_float(
   "clean_level", 0.0, "Noise level at which finished chunks are seen."
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     per_chunk = streams.frames_of_chunk(pipeline, _CHUNK.value)
     total = -(-c.frames // per_chunk) * c.steps
     if path is not None:
-      first = continuation.first_frame(path)
+      first = next(video.frames(path)).rgb()
       size = pipeline.size(c.frames, c.height, c.width, c.area, first)
       seen = None if _WINDOW.value is None else _SINK.value + _WINDOW.value
       given = continuation.frames(path, fps, size, per_chunk, seen)
@@ -132,8 +133,4 @@ def _check(job: sampling.Job) -> None:
     raise errors.UserError(
       "config.size_rule and config.condition_tail are not for streams, which"
       " have exact sizes"
-    )
-  if _CHUNK.value is not None and _CHUNK.value < 1:
-    raise errors.UserError(
-      f"--chunk is 1 latent frame or more, found {_CHUNK.value}"
     )

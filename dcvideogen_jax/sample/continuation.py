@@ -35,15 +35,6 @@ def prompts(first: str, changes: Iterable[str]) -> dict[int, str]:
   return found
 
 
-def first_frame(path: str) -> UInt8[np.ndarray, "h w 3"]:
-  """The first frame of a video, in its own size.
-
-  Raises:
-    errors.UserError: if it is missing or damaged.
-  """
-  return next(video_files.frames(path)).rgb()
-
-
 def frames(
   path: str,
   fps: float | None,

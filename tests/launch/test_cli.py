@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dcvideogen_jax.programs import cli
+from dcvideogen_jax.programs import cli, common
 from tests.launch import launching
 
 
@@ -79,3 +79,18 @@ def test_help_shows_docstring_and_flags():
   assert finished.returncode == 0 and not finished.stderr
   assert "under the names of PyTorch" in finished.stdout
   assert "--workdir" in finished.stdout and "--compile_cache" in finished.stdout
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    ([], ["--config=P.py:"]),
+    (["--config.steps=2"], ["--config=P.py:", "--config.steps=2"]),
+    (["--config=tiny,size=720p"], ["--config=P.py:tiny,size=720p"]),
+    (["--config=a.b/c.py:d=1", "--x"], ["--config=a.b/c.py:d=1", "--x"]),
+    (["-config=c.py"], ["-config=c.py"]),
+    (["--configs=x"], ["--config=P.py:", "--configs=x"]),
+  ],
+)
+def test_presets_are_found_by_name(given, expected):
+  assert common._with_presets(given, "P.py") == expected

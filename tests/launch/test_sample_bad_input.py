@@ -177,7 +177,7 @@ def test_noise_in_an_archive(programs, tmp_path):
     (("--window=2",), "Unknown command line flag 'window'"),
     (("--continue_from=x.mp4",), "Unknown command line flag 'continue_from'"),
     (("--stream",), "trained on whole clips"),
-    (("--stream", "--chunk=0"), "--chunk is 1 latent frame or more"),
+    (("--stream", "--chunk=0"), "flag --chunk=0"),
     (("--stream", "--chunk=1"), "multiples of 2 latent frames, found 1"),
     (("--stream", "--chunk=2", "--window=0"), "the window has 1 chunk"),
     (("--stream", "--chunk=2", "--sink=1"), "a sink belongs to a window"),
