@@ -1,10 +1,13 @@
 """The command `dcvideogen` and how `launch/` chooses a program."""
 
+import ast
 import subprocess
 import sys
 
 import pytest
 
+from dcvideogen_jax import convert
+from dcvideogen_jax.models import dc_ae_v
 from dcvideogen_jax.programs import cli, common
 from tests.launch import launching
 
@@ -94,3 +97,18 @@ def test_help_shows_docstring_and_flags():
 )
 def test_presets_are_found_by_name(given, expected):
   assert common._with_presets(given, "P.py") == expected
+
+
+def listed(program, name):
+  """A list in a program's source; importing it would define its flags."""
+  path = launching.ROOT / "dcvideogen_jax" / "programs" / f"{program}.py"
+  for node in ast.parse(path.read_text()).body:
+    if isinstance(node, ast.Assign) and node.targets[0].id == name:
+      return ast.literal_eval(node.value)
+
+
+def test_names_in_flags_are_those_of_the_library():
+  layouts = {x for kind in convert.KINDS.values() for x in kind.layouts}
+  assert listed("convert", "_KINDS") == sorted(convert.KINDS)
+  assert listed("convert", "_LAYOUTS") == sorted(layouts)
+  assert listed("plan_decode", "_MODELS") == [*dc_ae_v.VARIANTS]
