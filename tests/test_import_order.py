@@ -33,7 +33,7 @@ ROWS = {
   1: ["ops", "tiny.synthetic"],
   2: ["tiny.world"],
   3: ["models", "diffusion", "data"],
-  4: ["adapt", "convert", "eval"],
+  4: ["adapt", "convert", "eval", "latents"],
   5: ["train", "sample"],
   6: ["plan", "precompute", "tiny"],
   7: ["programs"],

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dcvideogen_jax.latents import conditions, spaces
 from dcvideogen_jax.models import bands, dc_ae_v, streaming
 from dcvideogen_jax.precompute import encoders as encoders_lib
-from dcvideogen_jax.sample import conditions, latents, layouts, sizes
+from dcvideogen_jax.sample import layouts, sizes
 from dcvideogen_jax.train import rendering as training
 from dcvideogen_jax.train import step
 from tests.sample import published, small
@@ -54,8 +55,8 @@ def lowered(monkeypatch):
   record(streaming, "apply")
   for name in ("encode_text", "encode_images"):
     record(conditions, name)
-  for name in ("_text", "_base_latents"):
-    record(encoders_lib, name)
+  record(encoders_lib, "_text")
+  record(spaces, "encode_at_once")
   with jax.default_matmul_precision(None):
     yield found
 
@@ -74,25 +75,25 @@ def test_sampling(lowered):
 
 def test_streams(lowered):
   space, size = small.make().parts.space, sizes.Size(8, 8, 20)
-  found = space.encode([VIDEO[:, :, :, :8]], 8, 8, 1e9)
+  found = space.encode_stream([VIDEO[:, :, :, :8]], 8, 8, 1e9)
   [*space.decode_stream(found, (1, 2, 2), size, jnp.float32, 1e9)]
   assert lowered["apply"] == {"HIGH"}
 
 
 def test_videos_of_a_training(lowered):
-  found = rendering.autoencoder("dc")
-  latents_ = found.condition(np.zeros((8, 16, 3), np.uint8), 8)
-  found.decode(latents_[None])
+  space = rendering.autoencoder("dc")
+  found = training.condition(space, np.zeros((8, 16, 3), np.uint8), 8)
+  [*space.decode(found[None], (8, 8, 16), jnp.float32, 1e9)]
   assert lowered["apply"] == {"HIGH"}
 
 
 def test_wans_autoencoder(lowered):
   """In sampling, and in videos of a training."""
   model, image = published.model("wan_vae")[1:], np.zeros((8, 8, 3), np.uint8)
-  space, size = latents.Wan(*model), sizes.Size(1, 8, 8)
+  space, size = spaces.WanVAELatents(*model), sizes.Size(1, 8, 8)
   [*space.decode(space.condition(image, None, 1, 0), size, jnp.bfloat16, 0)]
-  found = training.Autoencoder(*model)
-  found.decode(found.condition(image, 1)[None])
+  found = training.condition(space, image, 1)
+  [*space.decode(found[None], size, jnp.float32, 0)]
   assert lowered["apply"] == {"HIGH"}
 
 
@@ -124,7 +125,7 @@ def test_encoding_beforehand(lowered, tmp_path, monkeypatch):
   )
   encoders.clips(np.zeros((1, 8, 16, 32, 3), np.uint8), None)
   assert lowered["apply"] == {"HIGH"}
-  assert lowered["_base_latents"] == {"HIGH"}
+  assert lowered["encode_at_once"] == {"HIGH"}
 
 
 def test_texts_encoded_beforehand_are_those_of_sampling(lowered):

@@ -76,7 +76,7 @@ def compile_traced(
     raise TooLarge(reason) from e
 
 
-def part(kind: str, variant: str, **overrides: Any) -> loading.Part:
+def part(kind: str, variant: str, **overrides: Any) -> loading.LoadedModel:
   """A released model whose variables are shapes.
 
   Args:
@@ -86,7 +86,7 @@ def part(kind: str, variant: str, **overrides: Any) -> loading.Part:
   """
   known = convert.KINDS[kind]
   module = known.build(known.variants[variant], **overrides)
-  return loading.Part(
+  return loading.LoadedModel(
     module,
     jax.eval_shape(module.init, jax.random.key(0), *known.example(module)),
   )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.diffusion import guidance, sampler
+from dcvideogen_jax.latents import conditions, spaces
 from dcvideogen_jax.models import bands, wan_dit
 from dcvideogen_jax.plan import (
   autoencoder,
@@ -23,9 +24,7 @@ from dcvideogen_jax.plan import (
 )
 from dcvideogen_jax.sample import (
   arguments,
-  conditions,
   denoise,
-  latents,
   loading,
   pipeline,
   placement,
@@ -46,9 +45,9 @@ def parts(variant: str, dtype: jnp.dtype) -> loading.Parts:
   both = {"dtype": dtype, "param_dtype": dtype}
   transformer = compiled.part("wan_dit", variant, **both)
   if variant.startswith("dc-"):
-    space = latents.Deep(*compiled.part("dc_ae_v", "f32t4c32", **both))
+    space = spaces.DCAEVLatents(*compiled.part("dc_ae_v", "f32t4c32", **both))
   else:
-    space = latents.Wan(*compiled.part("wan_vae", "wan2.1"))
+    space = spaces.WanVAELatents(*compiled.part("wan_vae", "wan2.1"))
   encoder = compiled.part("umt5", "umt5_xxl", **both)
   seen = transformer.module.image_width is not None
   return loading.Parts(
@@ -93,7 +92,9 @@ def measure_config(
     target,
     config.mesh,
     config.sharding,
-    guided=guidance.needed(arguments.guidance_scale(config.guidance_scale)),
+    guided=guidance.needed(
+      arguments.number(config.guidance_scale, "guidance_scale")
+    ),
     steps=config.steps,
     tell=tell,
   )
@@ -285,7 +286,7 @@ def trace_step(
   fixed = compiled.place(layout.mesh, (scale, given, given if guided else None))
   step = denoise.jit_step(module, guided, batched, layout.everywhere)
   with placement.in_force(layout):
-    traced = step.trace(*moving, variables["params"], *fixed)
+    traced = step.trace(*moving, variables, *fixed)
   return traced, (moving, fixed), 2 if guided and not batched else 1
 
 
@@ -306,7 +307,7 @@ def _autoencoder(parts, shape, left, layout, *, decode):
   if decode:
     module = space.decoder(parts.dtype)
   pixels = [n * space.spatial for n in shape[2:4]]
-  if isinstance(space, latents.Wan):
+  if isinstance(space, spaces.WanVAELatents):
     found = autoencoder.measure_wan(
       module, space.variables, *pixels, shape[1], layout.mesh, decode=decode
     )
@@ -317,7 +318,7 @@ def _autoencoder(parts, shape, left, layout, *, decode):
     plan = bands.plan(
       module,
       *pixels,
-      max(0, pipeline.SHARE * left),
+      max(0, spaces.SHARE * left),
       decode=decode,
       streamed=streamed,
       devices=sharding.num_shards(layout.mesh, "columns"),

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import convert, errors
-from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.data import buckets, tokenize
-from dcvideogen_jax.models import bands
-from dcvideogen_jax.sample import hub, layouts, model_names
+from dcvideogen_jax.latents import conditions, spaces
+from dcvideogen_jax.sample import layouts, model_names
 
 # The parts that encode, and the kinds of model they are.
 KINDS = {
@@ -26,9 +25,6 @@ KINDS = {
 _PARTS = (*KINDS, "tokenizer")
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".json", ".model")
 
-# Activations of Wan's encoder that are held at once, in frames of its first
-# width: XLA's program for a CPU holds 16 for four frames.
-_WAN_COPIES = 16
 _SHORTEST_TEXT = 16
 # What sizes are multiples of where there is no DC-AE-V.
 _FACTOR = 32
@@ -72,32 +68,28 @@ def find(
   Raises:
     errors.UserError: if one is missing or does not exist.
   """
-  found: dict[str, pathlib.Path] = {}
+  paths: dict[str, pathlib.Path] = {}
   for part, name in given.items():
     if name is not None:
-      found[part] = (
+      paths[part] = (
         model_names.weights(name) if part == "dc_ae_v" else pathlib.Path(name)
       )
-      if not found[part].exists():
+      if not paths[part].exists():
         raise errors.UserError(f"there is no {part} at {name}")
   for name in wholes:
     if name is None:
       continue
-    source = model_names.pipeline(name)
     # Of two autoencoders each comes from another model.
-    without = {"transformer", "scheduler", *found} - {"dc_ae_v", "wan_vae"}
+    without = {"transformer", "scheduler", *paths} - {"dc_ae_v", "wan_vae"}
     if task == "t2v":
       without.add("image_encoder")
-    if hub.is_repository(source):
-      repository, source = source, layouts.download(source, task, without)
-      if "image_encoder" not in without:
-        found |= layouts.companions(repository, task)
-    for part, path in layouts.find(source, task, without)._asdict().items():
+    located = layouts.find(model_names.pipeline(name), task, without)
+    for part, path in located._asdict().items():
       if path is not None:
-        found.setdefault(part, path)
+        paths.setdefault(part, path)
   if task == "t2v":
-    found.pop("image_encoder", None)
-  return layouts.Paths(**found)
+    paths.pop("image_encoder", None)
+  return layouts.Paths(**paths)
 
 
 def check(paths: layouts.Paths, i2v: bool) -> None:
@@ -141,8 +133,8 @@ class Encoders:
   """Loads what is there and encodes batches with it.
 
   Attributes:
-    deep: DC-AE-V, or None.
-    base: Wan's autoencoder, or None.
+    deep: the space of DC-AE-V, or None.
+    base: that of Wan's autoencoder, or None.
     has_text: whether texts can be encoded.
     image_size: of what `clips` is given as pixels; None without CLIP.
     cut: texts so far that were longer than `options.text_tokens`.
@@ -167,11 +159,14 @@ class Encoders:
       if getattr(paths, part) is not None
     }
     self.deep, self.base = (
-      self._models[part][0] if part in self._models else None
-      for part in ("dc_ae_v", "wan_vae")
+      kind(*self._models[part]) if part in self._models else None
+      for part, kind in (
+        ("dc_ae_v", spaces.DCAEVLatents),
+        ("wan_vae", spaces.WanVAELatents),
+      )
     )
     if self.deep is not None:
-      encode.deep_frames(self.deep, options.frames)
+      self.deep.clip_frames(options.frames)
     self._tokenizer = None
     if self.has_text:
       self._tokenizer = tokenize.Tokenizer.from_directory(paths.tokenizer)
@@ -185,14 +180,14 @@ class Encoders:
   def sizes(self, bucket: str) -> tuple[buckets.Size, ...]:
     """The sizes that a bucket's name stands for; errors of `buckets.find`."""
     return buckets.find(
-      bucket, _FACTOR if self.deep is None else self.deep.spatial_factor
+      bucket, _FACTOR if self.deep is None else self.deep.spatial
     )
 
   def facts(self) -> dict[str, Any]:
     """What a reader of the latents may want to know."""
     if self.deep is None:
       return {}
-    return {"latent_scale": self.deep.latent_scale}
+    return {"latent_scale": self.deep.module.latent_scale}
 
   @property
   def has_text(self) -> bool:
@@ -216,19 +211,20 @@ class Encoders:
     Returns:
       By the names of `data.latents`, float32, with a leading axis.
     """
-    arrays = {}
+    arrays, limits = {}, (self._options.frames, self._options.budget)
     with jax.default_matmul_precision(self._options.precision):
-      for space, run in (("base", self._base), ("deep", self._deep)):
-        if getattr(self, space) is None:
+      for name, space in (("base", self.base), ("deep", self.deep)):
+        if space is None:
           continue
-        arrays[space] = run(video)
+        arrays[name] = space.encode_batch(video, *limits)
         if self._options.i2v:
-          arrays[f"{space}_condition"] = run(video[:, 0], condition=True)
+          arrays[f"{name}_condition"] = space.encode_batch(
+            video[:, 0], *limits, condition=True
+          )
     if pixels is not None:
-      arrays["image"] = np.asarray(
-        _image(*self._models["image_encoder"], pixels)
-      )
-    return arrays
+      model = self._models["image_encoder"]
+      arrays["image"] = conditions.encode_images(*model, pixels)
+    return jax.tree.map(np.asarray, arrays)
 
   def texts(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Embeddings (s, e) of texts, without padding, float32.
@@ -241,7 +237,7 @@ class Encoders:
     self.cut += int((self._tokenizer.count(texts) > tokens).sum())
     lengths = mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
-    found: list[Any] = [None] * len(texts)
+    embeddings: list[Any] = [None] * len(texts)
     for start in range(0, len(texts), self._options.batch):
       rows = order[start : start + self._options.batch]
       # Few shapes, so that few programs are compiled.
@@ -256,49 +252,12 @@ class Encoders:
         )
       )
       for row, embedding in zip(rows, hidden, strict=False):
-        found[row] = embedding[: lengths[row]].copy()
-    return found
-
-  def _base(self, x, condition: bool = False) -> np.ndarray:
-    module, variables = self._models["wan_vae"]
-    frames = self._options.frames
-    b, height, width = len(x), *x.shape[-3:-1]
-    copies = 4 * _WAN_COPIES * module.base_width
-    if b * frames * height * width * copies <= self._options.budget:
-      if condition:
-        return np.asarray(_base_condition(module, variables, x, frames))
-      return np.asarray(_base_latents(module, variables, x))
-    pieces = encode.condition_video(x, frames, 1)
-    if not condition:
-      pieces = encode.pieces(x)
-    return np.asarray(encode.stream_base(module, variables, pieces))
-
-  def _deep(self, x, condition: bool = False) -> np.ndarray:
-    module, variables = self._models["dc_ae_v"]
-    frames, batch = self._options.frames, len(x)
-    plan = bands.plan(
-      module,
-      *x.shape[-3:-1],
-      self._options.budget / batch,
-      decode=False,
-      streamed=frames > module.chunk_frames,
-    )
-    pieces = encode.condition_video(x, frames, module.temporal_factor)
-    if not condition:
-      pieces = encode.pieces(x)
-    found = encode.stream_deep(module, variables, pieces, frames, plan)
-    return np.asarray(found)
+        embeddings[row] = embedding[: lengths[row]].copy()
+    return embeddings
 
 
 def _power_of_two(n: int, least: int) -> int:
   return max(least, 1 << (int(n) - 1).bit_length())
 
 
-_text = functools.partial(jax.jit, static_argnums=0)(encode.text)
-_image = functools.partial(jax.jit, static_argnums=0)(encode.image)
-_base_latents = functools.partial(jax.jit, static_argnums=0)(
-  encode.base_latents
-)
-_base_condition = functools.partial(jax.jit, static_argnums=(0, 3))(
-  encode.base_condition
-)
+_text = functools.partial(jax.jit, static_argnums=0)(conditions.text)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.latents import denoiser
 from dcvideogen_jax.models import streaming
 
 Image = UInt8[np.ndarray, "h w 3"]
@@ -46,12 +46,19 @@ def prompts(given: Prompt) -> tuple[list[str] | Any, int]:
   return texts, len(texts)
 
 
+def shown(given: Prompt) -> str | list[str] | None:
+  """Texts, ready for JSON; None for embeddings."""
+  if isinstance(given, str):
+    return given
+  return None if hasattr(given, "ndim") else list(given)
+
+
 def _require_finite(given: Any, name: str) -> None:
   """Raises UserError unless an array holds finite floats."""
-  found = np.asarray(given) if np.isscalar(given) else given
-  if not jnp.issubdtype(found.dtype, jnp.floating):
-    raise errors.UserError(f"{name} must be floats, found {found.dtype}")
-  if not jnp.isfinite(found).all():
+  array = np.asarray(given) if np.isscalar(given) else given
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    raise errors.UserError(f"{name} must be floats, found {array.dtype}")
+  if not jnp.isfinite(array).all():
     raise errors.UserError(f"{name} must be finite, found nan or infinity")
 
 
@@ -93,15 +100,6 @@ def steps(given: Any) -> int:
   return int(given)
 
 
-def guidance_scale(given: Any) -> float:
-  """The scale of the guidance.
-
-  Raises:
-    errors.UserError: unless it is a finite number.
-  """
-  return number(given, "guidance_scale")
-
-
 def number(given: Any, name: str) -> float:
   """A number.
 
@@ -141,11 +139,8 @@ def noise(
     values = jnp.asarray(given, jnp.float32)
     _require_finite(values, "the noise")
     return values, None
-  found = seeds(seed, shape[0])
-  samples = [
-    jax.random.normal(jax.random.key(s), shape[1:], jnp.float32) for s in found
-  ]
-  return jnp.stack(samples), found
+  chosen = seeds(seed, shape[0])
+  return denoiser.noise(chosen, shape[1:]), chosen
 
 
 def seeds(given: int | Sequence[int], count: int) -> list[int]:
@@ -160,18 +155,18 @@ def seeds(given: int | Sequence[int], count: int) -> list[int]:
   """
   try:
     every = [given] * count if isinstance(given, Integral) else given
-    found = [operator.index(seed) for seed in every]
+    numbers = [operator.index(seed) for seed in every]
   except TypeError as e:
     raise errors.UserError(f"seeds are whole numbers, found {given!r}") from e
-  if len(found) != count:
+  if len(numbers) != count:
     raise errors.UserError(
-      f"expected a seed per prompt, {count}, found {len(found)}"
+      f"expected a seed per prompt, {count}, found {len(numbers)}"
     )
-  if wrong := [seed for seed in found if not 0 <= seed < _SEEDS]:
+  if wrong := [seed for seed in numbers if not 0 <= seed < _SEEDS]:
     raise errors.UserError(
       f"a seed is from 0 to {_SEEDS - 1}, found {wrong[0]}"
     )
-  return found
+  return numbers
 
 
 def condition(
@@ -189,11 +184,11 @@ def condition(
   """
   if given is None:
     return {}
-  found = {name: tuple(x.shape) for name, x in given.items()}
+  shapes = {name: tuple(x.shape) for name, x in given.items()}
   wanted = (1, *grid, channels)
-  if set(found) != {"image", "extra"} or found["extra"] != wanted:
+  if set(shapes) != {"image", "extra"} or shapes["extra"] != wanted:
     raise errors.UserError(
-      f'expected a condition of "image" and of "extra" {wanted}, found {found}'
+      f'expected a condition of "image" and of "extra" {wanted}, found {shapes}'
     )
   for name, x in given.items():
     _require_finite(x, f'a condition\'s "{name}"')

@@ -13,30 +13,38 @@ been trained on; true positions would soon be ones that it never saw.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.adapt import encode
-from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.diffusion import flow
+from dcvideogen_jax.latents import conditions, denoiser, videos
 from dcvideogen_jax.models import pieces, wan_blocks
-from dcvideogen_jax.sample import conditions, denoise, loading, placement, sizes
+from dcvideogen_jax.sample import (
+  denoise,
+  generation,
+  loading,
+  options,
+  placement,
+  sizes,
+)
 
 Latents = Float[Array, "b t h w c"]
 
-# Comes first among the numbers of `noise`; there is no such chunk.
+# Comes before its number for the noise that a finished chunk is looked at with;
+# there is no such chunk.
 CLEAN = 2**32 - 1
 
 
-class Kept:
+class KVCache:
   """What the chunks that are still seen left, by pass through the model."""
 
   def __init__(self, passes: int, sink: int, window: int | None):
@@ -59,120 +67,126 @@ class Kept:
       beyond = len(self._chunks) - self._sink - self._window
       del self._chunks[self._sink : self._sink + max(0, beyond)]
 
-  def past(self) -> denoise.Past:
+  def by_pass(self) -> denoiser.Caches:
     """In the order in which the chunks were added."""
     return tuple(
       tuple(chunk[i] for chunk in self._chunks) for i in range(self._passes)
     )
 
 
-def noise(
-  seeds: Sequence[int], shape: tuple[int, ...], *numbers: int
-) -> Float[Array, "b t h w c"]:
-  """Standard normal noise of a chunk, whatever the length of the video.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stream:
+  """A video that is made while one looks at it; each iteration makes it anew.
 
-  Args:
+  Attributes:
+    size: of the video, with the frames that were given.
+    settings: what is done, ready for JSON.
+    pipeline: `pipeline.DCVideoGen`.
+    transformer: in chunks.
+    asked: all options.
+    how: each chunk is denoised.
+    shape: of a chunk's latents without samples.
+    counts: of the chunks that are given and those that are made.
+    given: frames to go on from.
+    first: frame, for image to video.
+    texts, negative: embeddings, those of the prompts by the first chunk made.
     seeds: of the samples.
-    shape: of a sample's chunk.
-    *numbers: of the chunk, from 0; after `CLEAN`, for what a finished chunk is
-      looked at with. No other numbers may begin with those of a noise.
-  """
-  keys = [
-    functools.reduce(jax.random.fold_in, numbers, jax.random.key(seed))
-    for seed in seeds
-  ]
-  return jnp.stack([jax.random.normal(k, shape, jnp.float32) for k in keys])
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """How a stream is made: arguments of `streams.start`, checked and in form.
-
-  `shape` is of a chunk's latents without samples, `chunks` the numbers of those
-  that are given and those that are made, `keep` sink and window.
   """
 
-  made: Any
-  transformer: loading.Part
-  shape: tuple[int, int, int, int]
   size: sizes.Size
-  chunks: tuple[int, int]
+  settings: Mapping[str, Any]
+  pipeline: Any
+  transformer: loading.LoadedModel
+  asked: options.StreamOptions
+  how: denoise.Denoising
+  shape: tuple[int, int, int, int]
+  counts: tuple[int, int]
   given: np.ndarray | None
   first: np.ndarray | None
   texts: Mapping[int, Array]
   negative: Array | None
   seeds: Sequence[int]
-  plan: sampler.SamplingPlan
-  scale: float
-  batched: bool
-  keep: tuple[int, int | None]
-  clean_level: float
-  memory_budget: float | None
-  phase: Callable[..., Any]
-  on_step: Callable[[int, Array], None] | None
 
   def latents(self) -> Iterator[Latents]:
-    """All chunks, those that are given first."""
-    known, count = self.chunks
-    kept = Kept(self._passes, *self.keep)
+    """Latents chunk by chunk, float32, those of given frames first.
+
+    The last chunk is a whole one too.
+    """
+    known, count = self.counts
+    cache = KVCache(self._passes, self.asked.sink, self.asked.window)
     images = self._images()
     for i, x in enumerate(self._known()):
       yield x
-      kept.add(self._remember(x, self._inputs(0, next(images)), kept, i))
+      cache.add(self._cached(x, self._inputs(0, next(images)), cache, i))
     for n in range(count):
       inputs = self._inputs(n, next(images))
-      x = self._denoise(n, inputs, kept)
+      x = self._denoise(n, inputs, cache)
       yield x
       if n + 1 < count:
-        kept.add(self._remember(x, inputs, kept, known + n))
+        cache.add(self._cached(x, inputs, cache, known + n))
 
-  def decode(self, chunks: Iterator[Latents]) -> Iterator[np.ndarray]:
-    """What `latents` gives, as video of the right size."""
-    grid = (len(self.seeds), *self.shape[1:3])
-    parts = self.made.parts
-    budget = self._budget()
-    with placement.in_force(self.made.layout):
-      video = parts.space.decode_stream(
-        chunks, grid, self.size, parts.dtype, budget
-      )
-    return self.made.each(video, self.phase, "decode")
+  def chunks(
+    self, sample: int | None = None
+  ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
+    """Decoded frames as they are made; of all samples, or of one.
+
+    Raises:
+      errors.UserError: if there is no such sample.
+    """
+    b, space = len(self.seeds), self.pipeline.parts.space
+    if sample is not None and not 0 <= sample < b:
+      raise errors.UserError(f"there are {b} samples, found number {sample}")
+    some = slice(None) if sample is None else slice(sample, sample + 1)
+    grid = (b, *self.shape[1:3])
+    limits = self.pipeline.parts.dtype, self._budget()
+    with placement.in_force(self.pipeline.layout):
+      video = space.decode_stream(self.latents(), grid, self.size, *limits)
+    for chunk in self.pipeline.each(video, self.asked.phase, "decode"):
+      yield chunk[some]
+
+  def __iter__(self) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
+    return self.chunks()
+
+  def save(
+    self, path: str | os.PathLike[str], sample: int = 0, **options: Any
+  ) -> None:
+    """Writes one sample as an mp4; as `generation.Generation.save`."""
+    generation.save(self.chunks(sample), path, **options)
 
   @property
   def _passes(self) -> int:
     """Through the model for each step."""
-    return 1 if self.negative is None or self.batched else 2
+    return 1 if self.negative is None or self.how.batched else 2
 
-  def _denoise(self, n, inputs, kept):
+  def _denoise(self, n, inputs, cache):
     def on_step(i, x):
-      if self.on_step is not None:
-        self.on_step(n * self.plan.steps + i, x)
+      if self.asked.on_step is not None:
+        self.asked.on_step(n * self.how.plan.steps + i, x)
 
     return denoise.run(
+      self.pipeline,
       self.transformer,
-      self.made.put(noise(self.seeds, self.shape, n)),
-      self.plan,
-      self.scale,
+      self.how,
+      self.pipeline.put(denoiser.noise(self.seeds, self.shape, n)),
       *inputs,
-      batched=self.batched,
-      layout=self.made.layout,
-      past=kept.past(),
-      phase=self.phase,
+      phase=self.asked.phase,
       on_step=on_step,
+      caches=cache.by_pass(),
     )
 
-  def _remember(self, x, inputs, kept, i):
+  def _cached(self, x, inputs, cache, i):
     """Keys and values of finished chunk `i` of all, by pass."""
-    module, variables = self.transformer
-    if self.clean_level:
-      other = self.made.put(noise(self.seeds, self.shape, CLEAN, i))
-      x = flow.add_noise(x, other, self.clean_level)
-    time = np.float32(self.clean_level * flow.TRAIN_STEPS)
-    t = self.made.put(np.full(len(self.seeds), time))
-    args = (x, t, variables["params"], *inputs, kept.past())
-    with self.phase("compile"), placement.in_force(self.made.layout):
-      function = denoise.jit_remember(module, self.batched)
+    (module, variables), level = self.transformer, self.asked.clean_level
+    if level:
+      other = denoiser.noise(self.seeds, self.shape, CLEAN, i)
+      x = flow.add_noise(x, self.pipeline.put(other), level)
+    time = np.float32(level * flow.TRAIN_STEPS)
+    t = self.pipeline.put(np.full(len(self.seeds), time))
+    args = (x, t, variables, *inputs, cache.by_pass())
+    with self.asked.phase("compile"), placement.in_force(self.pipeline.layout):
+      function = denoise.jit_cache(module, self.how.batched)
       program = function.lower(*args).compile()
-    with self.phase("denoise"):
+    with self.asked.phase("denoise"):
       return jax.block_until_ready(program(*args))
 
   def _inputs(self, n, image):
@@ -188,41 +202,43 @@ class Run:
       yield from itertools.repeat({})
     b, (t, h, w, _) = len(self.seeds), self.shape
     image = conditions.resize(self.first, *self.size[1:])
-    with self.phase("condition"):
-      features = self.made.put(np.repeat(self.made.features([image]), b, 0))
-    space = self.made.parts.space
+    with self.asked.phase("condition"):
+      features = self.pipeline.put(
+        np.repeat(self.pipeline.features([image]), b, 0)
+      )
+    space = self.pipeline.parts.space
     grid = (h * space.spatial, w * space.spatial)
-    video = encode.condition_video(
+    video = videos.condition_video(
       conditions.pad(image, grid)[None],
-      sum(self.chunks) * t * space.temporal,
+      sum(self.counts) * t * space.temporal,
       space.temporal,
     )
-    encoded = space.encode(video, *grid, self._budget())
-    encoded = self.made.each(encoded, self.phase, "condition")
-    mask = np.ones((1, 1, h, w, space.temporal), np.float32)
+    encoded = space.encode_stream(video, *grid, self._budget())
+    encoded = self.pipeline.each(encoded, self.asked.phase, "condition")
+    mask = space.mask(t * space.temporal, False)
     for x, _ in pieces.regroup(encoded, t, eager=True):
-      mask = np.pad(mask, ((0, 0), (0, t - 1), (0, 0), (0, 0), (0, 0)))
-      extra = np.concatenate([mask, x], axis=-1)
-      extra = self.made.put(np.repeat(extra, b, axis=0))
-      yield {"image": features, "extra": extra}
-      mask = np.zeros((1, 1, h, w, space.temporal), np.float32)
+      extra = np.repeat(conditions.extra(mask, x), b, axis=0)
+      yield {"image": features, "extra": self.pipeline.put(extra)}
+      mask = np.zeros_like(mask)
 
   def _known(self) -> Iterator[Latents]:
     """Latents of the given frames, chunk by chunk."""
     if self.given is None:
       return
     t, h, w, _ = self.shape
-    space = self.made.parts.space
+    space = self.pipeline.parts.space
     grid = (h * space.spatial, w * space.spatial)
     step = t * space.temporal
-    clips = (
+    chunks = (
       np.stack([conditions.pad(x, grid) for x in self.given[i : i + step]])
       for i in range(0, len(self.given), step)
     )
-    encoded = space.encode((x[None] for x in clips), *grid, self._budget())
-    encoded = self.made.each(encoded, self.phase, "condition")
+    encoded = space.encode_stream(
+      (x[None] for x in chunks), *grid, self._budget()
+    )
+    encoded = self.pipeline.each(encoded, self.asked.phase, "condition")
     for x, _ in pieces.regroup(encoded, t, eager=True):
-      yield self.made.put(np.repeat(x, len(self.seeds), axis=0))
+      yield self.pipeline.put(np.repeat(x, len(self.seeds), axis=0))
 
   def _budget(self) -> float:
     """Bytes of a device for the autoencoder, beside keys and values to come.
@@ -230,12 +246,12 @@ class Run:
     Raises:
       errors.UserError: if these alone do not fit.
     """
-    free: float = self.made.budget(self.memory_budget)
-    if self.memory_budget is not None:
+    free: float = self.pipeline.budget(self.asked.memory_budget)
+    if self.asked.memory_budget is not None:
       return free
     module = self.transformer.module
-    sink, window = self.keep
-    chunks = sum(self.chunks) - 1
+    sink, window = self.asked.sink, self.asked.window
+    chunks = sum(self.counts) - 1
     if window is not None:
       # A new one is there before the oldest is forgotten.
       chunks = min(chunks, sink + window + 1)
@@ -249,9 +265,9 @@ class Run:
       module.heads,
       module.width // module.heads,
     )
-    if self.made.layout is not None:
-      mesh = self.made.layout.mesh
-      spec = denoise.where_kept(mesh, shape)
+    if self.pipeline.layout is not None:
+      mesh = self.pipeline.layout.mesh
+      spec = denoiser.cache_spec(mesh, shape)
       shape = jax.sharding.NamedSharding(mesh, spec).shard_shape(shape)
     kept = 2 * chunks * passes * math.prod(shape)
     kept *= jnp.dtype(module.dtype).itemsize

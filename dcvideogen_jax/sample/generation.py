@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,13 @@ class Generation:
       errors.UserError: if there is no such sample, or the file cannot be
         written; there is none then.
     """
-    with video_files.VideoWriter(path, **{"fps": FPS, **options}) as writer:
-      for chunk in self.chunks(sample):
-        writer.write(chunk[0])
+    save(self.chunks(sample), path, **options)
+
+
+def save(
+  chunks: Iterable[np.ndarray], path: str | os.PathLike[str], **options: Any
+) -> None:
+  """Writes the first sample of chunks `b t h w 3` as an mp4."""
+  with video_files.VideoWriter(path, **{"fps": FPS, **options}) as writer:
+    for chunk in chunks:
+      writer.write(chunk[0])

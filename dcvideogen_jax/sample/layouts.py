@@ -3,7 +3,7 @@
 Known are the directories and repositories of DC-VideoGen
 (`dc-ai/DC-Gen-Wan2.1-T2V-14B` and `-I2V-14B`, published first together as
 `nvidia/DC-VideoGen-Wan2.1-14B`), of Wan 2.1 in diffusers' form and of Wan 2.1
-itself. What a directory's `parts.json` says (see `sample.elsewhere`) comes
+itself. What a directory's `parts.json` says (see `sample.parts_file`) comes
 before what the directory itself holds.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.sample import elsewhere, hub
+from dcvideogen_jax.sample import hub, parts_file
 
 TASKS = ("t2v", "i2v")
 
@@ -94,91 +94,67 @@ def locate(
     given |= _given(autoencoder, ("dc_ae_v", "wan_vae"), task)
   if image_encoder is not None and task == "i2v":
     given |= _given(image_encoder, ("image_encoder",), task)
-  if hub.is_repository(source):
-    directory = download(os.fspath(source), task, given)
-    if image_encoder is None:
-      given |= companions(os.fspath(source), task)
-  else:
-    directory = pathlib.Path(source)
-  found = find(directory, task, given)._asdict()
-  return Paths(**_needed({**found, **given}, task, source, given))
+  paths = find(source, task, given)._asdict() | given
+  return Paths(**_needed(paths, task, source, given))
 
 
 def find(
-  directory: str | os.PathLike[str], task: str, without: Collection[str] = ()
+  source: str | os.PathLike[str], task: str, without: Collection[str] = ()
 ) -> Paths:
-  """Looks for the parts of a model in a directory.
+  """Looks for the parts of a model in a directory or repository.
+
+  Of a repository only what the task needs is fetched, after it is known that
+  all parts are there: nothing twice in different formats, and what the official
+  code takes from another repository from there. Where the network cannot be
+  reached, what was fetched before is used, and a warning says so. Without a
+  revision the newest commit is taken, and the paths have it in them.
 
   Args:
-    directory: as published, or with a `parts.json`.
+    source: as published, or a directory with a `parts.json`.
     task: "t2v" or "i2v".
     without: parts that come from elsewhere.
 
   Raises:
     errors.UserError: if there is no such directory, several files could be the
-      same part, or parts.json is damaged or names what does not exist.
+      same part, or parts.json is damaged or names what does not exist; if a
+      repository lacks a part, or cannot be fetched and is not in the cache.
   """
-  directory = pathlib.Path(directory)
+  directory, companions = pathlib.Path(source), {}
+  if hub.is_repository(source):
+    repository = os.fspath(source)
+    others = _companions(repository, task)
+    directory = _download(repository, task, {*without, *others})
+    for part in others.keys() - set(without):
+      companions |= _given(others[part], (part,), task)
   if not os.path.isdir(directory):
     raise errors.UserError(f"there is no directory {directory}")
-  found = _inside(directory, _PLACES.keys() - set(without), task)
-  return Paths(**found, **_said(directory).options)
+  parts = [x for x in _PLACES if x not in without and x not in companions]
+  options = parts_file.read(directory, _PLACES).options
+  return Paths(**_inside(directory, parts, task), **companions, **options)
 
 
-def download(
-  repository: str, task: str, without: Collection[str] = ()
+def _download(
+  repository: str, task: str, without: Collection[str]
 ) -> pathlib.Path:
-  """Fetches what one task needs from Hugging Face, or finds it cached.
-
-  Nothing is fetched twice in different formats, nor before it is known that all
-  parts are there. Where the network cannot be reached, what was fetched before
-  is used, and a warning says so.
-
-  Args:
-    repository: "owner/name@revision"; the revision is a commit, a tag or a
-      branch. Without one the newest commit is taken, and the path that is
-      returned ends in it.
-    task: "t2v" or "i2v"; the files of the other are left out.
-    without: parts that come from elsewhere, beside `companions`.
-
-  Returns:
-    The snapshot's directory, whose name is the commit.
-
-  Raises:
-    errors.UserError: if a part is missing, or the repository cannot be fetched
-      and is not in the cache.
-  """
-  without = {*without, *_companions(repository, task)}
+  """The snapshot's directory, whose name is the commit; see `find`."""
 
   def choose(names: list[str]) -> list[str]:
     entries = _entries(names)
-    found = {
+    places = {
       part: _find(part, entries, task, repository)
       for part in _PLACES
       if part not in without
     }
-    chosen = _needed(found, task, repository, without)
+    chosen = _needed(places, task, repository, without)
     wanted = {
       name
       for part, place in chosen.items()
       if place is not None
       for name in _files(names, part, place)
     }
-    return sorted(wanted | ({elsewhere.FILE} & set(names)))
+    return sorted(wanted | ({parts_file.NAME} & set(names)))
 
   return hub.fetch(repository, choose)
-
-
-def companions(repository: str, task: str) -> dict[str, pathlib.Path]:
-  """Fetches parts that a repository lacks and its code takes from another.
-
-  Raises:
-    errors.UserError: as `download`.
-  """
-  found: dict[str, pathlib.Path] = {}
-  for part, other in _companions(repository, task).items():
-    found |= _given(other, (part,), task)
-  return found
 
 
 def _companions(repository: str, task: str) -> dict[str, str]:
@@ -213,7 +189,7 @@ def _given(
 
 
 def _needed(
-  found: Mapping[str, Any],
+  paths: Mapping[str, Any],
   task: str,
   source: object,
   given: Collection[str],
@@ -225,19 +201,18 @@ def _needed(
   """
   kinds = ("dc_ae_v", "wan_vae")
   autoencoders = [part for part in kinds if part in given] or [
-    part for part in kinds if found.get(part) is not None
+    part for part in kinds if paths.get(part) is not None
   ]
   needed = ["transformer", "text_encoder", "tokenizer"]
   needed += autoencoders[:1] or kinds[:1]
   if task == "i2v":
     needed.append("image_encoder")
-  missing = [p for p in needed if p not in given and found.get(p) is None]
+  missing = [p for p in needed if p not in given and paths.get(p) is None]
   if missing:
-    wanted = "; ".join(_describe(part, task) for part in missing)
-    raise errors.UserError(f"{source} lacks {wanted}")
-  return {
-    part: found.get(part) for part in [*needed, "scheduler", *elsewhere.OPTIONS]
-  }
+    lacking = "; ".join(_describe(part, task) for part in missing)
+    raise errors.UserError(f"{source} lacks {lacking}")
+  wanted = (*needed, "scheduler", *parts_file.OPTIONS)
+  return {part: paths.get(part) for part in wanted}
 
 
 def _describe(part: str, task: str) -> str:
@@ -255,30 +230,22 @@ def _inside(
   directory: pathlib.Path, parts: Iterable[str], task: str
 ) -> dict[str, pathlib.Path | None]:
   """Where parts lie that a directory holds or knows of."""
-  said = _said(directory).paths
-  entries = _entries_of(directory)
-  found: dict[str, pathlib.Path | None] = {}
-  for part in parts:
-    found[part] = said.get(part)
-    if found[part] is None and (place := _find(part, entries, task, directory)):
-      found[part] = directory / place
-  return found
-
-
-def _said(directory: pathlib.Path) -> elsewhere.Said:
-  return elsewhere.read(directory, _PLACES)
-
-
-# --- listings: names relative to a directory or repository, with "/" ---------
-
-
-def _entries_of(directory: pathlib.Path) -> set[str]:
-  """Files and directories, as deep as parts lie."""
-  return {
+  named = parts_file.read(directory, _PLACES).paths
+  # As deep as parts lie.
+  entries = {
     path.relative_to(directory).as_posix()
     for pattern in ("*", "*/*")
     for path in directory.glob(pattern)
   }
+  paths: dict[str, pathlib.Path | None] = {}
+  for part in parts:
+    paths[part] = named.get(part)
+    if paths[part] is None and (place := _find(part, entries, task, directory)):
+      paths[part] = directory / place
+  return paths
+
+
+# --- listings: names relative to a directory or repository, with "/" ---------
 
 
 def _entries(names: Iterable[str]) -> set[str]:
@@ -295,15 +262,15 @@ def _find(
   """Where a part lies; "." if it is spread over the directory itself."""
   for place in _PLACES[part]:
     pattern = place.format(task=task)
-    found = sorted(name for name in entries if _fits(name, pattern))
-    if found and place.startswith(_ROOT):
+    fitting = sorted(name for name in entries if _fits(name, pattern))
+    if fitting and place.startswith(_ROOT):
       return "."
-    if len(found) > 1:
+    if len(fitting) > 1:
       raise errors.UserError(
-        f"{source} holds several {part}: {', '.join(found)}"
+        f"{source} holds several {part}: {', '.join(fitting)}"
       )
-    if found:
-      return found[0]
+    if fitting:
+      return fitting[0]
   return None
 
 
@@ -338,10 +305,11 @@ def _files(names: Iterable[str], part: str, place: str) -> list[str]:
 def _weights(names: Iterable[str]) -> list[str]:
   """Of the files of a directory, the weights: all of one format."""
   for suffixes in ((".safetensors", _INDEX), (".pt", ".pth", ".bin")):
-    found = [name for name in names if name.endswith(suffixes)]
-    found = [name for name in found if not _VARIANT.search(name)] or found
+    weights = [name for name in names if name.endswith(suffixes)]
+    weights = [x for x in weights if not _VARIANT.search(x)] or weights
     # Beside an index, a single file holds all of it once more.
-    whole = {n.removesuffix(".index.json") for n in found if n.endswith(_INDEX)}
-    if found := [name for name in found if name not in whole]:
-      return found
+    indices = (name for name in weights if name.endswith(_INDEX))
+    whole = {name.removesuffix(".index.json") for name in indices}
+    if weights := [name for name in weights if name not in whole]:
+      return weights
   return []

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.diffusion import flow
-from dcvideogen_jax.sample import latents, layouts, placement
+from dcvideogen_jax.latents import spaces
+from dcvideogen_jax.sample import layouts, placement
 
 # What a checkpoint without a scheduler means: Wan's own.
 DEFAULT_OPTIONS = flow.from_config(
@@ -40,7 +41,7 @@ _NAMES = {
 }
 
 
-class Part(NamedTuple):
+class LoadedModel(NamedTuple):
   """A model and its variables."""
 
   module: Any
@@ -51,7 +52,7 @@ class Texts(NamedTuple):
   """A tokenizer and an encoder; `length` tokens of a text are encoded."""
 
   tokenizer: tokenize.Tokenizer
-  encoder: Part
+  encoder: LoadedModel
   length: int = tokenize.LENGTH
 
 
@@ -68,10 +69,10 @@ class Parts(NamedTuple):
     files: where each part came from; with a repository, the commit is in it.
   """
 
-  transformer: Part
-  space: latents.Deep | latents.Wan
+  transformer: LoadedModel
+  space: spaces.LatentSpace
   texts: Texts | None = None
-  image_encoder: Part | None = None
+  image_encoder: LoadedModel | None = None
   options: flow.Options = DEFAULT_OPTIONS
   dtype: Any = jnp.float32
   files: Mapping[str, str] = {}
@@ -119,11 +120,16 @@ def load(
   paths = layouts.locate(
     source, task, autoencoder=autoencoder, image_encoder=image_encoder
   )
-  if layout is not None:
-    load_model = _loading_to(layout, load_model)
+
+  def model(kind, path, dtype=dtype):
+    where = {}
+    if layout is not None:
+      where["sharding"] = functools.partial(layout.shardings, _NAMES[kind])
+    return LoadedModel(*load_model(kind, path, dtype=dtype, **where))
+
   options = _read_scheduler(paths.scheduler)
   tokenizer = tokenize.Tokenizer.from_directory(paths.tokenizer)
-  transformer = Part(*load_model("wan_dit", paths.transformer, dtype=dtype))
+  transformer = model("wan_dit", paths.transformer)
   if _task_of(transformer) != task:
     raise errors.UserError(
       f"the transformer in {paths.transformer} is for {_task_of(transformer)}, "
@@ -131,17 +137,26 @@ def load(
     )
   if paths.scheduler is None and transformer.module.image_positions:
     options = options._replace(shift=_TWO_IMAGES_SHIFT)
-  space = _load_autoencoder(paths, dtype, load_model)
+  if paths.wan_vae is not None:
+    # Half precision shows, and it is small.
+    vae = model("wan_vae", paths.wan_vae, jnp.float32)
+    space: spaces.LatentSpace = spaces.WanVAELatents(*vae)
+  else:
+    space = spaces.DCAEVLatents(*model("dc_ae_v", paths.dc_ae_v))
   check_channels(transformer.module, space)
-  texts = _load_texts(paths, tokenizer, dtype, load_model)
+  encoder = model("umt5", paths.text_encoder)
+  if tokenizer.vocab > encoder.module.vocab:
+    raise errors.UserError(
+      f"{paths.tokenizer} has {tokenizer.vocab} tokens, more than the "
+      f"{encoder.module.vocab} of {paths.text_encoder}"
+    )
+  texts = Texts(tokenizer, encoder, paths.text_tokens or tokenize.LENGTH)
   clip = None
   if paths.image_encoder is not None:
-    clip = Part(
-      *load_model("clip_vision", paths.image_encoder, dtype=jnp.float32)
-    )
+    clip = model("clip_vision", paths.image_encoder, jnp.float32)
   located = paths._asdict().items()
-  found = {k: str(v) for k, v in located if isinstance(v, pathlib.Path)}
-  return Parts(transformer, space, texts, clip, options, dtype, found)
+  files = {k: str(v) for k, v in located if isinstance(v, pathlib.Path)}
+  return Parts(transformer, space, texts, clip, options, dtype, files)
 
 
 def placed(parts: Parts, layout: placement.Layout) -> Parts:
@@ -171,35 +186,8 @@ def placed(parts: Parts, layout: placement.Layout) -> Parts:
   )
 
 
-def _loading_to(layout, load_model):
-  """The same function for weights that go where a layout has them."""
-
-  def load(kind, source, **options):
-    where = functools.partial(layout.shardings, _NAMES[kind])
-    return load_model(kind, source, sharding=where, **options)
-
-  return load
-
-
-def _task_of(transformer: Part) -> str:
+def _task_of(transformer: LoadedModel) -> str:
   return "t2v" if transformer.module.image_width is None else "i2v"
-
-
-def _load_autoencoder(paths, dtype, load_model):
-  if paths.wan_vae is not None:
-    # Half precision shows, and it is small.
-    return latents.Wan(*load_model("wan_vae", paths.wan_vae, dtype=jnp.float32))
-  return latents.Deep(*load_model("dc_ae_v", paths.dc_ae_v, dtype=dtype))
-
-
-def _load_texts(paths, tokenizer, dtype, load_model):
-  encoder = Part(*load_model("umt5", paths.text_encoder, dtype=dtype))
-  if tokenizer.vocab > encoder.module.vocab:
-    raise errors.UserError(
-      f"{paths.tokenizer} has {tokenizer.vocab} tokens, more than the "
-      f"{encoder.module.vocab} of {paths.text_encoder}"
-    )
-  return Texts(tokenizer, encoder, paths.text_tokens or tokenize.LENGTH)
 
 
 def _read_scheduler(path: pathlib.Path | None) -> flow.Options:
@@ -215,7 +203,7 @@ def _read_scheduler(path: pathlib.Path | None) -> flow.Options:
     raise errors.UserError(f"{path}: {e}") from e
 
 
-def check_channels(module: Any, space: latents.Deep | latents.Wan) -> None:
+def check_channels(module: Any, space: spaces.LatentSpace) -> None:
   """Raises UserError unless a transformer works in an autoencoder's space."""
   expected = space.channels
   if module.image_width is not None:

@@ -17,7 +17,7 @@ import contextlib
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,10 +27,10 @@ from jaxtyping import Array, Float
 
 from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.data import clip_images, tables, tokenize
-from dcvideogen_jax.diffusion import flow, guidance, sampler
+from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.latents import conditions, spaces
 from dcvideogen_jax.sample import (
   arguments,
-  conditions,
   denoise,
   generation,
   loading,
@@ -38,10 +38,7 @@ from dcvideogen_jax.sample import (
   sizes,
   streams,
 )
-
-# Of free memory, what encoding and decoding are planned with. The rest is for
-# cuDNN's workspaces and for blocks that are free but not next to each other.
-SHARE = 0.85
+from dcvideogen_jax.sample import options as options_lib
 
 
 class DCVideoGen:
@@ -92,139 +89,70 @@ class DCVideoGen:
     self.parts = self.parts._replace(texts=None)
 
   def generate(
-    self,
-    prompt: arguments.Prompt,
-    *,
-    negative_prompt: arguments.Prompt | None = None,
-    image: arguments.Image | None = None,
-    last_image: arguments.Image | None = None,
-    condition: Mapping[str, Array] | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    area: int = sizes.AREA,
-    frames: int = 80,
-    steps: int = 50,
-    guidance_scale: float = 5.0,
-    batched: bool | None = None,
-    shift: float | None = None,
-    options: flow.Options | None = None,
-    seed: int | Sequence[int] = 0,
-    noise: Float[Any, "b t h w c"] | None = None,
-    size_rule: str = "exact",
-    condition_tail: str | None = None,
-    one_program: bool = False,
-    memory_budget: float | None = None,
-    phase: Callable[
-      ..., contextlib.AbstractContextManager[Any]
-    ] = denoise.no_phase,
-    on_step: Callable[[int, Array], None] | None = None,
+    self, prompt: arguments.Prompt, **options: Any
   ) -> generation.Generation:
     """Generates latents; the result decodes them when asked.
 
     Args:
       prompt: one text; several, which are sampled together; or embeddings, as
         of `embed`.
-      negative_prompt: one for all, or one per prompt; None is Wan's own.
-      image: first frame, uint8, for image to video; stretched to the video.
-      last_image: last frame. DC-VideoGen's released model was not trained for
-        it.
-      condition: instead of the images, as of `condition`.
-      height, width: pixels; None is 480 x 832, with an image `area` pixels in
-        its shape.
-      area: see `height`.
-      frames: of the video.
-      steps: of the solver.
-      guidance_scale: 1 is no guidance, and half the work.
-      batched: whether both branches of the guidance go through the model at
-        once; None does so where they are small.
-      shift: of the noise levels; None is the checkpoint's.
-      options: solver and grid; None is the checkpoint's.
-      seed: one per prompt, or one for all. A sample's noise depends on its own
-        seed only.
-      noise: standard normal, instead of the seeds'.
-      size_rule: "exact", or "official", which rounds down as the reference
-        (720 rows become 704, 81 frames 80).
-      condition_tail: how DC-AE-V encodes images where the video's frames do not
-        fill its last chunk: "pad" repeats the last frame; "official" is the
-        reference's, which forgets the chunks before and pads with zeros. None
-        is "official" with that size rule, else "pad".
-      one_program: run all steps as one program, without `on_step`.
-      memory_budget: bytes for encoding and decoding with DC-AE-V; None is most
-        of what is free.
-      phase: called with "text", "condition", "compile", "denoise", "decode";
-        gives a context for it.
-      on_step: called after each step with its number from 0 and the latents,
-        which are only valid until it returns.
+      **options: of `options.VideoOptions`: `height`, `width`, `frames`, `steps`
+        and more.
 
     Raises:
       errors.UserError: for sizes, prompts, images or noise that do not fit.
     """
+    asked = options_lib.VideoOptions(**options)
     prompts, b = arguments.prompts(prompt)
-    scale = arguments.guidance_scale(guidance_scale)
-    arguments.images(self.task, image, last_image, condition)
-    image = arguments.image(image, "image")
-    last_image = arguments.image(last_image, "last_image")
-    size = self.size(frames, height, width, area, image, size_rule)
-    tail = arguments.condition_tail(condition_tail, size_rule)
+    arguments.images(self.task, asked.image, asked.last_image, asked.condition)
+    first = arguments.image(asked.image, "image")
+    last = arguments.image(asked.last_image, "last_image")
+    size = self.size(
+      asked.frames,
+      asked.height,
+      asked.width,
+      asked.area,
+      first,
+      asked.size_rule,
+    )
+    tail = arguments.condition_tail(asked.condition_tail, asked.size_rule)
     shape = self.latent_shape(size)
     module = self.parts.transformer.module
     condition = arguments.condition(
-      condition, shape[:3], module.in_channels - shape[-1]
+      asked.condition, shape[:3], module.in_channels - shape[-1]
     )
-    start, seeds = arguments.noise(noise, seed, (b, *shape))
-    options, plan = self.plan(options, shift, steps)
-    negative = self.negative_prompt()
-    negative = negative if negative_prompt is None else negative_prompt
-    with phase("text"):
-      cond = {"text": self.embed(prompts, b)}
-      uncond = None
-      if guidance.needed(scale):
-        uncond = {"text": self.embed(negative, b)}
+    noise, seeds = arguments.noise(asked.noise, asked.seed, (b, *shape))
+    how = denoise.prepare(self, asked, module, noise.shape)
+    with asked.phase("text"):
+      text = self.embed(prompts, b)
+      negative = self.embed(how.negative, b) if how.guided else None
     if self.task == "i2v" and not condition:
-      with phase("condition"):
+      with asked.phase("condition"):
         condition = self._last_condition(
-          image, last_image, size, memory_budget, tail
+          first, last, size, asked.memory_budget, tail
         )
     shared = {k: jnp.repeat(x, b, axis=0) for k, x in condition.items()}
-    inputs = (cond | shared, uncond and uncond | shared)
-    if batched is None:
-      batched = denoise.batched_by_default(module, start.shape, self.layout)
-    if self.layout is not None:
-      self.layout.check_batch(2 * b if batched and uncond else b)
     latents = denoise.run(
+      self,
       self.parts.transformer,
-      self.put(start),
-      plan,
-      scale,
-      *inputs,
-      batched=batched,
-      layout=self.layout,
-      one_program=one_program,
-      phase=phase,
-      on_step=on_step,
+      how,
+      self.put(noise),
+      {"text": text, **shared},
+      None if negative is None else {"text": negative, **shared},
+      phase=asked.phase,
+      on_step=asked.on_step,
+      one_program=asked.one_program,
     )
-    settings = {
-      "task": self.task,
-      "prompts": prompts if isinstance(prompts, list) else None,
-      "negative_prompt": negative
-      if uncond is not None and isinstance(negative, str)
-      else None,
-      "text_tokens": cond["text"].shape[1],
-      **size._asdict(),
-      "latents": list(shape),
-      "steps": steps,
-      "guidance_scale": scale,
-      "batched": batched,
-      **options._asdict(),
-      "seeds": seeds,
-      "size_rule": size_rule,
+    settings = self.settings(size, shape, how, seeds) | {
+      "prompts": arguments.shown(prompts),
+      "text_tokens": text.shape[1],
+      "size_rule": asked.size_rule,
       "condition_tail": tail,
-      "one_program": one_program,
-      "dtype": jnp.dtype(self.parts.dtype).name,
-      "mesh": self.layout and dict(self.layout.mesh.shape),
-      "files": dict(self.parts.files),
+      "one_program": asked.one_program,
     }
-    decode = functools.partial(self._decode, size, memory_budget, phase)
+    decode = functools.partial(
+      self._decode, size, asked.memory_budget, asked.phase
+    )
     return generation.Generation(latents, size, settings, decode)
 
   def generate_stream(
@@ -238,6 +166,29 @@ class DCVideoGen:
     Arguments and errors as of `streams.start`.
     """
     return streams.start(self, prompt, **options)
+
+  def settings(
+    self,
+    size: sizes.Size,
+    shape: Sequence[int],
+    how: denoise.Denoising,
+    seeds: Sequence[int] | None,
+  ) -> dict[str, Any]:
+    """What was done, ready for JSON."""
+    return {
+      "task": self.task,
+      "negative_prompt": arguments.shown(how.negative) if how.guided else None,
+      **size._asdict(),
+      "latents": list(shape),
+      "steps": how.plan.steps,
+      "guidance_scale": how.scale,
+      "batched": how.batched,
+      **how.options._asdict(),
+      "seeds": seeds,
+      "dtype": jnp.dtype(self.parts.dtype).name,
+      "mesh": self.layout and dict(self.layout.mesh.shape),
+      "files": dict(self.parts.files),
+    }
 
   def plan(
     self, options: flow.Options | None, shift: float | None, steps: int
@@ -275,7 +226,7 @@ class DCVideoGen:
   def latent_shape(self, size: sizes.Size) -> tuple[int, int, int, int]:
     """Latent frames, rows, columns and channels of a video, rounded up."""
     space, patch = self.parts.space, self.parts.transformer.module.patch
-    t = -(-(size.frames + space.first) // space.temporal)
+    t = space.latent_frames(size.frames)
     h, w = (
       -(-n // (space.spatial * p)) * p
       for n, p in zip(size[1:], patch[1:], strict=True)
@@ -295,10 +246,10 @@ class DCVideoGen:
       errors.UserError: if they do not fit, or a text is new and the encoder was
         freed.
     """
-    prompts, found = arguments.prompts(prompt)
-    if found not in (1, b):
+    prompts, count = arguments.prompts(prompt)
+    if count not in (1, b):
       wanted = f"1 or {b} prompts" if b > 1 else "1 prompt"
-      raise errors.UserError(f"expected {wanted}, found {found}")
+      raise errors.UserError(f"expected {wanted}, found {count}")
     width = self.parts.transformer.module.text_width
     if isinstance(prompts, list):
       prompts = np.concatenate([self._embed(x) for x in prompts])
@@ -306,7 +257,7 @@ class DCVideoGen:
       raise errors.UserError(
         f"expected text embeddings (b, s, {width}), found {prompts.shape}"
       )
-    return jnp.repeat(self.put(prompts), b // found, axis=0)
+    return jnp.repeat(self.put(prompts), b // count, axis=0)
 
   def _embed(self, prompt):
     """One text's embedding, kept on the host: a prompt file may be long."""
@@ -362,7 +313,7 @@ class DCVideoGen:
     ]
     features = self.features(images)
     space = self.parts.space
-    t, h, w, _ = self.latent_shape(size)
+    _, h, w, _ = self.latent_shape(size)
     grid = (h * space.spatial, w * space.spatial)
     padded = [conditions.pad(x, grid) for x in images]
     last = padded[1] if len(padded) == 2 else None
@@ -371,9 +322,8 @@ class DCVideoGen:
         padded[0], last, size.frames, self.budget(memory_budget), tail
       )
     mask = space.mask(size.frames, last is not None)
-    mask = np.broadcast_to(mask[None, :, None, None], (1, t, h, w, 4))
-    extra = np.concatenate([mask, sharding.to_host(encoded)], axis=-1)
-    return {"image": features, "extra": self.put(extra)}
+    extra = self.put(conditions.extra(mask, encoded))
+    return {"image": features, "extra": extra}
 
   def features(
     self, images: Sequence[arguments.Image]
@@ -427,7 +377,7 @@ class DCVideoGen:
 
   def budget(self, budget: float | None) -> float:
     """Bytes for encoding and decoding: as given, or most of what is free."""
-    return SHARE * memory.free_on_all() if budget is None else budget
+    return spaces.SHARE * memory.free_on_all() if budget is None else budget
 
   def put(self, x: Any) -> Array:
     """An array where the models expect it."""

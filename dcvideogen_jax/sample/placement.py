@@ -39,8 +39,8 @@ class Layout(NamedTuple):
     Raises:
       errors.UserError: if the rules do not fit.
     """
-    found = sharding.shardings({part: variables}, self.mesh, self.rules)
-    return found[part]
+    shardings = sharding.shardings({part: variables}, self.mesh, self.rules)
+    return shardings[part]
 
   def put(self, x: Any) -> jax.Array:
     """An array on every device; each process is to give the same."""

@@ -28,17 +28,17 @@ def checked(frames: Any, height: Any, width: Any) -> Size:
   Raises:
     errors.UserError: names the one that is not.
   """
-  found = {"frames": frames, "height": height, "width": width}
-  for name, n in found.items():
+  size = {"frames": frames, "height": height, "width": width}
+  for name, n in size.items():
     try:
-      found[name] = operator.index(n)
+      size[name] = operator.index(n)
     except TypeError:
-      found[name] = 0
-    if isinstance(n, bool) or found[name] < 1:
+      size[name] = 0
+    if isinstance(n, bool) or size[name] < 1:
       raise errors.UserError(f"{name} must be at least 1, found {n!r}")
-    if name != "frames" and found[name] > _LONGEST:
+    if name != "frames" and size[name] > _LONGEST:
       raise errors.UserError(f"{name} must be at most {_LONGEST}, found {n!r}")
-  return Size(**found)
+  return Size(**size)
 
 
 def asked(

@@ -15,10 +15,11 @@ import numpy as np
 import PIL.Image
 
 from dcvideogen_jax import convert, errors
-from dcvideogen_jax.adapt import encode, phases
+from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.data import clip_images, stills, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.eval import contact_sheet
+from dcvideogen_jax.latents import conditions, denoiser, spaces
 from dcvideogen_jax.tiny import scorer, world
 from dcvideogen_jax.train import denoise, ranges, rendering, weights
 
@@ -111,14 +112,14 @@ def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
     if not c[part]:
       raise errors.UserError(f"evaluators.{name} needs {part}, found none")
   kind = _AUTOENCODERS[config["space"]]
-  autoencoder = rendering.Autoencoder(*convert.load(kind, c["autoencoder"]))
+  space = spaces.SPACES[config["space"]](*convert.load(kind, c["autoencoder"]))
   options = flow.Options(c["solver"], {}, c["shift"], _grid(c["solver"]))
   settings = rendering.Settings(
     sampler.plan(options.schedule(c["steps"]), options.solver),
     c["guidance"],
     *(c[key] for key in ("frames", "height", "width", "batch_size")),
   )
-  renderer = rendering.Renderer(module, autoencoder, settings)
+  renderer = rendering.Renderer(module, space, settings)
   prompts = [q.prompt for q in asked] if asked else list(c["prompts"])
   if not prompts:
     raise errors.UserError(f"evaluators.{name}.prompts: there are none")
@@ -132,7 +133,7 @@ def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
   requests = rendering.Requests(
     text,
     denoise.negative(config["negative"], *text.shape[1:]),
-    rendering.noise(range(first, first + len(text)), renderer.shape),
+    np.asarray(denoiser.noise(range(first, first + len(text)), renderer.shape)),
   )
   if module.image_width is not None:
     size = (c["height"], c["width"])
@@ -140,7 +141,7 @@ def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
     requests = requests._replace(
       image=see(c["image_encoder"], images),
       condition=np.stack(
-        [autoencoder.condition(image, c["frames"]) for image in images]
+        [rendering.condition(space, image, c["frames"]) for image in images]
       ),
     )
   return Evaluator(
@@ -189,7 +190,7 @@ def embed(
   """
   ids, mask = tokenize.Tokenizer.from_directory(tokenizer)(prompts, tokens)
   module, variables = convert.load("umt5", encoder)
-  run = jax.jit(functools.partial(encode.text, module))
+  run = jax.jit(functools.partial(conditions.text, module))
   rows = [
     run(variables, ids[i : i + 1], mask[i : i + 1]) for i in range(len(ids))
   ]
@@ -201,7 +202,7 @@ def see(encoder: str, images: Sequence[np.ndarray]) -> np.ndarray:
   if not encoder:
     raise errors.UserError("image to video needs an image_encoder, found none")
   module, variables = convert.load("clip_vision", encoder)
-  run = jax.jit(functools.partial(encode.image, module))
+  run = jax.jit(functools.partial(conditions.image, module))
   rows = [
     run(variables, clip_images.preprocess(image, module.image_size)[None])
     for image in images

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import convert, errors, sharding
-from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.convert import matching, sources
 from dcvideogen_jax.data import pipeline
+from dcvideogen_jax.latents import conditions
 from dcvideogen_jax.train import task as task_lib
 from dcvideogen_jax.train import weights
 
@@ -45,7 +45,7 @@ class Encoders:
     self._modules = {}
     needed = {name.removesuffix("_condition") for name in names}
     if any(name.endswith("_condition") for name in names):
-      needed.add("image")  # Its presence asks `encode.clips` for conditions.
+      needed.add("image")  # Asks `conditions.clips` for conditions.
     for name in _KINDS if config else ():
       if name in needed:
         self._modules[name] = self._build(name)
@@ -67,13 +67,13 @@ class Encoders:
 
   def init(self, rng: jax.Array) -> dict[str, Any]:
     """{"encoders": random parameters}, {} where clips are encoded already."""
-    found: dict[str, Any] = {}
+    params: dict[str, Any] = {}
     for i, (name, module) in enumerate(self._modules.items()):
       example = convert.KINDS[_KINDS[name]].example(module)
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
       key = jax.random.fold_in(rng, i)
-      found[name] = module.init(key, *zeros)["params"]
-    return {"encoders": found} if found else {}
+      params[name] = module.init(key, *zeros)["params"]
+    return {"encoders": params} if params else {}
 
   def load(self, where: Mapping[str, Any]) -> dict[str, Any]:
     """What `init` gives, from files, where `where["encoders"]` says.
@@ -81,7 +81,7 @@ class Encoders:
     Raises:
       errors.UserError: if they cannot be read or do not fit.
     """
-    found = {}
+    params = {}
     for name, module in self._modules.items():
       _, variables = convert.load(
         _KINDS[name],
@@ -90,8 +90,8 @@ class Encoders:
         dtype=module.param_dtype,
         sharding={"params": where["encoders"][name]},
       )
-      found[name] = variables["params"]
-    return {"encoders": found} if found else {}
+      params[name] = variables["params"]
+    return {"encoders": params} if params else {}
 
   def encode(self, variables: Any, batch: task_lib.Batch) -> task_lib.Batch:
     """What the task reads, one clip per device at a time."""
@@ -102,8 +102,8 @@ class Encoders:
     }
 
     def some(clips):
-      found = encode.clips(self._modules, parameters, clips)
-      return {name: found[name] for name in self._names}
+      arrays = conditions.clips(self._modules, parameters, clips)
+      return {name: arrays[name] for name in self._names}
 
     return _one_per_device(some, batch)
 
@@ -124,8 +124,8 @@ def _one_per_device(
     x = jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
     return sharding.constrain(x, "batch")
 
-  found = jax.lax.map(function, jax.tree.map(split, batch))
-  return jax.tree.map(join, found)
+  encoded = jax.lax.map(function, jax.tree.map(split, batch))
+  return jax.tree.map(join, encoded)
 
 
 def _noise(

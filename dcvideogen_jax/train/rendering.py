@@ -9,8 +9,7 @@ bounded memory on the first device of each process.
 """
 
 import functools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,103 +20,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, UInt8
 
 from dcvideogen_jax import errors, memory, sharding
-from dcvideogen_jax.adapt import align, encode
 from dcvideogen_jax.diffusion import guidance, sampler
-from dcvideogen_jax.models import (
-  bands,
-  dc_ae_v,
-  streaming,
-  wan_dit,
-  wan_vae,
-)
+from dcvideogen_jax.latents import conditions, denoiser, spaces
 
 Video = UInt8[np.ndarray, "b t h w 3"]
-
-# Of free memory, what decoding is planned with.
-_SHARE = 0.8
-
-
-class Autoencoder(NamedTuple):
-  """DC-AE-V or Wan's: what turns latents into videos, and images into latents.
-
-  Attributes:
-    module: a `DCAEV` or a `WanVAE`.
-    variables: `{"params": ...}`, on one device.
-  """
-
-  module: Any
-  variables: Mapping[str, Any]
-
-  @property
-  def deep(self) -> bool:
-    """Whether it is DC-AE-V."""
-    return isinstance(self.module, dc_ae_v.DCAEV)
-
-  def grid(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-    """Latent frames, rows, columns and channels of a video.
-
-    Raises:
-      errors.UserError: if the autoencoder would make another size of it.
-    """
-    m = self.module
-    first = 0 if self.deep else 1
-    t, *rest = (
-      divmod(n, factor)
-      for n, factor in (
-        (frames - first, m.temporal_factor),
-        (height, m.spatial_factor),
-        (width, m.spatial_factor),
-      )
-    )
-    if any(left for _, left in (t, *rest)) or frames < 1:
-      begin = f"{first} + " if first else ""
-      raise errors.UserError(
-        f"the autoencoder makes videos of {begin}{m.temporal_factor}k frames "
-        f"and multiples of {m.spatial_factor} pixels, found {frames} frames of "
-        f"{height}x{width}"
-      )
-    return t[0] + first, *(n for n, _ in rest), m.latent_channels
-
-  def decode(self, latents: Float[np.ndarray, "b t h w c"]) -> Video:
-    """Videos of latents as the diffusion model has them."""
-    m = self.module
-    if not self.deep:
-      pieces = wan_vae.stream_decode(
-        m, self.variables, [np.asarray(m.denormalise(latents))], dtype=np.uint8
-      )
-      return np.concatenate(list(pieces), axis=1)
-    b, t, h, w, _ = latents.shape
-    size = [n * m.spatial_factor for n in (h, w)]
-    plan = self._plan(m, t, size, memory.free() / b, decode=True)
-    chunks = streaming.decode(
-      m,
-      self.variables,
-      [latents / m.latent_scale],
-      plan=plan,
-      dtype=np.uint8,
-    )
-    return np.concatenate([np.asarray(x) for x in chunks], axis=1)
-
-  def condition(
-    self, image: UInt8[np.ndarray, "h w 3"], frames: int
-  ) -> Float[np.ndarray, "t h w c"]:
-    """Latents of a first frame amid grey, as training has them, float32."""
-    m = self.module
-    repeats = m.temporal_factor if self.deep else 1
-    video = encode.condition_video(image[None], frames, repeats)
-    if not self.deep:
-      return np.asarray(encode.stream_base(m, self.variables, video)[0])
-    t, size = frames // m.temporal_factor, image.shape[:2]
-    exact = m.clone(dtype=jnp.float32)
-    plan = self._plan(exact, t, size, memory.free(), decode=False)
-    found = encode.stream_deep(m, self.variables, video, frames, plan)
-    return np.asarray(found[0])
-
-  def _plan(self, module, t, size, free, decode):
-    chunk = module.chunk_frames // module.temporal_factor
-    return bands.plan(
-      module, *size, _SHARE * free, decode=decode, streamed=t > chunk
-    )
 
 
 class Settings(NamedTuple):
@@ -156,29 +62,32 @@ class Requests(NamedTuple):
   condition: Float[np.ndarray, "n t h w c"] | None = None
 
 
-def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
-  """Noise of each seed, the same as sampling draws from it: (n, *shape)."""
-  draw = functools.partial(jax.random.normal, shape=shape, dtype=jnp.float32)
-  return np.stack([np.asarray(draw(jax.random.key(seed))) for seed in seeds])
+def condition(
+  space: spaces.LatentSpace, image: UInt8[np.ndarray, "h w 3"], frames: int
+) -> Float[np.ndarray, "t h w c"]:
+  """Latents of a first frame amid grey, as training has them, float32."""
+  budget = spaces.SHARE * memory.free()
+  return np.asarray(space.condition(image, None, frames, budget)[0])
 
 
 class Renderer:
   """Makes the same videos again and again, with other parameters."""
 
-  def __init__(self, module: Any, autoencoder: Autoencoder, settings: Settings):
+  def __init__(
+    self, module: Any, space: spaces.LatentSpace, settings: Settings
+  ):
     """Prepares; nothing is compiled before the first video.
 
     Args:
       module: `WanDiT`, low-rank updates and all.
-      autoencoder: whose latents it makes.
+      space: in which it makes latents, with variables on one device.
       settings: how.
 
     Raises:
       errors.UserError: if the size of the videos does not fit.
     """
-    self.shape = autoencoder.grid(
-      settings.frames, settings.height, settings.width
-    )
+    self._size = (settings.frames, settings.height, settings.width)
+    self.shape = space.grid(*self._size)
     if (
       any(n % p for n, p in zip(self.shape[:3], module.patch, strict=True))
       or module.out_channels != self.shape[-1]
@@ -188,14 +97,9 @@ class Renderer:
         f"channels cannot make latents of shape {self.shape}"
       )
     self._module = module
-    self._autoencoder = autoencoder
+    self._space = space
     self._settings = settings
     self._programs: dict[Any, Any] = {}
-
-  @property
-  def tokens(self) -> int:
-    """Of the transformer, for one video."""
-    return math.prod(self.shape[:3]) // math.prod(self._module.patch)
 
   def videos(self, variables: Any, requests: Requests) -> Video:
     """All videos, in order.
@@ -205,11 +109,13 @@ class Renderer:
         looked at.
       requests: what to make.
     """
-    found = []
+    videos = []
     for latents in self.latents(variables, requests):
       with jax.set_mesh(_one_device()):
-        found.append(self._autoencoder.decode(latents))
-    return np.concatenate(found)
+        budget = spaces.SHARE * memory.free()
+        pieces = self._space.decode(latents, self._size, jnp.float32, budget)
+        videos.append(np.concatenate([*pieces], axis=1))
+    return np.concatenate(videos)
 
   def latents(
     self, variables: Any, requests: Requests
@@ -223,21 +129,21 @@ class Renderer:
     for start in range(0, total, size):
       # The last batch is filled up: another size would be another program.
       rows = np.arange(start, start + size) % total
-      given = {
-        name: getattr(requests, name)[rows]
-        for name in ("text", "image", "condition")
-        if getattr(requests, name) is not None
-      }
-      negative = np.broadcast_to(requests.negative, given["text"].shape)
-      found = self._program(mesh)(
+      cond = {"text": requests.text[rows]}
+      if requests.image is not None:
+        mask = self._space.mask(self._size[0], last=False)
+        extra = conditions.extra(mask, requests.condition[rows])
+        cond |= {"image": requests.image[rows], "extra": extra}
+      negative = np.broadcast_to(requests.negative, cond["text"].shape)
+      made = self._program(mesh)(
         self._settings.plan,
         weights,
         np.float32(self._settings.guidance),
         requests.noise[rows],
-        given,
-        {**given, "text": negative},
+        cond,
+        {**cond, "text": negative},
       )
-      yield np.asarray(found)[: total - start]
+      yield np.asarray(made)[: total - start]
 
   def _program(self, mesh: Any) -> Any:
     """All steps, for the devices of a mesh."""
@@ -246,52 +152,38 @@ class Renderer:
       self._programs[mesh] = jax.jit(self._sample, out_shardings=whole)
     return self._programs[mesh]
 
-  def _sample(self, plan, weights, scale, noise, given, otherwise):
-    split = functools.partial(
-      jax.tree.map, lambda x: sharding.constrain(jnp.asarray(x), "batch")
+  def _sample(self, plan, weights, scale, noise, cond, uncond):
+    noise, cond, uncond = jax.tree.map(
+      lambda x: sharding.constrain(jnp.asarray(x), "batch"),
+      (noise, cond, uncond),
     )
-    noise, given, otherwise = split((noise, given, otherwise))
-    frames = noise.shape[1]
+    module, frames = self._module, noise.shape[1]
     size = frames
-    if self._module.chunk is not None:
-      size = self._module.chunk * self._module.patch[0]
+    if module.chunk is not None:
+      size = module.chunk * module.patch[0]
     guided = guidance.needed(self._settings.guidance)
-    made, past = [], ()
+    model = functools.partial(denoiser.velocity, module, guided, True)
+    chunks, caches = [], ()
     for start in range(0, frames, size):
-      chunk = slice(start, start + size)
-      run = functools.partial(self._apply, weights, chunk, past)
-
-      def velocity(x, t, run=run):
-        if not guided:
-          return run(x, t, given).astype(jnp.float32)
-        return guidance.guided(run, scale)(x, t, given, otherwise)
-
-      made.append(sampler.sample(velocity, noise[:, chunk], plan))
-      if chunk.stop < frames:
-        x, both = made[-1], given
-        if guided:
-          x = guidance.interleave(x, x)
-          both = jax.tree.map(guidance.interleave, given, otherwise)
+      inputs = (
+        _frames(cond, start, size),
+        _frames(uncond, start, size) if guided else None,
+        (caches,),
+      )
+      x = noise[:, start : start + size]
+      x = sampler.sample(model, x, plan, weights, scale, *inputs)
+      chunks.append(x)
+      if start + size < frames:
         t = jnp.zeros(len(x), jnp.float32)
-        _, kept = run(x, t, both, mutable=["cache"])
-        past = (*past, wan_dit.kv_cache(kept))
-    return jnp.concatenate(made, axis=1)
+        caches += denoiser.cache(module, True, x, t, weights, *inputs)
+    return jnp.concatenate(chunks, axis=1)
 
-  def _apply(self, weights, chunk, past, x, t, given, **options):
-    """The model on a chunk of frames."""
-    if "condition" in given:
-      latents = jnp.pad(x, ((0, 0), (chunk.start, 0), (0, 0), (0, 0), (0, 0)))
-      condition = given["condition"][:, : latents.shape[1]]
-      x = align.condition(latents, condition)[:, chunk]
-    return self._module.apply(
-      weights,
-      x,
-      t,
-      given["text"],
-      given.get("image"),
-      past=past,
-      **options,
-    )
+
+def _frames(given, start, size):
+  """What a chunk of frames is told."""
+  if "extra" not in given:
+    return given
+  return {**given, "extra": given["extra"][:, start : start + size]}
 
 
 def _one_device() -> jax.sharding.Mesh:

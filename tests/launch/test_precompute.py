@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import convert, errors
-from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.data import (
   buckets,
   clip_sources,
@@ -24,6 +23,7 @@ from dcvideogen_jax.data import (
   parts,
   tokenize,
 )
+from dcvideogen_jax.latents import conditions
 from dcvideogen_jax.models import wan_vae
 from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.precompute import encoding
@@ -196,7 +196,9 @@ def test_arrays_are_the_encoders(made, videos, base_vae):
   batch = {"video": loaded.video, "pixels": pixels}
   batch = {name: values[None] for name, values in batch.items()}
   batch |= {"ids": ids, "mask": mask}
-  expected = jax.jit(lambda v, b: encode.clips(modules, v, b))(variables, batch)
+  expected = jax.jit(lambda v, b: conditions.clips(modules, v, b))(
+    variables, batch
+  )
   for name in ("base", "deep", "base_condition", "deep_condition", "image"):
     np.testing.assert_allclose(arrays[name], expected[name][0], atol=2e-4)
   for found, values, known in zip(
@@ -215,7 +217,7 @@ def test_the_negative_prompt(made):
   # parts.json of the tiny models asks for 32 tokens.
   ids, mask = tokenizer([expected], 32)
   module, variables = convert.load("umt5", TINY / "text_encoder")
-  text = jax.jit(lambda v: encode.text(module, v, ids, mask))(variables)
+  text = jax.jit(lambda v: conditions.text(module, v, ids, mask))(variables)
   assert mask.all()
   np.testing.assert_allclose(latents.negative(made[0]), text[0], atol=2e-4)
 

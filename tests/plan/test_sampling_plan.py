@@ -12,9 +12,10 @@ import pytest
 import dcvideogen_jax
 from configs import common, sample
 from dcvideogen_jax import config_parts, convert, errors
+from dcvideogen_jax.latents import spaces
 from dcvideogen_jax.models import bands
 from dcvideogen_jax.plan import compiled, hardware, roofline, sampling
-from dcvideogen_jax.sample import denoise, latents, loading, pipeline, sizes
+from dcvideogen_jax.sample import denoise, loading, pipeline, sizes
 
 TINY = pathlib.Path(dcvideogen_jax.__file__).parent / "assets/dcvideogen_tiny"
 SIZE = sizes.Size(40, 48, 64)
@@ -127,7 +128,7 @@ def test_decoding_is_planned_with_what_the_weights_leave():
   left = phase["bytes"]
   tight = measure(parts, weights + left)["phases"]["decode"]["plan"]
   assert tight["cut"] is not None
-  assert tight["bytes"] < pipeline.SHARE * left < phase["plan"]["bytes"]
+  assert tight["bytes"] < spaces.SHARE * left < phase["plan"]["bytes"]
   with pytest.raises(compiled.TooLarge, match="decoding: 64x64 does"):
     measure(parts, weights + 400_000)
   with pytest.raises(compiled.TooLarge, match="weights alone"):
@@ -139,7 +140,9 @@ def test_parts_are_the_published_ones(variant):
   parts = sampling.parts(variant, jnp.bfloat16)
   pipeline.DCVideoGen(parts)  # Refuses an autoencoder that does not fit.
   deep = variant.startswith("dc-")
-  assert isinstance(parts.space, latents.Deep if deep else latents.Wan)
+  assert isinstance(
+    parts.space, spaces.DCAEVLatents if deep else spaces.WanVAELatents
+  )
   assert parts.task == ("i2v" if deep else "t2v")
   assert (parts.image_encoder is None) == (parts.task == "t2v")
   params = parts.transformer.variables["params"]
@@ -160,7 +163,7 @@ def test_wans_autoencoder_and_two_images():
   shapes = jax.eval_shape(
     module.init, jax.random.key(0), *convert.KINDS["wan_dit"].example(module)
   )
-  space = latents.Wan(
+  space = spaces.WanVAELatents(
     *compiled.part(
       "wan_vae",
       "wan2.1",
@@ -170,7 +173,9 @@ def test_wans_autoencoder_and_two_images():
       blocks=1,
     )
   )
-  parts = tiny._replace(transformer=loading.Part(module, shapes), space=space)
+  parts = tiny._replace(
+    transformer=loading.LoadedModel(module, shapes), space=space
+  )
   plan = measure(parts)
   assert plan["latents"] == (11, 12, 16, 16)
   phases = plan["phases"]

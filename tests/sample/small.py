@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcvideogen_jax.latents import spaces
 from dcvideogen_jax.models import clip_vision, dc_ae_v, umt5, wan_dit
-from dcvideogen_jax.sample import latents, loading, pipeline
+from dcvideogen_jax.sample import loading, pipeline
 
 AUTOENCODER = {
   "latent_channels": 4,
@@ -76,7 +77,7 @@ def _part(module, *shapes, seed=0):
     scale = 1 / np.sqrt(fan_in) if len(x.shape) > 1 else 0.2
     return jnp.asarray(random.normal(size=x.shape) * scale, x.dtype)
 
-  return loading.Part(module, jax.tree.map(fill, expected))
+  return loading.LoadedModel(module, jax.tree.map(fill, expected))
 
 
 def _float(*shape):
@@ -96,7 +97,9 @@ def make(task="t2v", texts=False, **fields):
   return pipeline.DCVideoGen(
     loading.Parts(
       _part(dit, *arguments),
-      latents.Deep(*_part(dc_ae_v.build(AUTOENCODER), _float(1, 8, 4, 4, 3))),
+      spaces.DCAEVLatents(
+        *_part(dc_ae_v.build(AUTOENCODER), _float(1, 8, 4, 4, 3))
+      ),
       loading.Texts(Letters(), encoder, 10) if texts else None,
       clip,
     )

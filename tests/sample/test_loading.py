@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import convert, errors
-from dcvideogen_jax.sample import latents, loading, pipeline
+from dcvideogen_jax.latents import spaces
+from dcvideogen_jax.sample import loading, pipeline
 from tests.sample import published
 
 PHOTO = np.random.default_rng(7).integers(0, 256, (30, 50, 3), dtype=np.uint8)
@@ -48,20 +49,20 @@ def expected():
     if name not in made:
       clip = published.model("clip_vision")[1:]
       space = (
-        latents.Deep(*published.model("dc_ae_v")[1:])
+        spaces.DCAEVLatents(*published.model("dc_ae_v")[1:])
         if name.startswith("dc")
-        else latents.Wan(*published.model("wan_vae")[1:])
+        else spaces.WanVAELatents(*published.model("wan_vae")[1:])
       )
       parts = loading.Parts(
-        loading.Part(*published.model("wan_dit", name)[1:]),
+        loading.LoadedModel(*published.model("wan_dit", name)[1:]),
         space,
         loading.Texts(
           loading.tokenize.Tokenizer.from_directory(
             published.TINY / "tokenizer"
           ),
-          loading.Part(*published.model("umt5")[1:]),
+          loading.LoadedModel(*published.model("umt5")[1:]),
         ),
-        None if name.endswith("t2v") else loading.Part(*clip),
+        None if name.endswith("t2v") else loading.LoadedModel(*clip),
         loading.flow.from_config(published.SCHEDULER),
       )
       made[name] = np.asarray(sample(parts, name).latents)

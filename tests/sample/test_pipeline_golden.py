@@ -13,7 +13,8 @@ import safetensors.numpy
 
 from dcvideogen_jax import convert
 from dcvideogen_jax.diffusion import flow
-from dcvideogen_jax.sample import latents, loading, pipeline
+from dcvideogen_jax.latents import spaces
+from dcvideogen_jax.sample import loading, pipeline
 from tests import golden_data
 
 AUTOENCODER = {
@@ -53,8 +54,8 @@ def load(name):
   }
   return pipeline.DCVideoGen(
     loading.Parts(
-      loading.Part(*convert.load("wan_dit", parts["dit."], dit)),
-      latents.Deep(*space),
+      loading.LoadedModel(*convert.load("wan_dit", parts["dit."], dit)),
+      spaces.DCAEVLatents(*space),
       options=flow.from_config(scheduler),
     )
   )

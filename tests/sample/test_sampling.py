@@ -9,11 +9,11 @@ import pytest
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.diffusion import flow
+from dcvideogen_jax.latents import conditions, spaces
 from dcvideogen_jax.sample import (
   arguments,
-  conditions,
   denoise,
-  latents,
+  options,
   pipeline,
 )
 from tests.sample.small import NEGATIVE, PHOTO, TEXT, make, run
@@ -83,8 +83,8 @@ def test_one_program_equals_steps(t2v):
 def test_guidance_together_equals_in_turn(t2v, monkeypatch):
   together = run(t2v).latents
   monkeypatch.setattr(denoise, "_BATCHED_TOKENS", 0)
-  serialise_gradients = run(t2v).latents
-  np.testing.assert_allclose(together, serialise_gradients, atol=1e-5)
+  in_turn = run(t2v).latents
+  np.testing.assert_allclose(together, in_turn, atol=1e-5)
 
 
 def test_guidance_of_one_needs_no_negative(t2v):
@@ -236,7 +236,7 @@ def test_phases_are_told(t2v):
 
   def phase(name):
     told.append(name)
-    return denoise.no_phase(name)
+    return options.no_phase(name)
 
   result = run(t2v, phase=phase)
   assert told == ["text", "compile", "denoise"]
@@ -300,7 +300,7 @@ def test_refusals(t2v, changes, message):
 
 def test_numbers_of_numpy_are_welcome():
   assert arguments.steps(np.int64(4)) == 4
-  assert arguments.guidance_scale(np.float32(2.5)) == 2.5
+  assert arguments.number(np.float32(2.5), "x") == 2.5
   assert arguments.noise(None, np.int32(3), (2, 1))[1] == [3, 3]
 
 
@@ -361,9 +361,9 @@ def test_the_budget_is_shared_by_the_batch(t2v, monkeypatch):
 
   def plan(module, height, width, budget, **_):
     asked.append(budget)
-    return latents.bands.BandPlan()
+    return spaces.bands.BandPlan()
 
-  monkeypatch.setattr(latents.bands, "plan", plan)
+  monkeypatch.setattr(spaces.bands, "plan", plan)
   texts = np.concatenate([TEXT, NEGATIVE])
   run(t2v, prompt=texts, seed=[3, 4], memory_budget=8e6).video()
   assert asked == [4e6]
@@ -372,12 +372,12 @@ def test_the_budget_is_shared_by_the_batch(t2v, monkeypatch):
 def test_wan_s_autoencoder_decodes_in_float32(monkeypatch):
   seen = []
   monkeypatch.setattr(
-    latents.wan_vae,
+    spaces.wan_vae,
     "stream_decode",
     lambda module, *_, **__: seen.append(module.dtype) or iter(()),
   )
-  module = latents.wan_vae.build({"base_width": 4})
-  space = latents.Wan(module, {})
+  module = spaces.wan_vae.build({"base_width": 4})
+  space = spaces.WanVAELatents(module, {})
   z = jnp.zeros((1, 1, 1, 1, 16))
   list(space.decode(z, pipeline.sizes.Size(1, 8, 8), jnp.bfloat16, 1e9))
   assert seen == [jnp.float32]

@@ -128,13 +128,13 @@ def test_a_stream_on_a_mesh(sizes, monkeypatch):
   """Four chunks of 30 tokens, each after at most two others."""
   made = small.make(chunk=2, **FIELDS)
   expected = [*made.generate_stream(small.TEXT, **STREAM).latents()]
-  kept, add = [], chunkwise.Kept.add
+  kept, add = [], chunkwise.KVCache.add
 
   def spy(self, chunk):
     kept.append(chunk)
     add(self, chunk)
 
-  monkeypatch.setattr(chunkwise.Kept, "add", spy)
+  monkeypatch.setattr(chunkwise.KVCache, "add", spy)
   found = spread(made, **sizes).generate_stream(small.TEXT, **STREAM)
   for x, y in zip(found.latents(), expected, strict=True):
     assert len(x.sharding.device_set) == np.prod(list(sizes.values()))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors, memory
-from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.diffusion import guidance, sampler
+from dcvideogen_jax.latents import conditions, denoiser
 from dcvideogen_jax.models import rope, wan_blocks
-from dcvideogen_jax.sample import chunkwise, conditions
+from dcvideogen_jax.sample import chunkwise
 from tests import keys
 from tests.sample.small import NEGATIVE, PHOTO, TEXT, make
 
@@ -95,7 +95,7 @@ def recomputed(
   for n in range(chunks):
     prefix = [
       (1 - level) * x
-      + level * chunkwise.noise([0], x.shape[1:], chunkwise.CLEAN, j)
+      + level * denoiser.noise([0], x.shape[1:], chunkwise.CLEAN, j)
       for j, x in enumerate(clean)
     ]
 
@@ -111,7 +111,7 @@ def recomputed(
       return module.apply(variables, x, t, given, *rest)[:, -CHUNK:]
 
     guided = guidance.guided(apply, scale, batched=False)
-    noise = chunkwise.noise([0], (CHUNK, 3, 5, 4), n)
+    noise = denoiser.noise([0], (CHUNK, 3, 5, 4), n)
     run = functools.partial(sampler.sample, guided)
     clean.append(np.asarray(jax.jit(run)(noise, plan, TEXT, NEGATIVE)))
   return clean
@@ -220,7 +220,7 @@ def test_going_on_from_a_video(task):
   model = made(task)
   padded = np.stack([conditions.pad(x, (12, 20)) for x in video])[None]
   space = model.parts.space
-  known = encode.deep_latents(space.module, space.variables, padded)
+  known = space.encode_whole(padded)
   np.testing.assert_allclose(
     np.concatenate(found[:2], axis=1), known, rtol=0, atol=1e-5
   )
@@ -261,15 +261,15 @@ def test_a_window_bounds_memory_and_programs(compiled_programs):
 
 
 def test_what_is_kept():
-  kept = chunkwise.Kept(2, sink=1, window=2)
+  kept = chunkwise.KVCache(2, sink=1, window=2)
   for n in range(6):
     kept.add((n, -n))
-  assert kept.past() == ((0, 4, 5), (0, -4, -5))
-  kept = chunkwise.Kept(1, sink=0, window=None)
-  assert kept.past() == ((),)
+  assert kept.by_pass() == ((0, 4, 5), (0, -4, -5))
+  kept = chunkwise.KVCache(1, sink=0, window=None)
+  assert kept.by_pass() == ((),)
   for n in range(3):
     kept.add((n,))
-  assert kept.past() == ((0, 1, 2),)
+  assert kept.by_pass() == ((0, 1, 2),)
 
 
 def test_saved_as_it_is_made(tmp_path):

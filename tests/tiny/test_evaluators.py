@@ -6,7 +6,7 @@ import pytest
 
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.data import tokenize
-from dcvideogen_jax.sample import conditions
+from dcvideogen_jax.latents import conditions
 from dcvideogen_jax.tiny import evaluators, scorer, world
 from tests.adapt import runs, tiny_models
 from tests.sample import published

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import convert, errors, sharding
-from dcvideogen_jax.adapt import encode
+from dcvideogen_jax.latents import conditions
 from dcvideogen_jax.train import align, denoise, inputs
 from tests import golden_data
 from tests.adapt import runs
@@ -103,7 +103,7 @@ def test_encoders_in_the_step_on_a_mesh(files):
   @jax.jit
   def alone(clip):
     clip = {key: value[None] for key, value in clip.items()}
-    return encode.clips(modules, parameters, clip)
+    return conditions.clips(modules, parameters, clip)
 
   for i in (0, 3, 7):
     expected = alone({key: value[i] for key, value in batch.items()})

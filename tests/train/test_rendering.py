@@ -10,8 +10,9 @@ import pytest
 from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.adapt import align
 from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.latents import denoiser, spaces
 from dcvideogen_jax.models import wan_dit
-from dcvideogen_jax.sample import latents, loading, pipeline
+from dcvideogen_jax.sample import loading, pipeline
 from dcvideogen_jax.train import rendering
 from tests.sample import published
 
@@ -25,8 +26,9 @@ def size(name):
 
 
 def autoencoder(name):
-  kind = "dc_ae_v" if name.startswith("dc") else "wan_vae"
-  return rendering.Autoencoder(*published.model(kind)[1:])
+  if name.startswith("dc"):
+    return spaces.DCAEVLatents(*published.model("dc_ae_v")[1:])
+  return spaces.WanVAELatents(*published.model("wan_vae")[1:])
 
 
 def settings(name, guidance=GUIDANCE, batch_size=2):
@@ -51,12 +53,13 @@ def requests(name, made, count, seed=0):
   found = rendering.Requests(
     draw(count, 6, published.TEXT_WIDTH),
     draw(6, published.TEXT_WIDTH),
-    rendering.noise(range(count), made.shape),
+    np.asarray(denoiser.noise(range(count), made.shape)),
   )
   if name.endswith("i2v"):
     frames, *pixels = size(name)
     images = random.integers(0, 256, (count, *pixels, 3), np.uint8)
-    conditions = [autoencoder(name).condition(x, frames) for x in images]
+    space = autoencoder(name)
+    conditions = [rendering.condition(space, x, frames) for x in images]
     found = found._replace(
       image=draw(count, 5, 1280), condition=np.stack(conditions)
     )
@@ -66,9 +69,10 @@ def requests(name, made, count, seed=0):
 
 def sampled(name, asked, images):
   """The same by the pipeline, one after another."""
-  dit, ae = published.model("wan_dit", name), autoencoder(name)
-  space = latents.Deep(*ae) if ae.deep else latents.Wan(*ae)
-  made = pipeline.DCVideoGen(loading.Parts(loading.Part(*dit[1:]), space))
+  dit, space = published.model("wan_dit", name), autoencoder(name)
+  made = pipeline.DCVideoGen(
+    loading.Parts(loading.LoadedModel(*dit[1:]), space)
+  )
   frames, height, width = size(name)
   videos = []
   for i, text in enumerate(asked.text):
@@ -111,11 +115,10 @@ def test_is_what_sampling_makes(name):
 
 @pytest.mark.parametrize("name", ["dc_i2v", "wan_i2v"])
 def test_conditions_are_those_of_sampling(name):
-  ae, (frames, *pixels) = autoencoder(name), size(name)
-  space = latents.Deep(*ae) if ae.deep else latents.Wan(*ae)
+  space, (frames, *pixels) = autoencoder(name), size(name)
   image = np.random.default_rng(1).integers(0, 256, (*pixels, 3), np.uint8)
   expected = space.condition(image, None, frames, 1e9)
-  found = ae.condition(image, frames)
+  found = rendering.condition(space, image, frames)
   np.testing.assert_allclose(found[None], expected, atol=1e-5)
 
 
@@ -183,10 +186,6 @@ def test_sizes_that_do_not_fit(name, wanted, message):
   given = rendering.Settings(plan, 1.0, *wanted, 2)
   with pytest.raises(errors.UserError, match=message):
     rendering.Renderer(module, autoencoder(name), given)
-
-
-def test_tokens():
-  assert renderer("dc_t2v").tokens == 3 * 2 * 4
 
 
 @pytest.mark.parametrize("name", ["dc_t2v", "dc_i2v"])

@@ -16,21 +16,21 @@ from typing import Any, NamedTuple
 
 from dcvideogen_jax import documents, errors
 
-FILE = "parts.json"
+NAME = "parts.json"
 # What is no path.
 OPTIONS = ("text_tokens",)
 # Of a text: far more than any model was trained for.
 _MOST_TOKENS = 1 << 16
 
 
-class Said(NamedTuple):
+class PartsFile(NamedTuple):
   """The paths of parts by their names, and `OPTIONS`."""
 
   paths: Mapping[str, pathlib.Path]
   options: Mapping[str, Any]
 
 
-def read(directory: pathlib.Path, parts: Collection[str]) -> Said:
+def read(directory: pathlib.Path, parts: Collection[str]) -> PartsFile:
   """Reads the file, if there is one.
 
   Args:
@@ -41,9 +41,9 @@ def read(directory: pathlib.Path, parts: Collection[str]) -> Said:
     errors.UserError: if it is damaged, names something unknown or what does not
       exist, or gives no number of tokens.
   """
-  path = directory / FILE
+  path = directory / NAME
   if not path.is_file():
-    return Said({}, {})
+    return PartsFile({}, {})
   try:
     table = documents.parse(path.read_bytes())
   except (OSError, ValueError) as e:
@@ -70,4 +70,4 @@ def read(directory: pathlib.Path, parts: Collection[str]) -> Said:
         f"{path}: {name} must be a whole number from 1 to {_MOST_TOKENS},"
         f" found {value!r}"
       )
-  return Said({part: directory / x for part, x in table.items()}, options)
+  return PartsFile({part: directory / x for part, x in table.items()}, options)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.adapt import encode
 from dcvideogen_jax.data import clip_images
+from dcvideogen_jax.latents import conditions, spaces, videos
 from dcvideogen_jax.models import (
   bands,
   clip_vision,
@@ -16,7 +16,6 @@ from dcvideogen_jax.models import (
   umt5,
   wan_vae,
 )
-from dcvideogen_jax.sample import latents as sampled
 
 DEEP = {
   "latent_channels": 4,
@@ -93,14 +92,30 @@ def _float(video):
   return video.astype(np.float32) / 127.5 - 1
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="frames")
-def _jitted(function, module, *arguments, **options):
-  return function(module, *arguments, **options)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="frames")
+def _jitted(name, method, module, variables, *arguments, **options):
+  space = spaces.SPACES[name](module, variables)
+  return getattr(space, method)(*arguments, **options)
 
 
-def _run(name, model, *arguments, **options):
-  """A function of `encode`, compiled."""
-  return _jitted(getattr(encode, name), *model, *arguments, **options)
+def _whole(name, model, video):
+  """Latents of clips, compiled."""
+  return _jitted(name, "encode_whole", *model, video)
+
+
+def _first(name, model, image):
+  """Conditions of first images, compiled."""
+  return _jitted(name, "encode_first", *model, image, frames=FRAMES)
+
+
+def _streamed(name, model, video, plan=None, frames=FRAMES):
+  """Latents of a video in pieces, with a plan for DC-AE-V."""
+  space = spaces.SPACES[name](*model)
+  if plan is None:
+    return space.encode(video, (frames, 8, 16), 1e9)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(spaces.bands, "plan", lambda *_, **__: plan)
+    return space.encode(video, (frames, 8, 16), 1e9)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -120,7 +135,7 @@ def test_base_latents_are_normalised_means(models, frames, used):
   posterior = _encoded(module, variables, _float(video[:, :used]))
   expected = posterior.mean - np.float32(BASE["mean"])[None, None, None, None]
   expected /= np.float32(BASE["std"])[None, None, None, None]
-  _close(_run("base_latents", models["base"], video), expected)
+  _close(_whole("base", models["base"], video), expected)
 
 
 @pytest.mark.parametrize("frames", [16, 12])
@@ -132,7 +147,7 @@ def test_deep_latents_are_scaled(models, frames):
     [video, video[:, -1:].repeat(FRAMES - frames, axis=1)], axis=1
   )
   expected = _encoded(module, variables, _float(filled))
-  found = _run("deep_latents", models["deep"], video)
+  found = _whole("deep", models["deep"], video)
   _close(found, 0.7 * expected[:, : frames // 4])
 
 
@@ -140,9 +155,8 @@ def test_both_have_as_many_latent_frames(models):
   for k in range(4):
     video = _video(4 * (k + 1))
     for space in ("base", "deep"):
-      module, variables = models[space]
-      latents = functools.partial(getattr(encode, f"{space}_latents"), module)
-      shapes = jax.eval_shape(latents, variables, video)
+      latents = spaces.SPACES[space](*models[space]).encode_whole
+      shapes = jax.eval_shape(latents, video)
       assert shapes.shape[1] == k + 1
 
 
@@ -156,22 +170,17 @@ def test_conditions_are_the_first_frame_amid_grey(
   grey = np.zeros((2, frames, *video.shape[2:]), np.float32)
   grey[:, :repeats] = _float(video[:, :1])
   model, first = models[space], video[:, 0]
-  _close(
-    _run(f"{space}_condition", model, first, frames=FRAMES),
-    _run(f"{space}_latents", model, grey),
-  )
+  _close(_first(space, model, first), _whole(space, model, grey))
 
 
-@pytest.mark.parametrize(
-  ("space", "pipelines"), [("base", sampled.Wan), ("deep", sampled.Deep)]
-)
-def test_conditions_are_those_of_sampling(models, space, pipelines):
+@pytest.mark.parametrize("space", ["base", "deep"])
+def test_conditions_are_those_of_sampling(models, space):
   """What a model learns from is what it is given later."""
   image = _video()[:1, 0]
   frames = 13 if space == "base" else FRAMES
-  theirs = pipelines(*models[space]).condition(image[0], None, frames, 1e9)
-  found = _run(f"{space}_condition", models[space], image, frames=FRAMES)
-  _close(found, np.asarray(theirs))
+  sampled = spaces.SPACES[space](*models[space])
+  theirs = sampled.condition(image[0], None, frames, 1e9)
+  _close(_first(space, models[space], image), np.asarray(theirs))
 
 
 @pytest.mark.parametrize("half", [np.float16, "bfloat16"])
@@ -180,16 +189,16 @@ def test_latents_are_float32_whatever_the_module(models, space, half):
   module, variables = models[space]
   video = _video()
   np.testing.assert_array_equal(
-    _run(f"{space}_latents", (module.clone(dtype=half), variables), video),
-    _run(f"{space}_latents", (module, variables), video),
+    _whole(space, (module.clone(dtype=half), variables), video),
+    _whole(space, (module, variables), video),
   )
 
 
 @pytest.mark.parametrize("frames", [16, 12])
 def test_streaming_gives_the_base_latents(models, frames):
   video, model = _video(frames), models["base"]
-  found = encode.stream_base(*model, encode.pieces(video))
-  _close(found, _run("base_latents", model, video))
+  found = _streamed("base", model, videos.split(video))
+  _close(found, _whole("base", model, video))
 
 
 @pytest.mark.parametrize(
@@ -202,20 +211,19 @@ def test_streaming_gives_the_base_latents(models, frames):
 )
 def test_streaming_gives_the_deep_latents(models, frames, plan):
   video, model = _video(frames), models["deep"]
-  found = encode.stream_deep(*model, encode.pieces(video), frames, plan)
-  _close(found, _run("deep_latents", model, video))
+  found = _streamed("deep", model, videos.split(video), plan, frames)
+  _close(found, _whole("deep", model, video))
 
 
 def test_conditions_are_streamed(models):
   base, deep, image = models["base"], models["deep"], _video()[:, 0]
   _close(
-    encode.stream_base(*base, encode.condition_video(image, FRAMES, 1)),
-    _run("base_condition", base, image, frames=FRAMES),
+    _streamed("base", base, videos.condition_video(image, FRAMES, 1)),
+    _first("base", base, image),
   )
-  pieces = encode.condition_video(image, FRAMES, 4)
   _close(
-    encode.stream_deep(*deep, pieces, FRAMES, bands.BandPlan()),
-    _run("deep_condition", deep, image, frames=FRAMES),
+    _streamed("deep", deep, videos.condition_video(image, FRAMES, 4)),
+    _first("deep", deep, image),
   )
 
 
@@ -224,11 +232,15 @@ def _tokens():
   return ids, np.int32([[1, 1, 1, 0], [1, 1, 1, 1]])
 
 
+_text = functools.partial(jax.jit, static_argnums=0)(conditions.text)
+_image = functools.partial(jax.jit, static_argnums=0)(conditions.image)
+
+
 def test_texts_end_in_zeros_and_do_not_see_padding(models):
   ids, mask = _tokens()
-  found = _run("text", models["text"], ids, mask)
+  found = _text(*models["text"], ids, mask)
   assert not found[0, 3].any() and found[1].any(axis=-1).all()
-  short = _run("text", models["text"], ids[:1, :3], mask[:1, :3])
+  short = _text(*models["text"], ids[:1, :3], mask[:1, :3])
   _close(found[:1, :3], short)
 
 
@@ -242,20 +254,20 @@ def test_everything_at_once(models):
   def run(names):
     modules = {name: models[name][0] for name in names}
     variables = {name: models[name][1] for name in names}
-    return jax.jit(lambda v, b: encode.clips(modules, v, b))(variables, batch)
+    return jax.jit(lambda v, b: conditions.clips(modules, v, b))(
+      variables, batch
+    )
 
   first = video[:, 0]
   expected = {
-    "text": _run("text", models["text"], ids, mask),
-    "image": _run("image", models["image"], pixels),
+    "text": _text(*models["text"], ids, mask),
+    "image": _image(*models["image"], pixels),
   }
   for space in ("base", "deep"):
     model = models[space]
     expected |= {
-      space: _run(f"{space}_latents", model, video),
-      f"{space}_condition": _run(
-        f"{space}_condition", model, first, frames=FRAMES
-      ),
+      space: _whole(space, model, video),
+      f"{space}_condition": _first(space, model, first),
     }
   found = run(["base", "deep", "text", "image"])
   assert found.keys() == expected.keys()
@@ -269,10 +281,10 @@ def test_sizes_are_not_padded_in_training(models):
   side = module.spatial_factor
   video = np.zeros((1, 8, side, side + side // 2, 3), np.uint8)
   with pytest.raises(errors.UserError, match=f"multiples of {side} pixels"):
-    encode.deep_latents(module, variables, video)
+    spaces.DCAEVLatents(module, variables).encode_whole(video)
 
 
 @pytest.mark.parametrize("frames", [0, 15])
 def test_frames_must_fill_latents(models, frames):
   with pytest.raises(errors.UserError, match=f"multiple of 4 .* {frames}"):
-    encode.deep_frames(models["deep"][0], frames)
+    spaces.DCAEVLatents(*models["deep"]).clip_frames(frames)

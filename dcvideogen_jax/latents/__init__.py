@@ -1,0 +1,1 @@
+"""Videos, images and texts as the diffusion model sees them, and back."""
