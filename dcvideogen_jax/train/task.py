@@ -76,7 +76,7 @@ class DrawnLatents(LatentBatch, total=False):
 
 
 # Of every task; those with encoders get raw videos and tokens, as
-# `adapt.encode.clips` takes them, and make `LatentBatch` of them.
+# `latents.conditions.clips` takes them, and make `LatentBatch` of them.
 Batch = Any
 
 
