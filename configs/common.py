@@ -40,6 +40,8 @@ def adamw() -> ml_collections.ConfigDict:
       "clip": 1.0,
       "decay": 0.0,
       "decay_mask": ((".*/kernel", True), (".*", False)),
+      # Of parameters by name, the first match: multiplies their learning rate.
+      "lr_scale": ((".*", 1.0),),
     }
   )
 

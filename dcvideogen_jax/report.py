@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -106,6 +106,38 @@ def _digest(arrays: tuple[np.ndarray, ...]) -> str:
   return found.hexdigest()
 
 
+class Work(NamedTuple):
+  """What a step does, for its speed.
+
+  Attributes:
+    clips: of a batch.
+    flops: that the model needs; 0 is not known.
+    peak: FLOPs per second of all devices; None is not known.
+  """
+
+  clips: int
+  flops: int = 0
+  peak: float | None = None
+
+  def speed(self, seconds: float) -> tuple[dict[str, float], str]:
+    """Metrics of a step that takes so long, and how a line shows them.
+
+    "mfu", the utilisation, is "flops_per_second" over the peak.
+    """
+    metrics = {
+      "seconds_per_step": seconds,
+      "clips_per_second": self.clips / seconds,
+    }
+    line = f"{seconds:.3f} s/step  {metrics['clips_per_second']:.1f} clips/s"
+    if self.flops:
+      rate = metrics["flops_per_second"] = self.flops / seconds
+      line += f"  {rate / 1e12:.3g} TFLOP/s"
+      if self.peak:
+        metrics["mfu"] = rate / self.peak
+        line += f"  mfu {metrics['mfu']:.3f}"
+    return metrics, line
+
+
 class Report:
   """Writes what a run measures; use one per run, on the first process only.
 
@@ -169,7 +201,7 @@ class Report:
     print(text, flush=True)
 
   def progress(
-    self, step: int, metrics: Mapping[str, float], clips_per_step: int
+    self, step: int, metrics: Mapping[str, float], work: Work
   ) -> None:
     """Prints the progress line and records the metrics with their speed.
 
@@ -179,17 +211,13 @@ class Report:
     now = time.monotonic()
     self._mark = (step, now)
     shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    line, timing = f"step {step}/{self._total}  {shown}", {}
+    line, speed = f"step {step}/{self._total}  {shown}", {}
     if step > last:
       seconds = (now - then) / (step - last)
-      clips = clips_per_step / seconds
-      timing = {"seconds_per_step": seconds, "clips_per_second": clips}
-      line += (
-        f"  {seconds:.3f} s/step  {clips:.1f} clips/s"
-        f"  ETA {_clock((self._total - step) * seconds)}"
-      )
+      speed, text = work.speed(seconds)
+      line += f"  {text}  ETA {_clock((self._total - step) * seconds)}"
     self.note(line)
-    self.record(step, {**metrics, **timing})
+    self.record(step, {**metrics, **speed})
 
   def restart_clock(self, step: int) -> None:
     """Leaves what happened so far (compiling, evaluating) out of the speed."""

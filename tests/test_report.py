@@ -16,17 +16,28 @@ def _steps(directory):
 
 def test_progress_line_and_records(tmp_path, capsys):
   with report.Report(tmp_path, total_steps=10) as log:
-    log.progress(1, {"loss": 0.123456}, clips_per_step=8)
+    log.progress(1, {"loss": 0.123456}, report.Work(8, 10, 1e3))
     log.restart_clock(1)
-    log.progress(1, {"loss": 0.5}, clips_per_step=8)
+    log.progress(1, {"loss": 0.5}, report.Work(8, 10, 1e3))
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].startswith("step 1/10  loss 0.1235  0.")
-  assert "clips/s  ETA 0:00:0" in lines[0]
+  assert "clips/s  " in lines[0] and " TFLOP/s  mfu " in lines[0]
+  assert "  ETA 0:00:0" in lines[0]
   assert lines[1] == "step 1/10  loss 0.5"
   first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
   assert first["loss"] == 0.123456
   speed = first["seconds_per_step"] * first["clips_per_second"]
   assert speed == pytest.approx(8)
+  assert first["seconds_per_step"] * first["flops_per_second"] == (
+    pytest.approx(10)
+  )
+  assert first["mfu"] == pytest.approx(first["flops_per_second"] / 1e3)
+
+
+def test_without_a_peak_there_is_no_utilisation():
+  metrics, line = report.Work(8, 10).speed(0.5)
+  assert metrics["flops_per_second"] == 20 and "mfu" not in metrics
+  assert "TFLOP/s" in line and "mfu" not in line
 
 
 def test_resuming_drops_what_came_after_and_half_a_line(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import errors, flops
+from dcvideogen_jax import errors
 from dcvideogen_jax.plan import (
   compiled,
   hardware,
@@ -119,7 +119,7 @@ def measure(config: Config, target: hardware.Target) -> dict[str, Any]:
     traced, compiled.QUICKLY if quickly else None
   )
   devices = [*run.mesh.devices.flat]
-  useful = useful_flops(config, target) / len(devices)
+  useful = step.model_flops(config, shapes, target.devices) / len(devices)
   dtype = config.get("dtype", "float32")
   work = roofline.work(traced, program, len(devices), dtype, useful)
   seconds = roofline.estimate(target, work, devices)
@@ -148,22 +148,6 @@ def measure(config: Config, target: hardware.Target) -> dict[str, Any]:
     "seconds": vars(seconds) | {"total": seconds.total},
     "utilisation": roofline.utilisation(target, work, seconds.total),
   }
-
-
-def useful_flops(config: Config, target: hardware.Target) -> int:
-  """FLOPs of a step of all devices that saves no memory by computing again.
-
-  Args:
-    config: as of `planned`.
-    target: as for `measure`.
-  """
-  model = {k: v for k, v in config["model"].items() if k != "remat"}
-  if "heads" in model:
-    # What a mask hides is of no use.
-    model["attention"] = "by_chunks" if model.get("chunk") else "reference"
-  plain = {**config, "model": model, "mesh": {"data": 1}, "accumulate": 1}
-  run = step.plan(plain, target.devices[:1])
-  return flops.count(step.trace(run, plain, batch(plain)).jaxpr.jaxpr)
 
 
 def _bytes(run: step.TrainPlan, memory: Any) -> dict[str, int]:

@@ -19,6 +19,7 @@ from dcvideogen_jax import (
   documents,
   errors,
   files,
+  flops,
   report,
   sharding,
 )
@@ -286,7 +287,7 @@ def _tell_start(config, workdir, first, log) -> None:
 def _loop(run: _Run, state, frozen, first: int) -> bool:
   config, log = run.config, run.log
   advance = step_lib.compile_step(run.plan, config)
-  seen = MetricWindow()
+  seen, work = MetricWindow(), report.Work(config["batch_size"])
   log.note("compiling the training step ...")
   for step in range(first + 1, config["steps"] + 1):
     local = next(run.data)
@@ -303,10 +304,11 @@ def _loop(run: _Run, state, frozen, first: int) -> bool:
       run.history.add(step, local)
     seen.add(step, metrics)
     if step == first + 1:
+      work = _work(run, batch)
       seen.flush()
       log.restart_clock(step)
     if _due(config["log_every"], step, config):
-      log.progress(step, seen.means(), config["batch_size"])
+      log.progress(step, seen.means(), work)
     # Asked once: a signal during the save must not pass for a saved step.
     stop = run.interrupt.received(step)
     if not stop:
@@ -327,6 +329,18 @@ def _loop(run: _Run, state, frozen, first: int) -> bool:
       log.flush()
       return step == config["steps"]
   return True
+
+
+def _work(run: _Run, batch: Mapping[str, jax.Array]) -> report.Work:
+  """What every step does; counted where it is told."""
+  config, count = run.config, 0
+  if jax.process_index() == 0:
+    shapes = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()
+    }
+    count = step_lib.model_flops(config, shapes)
+  peak = flops.peak(run.plan.mesh.devices.flat, config.get("dtype", "float32"))
+  return report.Work(config["batch_size"], count, peak)
 
 
 def _evaluate(run: _Run, state, frozen, step: int) -> None:

@@ -1,6 +1,7 @@
 """Optimiser, learning-rate schedule and EMA from a config."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,17 +60,24 @@ def _scale(config: Mapping[str, Any]) -> optax.GradientTransformation:
 def build(
   config: Mapping[str, Any], steps: int
 ) -> optax.GradientTransformation:
-  """Clip by global norm, AdamW (or SGD) with masked decay, schedule.
+  """Clip by global norm, AdamW (or SGD) with masked decay, schedule, scale.
+
+  A parameter's scale multiplies its whole update after all else, decay too, as
+  if its learning rate were another: what parameter groups do in PyTorch.
+  Gradients are clipped before, by the norm of all, and the moments and names of
+  the state do not depend on it.
 
   Args:
     config: "name", "lr", "warmup", "schedule", "final", "betas", "eps",
-      "clip" (0 for none), "decay", and "decay_mask": ordered (regular
-      expression over parameter names, bool).
+      "clip" (0 for none), "decay"; and, ordered by (regular expression over
+      names of the parameters that train, value), of which the first that
+      matches holds: "decay_mask" with bools, and "lr_scale" with positive
+      numbers, 1 for all where it is missing.
     steps: of the whole run.
 
   Raises:
     errors.UserError: for an unknown name or schedule; `init` raises it for a
-      parameter that no rule of the mask covers.
+      parameter that no rule covers, and a rule of "lr_scale" that matches none.
   """
   clip = [optax.clip_by_global_norm(config["clip"])] if config["clip"] else []
   return optax.chain(
@@ -78,8 +86,34 @@ def build(
     optax.add_decayed_weights(
       config["decay"], lambda p: tree.match_tree(config["decay_mask"], p)
     ),
-    optax.scale_by_learning_rate(learning_rate(config, steps)),
+    _scaled(
+      optax.scale_by_learning_rate(learning_rate(config, steps)),
+      config.get("lr_scale", ((".*", 1.0),)),
+    ),
   )
+
+
+def _scaled(
+  inner: optax.GradientTransformation, rules: Sequence[tuple[str, float]]
+) -> optax.GradientTransformation:
+  """`inner` with its updates multiplied, and its state as it is."""
+
+  def init(params):
+    names = tree.match(rules, tree.names(params))
+    for pattern, _ in rules:
+      if not any(re.fullmatch(pattern, name) for name in names):
+        raise errors.UserError(
+          f"optim.lr_scale: {pattern!r} matches none of the parameters that "
+          f"train, such as {next(iter(names))}"
+        )
+    return inner.init(params)
+
+  def update(updates, state, params=None):
+    updates, state = inner.update(updates, state, params)
+    factors = tree.match_tree(rules, updates)
+    return jax.tree.map(lambda u, factor: factor * u, updates, factors), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def ema(config: Mapping[str, Any] | None) -> UpdateEMA | None:

@@ -71,7 +71,8 @@ _OF_AN_EVALUATOR = {
 }
 # Parts whose keys are the same in every config.
 _KEYS = {
-  "optim": "name lr warmup schedule final betas eps clip decay decay_mask",
+  "optim": "name lr lr_scale warmup schedule final betas eps clip decay"
+  " decay_mask",
   "ema": "decay ramp steps",
   "val": "data batches batch_size every",
   "lora": "rank alpha",
@@ -94,8 +95,12 @@ def check(config: Mapping[str, Any]) -> None:
   ranges = dict(_NUMBERS)
   if (config.get("val") or {}).get("every"):
     ranges |= _OF_VALIDATION
-  for i, _ in enumerate((config.get("optim") or {}).get("betas", ())):
+  optim = config.get("optim") or {}
+  for i, _ in enumerate(optim.get("betas", ())):
     ranges[f"optim.betas.{i}"] = _SHARE
+  for i, _ in enumerate(optim.get("lr_scale", ())):
+    # 0 would be a parameter that is trained for nothing: phases freeze.
+    ranges[f"optim.lr_scale.{i}.1"] = _POSITIVE
   for name in config.get("loss") or ():
     ranges[f"loss.{name}"] = _FINITE
   for name in config.get("evaluators") or ():

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcvideogen_jax import differences, errors, sharding, tree
+from dcvideogen_jax import differences, errors, flops, sharding, tree
 from dcvideogen_jax.train import (
   align,
   autoencoders,
@@ -340,6 +340,32 @@ def trace(
   }
   with jax.set_mesh(run.mesh):
     return compile_step(run, config).trace(run.state, run.frozen, placed)
+
+
+def model_flops(
+  config: Mapping[str, Any],
+  batch: Mapping[str, jax.ShapeDtypeStruct],
+  devices: Sequence[Any] | None = None,
+) -> int:
+  """FLOPs that a step of all devices needs, whatever it does to save memory.
+
+  What rematerialisation repeats is not counted, nor what a mask hides, but for
+  chunks that are whole; convolutions count as accelerators compute them. They
+  are those of `flops.count`, of a trace that takes seconds for a large model.
+
+  Args:
+    config: of a training.
+    batch: shapes of a whole batch's arrays.
+    devices: the first of them is traced for; jax's own unless given.
+  """
+  model = {k: v for k, v in config["model"].items() if k != "remat"}
+  if "heads" in model:
+    model["attention"] = "by_chunks" if model.get("chunk") else "reference"
+  elif config["task"] in ("autoencoder", "wan_autoencoder"):
+    model["conv3d"] = "xla"
+  plain = {**config, "model": model, "mesh": {"data": 1}, "accumulate": 1}
+  run = plan(plain, (devices or jax.local_devices())[:1])
+  return flops.count(trace(run, plain, batch).jaxpr.jaxpr)
 
 
 def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

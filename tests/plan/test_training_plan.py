@@ -101,7 +101,7 @@ def test_what_is_computed_again_is_of_no_use():
     run = step.plan(config, TARGET.devices)
     traced = step.trace(run, config, training.batch(config))
     work.append(flops.count(traced.jaxpr.jaxpr))
-    useful.append(training.useful_flops(config, TARGET))
+    useful.append(step.model_flops(config, training.batch(config)))
   assert useful[0] == useful[1] == pytest.approx(work[1], rel=1e-6)
   # All blocks' products once more; without gradients of what is frozen, the
   # way back is little more than the way there.
@@ -117,7 +117,7 @@ def test_what_a_mask_hides_is_of_no_use():
     run = step.plan(config, TARGET.devices)
     traced = step.trace(run, config, training.batch(config))
     work.append(flops.count(traced.jaxpr.jaxpr))
-  useful = training.useful_flops(config, TARGET)
+  useful = step.model_flops(config, training.batch(config))
   assert useful == pytest.approx(work[0], rel=1e-6) and useful < work[1]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcvideogen_jax import checkpoint, errors, report
+from dcvideogen_jax import checkpoint, errors, flops, report
 from dcvideogen_jax.train import export, loop, step, validation
 
 
@@ -32,7 +32,7 @@ def _records(workdir):
 
 
 def _without_time(records):
-  slow = ("seconds_per_step", "clips_per_second")
+  slow = ("seconds_per_step", "clips_per_second", "flops_per_second")
   return [{k: v for k, v in r.items() if k not in slow} for r in records]
 
 
@@ -69,6 +69,23 @@ def test_a_run_learns_and_leaves_its_records(config, tmp_path, capsys):
   line = capsys.readouterr().out.splitlines()[-2]
   for part in ("step 40/40  loss 0.", "s/step", "clips/s", "ETA 0:00:00"):
     assert part in line
+
+
+@pytest.mark.parametrize("peak", [None, 1e9])
+def test_the_log_has_the_work_of_the_model_over_that_of_devices(
+  config, tmp_path, monkeypatch, peak
+):
+  if peak:
+    monkeypatch.setattr(flops, "PEAKS", {"cpu": {"float32": peak}})
+  assert loop.fit(config, tmp_path)
+  found = [r for r in _records(tmp_path) if "flops_per_second" in r][-1]
+  # 8 clips of 2 frames of 8 rows, each times a 24 x 24 matrix, and the gradient
+  # of the matrix, which is as much; a multiply-add is two.
+  work = found["flops_per_second"] * found["seconds_per_step"]
+  assert work == pytest.approx(8 * 2 * 8 * 24 * 24 * 2 * 2)
+  assert ("mfu" in found) == bool(peak)
+  if peak:
+    assert found["mfu"] == pytest.approx(found["flops_per_second"] / (8 * peak))
 
 
 def test_interrupted_and_continued_equals_uninterrupted(

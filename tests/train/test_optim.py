@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, tree
 from dcvideogen_jax.train import optim
 
 
@@ -35,6 +36,9 @@ def test_constant_after_warmup(options):
     {"name": "lion"},
     {"decay_mask": (("a", True),)},
     {"decay_mask": (("(", True),)},
+    {"lr_scale": (("a", 0.5),)},
+    {"lr_scale": (("c", 0.5), (".*", 1.0))},
+    {"lr_scale": (("(", 0.5), (".*", 1.0))},
   ],
 )
 def test_what_does_not_fit(options, change):
@@ -53,6 +57,51 @@ def test_only_masked_parameters_decay(options):
     update["kernel"], -0.1 * 0.5 * params["kernel"], rtol=1e-6
   )
   np.testing.assert_array_equal(update["bias"], 0)
+
+
+def test_a_scaled_learning_rate_is_another_learning_rate(options):
+  """As AdamW with rates of their own; clipping is by the norm of all."""
+  rng = np.random.default_rng(0)
+  params = {
+    "head": {"bias": rng.random(3, np.float32)},
+    "block": {"kernel": rng.random((2, 3), np.float32)},
+    "other": {"bias": rng.random(4, np.float32)},
+  }
+  options |= {"warmup": 2, "decay": 0.5, "decay_mask": ((".*", True),)}
+  scales = {"head": 10.0, "block": 0.25, "other": 1.0}
+  rules = (("head/.*", 10.0), (".*kernel", 0.25), (".*", 1.0))
+  optimiser = optim.build(options | {"lr_scale": rules}, 20)
+  schedule = optim.learning_rate(options, 20)
+
+  def adamw(scale):
+    rate = lambda n: scale * schedule(n)  # noqa: E731
+    return optax.adamw(rate, *options["betas"], weight_decay=0.5)
+
+  expected = optax.chain(
+    optax.clip_by_global_norm(options["clip"]),
+    optax.multi_transform(
+      {name: adamw(scale) for name, scale in scales.items()},
+      {
+        name: jax.tree.map(lambda _, n=name: n, x) for name, x in params.items()
+      },
+    ),
+  )
+  plain = optim.build(options, 20).init(params)
+  states = optimiser.init(params), expected.init(params)
+  assert tree.names(states[0]) == tree.names(plain)
+  ours = theirs = params
+  for _ in range(4):
+    gradient = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+    one, other = (
+      optimiser.update(gradient, states[0], ours),
+      expected.update(gradient, states[1], theirs),
+    )
+    states = one[1], other[1]
+    ours = optax.apply_updates(ours, one[0])
+    theirs = optax.apply_updates(theirs, other[0])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, theirs
+  )
 
 
 @pytest.mark.parametrize(("clip", "norm"), [(0.5, 0.5), (0, 5.0)])

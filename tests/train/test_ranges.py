@@ -23,6 +23,11 @@ from dcvideogen_jax.train import ranges, step
     ("optim.lr", -1e-3, "config.optim.lr .* at least 0, found -0.001"),
     ("optim.lr", "1e-3", "config.optim.lr .* at least 0, found '1e-3'"),
     ("optim.betas", (0.9, 1.0), "config.optim.betas.1 .* up to 1, found 1.0"),
+    (
+      "optim.lr_scale",
+      ((".*", 0.0),),
+      "lr_scale.0.1 must be a positive number",
+    ),
     ("optim.eps", 0.0, "config.optim.eps must be a positive number, found 0.0"),
     ("optim.clip", np.inf, "config.optim.clip .* found inf"),
     ("optim.decay", np.nan, "config.optim.decay .* found nan"),

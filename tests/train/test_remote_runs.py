@@ -29,7 +29,7 @@ def _assert_same(one, other):
 
 
 def _lines(text):
-  slow = ("seconds_per_step", "clips_per_second")
+  slow = ("seconds_per_step", "clips_per_second", "flops_per_second")
   records = [json.loads(line) for line in text.splitlines()]
   return [{k: v for k, v in r.items() if k not in slow} for r in records]
 
