@@ -63,39 +63,33 @@ are gathered while a layer computes. The first phase moves memory only.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common
+from dcvideogen_jax.adapt import phases
+from dcvideogen_jax.models.wan_dit import VARIANTS
 
-# What differs between the base and its adaptation.
-_WAN = {"in_channels": 16, "out_channels": 16, "patch": (1, 2, 2)}
-_DEEP = {"in_channels": 32, "out_channels": 32, "patch": (1, 1, 1)}
-_IMAGE = {"image_width": 1280}
-_SMALL = {"layers": 30, "width": 1536, "heads": 12, "ffn_width": 8960}
-_LARGE = {"layers": 40, "width": 5120, "heads": 40, "ffn_width": 13824}
 _TINY = {"layers": 6, "width": 192, "heads": 6, "ffn_width": 768}
-_TINY_DEEP = _DEEP | {"in_channels": 64, "out_channels": 64}
-_TINY_TEXT = {"text_width": 64}
-_TINY_IMAGE = {"image_width": 64}
+_TINY |= {"text_width": 64}
+_TINY_WAN = _TINY | {"in_channels": 16, "out_channels": 16, "patch": (1, 2, 2)}
+_TINY_DEEP = _TINY | {"in_channels": 64, "out_channels": 64, "patch": (1, 1, 1)}
+_IMAGE = {"image_width": 64}
+
+
+def _released(name: str, shift: float) -> tuple[dict, dict, float]:
+  """A row of `BASES`."""
+  return VARIANTS[f"wan2.1-{name}"], VARIANTS[f"dc-wan2.1-{name}"], shift
+
 
 # Base, its adaptation, shift of the official noise levels. Noise, 4 channels of
 # mask and the condition go into image-to-video models.
 BASES = {
-  "wan_t2v_1_3b": (_SMALL | _WAN, _SMALL | _DEEP, 8.0),
-  "wan_t2v_14b": (_LARGE | _WAN, _LARGE | _DEEP, 8.0),
-  "wan_i2v_14b": (
-    _LARGE | _WAN | _IMAGE | {"in_channels": 36},
-    _LARGE | _DEEP | _IMAGE | {"in_channels": 68},
-    5.0,
-  ),
-  "tiny_t2v": (
-    _TINY | _TINY_TEXT | _WAN,
-    _TINY | _TINY_TEXT | _TINY_DEEP,
-    8.0,
-  ),
+  "wan_t2v_1_3b": _released("t2v-1.3b", 8.0),
+  "wan_t2v_14b": _released("t2v-14b", 8.0),
+  "wan_i2v_14b": _released("i2v-14b", 5.0),
+  "tiny_t2v": (_TINY_WAN, _TINY_DEEP, 8.0),
   "tiny_i2v": (
-    _TINY | _TINY_TEXT | _WAN | _TINY_IMAGE | {"in_channels": 36},
-    _TINY | _TINY_TEXT | _TINY_DEEP | _TINY_IMAGE | {"in_channels": 132},
+    _TINY_WAN | _IMAGE | {"in_channels": 36},
+    _TINY_DEEP | _IMAGE | {"in_channels": 132},
     5.0,
   ),
 }
@@ -129,7 +123,7 @@ _TINY_RUNS = {
   "scratch": (3e-3, 32, 1700),
   "base": (1.5e-3, 8, 14_000),
 }
-PHASES = ("embed", "head", "lora", "direct", "full", "scratch", "base")
+PHASES = tuple(phases.PHASES)
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -151,15 +145,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c = common.training()
   c.phase = arg.phase
   c.model = base if arg.phase == "base" else deep
-  c.model.remat = config_dict.placeholder(str)
+  c.model.remat = common.optional(str)
   # None is the best for the device; see `ops.attention`.
-  c.model.attention = config_dict.placeholder(str)
+  c.model.attention = common.optional(str)
   # (1, 2, 2) lets the coarser grid span the positions of the base's.
   c.model.rope_scale = (1, 1, 1)
   # None is attention over the whole clip, as published.
-  c.model.chunk = config_dict.placeholder(int)
-  if arg.causal != "off":
-    c.model.chunk = _TINY_CHUNK if tiny else _CHUNK
+  chunk = _TINY_CHUNK if tiny else _CHUNK
+  c.model.chunk = common.optional(int, None if arg.causal == "off" else chunk)
   c.dtype = c.frozen_dtype = "float32" if tiny else "bfloat16"
   c.sharding = common.DIT_SHARDING
   c.ema.decay = 0.0
@@ -189,7 +182,7 @@ def _start(phase: str) -> ml_collections.ConfigDict:
   """What a run starts from; see `dcvideogen_jax.train.weights.check_start`."""
   c = ml_collections.ConfigDict()
   for key in ("base", "weights", "patch_embed"):
-    c[key] = config_dict.placeholder(str)
+    c[key] = common.optional(str)
   c.head = "random" if phase == "direct" else "zero"
   c.random = False
   return c
@@ -222,10 +215,8 @@ def _force(c: ml_collections.ConfigDict, causal: str) -> None:
   """Which noise chunks get; see `dcvideogen_jax.adapt.forcing.read`."""
   c.forcing = {
     "per_chunk": causal != "off",
-    "clean": config_dict.placeholder(float),
+    "clean": common.optional(float, 0.0 if causal == "teacher" else None),
   }
-  if causal == "teacher":
-    c.forcing.clean = 0.0
 
 
 def _split(c: ml_collections.ConfigDict, target: str) -> None:
@@ -247,7 +238,7 @@ def _clips(
   _, height, width, frames, seen = size
   if arg.raw:
     c.encoders = {
-      name: {"path": config_dict.placeholder(str), "dtype": "float32"}
+      name: {"path": common.optional(str), "dtype": "float32"}
       for name in (*spaces, *texts, *images)
     }
     if texts:
@@ -270,7 +261,7 @@ def _clips(
     }
   if texts:
     # A folder of encoded clips has the negative prompt's embedding too.
-    c.negative = config_dict.placeholder(str)
+    c.negative = common.optional(str)
     if not arg.raw:
       c.negative = c.data.get_ref("path")
   c.val = common.validation(held_out, 4, c.batch_size, every=c.save_every)
@@ -313,7 +304,7 @@ def _questions(base: bool, every: int) -> ml_collections.ConfigDict:
   c.solver, c.steps, c.shift, c.guidance = "unipc", 16, 3.0, 3.0
   c.text_tokens = 32
   for key in ("autoencoder", "text_encoder", "tokenizer", "image_encoder"):
-    c[key] = config_dict.placeholder(str)
+    c[key] = common.optional(str)
   return c
 
 
@@ -322,10 +313,10 @@ def _latents(keys: tuple[str, ...]) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
       "source": "latents",
-      "path": config_dict.placeholder(str),
+      "path": common.optional(str),
       "keys": keys,
       "text_tokens": 512,
-      "latent_frames": config_dict.placeholder(int),
+      "latent_frames": common.optional(int),
     }
   )
 
@@ -340,20 +331,17 @@ def _videos(
 ) -> ml_collections.ConfigDict:
   """Videos and captions; see `dcvideogen_jax.data.captioned.sources`."""
   c = ml_collections.ConfigDict({"source": "captioned_videos"})
-  for key in ("path", "captions", "tokenizer", "bucket"):
-    c[key] = config_dict.placeholder(str)
-  c.bucket = bucket
+  for key in ("path", "captions", "tokenizer"):
+    c[key] = common.optional(str)
+  c.bucket = common.optional(str, bucket)
   for key, size in (("height", height), ("width", width)):
-    c[key] = config_dict.placeholder(int)
-    c[key] = None if bucket else size
+    c[key] = common.optional(int, None if bucket else size)
   c.frames, c.text_tokens = frames, 512
   # By their times; None is as the files have them.
-  c.fps = config_dict.placeholder(float)
-  c.fps = 16.0
+  c.fps = common.optional(float, 16.0)
   # 64 for autoencoders that are 64 times smaller in height and width.
   c.factor = 32
-  c.image_size = config_dict.placeholder(int)
-  c.image_size = image if images else None
+  c.image_size = common.optional(int, image if images else None)
   c.stretch = False
   return c
 
@@ -377,7 +365,7 @@ def _shrink(c: ml_collections.ConfigDict) -> None:
   shapes = {"text": (5, 12), **({"image": (3, wide)} if wide else {})}
   for space, size, channels in (
     ("deep", 2, c.model.out_channels),
-    ("base", 4, _WAN["out_channels"]),
+    ("base", 4, 16),
   ):
     shapes[space] = shapes[f"{space}_condition"] = (3, size, size, channels)
   c.encoders = c.negative = None

@@ -1,11 +1,22 @@
 """What configs of trainings share: optimiser, data, validation."""
 
+from typing import Any
+
 import ml_collections
+from ml_collections import config_dict
 
 from dcvideogen_jax import config_parts
 from dcvideogen_jax.config_parts import DIT_SHARDING as DIT_SHARDING
 
 mesh, parse_arg = config_parts.mesh, config_parts.parse_arg
+
+
+def optional(kind: type, value: Any = None) -> config_dict.FieldReference:
+  """A field of a config that may be None, whatever its value is now."""
+  reference = config_dict.placeholder(kind)
+  reference.set(value)
+  return reference
+
 
 TIMES = ("chunk_causal", "causal", "non_causal")
 
@@ -52,8 +63,7 @@ def clips(
   """Square clips; see `dcvideogen_jax.data.random_clips.elements`."""
   c = ml_collections.ConfigDict()
   c.source = source
-  c.path = ml_collections.config_dict.placeholder(str)
-  c.path = path
+  c.path = optional(str, path)
   c.frames, c.height, c.width = frames, size, size
   c.parts, c.weights = ("records", "synthetic"), (0.8, 0.2)
   c.split = "train"

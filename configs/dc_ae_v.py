@@ -16,38 +16,21 @@ at which its MFU is 71.0 %.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common
-
-_F32 = {
-  "widths": (128, 256, 512, 512, 1024, 1024, 1024),
-  "depths": (0, 5, 10, 4, 4, 4, 4),
-  "spatial_factor": 32,
-}
-_F64 = {
-  "widths": (*_F32["widths"], 1024),
-  "depths": (*_F32["depths"], 4),
-  "spatial_factor": 64,
-}
-_MODELS = {
-  "f32t4c32": {"latent_channels": 32, **_F32},
-  "f32t4c64": {"latent_channels": 64, **_F32},
-  "f32t4c128": {"latent_channels": 128, **_F32},
-  "f32t4c256": {"latent_channels": 256, **_F32},
-  "f64t4c128": {"latent_channels": 128, **_F64},
-}
+from dcvideogen_jax.models.dc_ae_v import VARIANTS
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """The config for an argument such as "variant=f32t4c32,runlocal"."""
   arg = common.parse_arg(
-    arg, {"variant": tuple(_MODELS), "time": common.TIMES, "runlocal": ()}
+    arg,
+    {"variant": tuple(VARIANTS), "time": common.TIMES, "runlocal": ()},
   )
   c = common.training()
   c.task = "autoencoder"
   c.start = "random"
-  c.weights = config_dict.placeholder(str)
+  c.weights = common.optional(str)
   # Batches on which the scale of the latents is measured for the export.
   c.statistics = 256
   c.steps = 200_000
@@ -59,7 +42,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.optim.betas = (0.9, 0.98)
   c.mesh.data, c.mesh.fsdp = 1, -1
   c.model = {
-    **_MODELS[arg.variant],
+    "spatial_factor": 32,
+    **VARIANTS[arg.variant],
+    # Measured for the export.
+    "latent_scale": 1.0,
     "chunk_frames": 40,
     "temporal_factor": 4,
     "time": arg.time,

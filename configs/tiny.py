@@ -16,7 +16,6 @@ same run on generated motion, small enough for a test.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common
 
@@ -39,7 +38,7 @@ def _autoencoder(c, arg) -> None:
   c.ema.decay = 0.995
   c.optim.lr, c.optim.warmup = 2e-4, 50
   c.start = "shortcuts"
-  c.weights = config_dict.placeholder(str)
+  c.weights = common.optional(str)
   # Batches on which the scale of the latents is measured for the export.
   c.statistics = 32
   c.model = {
@@ -68,7 +67,7 @@ def _wan_autoencoder(c, arg) -> None:
   c.ema.decay = 0.995
   c.optim.lr, c.optim.warmup = 1e-3, 50
   c.start = "colours"
-  c.weights = config_dict.placeholder(str)
+  c.weights = common.optional(str)
   # Batches on which the scale of the latents is measured for the export.
   c.statistics = 32
   c.model = {"base_width": 12, "multipliers": (1, 2, 2, 4), "blocks": 1}
