@@ -87,25 +87,30 @@ class _Alignment:
       **self.encoders.load(where),
     }
 
-  def _tokens(self, variables, batch):
+  def _tokens(
+    self, variables: Mapping[str, Any], batch: task_lib.LatentBatch
+  ) -> tuple[align_lib.Tokens, align_lib.Tokens]:
     """Of the student and of the teacher."""
 
-    def tokens(patch_embed, name):
-      latents = sharding.constrain(batch[name], "batch")
+    def tokens(collection: str, space: task_lib.Space) -> align_lib.Tokens:
+      latents = sharding.constrain(batch[space], "batch")
       if self._images:
-        latents = align_lib.condition(latents, batch[f"{name}_condition"])
+        condition = batch[task_lib.CONDITIONS[space]]
+        latents = align_lib.condition(latents, condition)
+      patch_embed = variables[collection]["patch_embed"]
       return align_lib.tokens(patch_embed, latents, self._dtype)
 
-    return (
-      tokens(variables["params"]["patch_embed"], "deep"),
-      tokens(variables["teacher"]["patch_embed"], "base"),
-    )
+    return tokens("params", "deep"), tokens("teacher", "base")
 
-  def loss_fn(self, variables, drawn):
+  def loss_fn(
+    self, variables: Mapping[str, Any], drawn: task_lib.LatentBatch
+  ) -> tuple[jax.Array, task_lib.Metrics]:
     student, teacher = self._tokens(variables, drawn)
     measured = align_lib.alignment_metrics(student, teacher)
     loss = align_lib.loss(student, teacher, self._config["align"])
     return loss, {"align_mse": measured["align_mse"].mean()}
 
-  def measure(self, variables, drawn):
+  def measure(
+    self, variables: Mapping[str, Any], drawn: task_lib.LatentBatch
+  ) -> task_lib.Metrics:
     return align_lib.alignment_metrics(*self._tokens(variables, drawn))

@@ -20,7 +20,6 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     config: "model" as `dc_ae_v.build` takes it, "loss", the weights of
       `losses.TERMS`, "start", a key of `warm_starts.DEEP_STARTS`, and
       "weights", what `convert.load` reads, to start from instead, or None.
-      Batches hold "video", uint8 "b t h w 3".
 
   Raises:
     errors.UserError: for a model or loss that cannot be built.
@@ -34,7 +33,7 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     example = jnp.zeros((1, module.temporal_factor, size, size, 3))
     return start(module.init(rng, example)["params"], module.time)
 
-  def reconstruct(params, batch):
+  def reconstruct(params, batch: task_lib.VideoBatch):
     _, t, h, w, _ = batch["video"].shape
     if t % frames or h % size or w % size:
       # The model would pad such clips, and learn to reconstruct the padding.
@@ -42,10 +41,10 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
         f"the model needs clips of a multiple of {frames} frames and {size} "
         f"pixels, config.data gives {t} frames of {h}x{w}"
       )
-    video = levels.to_float(_split(batch["video"]))
+    video = _video(batch)
     return video, module.apply({"params": params}, video).astype(jnp.float32)
 
-  def loss_fn(params, batch):
+  def loss_fn(params, batch: task_lib.VideoBatch):
     with _as_fast_as_can_be():
       video, output = reconstruct(params, batch)
     loss, terms = losses.weighted(output, video, weights)
@@ -69,7 +68,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     config: "model" as `wan_vae.build` takes it, "loss", the weights of
       `losses.TERMS` and of "kl", the divergence from the normal distribution,
       "start", a key of `warm_starts.WAN_STARTS`, and "weights" as for
-      `autoencoder`. Batches hold "video", uint8 "b t h w 3".
+      `autoencoder`.
 
   Raises:
     errors.UserError: for a model or loss that cannot be built.
@@ -84,7 +83,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     example = jnp.zeros((1, 1 + module.temporal_factor, size, size, 3))
     return start(module.init(rng, example)["params"])
 
-  def draw(batch, rng):
+  def draw(batch: task_lib.VideoBatch, rng) -> task_lib.DrawnVideos:
     b, t, h, w, _ = batch["video"].shape
     if h % size or w % size:
       raise errors.UserError(
@@ -102,16 +101,16 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     # `ops.conv3d` sees to that itself, and Wan's resampling is not its.
     return {"params": jax.tree.map(sharding.constrain, params)}
 
-  def encode(params, batch):
+  def encode(params, batch: task_lib.VideoBatch):
     frames = module.whole_frames(batch["video"].shape[1], "official")
-    video = levels.to_float(_split(batch["video"])[:, :frames])
+    video = _video(batch)[:, :frames]
     return video, module.apply(whole(params), video, method="encode")
 
   def decode(params, latents):
     video = module.apply(whole(params), latents, method="decode")
     return video.astype(jnp.float32)
 
-  def loss_fn(params, drawn):
+  def loss_fn(params, drawn: task_lib.DrawnVideos):
     with _as_fast_as_can_be():
       video, posterior = encode(params, drawn)
       mean, logvar = (x.astype(jnp.float32) for x in posterior)
@@ -122,7 +121,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     metrics = {"psnr": losses.psnr(output, video).mean(), "kl": kl, **terms}
     return loss + kl_weight * kl, metrics
 
-  def reconstruct(params, batch):
+  def reconstruct(params, batch: task_lib.VideoBatch):
     video, posterior = encode(params, batch)
     return video, decode(params, posterior.mean)
 
@@ -144,9 +143,10 @@ def _as_fast_as_can_be() -> contextlib.AbstractContextManager[Any]:
   return precision.unless_set("default")
 
 
-def _split(video: jax.Array) -> jax.Array:
-  """Over the devices of the mesh in force, as the models split it."""
-  return sharding.constrain(video, "batch", None, None, "columns")
+def _video(batch: task_lib.VideoBatch) -> losses.Video:
+  """In [-1, 1], split over the mesh in force as the models split it."""
+  video = sharding.constrain(batch["video"], "batch", None, None, "columns")
+  return levels.to_float(video)
 
 
 def _weights(
@@ -170,8 +170,10 @@ def _weights(
 
 
 def _predictions(
-  reconstruct: Callable[[Any, task_lib.Batch], tuple[jax.Array, jax.Array]],
-) -> Mapping[str, Callable[[Any, task_lib.Batch], Any]]:
+  reconstruct: Callable[
+    [Any, task_lib.VideoBatch], tuple[losses.Video, losses.Video]
+  ],
+) -> Mapping[str, Callable[[Any, task_lib.VideoBatch], Any]]:
   """`predict_fns` from (params, batch) -> (video, its reconstruction)."""
 
   def measure(params, batch):

@@ -20,7 +20,6 @@ from dcvideogen_jax.train import task as task_lib
 
 # Noise levels of the validation loss, the middles of equal parts.
 BUCKETS = (0.1, 0.3, 0.5, 0.7, 0.9)
-SPACES = ("deep", "base")
 
 
 def denoise(config: Mapping[str, Any]) -> task_lib.Task:
@@ -66,11 +65,13 @@ class _Denoising:
     self._transformer = weights.init(
       self._module, config["start"], phase.trainable
     )
-    self._space = config["space"]
-    if self._space not in SPACES:
+    self._space: task_lib.Space = config["space"]
+    if self._space not in task_lib.CONDITIONS:
       raise errors.UserError(
-        f"space must be one of {', '.join(SPACES)}, found {self._space!r}"
+        f"space must be one of {', '.join(task_lib.CONDITIONS)}, found "
+        f"{self._space!r}"
       )
+    self._condition = task_lib.CONDITIONS[self._space]
     if not 0 <= config["text_dropout"] <= 1:
       raise errors.UserError(
         f"text_dropout must be within 0..1, found {config['text_dropout']}"
@@ -80,7 +81,7 @@ class _Denoising:
     self._forcing = forcing.read(config.get("forcing"), self._module)
     self._images = self._module.image_width is not None
     names = [self._space, "text"]
-    names += [f"{self._space}_condition", "image"] if self._images else []
+    names += [self._condition, "image"] if self._images else []
     self.encoders = inputs.Encoders(config["encoders"], names)
 
   def init(self, rng: jax.Array) -> dict[str, Any]:
@@ -122,7 +123,9 @@ class _Denoising:
     )
     return {**found, **self.encoders.load(where), **placed}
 
-  def draw(self, batch: task_lib.Batch, rng: jax.Array) -> task_lib.Batch:
+  def draw(
+    self, batch: task_lib.LatentBatch, rng: jax.Array
+  ) -> task_lib.DrawnLatents:
     noise, level, drop, clean = jax.random.split(rng, 4)
     shape = batch[self._space].shape
     levels = training.levels(
@@ -132,17 +135,24 @@ class _Denoising:
       self._forcing.chunks(shape[1]),
     )
     share = self._config["text_dropout"]
-    found = {
+    drawn: task_lib.DrawnLatents = {
       **batch,
       **levels._asdict(),
       "noise": jax.random.normal(noise, shape, jnp.float32),
       "drop": jax.random.bernoulli(drop, share, shape[:1]),
     }
     if self._forcing.clean:
-      found["clean_noise"] = jax.random.normal(clean, shape, jnp.float32)
-    return found
+      drawn["clean_noise"] = jax.random.normal(clean, shape, jnp.float32)
+    return drawn
 
-  def _predict(self, variables, batch, sigma, timestep, text):
+  def _predict(
+    self,
+    variables: Mapping[str, Any],
+    batch: task_lib.DrawnLatents,
+    sigma: jax.Array,
+    timestep: jax.Array,
+    text: jax.Array,
+  ) -> jax.Array:
     """The velocity of a batch at noise levels (b,), or (b, chunks)."""
     x0 = sharding.constrain(batch[self._space], "batch")
     frames, patch = x0.shape[1], self._forcing.patch
@@ -159,7 +169,9 @@ class _Denoising:
       self._clean(x0, batch),
     )
 
-  def _clean(self, x0, batch):
+  def _clean(
+    self, x0: jax.Array, batch: task_lib.DrawnLatents
+  ) -> wan_dit.Clean | None:
     """The copies of teacher forcing; None without it."""
     level = self._forcing.clean
     if level is None:
@@ -169,13 +181,15 @@ class _Denoising:
     timestep = jnp.full(x0.shape[0], level * flow.TRAIN_STEPS, jnp.float32)
     return wan_dit.Clean(self._input(x0, batch), timestep)
 
-  def _input(self, x, batch):
+  def _input(self, x: jax.Array, batch: task_lib.LatentBatch) -> jax.Array:
     """Latents with what image-to-video models get besides."""
     if not self._images:
       return x
-    return align_lib.condition(x, batch[f"{self._space}_condition"])
+    return align_lib.condition(x, batch[self._condition])
 
-  def loss_fn(self, variables, drawn):
+  def loss_fn(
+    self, variables: Mapping[str, Any], drawn: task_lib.DrawnLatents
+  ) -> tuple[jax.Array, task_lib.Metrics]:
     text = drawn["text"]
     dropped = jnp.zeros(text.shape[1:])
     if self._drops is not None:
@@ -189,7 +203,9 @@ class _Denoising:
     error = training.squared_error(v, x0, drawn["noise"], weight.ndim)
     return (weight * error).mean(), {"mse": error.mean()}
 
-  def measure(self, variables, drawn):
+  def measure(
+    self, variables: Mapping[str, Any], drawn: task_lib.DrawnLatents
+  ) -> task_lib.Metrics:
     """The error at each of `BUCKETS`, with the text and without weights.
 
     All chunks have the same level; with teacher forcing they see clean ones.

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import grain
 import jax
@@ -11,6 +11,13 @@ from jaxtyping import Array, Bool, Float32, UInt8
 from dcvideogen_jax.data import pipeline
 
 Metrics = dict[str, jax.Array]
+
+# Which latents, and where their condition is in a `LatentBatch`.
+Space = Literal["deep", "base"]
+CONDITIONS: Mapping[Space, Literal["deep_condition", "base_condition"]] = {
+  "deep": "deep_condition",
+  "base": "base_condition",
+}
 
 
 class VideoBatch(TypedDict):

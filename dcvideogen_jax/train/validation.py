@@ -24,21 +24,23 @@ class Validation:
   What a task draws is the same every time.
   """
 
-  def __init__(self, run: step.TrainPlan, batches: Iterable[Mapping[str, Any]]):
+  def __init__(
+    self, run: step.TrainPlan, batches: Iterable[Mapping[str, np.ndarray]]
+  ):
     """Keeps `batches`, which hold this process's part of each."""
     self._batches = [step.put(run.mesh, batch) for batch in batches]
     self._counts: dict[str, int] = {}
     whole = NamedSharding(run.mesh, P())
     task = run.task
 
-    def sums(variables, batch, number):
+    def sums(variables, batch: task_lib.Batch, number):
       drawn = _draw(task, variables, batch, number)
       return {
         name: (jnp.nansum(value), jnp.sum(~jnp.isnan(value)))
         for name, value in task.predict_fns["measure"](variables, drawn).items()
       }
 
-    def reconstruct(variables, batch):
+    def reconstruct(variables, batch: task_lib.VideoBatch):
       drawn = _draw(task, variables, batch, 0)
       return batch["video"], task.predict_fns["reconstruct"](variables, drawn)
 

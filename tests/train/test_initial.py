@@ -52,7 +52,7 @@ def test_colours_need_room():
 
 def test_statistics_make_latents_standard(wan, clips):
   module, params = wan
-  found = statistics.wan(module, params, [clips[:2], clips[2:]])
+  found = statistics.describe(module, params, [clips[:2], clips[2:]])
   module = module.clone(**found)
   video = jnp.asarray(clips, jnp.float32) / 127.5 - 1
   latents = module.normalise(
@@ -95,7 +95,7 @@ def test_the_scale_of_deep_latents(clips):
   params = jax.jit(made.init)(jax.random.key(1))
   module = convert.KINDS["dc_ae_v"].build(fields)
   video = np.concatenate([clips, clips[:, :3]], axis=1)  # Whole chunks.
-  found = statistics.deep(module, params, [video])
+  found = statistics.describe(module, params, [video])
   latents = module.apply(
     {"params": params}, jnp.asarray(video) / 127.5 - 1, method="encode"
   )
