@@ -30,36 +30,9 @@ second and third 16. `raw` encodes in the step, from videos and captions.
 clean copies of those before it. With `causal=diffusion` it sees them as noisy
 as they happen to be, at half the tokens.
 
-`target` fixes the batch, the mesh and what is computed again for some TPU
-slices; clips have 80 frames of 480x832. Compiled for slices that were not there
-(`launch.plan`, jax 0.10.2, libtpu 0.0.42): peak of one chip, milliseconds that
-no step can stay below, and MFU at that time. All fit.
-
-  model     target     phase   GiB             ms  MFU
-  T2V 14B   v5p_4x4x4  embed    1.3 of 95.7      1
-  T2V 14B   v5p_4x4x4  head    33.3 of 95.7   1690  68.5 %
-  T2V 14B   v5p_4x4x4  lora    61.9 of 95.7   1790  69.3 %
-  T2V 14B   v6e_8x8    embed    1.3 of 31.2      2
-  T2V 14B   v6e_8x8    head     6.5 of 31.2    958  60.4 %
-  T2V 14B   v6e_8x8    lora     9.2 of 31.2   1104  56.2 %
-  I2V 14B   v5p_4x4x4  embed    1.6 of 95.7      1
-  I2V 14B   v5p_4x4x4  head    33.5 of 95.7   1737  67.2 %
-  I2V 14B   v5p_4x4x4  lora    61.9 of 95.7   1837  68.1 %
-  I2V 14B   v6e_8x8    embed    1.5 of 31.2      2
-  I2V 14B   v6e_8x8    head     7.1 of 31.2    976  59.8 %
-  I2V 14B   v6e_8x8    lora     9.5 of 31.2   1165  53.7 %
-  T2V 1.3B  v5e_4x4    embed    1.2 of 15.8      3
-  T2V 1.3B  v5e_4x4    head     4.3 of 15.8   1532  49.2 %
-  T2V 1.3B  v5e_4x4    lora     5.9 of 15.8   1775  49.3 %
-  T2V 1.3B  v6e_2x4    embed    2.6 of 31.2      5
-  T2V 1.3B  v6e_2x4    head     8.0 of 31.2   1007  32.2 %
-  T2V 1.3B  v6e_2x4    lora    11.6 of 31.2   1455  25.8 %
-
-For v6e libtpu had
-LIBTPU_INIT_ARGS="--xla_tpu_prefer_async_allgather_to_allreduce=true
---xla_enable_async_all_gather=true
---xla_tpu_enable_async_collective_fusion_fuse_all_gather=true", so that weights
-are gathered while a layer computes. The first phase moves memory only.
+`target` fixes the batch, the mesh and what is rematerialised for some TPU
+slices; clips have 80 frames of 480x832. All fit: docs/planning.md has the
+memory and the time of a step.
 """
 
 import ml_collections

@@ -128,7 +128,7 @@ class Checkpointer:
       return
     known = {
       "state": digests.of_tree(state),
-      "data": _gather(digests.of_json(data.get_state())),
+      "data": [int(x) for x in _gather(str(digests.of_json(data.get_state())))],
     }
     with self._saving():
       self._manager.save(
@@ -190,7 +190,7 @@ class Checkpointer:
     self.wait()
     steps = sorted(self._manager.all_steps(), reverse=True)
     for i, step in enumerate(steps):
-      found, wrong, problem = None, None, "another process failed"
+      found, wrong, problem = None, "", "another process failed"
       try:
         found = self._restore(step, target, data)
       except errors.UserError as e:
@@ -199,7 +199,8 @@ class Checkpointer:
       except Exception as e:
         problem = _first_line(e)
       # Raised once all are here, or the others would wait for this process.
-      _raise_together(wrong)
+      if told := next(filter(None, _gather(wrong)), None):
+        raise errors.UserError(told)
       if _everywhere(found is not None):
         damage = self._damage(found, data is not None)
         if _everywhere(damage is None):
@@ -302,32 +303,21 @@ def _require_processes(directory: files.Path, step: int) -> None:
 
 def _everywhere(found: bool) -> bool:
   """Whether all processes found it, once all of them have asked."""
-  return all(_gather(int(found)))
+  return all(_gather("x" if found else ""))
 
 
-def _gather(number: int) -> list[int]:
-  """The number below 2^32 that each process has, once all have come here."""
-  if jax.process_count() == 1:
-    return [number]
-  found = multihost_utils.process_allgather(np.array([number], np.uint32))
-  return [int(x) for x in found.reshape(-1)]
+def _gather(text: str) -> list[str]:
+  """The text that each process has, once all have come here; the end may lack.
 
-
-def _raise_together(wrong: str | None) -> None:
-  """Raises, in all processes, what is wrong in one of them.
-
-  Raises:
-    errors.UserError: what the first process has that has something.
+  Several processes call this together.
   """
-  if jax.process_count() > 1:
-    text = np.zeros(_LONGEST, np.uint8)
-    data = (wrong or "").encode()[:_LONGEST]
-    text[: len(data)] = np.frombuffer(data, np.uint8)
-    every = multihost_utils.process_allgather(text)
-    said = [x.tobytes().rstrip(b"\0").decode(errors="ignore") for x in every]
-    wrong = next((x for x in said if x), None)
-  if wrong is not None:
-    raise errors.UserError(wrong)
+  if jax.process_count() == 1:
+    return [text]
+  padded = np.zeros(_LONGEST, np.uint8)
+  data = text.encode()[:_LONGEST]
+  padded[: len(data)] = np.frombuffer(data, np.uint8)
+  every = multihost_utils.process_allgather(padded)
+  return [x.tobytes().rstrip(b"\0").decode(errors="ignore") for x in every]
 
 
 def _full(error: BaseException | None) -> str | None:

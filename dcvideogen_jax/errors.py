@@ -1,6 +1,10 @@
 """The one exception that means "the user can fix this"."""
 
 import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Characters of a word in a message; longer than any path. Damaged files have
 # names of thousands.
@@ -18,6 +22,22 @@ class UserError(ValueError):
   def __init__(self, message: str):
     """Takes the sentence."""
     super().__init__(re.sub(rf"\S{{{_WORD},}}", _shortened, message))
+
+
+def choose(what: str, name: str, table: Mapping[str, T]) -> T:
+  """The value of a name in a table.
+
+  Args:
+    what: a config's key, say, for the message.
+    name: what was found there.
+    table: what may be there.
+
+  Raises:
+    UserError: for a name that is not in the table.
+  """
+  if name not in table:
+    raise UserError(f"{what} must be one of {', '.join(table)}, found {name!r}")
+  return table[name]
 
 
 def _shortened(word: re.Match[str]) -> str:

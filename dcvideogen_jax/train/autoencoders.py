@@ -27,7 +27,7 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
   module = _build(dc_ae_v.build, config["model"])
   size, frames = module.spatial_factor, module.frames_multiple
   weights = dict(config["loss"])
-  start = _choose("start", config["start"], warm_starts.DEEP_STARTS)
+  start = errors.choose("start", config["start"], warm_starts.DEEP_STARTS)
 
   def init(rng):
     example = jnp.zeros((1, module.temporal_factor, size, size, 3))
@@ -77,7 +77,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
   size = module.spatial_factor
   weights = dict(config["loss"])
   kl_weight = weights.pop("kl", 0.0)
-  start = _choose("start", config["start"], warm_starts.WAN_STARTS)
+  start = errors.choose("start", config["start"], warm_starts.WAN_STARTS)
 
   def init(rng):
     example = jnp.zeros((1, 1 + module.temporal_factor, size, size, 3))
@@ -196,11 +196,3 @@ def _build(build: Callable[[Any], Any], fields: Mapping[str, Any]) -> Any:
     return build(fields)
   except ValueError as e:
     raise errors.UserError(f"config.model: {e}") from e
-
-
-def _choose(key: str, name: str, table: Mapping[str, Any]) -> Any:
-  if name not in table:
-    raise errors.UserError(
-      f"{key} must be one of {', '.join(table)}, found {name!r}"
-    )
-  return table[name]

@@ -66,12 +66,7 @@ class _Denoising:
       self._module, config["start"], phase.trainable
     )
     self._space: task_lib.Space = config["space"]
-    if self._space not in task_lib.CONDITIONS:
-      raise errors.UserError(
-        f"space must be one of {', '.join(task_lib.CONDITIONS)}, found "
-        f"{self._space!r}"
-      )
-    self._condition = task_lib.CONDITIONS[self._space]
+    self._condition = errors.choose("space", self._space, task_lib.CONDITIONS)
     if not 0 <= config["text_dropout"] <= 1:
       raise errors.UserError(
         f"text_dropout must be within 0..1, found {config['text_dropout']}"

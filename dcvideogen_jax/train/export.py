@@ -281,15 +281,9 @@ def _check(
 ) -> _Target:
   """What a run's result shall become; errors as of `write`."""
   row = _ROWS[config["task"]]
-  dtype, layout = dtype or row.dtype, layout or row.layout
-  for what, value, known in (
-    ("dtype", dtype, DTYPES),
-    ("format", format, FORMATS),
-  ):
-    if value not in known:
-      raise errors.UserError(
-        f"{what} must be one of {', '.join(known)}, found {value!r}"
-      )
+  layout = layout or row.layout
+  stored = errors.choose("dtype", dtype or row.dtype, DTYPES)
+  errors.choose("format", format, dict.fromkeys(FORMATS))
   api.rules_of(row.kind, layout)  # Raises for an unknown one.
   low_rank = "phase" in config and phases.find(config["phase"]).lora
   if format == "lora" and not low_rank:
@@ -298,7 +292,7 @@ def _check(
       "updates: expected one of phase lora or direct, or the format merged"
     )
   module = _with_fields(config, row, fields or {})
-  return _Target(module, DTYPES[dtype], layout)
+  return _Target(module, stored, layout)
 
 
 def merged(result: Result) -> Any:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import flax.traverse_util
 import grain
 import jax
 import numpy as np
@@ -99,20 +100,14 @@ def _remember(
       old = None
     changed = None
     if isinstance(old, dict):
-      old, now = _flat(old), _flat(new)
+      old, now = (
+        flax.traverse_util.flatten_dict(x, keep_empty_nodes=True, sep=".")
+        for x in (old, new)
+      )
       changed = [k for k in {**old, **now} if old.get(k) != now.get(k)]
   with files.atomic(path) as temporary:
     temporary.write_text(json.dumps(new, indent=2) + "\n")
   return changed
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(config, dict):
-    return {prefix: config}
-  found = {}
-  for name, value in config.items():
-    found |= _flat(value, f"{prefix}.{name}" if prefix else name)
-  return found
 
 
 def _due(every: int, step: int, config: Mapping[str, Any]) -> bool:

@@ -34,13 +34,9 @@ def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
     "cosine": lambda: optax.cosine_decay_schedule(lr, rest, config["final"]),
     "constant": lambda: optax.constant_schedule(lr),
   }
-  if config["schedule"] not in after:
-    raise errors.UserError(
-      f"optim.schedule must be one of {', '.join(after)}, "
-      f"found {config['schedule']!r}"
-    )
+  decay = errors.choose("optim.schedule", config["schedule"], after)()
   ramp = optax.linear_schedule(0.0, lr, max(1, warmup))
-  return optax.join_schedules([ramp, after[config["schedule"]]()], [warmup])
+  return optax.join_schedules([ramp, decay], [warmup])
 
 
 def _scale(config: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -50,11 +46,7 @@ def _scale(config: Mapping[str, Any]) -> optax.GradientTransformation:
     "adamw": lambda: optax.scale_by_adam(b1, b2, config["eps"]),
     "sgd": optax.identity,
   }
-  if config["name"] not in rows:
-    raise errors.UserError(
-      f"optim.name must be one of {', '.join(rows)}, found {config['name']!r}"
-    )
-  return rows[config["name"]]()
+  return errors.choose("optim.name", config["name"], rows)()
 
 
 def build(
@@ -138,16 +130,12 @@ def ema(config: Mapping[str, Any] | None) -> UpdateEMA | None:
     "ratio": lambda n: jnp.minimum(decay, n / (9 + n)),
     "exponential": lambda n: -decay * jnp.expm1(-n / steps),
   }
-  if config["ramp"] not in ramps:
-    raise errors.UserError(
-      f"ema.ramp must be one of {', '.join(ramps)}, found {config['ramp']!r}"
-    )
+  ramp = errors.choose("ema.ramp", config["ramp"], ramps)
   if not (0 < decay < 1 and steps > 0):
     raise errors.UserError(
       "ema.decay must be within 0..1 and ema.steps positive, found "
       f"{decay} and {steps}"
     )
-  ramp = ramps[config["ramp"]]
 
   def update(average, params, step):
     d = ramp(step.astype(jnp.float32) + 1)

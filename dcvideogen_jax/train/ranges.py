@@ -35,39 +35,20 @@ _AT_LEAST_0 = _Range("a number of at least 0", lambda x: x >= 0)
 _SHARE = _Range("a number from 0 up to 1", lambda x: 0 <= x < 1)
 _FINITE = _Range("a finite number", lambda x: True)
 
-_NUMBERS: Mapping[str, _Range] = {
-  "seed": _SEED,
-  "steps": _COUNT,
-  "batch_size": _COUNT,
-  "accumulate": _COUNT,
-  "log_every": _EVERY,
-  "save_every": _EVERY,
-  "keep": _COUNT,
-  "statistics": _EVERY,
-  "optim.lr": _AT_LEAST_0,
-  "optim.warmup": _EVERY,
-  "optim.final": _AT_LEAST_0,
-  "optim.eps": _POSITIVE,
-  "optim.clip": _AT_LEAST_0,
-  "optim.decay": _AT_LEAST_0,
-  "ema.decay": _SHARE,
-  "ema.steps": _POSITIVE,
-  "val.every": _EVERY,
-  "lora.rank": _COUNT,
-  "lora.alpha": _POSITIVE,
+_RANGES: Mapping[_Range, str] = {
+  _SEED: "seed",
+  _COUNT: "steps batch_size accumulate keep lora.rank",
+  _EVERY: "log_every save_every statistics optim.warmup val.every",
+  _POSITIVE: "optim.eps ema.steps lora.alpha",
+  _AT_LEAST_0: "optim.lr optim.final optim.clip optim.decay",
+  _SHARE: "ema.decay",
 }
-_OF_VALIDATION = {"val.batches": _COUNT, "val.batch_size": _COUNT}
-_OF_AN_EVALUATOR = {
-  "every": _EVERY,
-  "frames": _COUNT,
-  "height": _COUNT,
-  "width": _COUNT,
-  "batch_size": _COUNT,
-  "steps": _COUNT,
-  "shift": _POSITIVE,
-  "guidance": _FINITE,
-  "seed": _SEED,
-  "text_tokens": _COUNT,
+_EVALUATOR_RANGES: Mapping[_Range, str] = {
+  _SEED: "seed",
+  _COUNT: "frames height width batch_size steps text_tokens",
+  _EVERY: "every",
+  _POSITIVE: "shift",
+  _FINITE: "guidance",
 }
 # Parts whose keys are the same in every config.
 _KEYS = {
@@ -92,9 +73,9 @@ def check(config: Mapping[str, Any]) -> None:
       raise errors.UserError(
         f"config.{part} has the keys {', '.join(known)}, found {unknown[0]!r}"
       )
-  ranges = dict(_NUMBERS)
+  ranges = _by_name(_RANGES)
   if (config.get("val") or {}).get("every"):
-    ranges |= _OF_VALIDATION
+    ranges |= _by_name({_COUNT: "val.batches val.batch_size"})
   optim = config.get("optim") or {}
   for i, _ in enumerate(optim.get("betas", ())):
     ranges[f"optim.betas.{i}"] = _SHARE
@@ -104,13 +85,19 @@ def check(config: Mapping[str, Any]) -> None:
   for name in config.get("loss") or ():
     ranges[f"loss.{name}"] = _FINITE
   for name in config.get("evaluators") or ():
-    ranges |= {f"evaluators.{name}.{k}": r for k, r in _OF_AN_EVALUATOR.items()}
+    ranges |= _by_name(_EVALUATOR_RANGES, f"evaluators.{name}.")
   for name, expected in ranges.items():
     value = _find(config, name)
     if value is not None and not expected.fits(value):
       raise errors.UserError(
         f"config.{name} must be {expected.words}, found {value!r}"
       )
+
+
+def _by_name(
+  names: Mapping[_Range, str], prefix: str = ""
+) -> dict[str, _Range]:
+  return {f"{prefix}{n}": r for r, text in names.items() for n in text.split()}
 
 
 def _find(config: Any, name: str) -> Any:

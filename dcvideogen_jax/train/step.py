@@ -37,11 +37,7 @@ def build_task(config: Mapping[str, Any]) -> task_lib.Task:
   Raises:
     errors.UserError: for an unknown task, or what building it raises.
   """
-  if config["task"] not in TASKS:
-    raise errors.UserError(
-      f"task must be one of {', '.join(TASKS)}, found {config['task']!r}"
-    )
-  return TASKS[config["task"]](config)
+  return errors.choose("task", config["task"], TASKS)(config)
 
 
 @flax.struct.dataclass

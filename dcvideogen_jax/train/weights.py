@@ -61,11 +61,7 @@ def dtype(config: Mapping[str, Any], key: str) -> jnp.dtype:
   Raises:
     errors.UserError: for a name that is not in `DTYPES`.
   """
-  if config[key] not in DTYPES:
-    raise errors.UserError(
-      f"{key} must be one of {', '.join(DTYPES)}, found {config[key]!r}"
-    )
-  return DTYPES[config[key]]
+  return errors.choose(key, config[key], DTYPES)
 
 
 def trainable_in_float32(variables: Any, rules: phases.Rules) -> Any:
