@@ -83,7 +83,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     example = jnp.zeros((1, 1 + module.temporal_factor, size, size, 3))
     return start(module.init(rng, example)["params"])
 
-  def draw(batch: task_lib.VideoBatch, rng) -> task_lib.DrawnVideos:
+  def draw(batch: task_lib.VideoBatch, rng) -> task_lib.VideoBatch:
     b, t, h, w, _ = batch["video"].shape
     if h % size or w % size:
       raise errors.UserError(
@@ -110,7 +110,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     video = module.apply(whole(params), latents, method="decode")
     return video.astype(jnp.float32)
 
-  def loss_fn(params, drawn: task_lib.DrawnVideos):
+  def loss_fn(params, drawn: task_lib.VideoBatch):
     with _as_fast_as_can_be():
       video, posterior = encode(params, drawn)
       mean, logvar = (x.astype(jnp.float32) for x in posterior)

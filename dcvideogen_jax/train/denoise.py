@@ -91,9 +91,8 @@ class _Denoising:
     """A variable, as what is closed over is written into the program."""
     if self._drops is None:
       return {}
-    found = embedding(self._drops)
-    _require_width(self._drops, found.shape[1], self._module.text_width)
-    return {"negative": {"text": found}}
+    text = embedding(self._drops, self._module.text_width)
+    return {"negative": {"text": text}}
 
   def start(self, where: Mapping[str, Any]) -> dict[str, Any]:
     encoders, config = self._config["encoders"] or {}, self._config
@@ -120,7 +119,7 @@ class _Denoising:
 
   def draw(
     self, batch: task_lib.LatentBatch, rng: jax.Array
-  ) -> task_lib.DrawnLatents:
+  ) -> task_lib.LatentBatch:
     noise, level, drop, clean = jax.random.split(rng, 4)
     shape = batch[self._space].shape
     levels = training.levels(
@@ -130,7 +129,7 @@ class _Denoising:
       self._forcing.chunks(shape[1]),
     )
     share = self._config["text_dropout"]
-    drawn: task_lib.DrawnLatents = {
+    drawn: task_lib.LatentBatch = {
       **batch,
       **levels._asdict(),
       "noise": jax.random.normal(noise, shape, jnp.float32),
@@ -143,7 +142,7 @@ class _Denoising:
   def _predict(
     self,
     variables: Mapping[str, Any],
-    batch: task_lib.DrawnLatents,
+    batch: task_lib.LatentBatch,
     sigma: jax.Array,
     timestep: jax.Array,
     text: jax.Array,
@@ -165,7 +164,7 @@ class _Denoising:
     )
 
   def _clean(
-    self, x0: jax.Array, batch: task_lib.DrawnLatents
+    self, x0: jax.Array, batch: task_lib.LatentBatch
   ) -> wan_dit.Clean | None:
     """The copies of teacher forcing; None without it."""
     level = self._forcing.clean
@@ -183,7 +182,7 @@ class _Denoising:
     return align_lib.condition(x, batch[self._condition])
 
   def loss_fn(
-    self, variables: Mapping[str, Any], drawn: task_lib.DrawnLatents
+    self, variables: Mapping[str, Any], drawn: task_lib.LatentBatch
   ) -> tuple[jax.Array, task_lib.Metrics]:
     text = drawn["text"]
     dropped = jnp.zeros(text.shape[1:])
@@ -199,7 +198,7 @@ class _Denoising:
     return (weight * error).mean(), {"mse": error.mean()}
 
   def measure(
-    self, variables: Mapping[str, Any], drawn: task_lib.DrawnLatents
+    self, variables: Mapping[str, Any], drawn: task_lib.LatentBatch
   ) -> task_lib.Metrics:
     """The error at each of `BUCKETS`, with the text and without weights.
 
@@ -230,24 +229,23 @@ def negative(
   """
   if source is None:
     return np.zeros((tokens, width), np.float32)
-  found = embedding(source)
-  _require_width(source, found.shape[1], width)
-  return latents_lib.padded(found, tokens)
+  return latents_lib.padded(embedding(source, width), tokens)
 
 
 @functools.lru_cache(1)
-def embedding(source: str | os.PathLike[str]) -> np.ndarray:
-  """The negative prompt's, float32 (s, e).
+def embedding(source: str | os.PathLike[str], width: int) -> np.ndarray:
+  """The negative prompt's, float32 (s, width).
 
   Raises:
     errors.UserError: if it cannot be read, or is no such array.
   """
   if os.path.isdir(source):
-    return latents_lib.negative(source)
-  try:
-    text = np.load(source)
-  except (OSError, ValueError, EOFError) as e:
-    raise errors.UserError(f"negative: cannot read {source}: {e}") from e
+    text = latents_lib.negative(source)
+  else:
+    try:
+      text = np.load(source)
+    except (OSError, ValueError, EOFError) as e:
+      raise errors.UserError(f"negative: cannot read {source}: {e}") from e
   if getattr(text, "ndim", None) != 2 or not np.isrealobj(text):
     raise errors.UserError(
       f"negative: {source} must hold an embedding (s, e), found "
@@ -258,11 +256,8 @@ def embedding(source: str | os.PathLike[str]) -> np.ndarray:
     raise errors.UserError(
       f"negative: {source} has numbers that are not finite"
     )
-  return text
-
-
-def _require_width(source, found, width):
-  if found != width:
+  if text.shape[1] != width:
     raise errors.UserError(
-      f"negative: {source} has width {found}, the texts {width}"
+      f"negative: {source} has width {text.shape[1]}, the texts {width}"
     )
+  return text

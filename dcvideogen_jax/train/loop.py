@@ -82,32 +82,36 @@ class _Silent:
   note = progress = record = image = restart_clock = flush = _nothing
 
 
-def _remember(
-  config: Mapping[str, Any], workdir: files.Path
-) -> list[str] | None:
-  """Writes config.json.
-
-  Returns:
-    The keys that differ from an earlier run's; None if its file is damaged.
-  """
+def _write_config(
+  config: Mapping[str, Any],
+  workdir: files.Path,
+  first: int,
+  log: report.Report,
+) -> None:
+  """Writes config.json, and tells what differs from an earlier start's."""
   path = workdir / "config.json"
-  new = json.loads(json.dumps(config, default=dict))
-  changed: list[str] | None = []
-  if path.exists():
-    try:
+  new, old = json.loads(json.dumps(config, default=dict)), None
+  exists = path.exists()
+  if exists:
+    with contextlib.suppress(ValueError):  # Also of bytes that are no text.
       old = documents.parse(path.read_bytes())
-    except ValueError:  # Also of bytes that are no text.
-      old = None
-    changed = None
-    if isinstance(old, dict):
-      old, now = (
-        flax.traverse_util.flatten_dict(x, keep_empty_nodes=True, sep=".")
-        for x in (old, new)
-      )
-      changed = [k for k in {**old, **now} if old.get(k) != now.get(k)]
   with files.atomic(path) as temporary:
     temporary.write_text(json.dumps(new, indent=2) + "\n")
-  return changed
+  if exists and not isinstance(old, dict):
+    log.note(
+      f"{path} was damaged and is written anew: whether the config has changed"
+      " since the last start is not known"
+    )
+  if first:
+    log.note(f"resuming after step {first}")
+  if first and isinstance(old, dict):
+    old, new = (
+      flax.traverse_util.flatten_dict(x, keep_empty_nodes=True, sep=".")
+      for x in (old, new)
+    )
+    changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+    if changed:
+      log.note(f"changed since the last start: {', '.join(changed)}")
 
 
 def _due(every: int, step: int, config: Mapping[str, Any]) -> bool:
@@ -250,7 +254,7 @@ def fit(
     log: Any = _Silent()
     if jax.process_index() == 0:
       log = stack.enter_context(report.Report(workdir, config["steps"], first))
-      _tell_start(config, workdir, first, log)
+      _write_config(config, workdir, first, log)
     if first >= config["steps"]:
       log.note(f"step {first} of {config['steps']} is reached already")
       return True
@@ -264,19 +268,6 @@ def fit(
     if restored:
       return _loop(run, restored.state, step_lib.init_frozen(plan), first)
     return _loop(run, *step_lib.init(plan), first)
-
-
-def _tell_start(config, workdir, first, log) -> None:
-  changed = _remember(config, workdir)
-  if changed is None:
-    log.note(
-      f"{workdir / 'config.json'} was damaged and is written anew: whether the"
-      " config has changed since the last start is not known"
-    )
-  if first:
-    log.note(f"resuming after step {first}")
-    if changed:
-      log.note(f"changed since the last start: {', '.join(changed)}")
 
 
 def _loop(run: _Run, state, frozen, first: int) -> bool:

@@ -20,25 +20,16 @@ CONDITIONS: Mapping[Space, Literal["deep_condition", "base_condition"]] = {
 }
 
 
-class VideoBatch(TypedDict):
+class VideoBatch(TypedDict, total=False):
   """Clips that autoencoders are trained on.
 
   Attributes:
     video: levels of red, green and blue, 0 to 255; all frames of a batch have
       one size.
+    noise: drawn; standard normal, for the posterior of Wan's autoencoder.
   """
 
   video: UInt8[Array, "b t h w 3"]
-
-
-class DrawnVideos(VideoBatch, total=False):
-  """`VideoBatch` with what is random.
-
-  Attributes:
-    noise: standard normal, one number for each of the posterior of Wan's
-      autoencoder.
-  """
-
   noise: Float32[Array, "b T H W c"]
 
 
@@ -47,11 +38,17 @@ class LatentBatch(TypedDict, total=False):
 
   Attributes:
     deep: latents of DC-AE-V, multiplied by its `latent_scale`.
-    base: latents of Wan's autoencoder, with mean 0 and std 1 by its own.
-    deep_condition, base_condition: of image to video, the latents of the first
-      frame, followed by empty ones, in the same space.
+    base: latents of Wan's autoencoder, less its `mean`, over its `std`.
+    deep_condition, base_condition: of image to video, in the same space, the
+      latents of the first frame, and of frames that are empty.
     text: UMT5's embeddings of the caption, zero after its end.
     image: CLIP's features of the first frame.
+    sigma: drawn; the share of noise, from 0 to 1, of a sample or each chunk.
+    timestep: drawn; what the transformer is told of it, from 0 to 1000; alike.
+    weight: drawn; of the squared error; alike.
+    noise: drawn; standard normal, like the latents that are trained on.
+    clean_noise: drawn; likewise, for the copies of teacher forcing.
+    drop: drawn; whether the negative prompt replaces the text.
   """
 
   deep: Float32[Array, "b t h w c"]
@@ -60,20 +57,6 @@ class LatentBatch(TypedDict, total=False):
   base_condition: Float32[Array, "b t H W C"]
   text: Float32[Array, "b s e"]
   image: Float32[Array, "b m f"]
-
-
-class DrawnLatents(LatentBatch, total=False):
-  """`LatentBatch` with what is random in flow matching.
-
-  Attributes:
-    sigma: share of noise, within 0 to 1; of each sample, or of each chunk.
-    timestep: what the transformer is told of it, within 0 to 1000; alike.
-    weight: of the squared error; alike.
-    noise: standard normal, like the latents that are trained on.
-    clean_noise: likewise, for the copies of teacher forcing.
-    drop: whether the negative prompt replaces the text.
-  """
-
   sigma: Float32[Array, "b ..."]
   timestep: Float32[Array, "b ..."]
   weight: Float32[Array, "b ..."]
@@ -85,16 +68,6 @@ class DrawnLatents(LatentBatch, total=False):
 # Of every task; those with encoders get raw videos and tokens, as
 # `latents.conditions.clips` takes them, and make `LatentBatch` of them.
 Batch = Any
-
-
-def _undrawn(batch: Batch, rng: jax.Array) -> Batch:
-  del rng
-  return batch
-
-
-def _unencoded(variables: Any, batch: Batch) -> Batch:
-  del variables
-  return batch
 
 
 class Task(NamedTuple):
@@ -127,8 +100,8 @@ class Task(NamedTuple):
   init: Callable[[jax.Array], Any]
   loss_fn: Callable[[Any, Batch], tuple[jax.Array, Metrics]]
   predict_fns: Mapping[str, Callable[[Any, Batch], Any]]
-  draw: Callable[[Batch, jax.Array], Batch] = _undrawn
-  encode: Callable[[Any, Batch], Batch] = _unencoded
+  draw: Callable[[Batch, jax.Array], Batch] = lambda batch, rng: batch
+  encode: Callable[[Any, Batch], Batch] = lambda variables, batch: batch
   trainable: Sequence[tuple[str, bool]] = ((".*", True),)
   start: Callable[[Any], Any] | None = None
   batches: Callable[..., grain.DatasetIterator] = functools.partial(
