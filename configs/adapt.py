@@ -216,7 +216,7 @@ def _clips(
     }
     if texts:
       c.encoders.text.dtype = c.dtype
-    c.data, held_out = (_videos(*size, bool(images)) for _ in range(2))
+    c.data, held_out = (_videos(size, bool(images)) for _ in range(2))
   else:
     c.encoders = None
     conditions = tuple(f"{space}_condition" for space in spaces if images)
@@ -294,15 +294,9 @@ def _latents(keys: tuple[str, ...]) -> ml_collections.ConfigDict:
   )
 
 
-def _videos(
-  bucket: str | None,
-  height: int,
-  width: int,
-  frames: int,
-  image: int,
-  images: bool,
-) -> ml_collections.ConfigDict:
+def _videos(size: tuple, images: bool) -> ml_collections.ConfigDict:
   """Videos and captions; see `dcvideogen_jax.data.captioned.sources`."""
+  bucket, height, width, frames, image = size
   c = ml_collections.ConfigDict({"source": "captioned_videos"})
   for key in ("path", "captions", "tokenizer"):
     c[key] = common.optional(str)

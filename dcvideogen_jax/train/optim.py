@@ -39,16 +39,6 @@ def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
   return optax.join_schedules([ramp, decay], [warmup])
 
 
-def _scale(config: Mapping[str, Any]) -> optax.GradientTransformation:
-  """The update direction before decay and learning rate."""
-  b1, b2 = config["betas"]
-  rows = {
-    "adamw": lambda: optax.scale_by_adam(b1, b2, config["eps"]),
-    "sgd": optax.identity,
-  }
-  return errors.choose("optim.name", config["name"], rows)()
-
-
 def build(
   config: Mapping[str, Any], steps: int
 ) -> optax.GradientTransformation:
@@ -72,9 +62,13 @@ def build(
       parameter that no rule covers, and a rule of "lr_scale" that matches none.
   """
   clip = [optax.clip_by_global_norm(config["clip"])] if config["clip"] else []
+  directions = {
+    "adamw": optax.scale_by_adam(*config["betas"], config["eps"]),
+    "sgd": optax.identity(),
+  }
   return optax.chain(
     *clip,
-    _scale(config),
+    errors.choose("optim.name", config["name"], directions),
     optax.add_decayed_weights(
       config["decay"], lambda p: tree.match_tree(config["decay_mask"], p)
     ),
