@@ -46,7 +46,7 @@ def test_refused(monkeypatch, name, value, message):
   for key in parts:
     part = part[key]
   part[last] = value
-  monkeypatch.setattr(step, "build", None)  # Nothing is built before.
+  monkeypatch.setattr(step, "build_task", None)  # Nothing is built before.
   with pytest.raises(errors.UserError, match=message):
     step.plan(config)
 
