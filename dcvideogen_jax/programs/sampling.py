@@ -148,12 +148,7 @@ class Job:
         self.clock.restart("load")
 
   def _load(self, loras: list[tuple[str, float]]) -> Any:
-    from dcvideogen_jax.sample import (
-      loading,
-      model_names,
-      placement,
-      settings,
-    )
+    from dcvideogen_jax.sample import loading, model_names, placement, settings
     from dcvideogen_jax.sample import pipeline as pipeline_lib
 
     source = model_names.pipeline(_MODEL.value or self.c.model)
