@@ -23,9 +23,7 @@ from absl import flags
 from dcvideogen_jax.programs import plan_flags
 
 _MODELS = ["f32t4c32", "f32t4c64", "f32t4c128", "f32t4c256", "f64t4c128"]
-_MODEL = flags.DEFINE_enum(
-  "model", "f32t4c32", ["f32t4c32"], "The autoencoder."
-)
+_MODEL = flags.DEFINE_enum("model", "f32t4c32", _MODELS, "The autoencoder.")
 _HEIGHT = flags.DEFINE_integer("height", 704, "Rows of pixels.", 1)
 _WIDTH = flags.DEFINE_integer("width", 1280, "Columns of pixels.", 1)
 _BUDGETS = flags.DEFINE_list(
