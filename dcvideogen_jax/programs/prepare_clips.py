@@ -1,7 +1,7 @@
 """Makes the training or evaluation clips of the tiny autoencoder.
 
-  python -m launch.prepare_clips --output=DIR
-  python -m launch.prepare_clips --split=heldout --output=DIR
+  dcvideogen prepare-clips --output=DIR
+  dcvideogen prepare-clips --split=heldout --output=DIR
 
 Fetches the files of dcvideogen_jax/tiny/manifest.json. The training split is
 24-frame clips of 96x96 from the videos and from pans over the photographs, in
@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from absl import flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.tiny import clips, download
+
+_SPLITS = ["train", "heldout"]
 
 _OUTPUT = flags.DEFINE_string(
   "output", None, "Folder to make; must not exist yet.", required=True
 )
-_SPLIT = flags.DEFINE_enum("split", "train", download.SPLITS, "Which files.")
+_SPLIT = flags.DEFINE_enum("split", "train", _SPLITS, "Which files.")
 _CLIPS = flags.DEFINE_integer(
   "clips", None, "About how many; 5000 (train) or 48 (heldout)."
 )
@@ -35,6 +36,8 @@ _EXCLUDE = flags.DEFINE_multi_string(
 def main(argv: Sequence[str]) -> None:
   """Makes the clips."""
   del argv
+  from dcvideogen_jax.tiny import clips
+
   if _CLIPS.value is not None and _CLIPS.value <= 0:
     raise errors.UserError(f"--clips must be positive, not {_CLIPS.value}")
   number, sources = clips.prepare(

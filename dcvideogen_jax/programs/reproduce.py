@@ -1,6 +1,6 @@
 """Trains the family of tiny models that ships, from nothing to a video.
 
-  python -m launch.reproduce --workdir=DIR
+  dcvideogen reproduce --workdir=DIR
 
 Each stage is one of our own programs; what it leaves in DIR is what the next
 ones read. A stage that is done is not run again, and one that was interrupted
@@ -12,11 +12,11 @@ of 400 held-out scenes.
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from dcvideogen_jax import files
-from dcvideogen_jax.tiny import chain, family
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of all stages.", required=True
@@ -36,6 +36,8 @@ _DRY_RUN = flags.DEFINE_bool(
 def main(argv: Sequence[str]) -> None:
   """Runs the stages that are not done."""
   del argv
+  from dcvideogen_jax.tiny import family
+
   if run(family.STAGES):
     print(f"{work()}: everything is done")
 
@@ -45,7 +47,7 @@ def work() -> pathlib.Path:
   return pathlib.Path(_WORKDIR.value).absolute()
 
 
-def run(stages: Sequence[chain.Stage]) -> bool:
+def run(stages: Sequence[Any]) -> bool:
   """Runs those stages that are not done, as the flags say.
 
   Returns:
@@ -54,6 +56,8 @@ def run(stages: Sequence[chain.Stage]) -> bool:
   Raises:
     errors.UserError: outside a checkout, or if a flag names no stage.
   """
+  from dcvideogen_jax.tiny import chain, family
+
   if not _DRY_RUN.value:
     # Where the parts of the models are that are asked for held-out scenes.
     for name in family.MODELS:

@@ -103,7 +103,7 @@ def listed(program, name):
   """A list in a program's source; importing it would define its flags."""
   path = launching.ROOT / "dcvideogen_jax" / "programs" / f"{program}.py"
   for node in ast.parse(path.read_text()).body:
-    if isinstance(node, ast.Assign) and node.targets[0].id == name:
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
       return ast.literal_eval(node.value)
 
 
