@@ -27,7 +27,7 @@ _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".json", ".model")
 
 _SHORTEST_TEXT = 16
 # What sizes are multiples of where there is no DC-AE-V.
-_FACTOR = 32
+FACTOR = 32
 
 
 class Options(NamedTuple):
@@ -180,7 +180,7 @@ class Encoders:
   def sizes(self, bucket: str) -> tuple[buckets.Size, ...]:
     """The sizes that a bucket's name stands for; errors of `buckets.find`."""
     return buckets.find(
-      bucket, _FACTOR if self.deep is None else self.deep.spatial
+      bucket, FACTOR if self.deep is None else self.deep.spatial
     )
 
   def facts(self) -> dict[str, Any]:

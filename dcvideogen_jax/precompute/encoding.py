@@ -6,16 +6,13 @@ bytes of a part do not depend on how many devices there are.
 
 import collections
 import concurrent.futures
-import multiprocessing
+import functools
 import os
 import pathlib
 import queue
-import signal
 import threading
-import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,11 +25,10 @@ from dcvideogen_jax.sample import layouts
 
 _NO_CAPTION = "it has no caption"
 _NOT_FINITE = "its latents are not finite"
-_POLL = 0.5  # seconds
 
 
 class Job(NamedTuple):
-  """What a process needs to know; can be pickled.
+  """What is to be encoded, and how.
 
   Attributes:
     source: of clips, out of `data.clip_sources`.
@@ -42,7 +38,7 @@ class Job(NamedTuple):
     per_part: clips of a part.
     dtype: that arrays are stored in, of `latents.DTYPES`.
     negative: the negative prompt.
-    output: the folder, which is begun.
+    output: the folder.
     threads: that read clips ahead; None is one per core, at most 8 per device.
   """
 
@@ -66,6 +62,22 @@ class Job(NamedTuple):
     start = part * self.per_part
     return range(start, min(start + self.per_part, len(self.source)))
 
+  def missing(self, numbers: Sequence[int]) -> list[int]:
+    """Those of the parts that are not there."""
+    return [n for n in numbers if not parts.is_done(self.output, n)]
+
+  def settings(self) -> dict[str, Any]:
+    """What the result depends on."""
+    return {
+      **self.options._asdict(),
+      "source": self.source.about(),
+      "models": encoders_lib.digests(self.paths),
+      "bucket": self.bucket,
+      "part": self.per_part,
+      "dtype": self.dtype,
+      "negative_prompt": self.negative if self.paths.text_encoder else None,
+    }
+
 
 class _Stopped(Exception):
   """Another thread has failed."""
@@ -73,78 +85,65 @@ class _Stopped(Exception):
 
 def run(
   job: Job,
-  numbers: Iterable[int],
-  ready: Callable[[], None],
-  done: Callable[[int], None],
-) -> None:
-  """Makes parts in this process, one at a time on each of its devices.
+  numbers: Sequence[int],
+  done: Callable[[int], Any] = lambda clips: None,
+) -> int:
+  """Makes parts, one at a time on each device of this process.
 
   Parts that another process makes at the same time are left to it.
 
   Args:
-    job: what to do.
-    numbers: of the parts, in order; may wait for more.
-    ready: called once everything is loaded.
+    job: what to do; its folder is begun.
+    numbers: of the parts.
     done: called with the number of clips that were encoded or left out.
+
+  Returns:
+    How many clips that were.
 
   Raises:
     errors.UserError: for anything but a clip that cannot be used.
   """
+  clips = 0
   devices = jax.local_devices()
-  encoders = []
-  for device in devices:
-    with jax.default_device(device):
-      encoders.append(encoders_lib.Encoders(job.paths, job.options))
-  if encoders[0].has_text and not (job.output / latents.NEGATIVE).exists():
-    parts.write_negative(job.output, encoders[0].texts([job.negative])[0])
-  negative_cut = encoders[0].cut
-  ready()
-  numbers, lock, stopped = iter(numbers), threading.Lock(), threading.Event()
   threads = job.threads or reading_threads(len(devices))
+  lock, stopped = threading.Lock(), threading.Event()
+  idle: queue.SimpleQueue[_Maker] = queue.SimpleQueue()
 
-  def count(clips: int) -> None:
+  def count(n: int) -> None:
+    nonlocal clips
     if stopped.is_set():
       raise _Stopped
     with lock:
-      done(clips)
+      clips += n
+      done(n)
 
-  def make(device: jax.Device, encoders: encoders_lib.Encoders) -> None:
-    sizes = encoders.sizes(job.bucket)
-    ahead = -(-2 * threads // len(devices))
-    while True:
-      with lock:
-        number = next(numbers, None)
-      if number is None:
-        return
-      with (
-        jax.default_device(device),
-        parts.locked(job.output, number) as locked,
-      ):
-        if locked and not parts.is_done(job.output, number):
-          writer = parts.Writer(job.output, number, encoders.facts())
-          with writer:
-            part = _Part(job, encoders, sizes, writer, count)
-            part.run(job.clips(number), readers, ahead)
+  def make(number: int) -> int:
+    maker = idle.get()
+    try:
+      return maker.make(number)
+    finally:
+      idle.put(maker)
 
   with (
     concurrent.futures.ThreadPoolExecutor(threads) as readers,
     concurrent.futures.ThreadPoolExecutor(len(devices)) as makers,
   ):
-    running = [
-      makers.submit(make, *both) for both in zip(devices, encoders, strict=True)
-    ]
+    ahead = -(-2 * threads // len(devices))
+    for device in devices:
+      idle.put(_Maker(job, device, readers, ahead, count))
+    running = [makers.submit(make, number) for number in numbers]
     try:
-      for future in concurrent.futures.as_completed(running):
-        future.result()
+      cut = sum(x.result() for x in concurrent.futures.as_completed(running))
     finally:
       stopped.set()
-  # The negative prompt is no caption.
-  if cut := sum(each.cut for each in encoders) - negative_cut:
-    tokens = job.options.text_tokens
+      makers.shutdown(wait=False, cancel_futures=True)
+  if cut:
     warnings.warn(
-      f"{cut} captions were cut to their first {tokens} tokens",
+      f"{cut} captions were cut to their first {job.options.text_tokens} "
+      "tokens",
       stacklevel=2,
     )
+  return clips
 
 
 def reading_threads(devices: int = 1) -> int:
@@ -152,26 +151,62 @@ def reading_threads(devices: int = 1) -> int:
   return min(8 * devices, os.cpu_count() or 1)
 
 
-class _Part:
-  """One part in the making: clips wait until a batch of their size is full."""
+class _Maker:
+  """A device with its copy of the encoders, on which parts are made."""
 
-  def __init__(self, job, encoders, sizes, writer, done):
-    self._job, self._encoders, self._sizes = job, encoders, sizes
-    self._writer, self._done = writer, done
-    self._waiting = collections.defaultdict(list)
-    self._known: dict[str, np.ndarray] = {}
+  def __init__(
+    self,
+    job: Job,
+    device: jax.Device,
+    readers: concurrent.futures.Executor,
+    ahead: int,
+    done: Callable[[int], None],
+  ):
+    self._job, self._device, self._done = job, device, done
+    self._readers, self._ahead = readers, ahead
+    with jax.default_device(device):
+      self._encoders = encoders_lib.Encoders(job.paths, job.options)
+      negative = job.output / latents.NEGATIVE
+      if self._encoders.has_text and not negative.exists():
+        parts.write_negative(
+          job.output, self._encoders.texts([job.negative])[0]
+        )
+    self._sizes = self._encoders.sizes(job.bucket)
 
-  def run(self, numbers: Sequence[int], readers, ahead: int) -> None:
-    for number, loaded in _read_ahead(self._load, numbers, readers, ahead):
-      if isinstance(loaded, str):
-        self._skip(self._job.source[number].file, loaded)
+  def make(self, number: int) -> int:
+    """Makes a part, unless it is there or made elsewhere.
+
+    Returns:
+      How many captions were cut.
+    """
+    job, before = self._job, self._encoders.cut
+    with (
+      jax.default_device(self._device),
+      parts.locked(job.output, number) as locked,
+    ):
+      if locked and not parts.is_done(job.output, number):
+        facts = self._encoders.facts()
+        with parts.Writer(job.output, number, facts) as writer:
+          self._write(writer, job.clips(number))
+    return self._encoders.cut - before
+
+  def _write(self, writer: parts.Writer, numbers: Sequence[int]) -> None:
+    """Reads clips, which wait until a batch of their size is full."""
+    waiting = collections.defaultdict(list)
+    texts: dict[str, np.ndarray] = {}  # Of the captions of the part so far.
+    for number, clip in _read_ahead(
+      self._load, numbers, self._readers, self._ahead
+    ):
+      if isinstance(clip, str):
+        writer.skip(self._job.source[number].file, clip)
+        self._done(1)
         continue
-      size = buckets.Size(*loaded.video.shape[1:3])
-      self._waiting[size].append(loaded)
-      if len(self._waiting[size]) == self._job.options.batch:
-        self._encode(size)
-    for size in sorted(self._waiting):
-      self._encode(size)
+      size = buckets.Size(*clip.video.shape[1:3])
+      waiting[size].append(clip)
+      if len(waiting[size]) == self._job.options.batch:
+        self._encode(writer, size, waiting.pop(size), texts)
+    for size in sorted(waiting):
+      self._encode(writer, size, waiting[size], texts)
 
   def _load(self, number: int) -> clip_reading.Loaded | str:
     """A clip, or why it cannot be used."""
@@ -183,45 +218,32 @@ class _Part:
     except errors.UserError as e:
       return str(e)
 
-  def _skip(self, file: str, reason: str) -> None:
-    self._writer.skip(file, reason)
-    self._done(1)
-
-  def _encode(self, size: buckets.Size) -> None:
-    """Encodes and writes the clips that wait for a size."""
-    clips = self._waiting.pop(size)
-    options = self._job.options
+  def _encode(self, writer, size, clips, texts) -> None:
+    """Encodes and writes clips of one size; `texts` grows."""
+    encoders, options = self._encoders, self._job.options
     # A part's last batch is filled up: one program for all.
     filled = [clips[i % len(clips)] for i in range(options.batch)]
     pixels = None
-    if self._encoders.image_size is not None:
+    if encoders.image_size is not None:
       pixels = np.stack(
-        [x.pixels(self._encoders.image_size, options.stretch) for x in filled]
+        [x.pixels(encoders.image_size, options.stretch) for x in filled]
       )
-    arrays = self._encoders.clips(np.stack([x.video for x in filled]), pixels)
-    texts = self._texts(clips)
+    arrays = encoders.clips(np.stack([x.video for x in filled]), pixels)
+    if encoders.has_text:
+      captions = dict.fromkeys(x for c in clips for x in c.meta["captions"])
+      if new := [text for text in captions if text not in texts]:
+        texts |= zip(new, encoders.texts(new), strict=True)
     dtype = latents.DTYPES[self._job.dtype]
     for i, clip in enumerate(clips):
       own = {name: values[i] for name, values in arrays.items()}
-      if not all(np.isfinite(values).all() for values in own.values()):
-        self._skip(clip.meta["file"], _NOT_FINITE)
-        continue
-      own = {name: values.astype(dtype) for name, values in own.items()}
-      if texts is not None:
-        own["text"] = [texts[x].astype(dtype) for x in clip.meta["captions"]]
-      self._writer.write(str(size), own, clip.meta)
+      if all(np.isfinite(values).all() for values in own.values()):
+        if encoders.has_text:
+          own["text"] = [texts[x] for x in clip.meta["captions"]]
+        cast = functools.partial(np.asarray, dtype=dtype)
+        writer.write(str(size), jax.tree.map(cast, own), clip.meta)
+      else:
+        writer.skip(clip.meta["file"], _NOT_FINITE)
       self._done(1)
-
-  def _texts(self, clips) -> dict[str, np.ndarray] | None:
-    """Embeddings of the captions of clips, and of those before in the part."""
-    if not self._encoders.has_text:
-      return None
-    new = {text: None for clip in clips for text in clip.meta["captions"]}
-    new = [text for text in new if text not in self._known]
-    if new:
-      found = self._encoders.texts(new)
-      self._known |= dict(zip(new, found, strict=True))
-    return self._known
 
 
 def _read_ahead(
@@ -241,113 +263,3 @@ def _read_ahead(
   finally:
     for _, future in waiting:
       future.cancel()
-
-
-# --- several processes -------------------------------------------------------
-
-
-def run_workers(
-  job: Job,
-  numbers: Sequence[int],
-  workers: int,
-  ready: Callable[[], None],
-  done: Callable[[int], None],
-) -> None:
-  """As `run`, in so many processes, which take one part after another.
-
-  On GPUs, process i uses GPU i.
-
-  Raises:
-    errors.UserError: what one of them raised, or that one was killed.
-  """
-  context = multiprocessing.get_context("spawn")
-  tasks, messages = context.Queue(), context.Queue()
-  for number in [*numbers, *[None] * workers]:
-    tasks.put(number)
-  # They are told by the environment what this process was told otherwise.
-  cache = jax.config.jax_compilation_cache_dir
-  processes = []
-  try:
-    for i in range(workers):
-      os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-      os.environ["JAX_CUDA_VISIBLE_DEVICES"] = str(i)
-      process = context.Process(
-        target=_work, args=(job, tasks, messages), daemon=True
-      )
-      process.start()
-      processes.append(process)
-    _follow(processes, messages, ready, done)
-  finally:
-    for process in processes:
-      process.terminate()
-    for process in processes:
-      process.join()
-
-
-def _follow(processes, messages, ready, done) -> None:
-  """Passes on what the processes say until all have ended."""
-  left = len(processes)
-  while left:
-    try:
-      kind, value = messages.get(timeout=_POLL)
-    except queue.Empty:
-      dead = [p.exitcode for p in processes if p.exitcode]
-      if dead:
-        raise errors.UserError(
-          f"a worker process ended with code {dead[0]}, maybe for want of "
-          "memory: the same command goes on where it was"
-        ) from None
-      continue
-    if kind == "error":
-      raise errors.UserError(value)
-    if kind == "bug":
-      raise RuntimeError(f"a worker process failed:\n{value}")
-    if kind == "ready":
-      ready()
-    elif kind == "done":
-      done(value)
-    else:
-      left -= 1
-
-
-def _work(job: Job, tasks, messages) -> None:
-  """What a worker process runs."""
-  # The parent is interrupted too, and ends this process.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  threading.Thread(target=_die_with_parent, daemon=True).start()
-  try:
-    run(
-      job,
-      iter(tasks.get, None),
-      lambda: messages.put(("ready", None)),
-      lambda count: messages.put(("done", count)),
-    )
-    messages.put(("end", None))
-  except errors.UserError as e:
-    messages.put(("error", str(e)))
-  except Exception:
-    messages.put(("bug", traceback.format_exc()))
-
-
-def _die_with_parent() -> None:
-  """Or a killed program would leave processes that go on writing."""
-  multiprocessing.parent_process().join()
-  os._exit(1)
-
-
-class Rate:
-  """Clips per second since the encoders were loaded."""
-
-  def __init__(self):
-    self._start: float | None = None
-    self.clips = 0
-
-  def ready(self) -> None:
-    self._start = self._start or time.perf_counter()
-
-  def done(self, count: int) -> None:
-    self.clips += count
-
-  @property
-  def seconds(self) -> float:
-    return 0.0 if self._start is None else time.perf_counter() - self._start

@@ -1,10 +1,11 @@
-"""What `launch.precompute --dry_run` tells of a source of clips."""
+"""What a source of clips holds, and what encoding it would write."""
 
 import collections
 import concurrent.futures
+import functools
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import tqdm
 from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.data import buckets, latents, timing, tokenize
 from dcvideogen_jax.precompute import encoders as encoders_lib
+from dcvideogen_jax.precompute import encoding
 from dcvideogen_jax.sample import layouts
 
 # What the encoders are if nobody says: those of DC-VideoGen from Wan 2.1.
@@ -29,7 +31,7 @@ _LISTED = 20
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-class Found(NamedTuple):
+class Clip(NamedTuple):
   """What is known of one clip: its place, or why it cannot be used."""
 
   file: str
@@ -40,7 +42,86 @@ class Found(NamedTuple):
   reason: str | None
 
 
-def modules(paths: layouts.Paths, i2v: bool) -> dict[str, Any]:
+def report(job: encoding.Job, numbers: Sequence[int]) -> tuple[str, bool]:
+  """Looks at clips, without decoding them.
+
+  Args:
+    job: what would be done; needs no output.
+    numbers: of the clips.
+
+  Returns:
+    The result for people, and whether any clip can be used.
+
+  Raises:
+    errors.UserError: if a config.json of the encoders or the tokenizer cannot
+      be read.
+  """
+  encoders = _modules(job.paths, job.options.i2v)
+  deep = encoders.get("dc_ae_v")
+  factor = encoders_lib.FACTOR if deep is None else deep.spatial_factor
+  look = functools.partial(
+    _look, job, buckets.find(job.bucket, factor), "text_encoder" in encoders
+  )
+  threads = job.threads or encoding.reading_threads()
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    clips = pool.map(look, numbers)
+    clips = [*tqdm.tqdm(clips, total=len(numbers), unit="clip", disable=None)]
+  usable = [x for x in clips if x.reason is None]
+  lines = [f"{len(usable)} of {len(clips)} clips can be used"]
+  counts = collections.Counter(x.size for x in usable)
+  lines += [f"  {str(x):>9}  {count}" for x, count in sorted(counts.items())]
+  seconds = [x.seconds for x in usable if x.seconds is not None]
+  if seconds:
+    lines.append(
+      f"durations: {min(seconds):.1f} to {max(seconds):.1f} s, median "
+      f"{statistics.median(seconds):.1f} s, {sum(seconds) / 3600:.2f} h in all"
+    )
+  total = sum(_bytes(x, encoders, job) for x in usable)
+  unit = next((u for u in _UNITS if total >= u[1]), _UNITS[-1])
+  lines.append(f"about {total / unit[1]:.3g} {unit[0]} would be written")
+  if cut := _cut(usable, job):
+    lines.append(
+      f"{cut} captions would be cut to their first {job.options.text_tokens} "
+      "tokens"
+    )
+  fps = job.source.about().get("fps")  # None takes all frames.
+  lines += _listed(
+    f"{x.file}: {x.fps:.4g} frames per second, some are repeated"
+    for x in usable
+    if timing.repeats(x.fps, fps)
+  )
+  reasons = [x.reason for x in clips if x.reason is not None]
+  if reasons:
+    silent = reasons.count(_NO_CAPTION)
+    lines.append(
+      f"left out: {silent} without a caption, {len(reasons) - silent} missing, "
+      "damaged or too short"
+    )
+  lines += _listed(f"{x.file}: {x.reason}" for x in clips if x.reason)
+  return "\n".join(lines), bool(usable)
+
+
+def _listed(lines: Iterable[str]) -> list[str]:
+  lines = [f"  {line}" for line in lines]
+  more = len(lines) - _LISTED
+  return lines[:_LISTED] + ([f"  and {more} more"] if more > 0 else [])
+
+
+def _look(
+  job: encoding.Job, sizes: Sequence[buckets.Size], texts: bool, number: int
+) -> Clip:
+  file, captions = str(number), ()
+  try:
+    file, captions, _ = job.source[number]
+    if texts and not captions:
+      raise errors.UserError(_NO_CAPTION)
+    place = job.source.place(number, job.options.frames, sizes)
+  except errors.UserError as e:
+    return Clip(file, captions, None, None, 0.0, str(e))
+  return Clip(file, captions, *place, None)
+
+
+def _modules(paths: layouts.Paths, i2v: bool) -> dict[str, Any]:
   """The encoders without their weights, by part: as config.json says.
 
   All that are needed if there are no paths. Where no config.json says more, an
@@ -66,113 +147,29 @@ def _module(part: str, path: pathlib.Path | None) -> Any:
   return kind.build(fields)
 
 
-def inspect(
-  source: Any,
-  numbers: Sequence[int],
-  frames: int,
-  sizes: Sequence[buckets.Size],
-  texts: bool,
-  threads: int,
-) -> list[Found]:
-  """Looks at clips, without decoding them."""
-
-  def look(number: int) -> Found:
-    file, captions = str(number), ()
-    try:
-      file, captions, _ = source[number]
-      if texts and not captions:
-        raise errors.UserError(_NO_CAPTION)
-      place = source.place(number, frames, sizes)
-    except errors.UserError as e:
-      return Found(file, captions, None, None, 0.0, str(e))
-    return Found(file, captions, *place, None)
-
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    looked = tqdm.tqdm(
-      pool.map(look, numbers), total=len(numbers), unit="clip", disable=None
-    )
-    return list(looked)
-
-
-def clip_bytes(
-  encoders: dict[str, Any],
-  size: buckets.Size,
-  frames: int,
-  captions: Sequence[str],
-  i2v: bool,
-  dtype: str,
-) -> int:
+def _bytes(clip: Clip, encoders: dict[str, Any], job: encoding.Job) -> int:
   """What a clip takes on disk, but for compression; texts are guessed."""
-  numbers = 0
+  numbers, i2v = 0, job.options.i2v
   for part in ("dc_ae_v", "wan_vae"):
     if part in encoders:
       m = encoders[part]
-      places = -(-size.height // m.spatial_factor)
-      places *= -(-size.width // m.spatial_factor)
-      values = places * (frames // 4) * m.latent_channels
+      places = -(-clip.size.height // m.spatial_factor)
+      places *= -(-clip.size.width // m.spatial_factor)
+      values = places * (job.options.frames // 4) * m.latent_channels
       numbers += 2 * values if i2v else values
   if i2v and "image_encoder" in encoders:
     m = encoders["image_encoder"]
     numbers += (1 + (m.image_size // m.patch) ** 2) * m.width
   if "text_encoder" in encoders:
-    tokens = sum(min(512, 1 + len(x) // _TOKEN) for x in captions)
+    tokens = sum(min(512, 1 + len(x) // _TOKEN) for x in clip.captions)
     numbers += tokens * encoders["text_encoder"].width
-  return numbers * np.dtype(latents.DTYPES[dtype]).itemsize
+  return numbers * np.dtype(latents.DTYPES[job.dtype]).itemsize
 
 
-def cut(
-  found: Sequence[Found], tokenizer: pathlib.Path | None, tokens: int
-) -> int:
-  """Captions of usable clips with more tokens; 0 without a tokenizer."""
-  if tokenizer is None:
+def _cut(usable: Sequence[Clip], job: encoding.Job) -> int:
+  """How many captions have more tokens; 0 without a tokenizer."""
+  if job.paths.tokenizer is None:
     return 0
-  texts = [text for x in found if x.reason is None for text in x.captions]
-  counts = tokenize.Tokenizer.from_directory(tokenizer).count(texts)
-  return int((counts > tokens).sum())
-
-
-def repeating(found: Sequence[Found], fps: float | None) -> list[str]:
-  """A line for each usable clip with so few frames that some are repeated."""
-  slow = [
-    f"  {x.file}: {x.fps:.4g} frames per second, some are repeated"
-    for x in found
-    if x.reason is None and timing.repeats(x.fps, fps)
-  ]
-  more = len(slow) - _LISTED
-  return slow[:_LISTED] + ([f"  and {more} more"] if more > 0 else [])
-
-
-def report(found: Sequence[Found], size_of: Any, notes: Sequence[str]) -> str:
-  """The result for people.
-
-  Args:
-    found: all clips.
-    size_of: bytes of one that can be used.
-    notes: lines about those that can be used.
-  """
-  usable = [x for x in found if x.reason is None]
-  lines = [f"{len(usable)} of {len(found)} clips can be used"]
-  counts = collections.Counter(x.size for x in usable)
-  for size, count in sorted(counts.items()):
-    lines.append(f"  {str(size):>9}  {count}")
-  seconds = [x.seconds for x in usable if x.seconds is not None]
-  if seconds:
-    lines.append(
-      f"durations: {min(seconds):.1f} to {max(seconds):.1f} s, median "
-      f"{statistics.median(seconds):.1f} s, {sum(seconds) / 3600:.2f} h in all"
-    )
-  total = sum(size_of(x) for x in usable)
-  unit = next((u for u in _UNITS if total >= u[1]), _UNITS[-1])
-  lines.append(f"about {total / unit[1]:.3g} {unit[0]} would be written")
-  lines += notes
-  out = [x for x in found if x.reason is not None]
-  silent = sum(x.reason == _NO_CAPTION for x in out)
-  if out:
-    lines.append(
-      f"left out: {silent} without a caption, {len(out) - silent} missing, "
-      "damaged or too short"
-    )
-    lines += [f"  {x.file}: {x.reason}" for x in out[:_LISTED]]
-  if len(out) > _LISTED:
-    lines.append(f"  and {len(out) - _LISTED} more")
-  return "\n".join(lines)
+  tokenizer = tokenize.Tokenizer.from_directory(job.paths.tokenizer)
+  counts = tokenizer.count([text for x in usable for text in x.captions])
+  return int((counts > job.options.text_tokens).sum())

@@ -16,33 +16,21 @@ an encoder for.
 
 OUT is read by the data source "latents". All GPUs or TPU chips of the machine
 encode. The same command again continues an interrupted run; the bytes of the
-result do not depend on interruptions, on the number of devices, on --workers or
-on --processes, several machines that share the folder: each is told its number
-by --process, or all of a pod or cluster --distributed. Two that are started
-alike share the work too, as each part is locked while it is made. Videos that
+result do not depend on interruptions, on the number of devices or on
+--processes, several machines that share the folder: each is told its number by
+--process, or all of a pod or cluster --distributed. Two that are started alike
+share the work too, as each part is locked while it is made. Videos that
 are damaged, too short or without a caption are listed in OUT/skipped.jsonl.
 """
 
 import pathlib
+import time
 from typing import Any
 
-import jax
-import tqdm
 from absl import flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import (
-  buckets,
-  clip_sources,
-  latents,
-  parts,
-  timing,
-  tokenize,
-)
-from dcvideogen_jax.precompute import encoders as encoders_lib
-from dcvideogen_jax.precompute import encoding, inspection
 from dcvideogen_jax.programs import distributed
-from dcvideogen_jax.sample import layouts
 
 _VIDEOS = flags.DEFINE_string("videos", None, "A folder of videos.")
 _CAPTIONS = flags.DEFINE_string(
@@ -89,7 +77,7 @@ _FRAMES = flags.DEFINE_integer(
 )
 _FPS = flags.DEFINE_string(
   "fps",
-  f"{timing.FPS:g}",
+  "16",
   'Frames per second, taken by their times; "file" takes them as they come, as'
   " the official training does.",
 )
@@ -105,7 +93,7 @@ _PART = flags.DEFINE_integer(
   "part", 256, "Clips of a part, which a kill may lose.", lower_bound=1
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", [*latents.DTYPES], "That arrays are stored in."
+  "dtype", "float32", ["float32", "bfloat16"], "That arrays are stored in."
 )
 _TEXT_DTYPE = flags.DEFINE_enum(
   "text_dtype",
@@ -117,7 +105,7 @@ _TEXT_TOKENS = flags.DEFINE_integer(
   "text_tokens",
   None,
   "Longer texts are cut to these before they are encoded. Unset: what a model's"
-  f" parts.json says, or {tokenize.LENGTH}. Trainings take as many or more.",
+  " parts.json says, or 512. Trainings take as many or more.",
   lower_bound=1,
 )
 _STRETCH = flags.DEFINE_bool(
@@ -129,9 +117,8 @@ _STRETCH = flags.DEFINE_bool(
 _NEGATIVE = flags.DEFINE_string(
   "negative_prompt",
   None,
-  "Is encoded too, for what a dropped text becomes: one of"
-  f" {', '.join(tokenize.NEGATIVE_PROMPTS)}, or any text. Unset: wan, or"
-  " wan_i2v with --i2v.",
+  "Is encoded too, for what a dropped text becomes: one of wan, wan_i2v, ascii,"
+  " ascii_i2v, or any text. Unset: wan, or wan_i2v with --i2v.",
 )
 _BUDGET = flags.DEFINE_float(
   "memory_budget_gib",
@@ -146,13 +133,6 @@ _PRECISION = flags.DEFINE_enum(
   ["default", "high", "highest"],
   "Of the autoencoders' float32 convolutions: high, as in sampling, is TF32 on"
   " a GPU and three passes on a TPU.",
-)
-_WORKERS = flags.DEFINE_integer(
-  "workers",
-  1,
-  "Processes on this machine, for CPUs: one process uses all GPUs or TPU chips;"
-  " of several each has one GPU.",
-  lower_bound=1,
 )
 _THREADS = flags.DEFINE_integer(
   "threads",
@@ -170,39 +150,36 @@ def main(argv):
   del argv
   _check_flags()
   first, step = distributed.share()
-  if _WORKERS.value > 1 and jax.distributed.is_initialized():
-    raise errors.UserError(
-      "--workers are for one machine alone; processes that join each other use "
-      "all of their devices"
-    )
-  source = _source()
-  paths = _paths()
+  from dcvideogen_jax.data import parts
+  from dcvideogen_jax.precompute import encoders, inspection
+
+  job = _job()
   if _DRY_RUN.value:
-    _inspect(source, paths, range(first, len(source), step))
+    clips = range(first, len(job.source), step)
+    report, usable = inspection.report(job, clips)
+    print(report)
+    if clips and not usable:
+      raise errors.UserError(f"none of {len(clips)} clips can be used")
     return
-  encoders_lib.check(paths, _I2V.value)
-  job = _job(source, paths)
-  parts.begin(job.output, _settings(job))
-  missing = [
-    number
-    for number in range(first, job.count, step)
-    if not parts.is_done(job.output, number)
-  ]
-  if missing:
+  encoders.check(job.paths, _I2V.value)
+  parts.begin(job.output, job.settings())
+  if missing := job.missing(range(first, job.count, step)):
     _encode(job, missing)
   distributed.wait()
   index = parts.finish(job.output, job.count)
   if index is None:
-    waiting = sum(not parts.is_done(job.output, n) for n in range(job.count))
-    print(f"{job.output}: {waiting} parts are left to other processes")
+    left = len(job.missing(range(job.count)))
+    print(f"{job.output}: {left} parts are left to other processes")
     return
   if not index["records"]:
     raise errors.UserError(
-      f"none of {len(source)} clips can be used: {job.output / parts.SKIPPED} "
-      "says why"
+      f"none of {len(job.source)} clips can be used: "
+      f"{job.output / parts.SKIPPED} says why"
     )
   sizes = ", ".join(f"{k} {v['records']}" for k, v in index["buckets"].items())
-  print(f"{job.output}: {index['records']} of {len(source)} clips ({sizes})")
+  print(
+    f"{job.output}: {index['records']} of {len(job.source)} clips ({sizes})"
+  )
 
 
 def _check_flags() -> None:
@@ -224,23 +201,21 @@ def _check_flags() -> None:
     raise errors.UserError("expected --output, or --dry_run")
 
 
-def _source() -> Any:
-  """Of `data.clip_sources`, what the flags name."""
+def _job() -> Any:
+  """The `encoding.Job` that the flags ask for."""
+  from dcvideogen_jax.data import clip_sources, timing, tokenize
+  from dcvideogen_jax.precompute import encoders, encoding
+
+  fps = timing.parse(_FPS.value, "--fps")
   if _WORLD.value is not None:
-    return clip_sources.World(_WORLD.value, _SPLIT.value, _SEED.value)
-  if _TFDS.value is not None:
-    return clip_sources.TensorFlowDataset(
-      _TFDS.value, _DATA_DIR.value, _SPLIT.value, _fps()
+    source = clip_sources.World(_WORLD.value, _SPLIT.value, _SEED.value)
+  elif _TFDS.value is not None:
+    source = clip_sources.TensorFlowDataset(
+      _TFDS.value, _DATA_DIR.value, _SPLIT.value, fps
     )
-  return clip_sources.Folder(_VIDEOS.value, _CAPTIONS.value, _fps())
-
-
-def _fps() -> float | None:
-  return timing.parse(_FPS.value, "--fps")
-
-
-def _paths() -> layouts.Paths:
-  return encoders_lib.find(
+  else:
+    source = clip_sources.Folder(_VIDEOS.value, _CAPTIONS.value, fps)
+  paths = encoders.find(
     "i2v" if _I2V.value else "t2v",
     [_BASE.value, _MODEL.value],
     {
@@ -251,16 +226,13 @@ def _paths() -> layouts.Paths:
       "image_encoder": _IMAGE_ENCODER.value,
     },
   )
-
-
-def _job(source: Any, paths: layouts.Paths) -> encoding.Job:
   prompt = _NEGATIVE.value
   if prompt is None:
     prompt = "wan_i2v" if _I2V.value else "wan"
   return encoding.Job(
     source,
     paths,
-    encoders_lib.Options(
+    encoders.Options(
       frames=_FRAMES.value,
       batch=_BATCH.value,
       i2v=_I2V.value,
@@ -268,90 +240,28 @@ def _job(source: Any, paths: layouts.Paths) -> encoding.Job:
       budget=_BUDGET.value * 2**30,
       precision=_PRECISION.value,
       text_dtype=_TEXT_DTYPE.value,
-      text_tokens=_text_tokens(paths),
+      text_tokens=_TEXT_TOKENS.value or paths.text_tokens or tokenize.LENGTH,
     ),
     bucket=_BUCKET.value,
     per_part=_PART.value,
     dtype=_DTYPE.value,
     negative=tokenize.NEGATIVE_PROMPTS.get(prompt, prompt),
-    output=pathlib.Path(_OUTPUT.value),
+    output=pathlib.Path(_OUTPUT.value or ""),
     threads=_THREADS.value,
   )
 
 
-def _text_tokens(paths: layouts.Paths) -> int:
-  return _TEXT_TOKENS.value or paths.text_tokens or tokenize.LENGTH
-
-
-def _settings(job: encoding.Job) -> dict[str, Any]:
-  """What the result depends on."""
-  return {
-    **job.options._asdict(),
-    "source": job.source.about(),
-    "models": encoders_lib.digests(job.paths),
-    "bucket": job.bucket,
-    "part": job.per_part,
-    "dtype": job.dtype,
-    "negative_prompt": job.negative if job.paths.text_encoder else None,
-  }
-
-
-def _encode(job: encoding.Job, missing: list[int]) -> None:
+def _encode(job: Any, missing: list[int]) -> None:
   """Makes the parts that are missing, and tells how fast."""
-  rate = encoding.Rate()
-  total = sum(len(job.clips(number)) for number in missing)
+  import tqdm
+
+  from dcvideogen_jax.precompute import encoding
+
+  start, total = time.perf_counter(), sum(len(job.clips(n)) for n in missing)
   with tqdm.tqdm(total=total, unit="clip", disable=None) as bar:
-
-    def done(count: int) -> None:
-      rate.done(count)
-      bar.update(count)
-
-    if _WORKERS.value == 1:
-      encoding.run(job, missing, rate.ready, done)
-    else:
-      encoding.run_workers(job, missing, _WORKERS.value, rate.ready, done)
+    clips = encoding.run(job, missing, bar.update)
+  seconds = time.perf_counter() - start
   print(
-    f"{rate.clips} clips in {rate.seconds:.1f} s, compiling included: "
-    f"{rate.clips / rate.seconds:.2f} clips per second"
+    f"{clips} clips in {seconds:.1f} s, loading and compiling included: "
+    f"{clips / seconds:.2f} clips per second"
   )
-
-
-def _inspect(source: Any, paths: layouts.Paths, mine: range) -> None:
-  """Prints the report of --dry_run.
-
-  Raises:
-    errors.UserError: if no clip can be used.
-  """
-  encoders = inspection.modules(paths, _I2V.value)
-  deep = encoders.get("dc_ae_v")
-  sizes = buckets.find(
-    _BUCKET.value, 32 if deep is None else deep.spatial_factor
-  )
-  found = inspection.inspect(
-    source,
-    mine,
-    _FRAMES.value,
-    sizes,
-    "text_encoder" in encoders,
-    _THREADS.value or encoding.reading_threads(),
-  )
-
-  def size_of(clip: inspection.Found) -> int:
-    return inspection.clip_bytes(
-      encoders,
-      clip.size,
-      _FRAMES.value,
-      clip.captions,
-      _I2V.value,
-      _DTYPE.value,
-    )
-
-  notes = []
-  if cut := inspection.cut(found, paths.tokenizer, _text_tokens(paths)):
-    notes.append(
-      f"{cut} captions would be cut to their first {_text_tokens(paths)} tokens"
-    )
-  notes += inspection.repeating(found, _fps())
-  print(inspection.report(found, size_of, notes))
-  if found and all(x.reason is not None for x in found):
-    raise errors.UserError(f"none of {len(found)} clips can be used")

@@ -1,12 +1,9 @@
-"""Which encoders are taken, and what becomes of lost worker processes."""
-
-import multiprocessing
+"""Which encoders are taken."""
 
 import pytest
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.precompute import encoders as encoders_lib
-from dcvideogen_jax.precompute import encoding
 from tests.launch import launching
 
 TINY = launching.ROOT / "dcvideogen_jax" / "assets" / "dcvideogen_tiny"
@@ -48,18 +45,3 @@ def test_encoders_of_two_models(tmp_path):
   assert found.dc_ae_v.resolve() == TINY.parent / "dc_ae_v_tiny"
   assert found.image_encoder == tmp_path / "clip"
   assert encoders_lib.find("t2v", ["tiny"], given).image_encoder is None
-
-
-class _Dead:
-  """A process that was killed."""
-
-  exitcode = -9
-
-
-def test_a_lost_worker_is_told():
-  messages = multiprocessing.get_context("spawn").Queue()
-  with pytest.raises(errors.UserError, match="ended with code -9"):
-    encoding._follow([_Dead()], messages, None, None)
-  messages.put(("error", "no such weights"))
-  with pytest.raises(errors.UserError, match="no such weights"):
-    encoding._follow([_Dead()], messages, None, None)
