@@ -43,7 +43,7 @@ ROWS = {
 QUICK = ("absl", "ml_collections", "dcvideogen_jax", *sys.stdlib_module_names)
 QUICK_OF_OURS = ("errors", "files", "programs", "presets")
 # Programs that are yet to import the rest where they use it.
-SLOW = {"evaluate", "precompute", "prepare_clips", "reproduce", "train"}
+SLOW = {"prepare_clips", "reproduce"}
 ROW = {name: row for row, names in ROWS.items() for name in names}
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py")) + sorted(
   (ROOT / "launch").glob("*.py")

@@ -23,8 +23,8 @@ PROGRAMS = {
   "train": "trains what a config describes, or continues with it",
   "export": "writes a trained model under the names of PyTorch",
   "evaluate reconstruction": "measures an autoencoder on held-out clips",
-  "evaluate generation": "measures generated videos",
-  "evaluate tiny": "asks a tiny model for held-out scenes of its world",
+  "evaluate generation": "the same as `evaluate tiny`, so far",
+  "evaluate tiny": "measures videos of held-out scenes of the tiny world",
   "plan sample": "memory and time of sampling, on devices not at hand",
   "plan train": "memory and time of a training step, likewise",
   "plan decode": "memory and time of decoding within budgets, likewise",
@@ -34,9 +34,7 @@ PROGRAMS = {
 }
 # Programs that still are a part of another one, and the flags that choose it.
 _PARTS = {
-  "evaluate reconstruction": ("evaluate",),
-  "evaluate generation": ("evaluate", "--what=semantic"),
-  "evaluate tiny": ("evaluate", "--what=semantic"),
+  "evaluate generation": ("evaluate_tiny",),
 }
 
 

@@ -16,14 +16,11 @@ On several machines the same command, with the same DIR, starts on each, and has
 import contextlib
 import sys
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.programs import common, distributed
-from dcvideogen_jax.tiny import evaluators
-from dcvideogen_jax.train import export, loop, profiling
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file and, after a colon, its argument."
@@ -32,7 +29,7 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the run.", required=True
 )
 _EXPORT = flags.DEFINE_string(
-  "export", None, "Directory for the averaged weights after the last step."
+  "export", None, "Directory for the EMA weights after the last step."
 )
 _PROFILE = flags.DEFINE_string(
   "profile", None, "Steps to trace for xprof, such as 10-12."
@@ -43,8 +40,14 @@ _TERMINATED = 128 + 15
 
 
 def main(argv):
+  """Trains, and exports if asked for."""
   del argv
   distributed.join(saves=True)
+  import jax
+
+  from dcvideogen_jax.tiny import evaluators
+  from dcvideogen_jax.train import export, loop, profiling
+
   if _EXPORT.value and jax.process_count() > 1:
     raise errors.UserError(
       "--export is for one process: run launch.export after the training"

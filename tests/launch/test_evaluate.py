@@ -58,11 +58,13 @@ def test_held_out_prompts(programs, tmp_path, task):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    ((), "--what=reconstruction needs --clips"),
+    ((), "--clips must have a value"),
     (("--what=semantic", "--size=16,64"), "--size must be frames,height,width"),
     (("--what=semantic", "--size=a,b,c"), "found a,b,c"),
-    (("--at_end",), "--at_end belongs to --what=semantic"),
     (("--what=semantic", "--model=/gone"), "there is no model /gone"),
+    (("--at_end",), "Unknown command line flag 'at_end'"),
+    (("--what=semantic", "--clips=c"), "Unknown command line flag 'clips'"),
+    (("--what=else",), "--what must be reconstruction or semantic, found else"),
   ],
 )
 def test_bad_input(programs, tmp_path, flags, message):

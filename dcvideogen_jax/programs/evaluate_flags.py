@@ -1,0 +1,34 @@
+"""What the programs `evaluate ...` share: --output, and how it is written."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from dcvideogen_jax import errors, files
+from dcvideogen_jax.programs import common
+
+OUTPUT = flags.DEFINE_string("output", None, "JSON file.", required=True)
+
+
+@contextlib.contextmanager
+def report() -> Iterator[dict[str, Any]]:
+  """A dictionary that is written to --output once it is filled.
+
+  Raises:
+    errors.UserError: before any work, if --output cannot be written.
+  """
+  output = pathlib.Path(OUTPUT.value)
+  if output.is_dir():
+    raise errors.UserError(
+      f"--output={output} is a directory, expected a JSON file"
+    )
+  with common.output_directory(output.parent):
+    filled: dict[str, Any] = {}
+    yield filled
+    from dcvideogen_jax import provenance
+
+    with files.atomic(output) as path:
+      path.write_text(provenance.to_json(filled), encoding="utf-8")
