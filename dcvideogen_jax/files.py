@@ -290,8 +290,13 @@ def _temporary(target: pathlib.Path, create) -> Iterator[pathlib.Path]:
         f"{leftovers.PREFIX}{leftovers.machine()}-{secrets.token_hex(4)}-{target.stem[:40]}"
         f"{target.suffix}"
       )
-      handle = create(temporary)
-      # Another process may sweep it away before it is locked.
+      # Another process may sweep it away before it is opened, or locked.
+      try:
+        handle = create(temporary)
+      except FileNotFoundError:
+        if target.parent.is_dir():
+          continue
+        raise
       if leftovers.try_lock(handle) is not False and leftovers.is_at(
         handle, temporary
       ):

@@ -207,6 +207,23 @@ def test_what_gets_its_name_is_on_the_disk(tmp_path, flushed):
   assert _names(directory) == ["a.json", "b.parts", "d.json", "e.mp4", "f.png"]
 
 
+def test_a_directory_that_is_swept_before_it_is_opened(tmp_path, monkeypatch):
+  """By another thread, which takes it for one of a killed process."""
+  swept, real = [], os.open
+
+  def sweeping(where, *args, **kwargs):
+    path = pathlib.Path(where)
+    if path.name.startswith(leftovers.PREFIX) and not swept:
+      swept.append(path)
+      path.rmdir()
+    return real(where, *args, **kwargs)
+
+  monkeypatch.setattr(os, "open", sweeping)
+  with files.atomic_directory(tmp_path / "a") as directory:
+    (directory / "x").write_text("y")
+  assert swept and (tmp_path / "a" / "x").read_text() == "y"
+
+
 def test_a_directory_that_is_there_already(tmp_path):
   for keep in (False, True):
     (tmp_path / "a").mkdir(exist_ok=True)
