@@ -42,8 +42,6 @@ ROWS = {
 # What programs import at the top: what needs no jax, so that --help is quick.
 QUICK = ("absl", "ml_collections", "dcvideogen_jax", *sys.stdlib_module_names)
 QUICK_OF_OURS = ("errors", "files", "programs", "presets")
-# Programs that are yet to import the rest where they use it.
-SLOW = {"prepare_clips", "reproduce"}
 ROW = {name: row for row, names in ROWS.items() for name in names}
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py")) + sorted(
   (ROOT / "launch").glob("*.py")
@@ -101,7 +99,7 @@ def _violations(path, source):
   for name in _imports(tree.body):
     if name.split(".")[0] in ("torch", "tensorflow"):
       found.append(f"{relative} imports {name} at the top")
-    if unit == "programs" and path.stem not in SLOW and not _is_quick(name):
+    if unit == "programs" and not _is_quick(name):
       found.append(f"{relative} imports {name} at the top")
   return found
 

@@ -85,7 +85,7 @@ def test_images_are_read(photo):
     ('{"prompt": null, "seed": 1}', "expected a .prompt., found .'seed'"),
     ('{"prompt": "\\ud800"}', "prompt holds half of a surrogate pair"),
     ('{"prompt": "a", "negative_prompt": "x\\udc00"}', "half of a surrogate"),
-    ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' comes twice"),
+    ('{"prompt": "a", "prompt": "b"}', "line 1.*has 'prompt' twice"),
     ('{"prompt": "a", "seed": NaN}', "a seed is a whole number"),
     ('{"prompt": "a", "seed": ""}', "p.jsonl, line 1: a seed is a whole"),
     ('{"prompt": "a\\u0000"}', "prompt holds a NUL character"),
