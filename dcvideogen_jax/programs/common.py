@@ -62,6 +62,7 @@ def run(
   warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
   # An exception, so that temporary files are removed.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+  sys.argv[1:] = _joined(sys.argv[1:])
   if presets is not None:
     sys.argv[1:] = _with_presets(sys.argv[1:], presets.__file__)
   # --help shows the flags of the module that was started: all of ours are its.
@@ -70,6 +71,13 @@ def run(
       for flag in found:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   app.run(_one_sentence(main), flags_parser=_one_sentence(_parse))
+
+
+def _joined(arguments: list[str]) -> list[str]:
+  """--config TEXT as --config=TEXT, which is looked for before absl parses."""
+  rest = iter(arguments)
+  config = ("--config", "-config")
+  return [f"{x}={next(rest, '')}" if x in config else x for x in rest]
 
 
 def _with_presets(arguments: list[str], file: str) -> list[str]:

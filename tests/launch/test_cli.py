@@ -84,6 +84,12 @@ def test_help_shows_docstring_and_flags():
   assert "--workdir" in finished.stdout and "--compile_cache" in finished.stdout
 
 
+def test_a_config_that_stands_apart_is_joined():
+  given = ["--a=1", "--config", "tiny", "--config.steps=2", "--b"]
+  joined = ["--a=1", "--config=tiny", "--config.steps=2", "--b"]
+  assert common._joined(given) == joined
+
+
 @pytest.mark.parametrize(
   ("given", "expected"),
   [
