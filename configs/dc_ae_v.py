@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "time": arg.time,
     "remat": True,
   }
-  c.loss = {"l1": 1.0, "mse": 0.0, "dssim": 0.0}
+  c.loss = {"l1": 1.0, "mse": 0.0, "gradient": 0.0, "dssim": 0.0}
   c.data = common.clips("videos", 40, 256, "out/videos")
   held_out = common.clips("videos", 40, 256, "out/heldout_videos")
   c.val = common.validation(held_out, batches=4, batch_size=64, every=2000)

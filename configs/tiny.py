@@ -50,7 +50,7 @@ def _autoencoder(c, arg) -> None:
     "temporal_factor": 4,
     "time": arg.time,
   }
-  c.loss = {"l1": 1.0, "mse": 1.0, "dssim": 0.0}
+  c.loss = {"l1": 1.0, "mse": 1.0, "gradient": 0.0, "dssim": 0.0}
   c.data = common.clips("mix", 16, 64, "out/clips")
   held_out = common.clips("records", 16, 64, "out/heldout/frames16")
   c.val = common.validation(held_out, batches=6, batch_size=4, every=200)
@@ -72,7 +72,7 @@ def _wan_autoencoder(c, arg) -> None:
   c.statistics = 32
   c.model = {"base_width": 12, "multipliers": (1, 2, 2, 4), "blocks": 1}
   # Squares, since a shape is small: the median of a neighbourhood misses it.
-  c.loss = {"l1": 0.1, "mse": 4.0, "dssim": 0.0, "kl": 1e-4}
+  c.loss = {"l1": 0.1, "mse": 4.0, "gradient": 0.0, "dssim": 0.0, "kl": 1e-4}
   c.data = common.clips("world", 5, 64)
   held_out = common.clips("world", 13, 64)
   held_out.split = "heldout"

@@ -22,6 +22,22 @@ def mse(x: Video, y: Video) -> Scalar:
   return jnp.square(x - y).mean()
 
 
+def gradient(x: Video, y: Video, scales: int = 3) -> Scalar:
+  """L1 between spatial and temporal differences, at `scales` resolutions.
+
+  Each coarser scale averages 2x2 pixels. It asks for edges and motion in the
+  right place, which plain L1 weighs little.
+  """
+  error, total = x - y, jnp.zeros((), jnp.float32)
+  for scale in range(scales):
+    if scale:
+      error = _halve(error)
+    for axis in (1, 2, 3):
+      if error.shape[axis] > 1:
+        total += jnp.abs(jnp.diff(error, axis=axis)).mean()
+  return total / scales
+
+
 def dssim(x: Video, y: Video, window: int = 7) -> Scalar:
   """(1 - SSIM) / 2 per frame and channel, uniform window, range 2."""
   return (1 - ssim(x, y, window)) / 2
@@ -53,6 +69,12 @@ def kl(mean: Video, logvar: Video) -> Scalar:
   return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
 
 
+def _halve(x: Video) -> Video:
+  b, t, h, w, c = x.shape
+  x = x[:, :, : h // 2 * 2, : w // 2 * 2]
+  return x.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
+
+
 def _blur(x: Video, window: int) -> Video:
   """Mean over each window x window patch that lies inside the frame."""
   for axis in (2, 3):
@@ -66,7 +88,7 @@ def _blur(x: Video, window: int) -> Video:
   return x
 
 
-TERMS = {"l1": l1, "mse": mse, "dssim": dssim}
+TERMS = {"l1": l1, "mse": mse, "gradient": gradient, "dssim": dssim}
 
 
 def weighted(

@@ -45,6 +45,23 @@ def test_ssim_against_windows_one_by_one(pair):
   np.testing.assert_allclose(losses.dssim(*map(jnp.float32, (x, x))), 0, atol=0)
 
 
+def test_gradient_against_numpy_at_one_scale(pair):
+  x, y = pair
+  d = x - y
+  expected = sum(np.abs(np.diff(d, axis=a)).mean() for a in (1, 2, 3))
+  found = losses.gradient(x, y, scales=1)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_gradient_ignores_brightness_and_sees_coarse_structure(pair):
+  x, _ = pair
+  assert float(losses.gradient(x, x + 0.5)) < 1e-6
+  coarse = np.zeros_like(x)
+  coarse[:, :, 8:] = 0.5
+  one, three = (float(losses.gradient(x, x + coarse, n)) for n in (1, 3))
+  assert three > 1.5 * one
+
+
 @pytest.mark.parametrize("term", [*losses.TERMS])
 def test_terms_are_finite_and_pull_towards_the_target(pair, term):
   x, y = pair
