@@ -37,10 +37,16 @@ test-wheel:
 	    --prompt="a large yellow circle moves right over desert" && \
 	  ls out/*
 
-# All tests without their torch part, for a newer Python: make test-newest
-# PYTHON=python3.13 VENV=.venv-newest
+# The tests without their torch part, for a newer Python: make test-newest
+# PYTHON=python3.13 VENV=.venv-newest. What takes minutes and asks nothing of a
+# version that other tests do not ask runs in `make test` alone.
+ONCE = benchmarks damage launch/test_two_processes.py models/test_columns.py \
+  models/test_memory.py test_readme.py train/test_autoencoder_mesh.py \
+  train/test_killed_phases.py train/test_phases_in_processes.py \
+  train/test_processes.py
 test-newest: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
+	  $(addprefix --ignore=tests/,$(ONCE)) \
 	  -m "not parity and not gpu and not slow and not devices and not pods"
 
 # The recipes of docs/pods.md, by the parsers of SkyPilot and xpk, which need an
