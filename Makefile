@@ -38,12 +38,15 @@ test-wheel:
 	  ls out/*
 
 # The tests without their torch part, for a newer Python: make test-newest
-# PYTHON=python3.13 VENV=.venv-newest. What takes minutes and asks nothing of a
-# version that other tests do not ask runs in `make test` alone.
-ONCE = benchmarks damage launch/test_two_processes.py models/test_columns.py \
-  models/test_memory.py test_readme.py train/test_autoencoder_mesh.py \
-  train/test_killed_phases.py train/test_phases_in_processes.py \
-  train/test_processes.py
+# PYTHON=python3.13 VENV=.venv-newest. Some files that take minutes run in `make
+# test` alone, as CI has 90 minutes for both.
+ONCE = benchmarks damage launch/test_plan_program.py \
+  launch/test_two_processes.py models/test_columns.py models/test_memory.py \
+  test_readme.py tiny/test_autoencoded.py tiny/test_tiny_family.py \
+  train/test_autoencoder_mesh.py train/test_denoise_mesh.py \
+  train/test_initial.py train/test_killed_phases.py train/test_mesh_shapes.py \
+  train/test_phases_in_processes.py train/test_processes.py \
+  train/test_remote_runs.py train/test_train_program.py
 test-newest: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile \
 	  $(addprefix --ignore=tests/,$(ONCE)) \
