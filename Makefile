@@ -39,7 +39,7 @@ test-wheel:
 
 # The tests without their torch part, for a newer Python: make test-newest
 # PYTHON=python3.13 VENV=.venv-newest. Some files that take minutes run in `make
-# test` alone, as CI has 90 minutes for both.
+# test` alone.
 ONCE = benchmarks damage launch/test_plan_program.py \
   launch/test_two_processes.py models/test_columns.py models/test_memory.py \
   test_readme.py tiny/test_autoencoded.py tiny/test_tiny_family.py \
