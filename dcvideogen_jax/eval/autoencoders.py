@@ -1,4 +1,4 @@
-"""How well an autoencoder reconstructs clips that no training has seen."""
+"""Measures how well an autoencoder reconstructs held-out clips."""
 
 import functools
 from collections.abc import Sequence
@@ -16,17 +16,20 @@ from dcvideogen_jax.eval import images
 def measure(
   module: nn.Module, variables: Any, clips: Sequence[dict[str, np.ndarray]]
 ) -> dict[str, Any]:
-  """PSNR and SSIM by the official definitions: uint8 frames, range 255.
+  """Measures PSNR and SSIM as the official evaluation does.
 
-  Each clip is encoded and decoded whole, in the numbers the module computes in.
+  Frames are quantised to uint8, range 255 (see `images`). Each clip is encoded
+  and decoded whole, in the module's own dtype.
 
   Args:
-    module, variables: an autoencoder with the methods "encode" and "decode".
+    module: an autoencoder with the methods "encode" and "decode".
+    variables: its parameters.
     clips: one or more, whose "video" is uint8 `t h w 3`.
 
   Returns:
-    "clips", how many; "shape" of the last; "psnr" in dB and "ssim", averages
-    over the frames of each clip and then over clips; "psnr_by_clip".
+    "clips", the number of clips; "shape", that of the last clip; "psnr" in dB
+    and "ssim", averaged over the frames of each clip and then over clips;
+    "psnr_by_clip".
   """
 
   @functools.partial(jax.jit, static_argnums=1)

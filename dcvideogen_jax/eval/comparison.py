@@ -1,4 +1,4 @@
-"""Pairs of frames in; videos, a contact sheet and metrics out."""
+"""Compares frames with their reconstructions: videos, a sheet and metrics."""
 
 import contextlib
 import math
@@ -16,9 +16,10 @@ from dcvideogen_jax.eval import contact_sheet, images
 
 
 class Comparison:
-  """Receives frames and their reconstructions in order, keeps few of them.
+  """Receives frames and their reconstructions in order and writes files.
 
-  Use as a context manager: the files are complete after it.
+  Only the frames of the contact sheet stay in memory. Use it as a context
+  manager: the files are complete once the context ends.
   """
 
   def __init__(
@@ -31,15 +32,17 @@ class Comparison:
     crf: int = 18,
     comment: str | None = None,
   ):
-    """Nothing is written yet.
+    """Stores the settings; nothing is written yet.
 
     Args:
       directory: where the files go.
-      title: what is compared, for the contact sheet.
-      frames: how many are expected, to choose some for the contact sheet.
-      fps: frames per second of the videos; None writes PNGs, of one frame.
-      crf: quality of the videos, 0 the best.
-      comment: stored inside the videos.
+      title: title of the contact sheet.
+      frames: number of frames expected; the contact sheet shows some of them,
+        evenly spaced.
+      fps: frames per second of the videos; None stands for one image, which is
+        written as PNG.
+      crf: quality of the videos; 0 is the best.
+      comment: text stored in the videos' metadata.
     """
     self._directory = pathlib.Path(directory)
     self._title = title
@@ -82,7 +85,7 @@ class Comparison:
     originals: UInt8[np.ndarray, "n h w 3"],
     reconstructions: UInt8[np.ndarray, "n h w 3"],
   ) -> None:
-    """Appends frames to everything.
+    """Appends frames to the videos, the metrics and the contact sheet.
 
     Raises:
       errors.UserError: if a file cannot be written.
@@ -107,10 +110,10 @@ class Comparison:
         )
 
   def metrics(self) -> dict[str, Any]:
-    """Means over the frames, and the frames; ready for JSON.
+    """Returns PSNR and SSIM per frame and their means, ready for JSON.
 
-    An infinite PSNR, of a frame that was reconstructed exactly, is null; the
-    mean is then of the other frames.
+    The PSNR of a frame that was reconstructed exactly is infinite. It is
+    reported as null and left out of the mean.
     """
     differing = [x for x in self._psnr if math.isfinite(x)]
     return {

@@ -1,4 +1,4 @@
-"""Contact sheets: frames, what became of them, or some of many videos."""
+"""Contact sheets of reconstructed frames, and strips of generated videos."""
 
 import os
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ from jaxtyping import UInt8
 from dcvideogen_jax import files
 
 COLUMNS = 8
-# White in the error map; a mean over the channels, in grey levels of 255.
+# This mean difference over the channels, in grey levels of 255, is white in the
+# error map.
 ERROR_RANGE = 48
-# Captions of the images of a `comparison`.
+# Captions of the rows of a `comparison`.
 COMPARISON = (
   "original",
   "reconstruction",
@@ -29,14 +30,19 @@ _LINE = _TEXT + 8
 
 
 class Column(NamedTuple):
-  """Images below each other, of their final size, uint8 `h w 3`."""
+  """One column of a contact sheet.
+
+  Attributes:
+    title: text above the column.
+    images: uint8 `h w 3` in their final size, from top to bottom.
+  """
 
   title: str
   images: tuple[np.ndarray, ...]
 
 
 def column(title: str, *images: UInt8[np.ndarray, "h w 3"]) -> Column:
-  """Resizes images of one size."""
+  """Makes a column of images of one size, resized for the sheet."""
   return Column(title, tuple(map(_resize, images)))
 
 
@@ -45,7 +51,15 @@ def comparison(
   original: UInt8[np.ndarray, "h w 3"],
   reconstruction: UInt8[np.ndarray, "h w 3"],
 ) -> Column:
-  """The column of a pair of frames; the error is taken before resizing."""
+  """Makes a column of a frame, its reconstruction and an error map.
+
+  The error is computed before resizing.
+
+  Args:
+    title: text above the column.
+    original: the frame.
+    reconstruction: the frame after encoding and decoding.
+  """
   difference = np.abs(original.astype(np.int16) - reconstruction)
   error = _heat(difference.mean(axis=-1) / ERROR_RANGE)
   return column(title, original, reconstruction, error)
@@ -57,13 +71,13 @@ def write(
   columns: Sequence[Column],
   captions: Sequence[str] = (),
 ) -> None:
-  """Writes a PNG.
+  """Writes a contact sheet as PNG.
 
   Args:
-    path: ends in .png.
-    title: above all.
-    columns: side by side; all of one size.
-    captions: above each row of images; none without.
+    path: the file; it ends in .png.
+    title: text at the top of the sheet.
+    columns: columns from left to right; all images have one size.
+    captions: a text above each row of images; none if empty.
 
   Raises:
     errors.UserError: if the file cannot be written.
@@ -94,10 +108,15 @@ def write(
 def strips(
   videos: UInt8[np.ndarray, "n t h w 3"], frames: int = 4, across: int = 4
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Some frames of each video, evenly spaced from the first to the last.
+  """Shows some frames of each video, evenly spaced from first to last.
 
-  Frames of a video lie side by side, videos `across` in a row. Asked for more
-  frames than there are, it shows all of them.
+  The frames of a video lie side by side. A video with fewer frames than asked
+  for shows all of them.
+
+  Args:
+    videos: one or more videos of one size.
+    frames: frames to show of each video.
+    across: videos in a row.
 
   Raises:
     ValueError: if there is no video.
@@ -120,13 +139,13 @@ def strips(
 
 
 def _heat(x: np.ndarray) -> np.ndarray:
-  """0 to 1 as black, red, yellow, white: uint8 with a channel axis."""
+  """Maps 0 to 1 to black, red, yellow and white: uint8 with a channel axis."""
   ramps = 3 * x[..., None] - np.arange(3)
   return (255 * np.clip(ramps, 0, 1)).round().astype(np.uint8)
 
 
 def _resize(image: np.ndarray) -> np.ndarray:
-  """Shrinks by averaging, or enlarges by a whole factor, pixels visible."""
+  """Shrinks by averaging, or enlarges by a whole factor, repeating pixels."""
   height, width = image.shape[:2]
   factor = _LONGEST_SIDE / max(height, width)
   if factor >= 1:

@@ -48,9 +48,9 @@ def ssim(
     ValueError: if the shapes differ or are not (n, h, w, c).
   """
   _check(reference, other)
-  # Frame by frame, so that one program serves any number of frames.
+  # Frame by frame, so that one compiled program serves any number of frames.
   values = [_ssim(*pair) for pair in zip(reference, other, strict=True)]
-  # Rounding can pass 1, which nothing is above.
+  # Rounding can push the SSIM of equal frames above 1.
   return np.minimum(np.asarray(jax.device_get(values), np.float64), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Encodes and decodes a video or an image, and compares, in bounded memory."""
+"""Encodes and decodes a video or an image in bounded memory, and compares."""
 
 import collections
 import itertools
@@ -25,15 +25,15 @@ _UNKNOWN_FPS = 16.0
 
 
 class Input(NamedTuple):
-  """What goes in, after resizing and cutting.
+  """A video or an image as the autoencoder sees it: resized and cut.
 
   Attributes:
     path: the file.
-    height: pixels.
-    width: pixels.
-    frames: as the file says; only its end tells.
-    max_frames: that are read; None is all.
+    height: pixels, after resizing.
+    width: pixels, after resizing.
+    frames: number of frames to read, by the file's header, which may be wrong.
     fps: frames per second; None for an image.
+    max_frames: limit on the frames that are read; None reads all.
   """
 
   path: str
@@ -50,12 +50,14 @@ def probe(
   height: int | None = None,
   width: int | None = None,
 ) -> Input:
-  """Looks at the input.
+  """Reads the size and frame rate of a video or an image.
 
   Args:
     path: a video or an image.
-    max_frames: that are read at most.
-    height, width: to resize to; with only one of them the other follows.
+    max_frames: limit on the frames that will be read; None reads all.
+    height: pixels to resize to. If only one of height and width is given, the
+      other keeps the aspect ratio.
+    width: pixels to resize to.
 
   Raises:
     errors.UserError: if it is missing, damaged or empty.
@@ -77,13 +79,23 @@ def probe(
 
 
 def checked(source: Input, module: dc_ae_v.DCAEV, rule: str) -> Input:
-  """The input with the frames that it truly has, where they decide.
+  """Checks the number of frames, counting them where the result needs that.
+
+  Args:
+    source: from `probe`.
+    module: the autoencoder.
+    rule: "pad" fills the last chunk; "official" refuses a number of frames that
+      is no multiple of the temporal compression factor.
+
+  Returns:
+    The source; for a non-causal autoencoder with the counted number of frames.
 
   Raises:
-    errors.UserError: if the official rule does not take so many frames.
+    errors.UserError: if the official rule does not take that many frames.
   """
   if source.fps is not None and module.time == "non_causal":
-    # It sees the whole clip at once, so what a container claims is not enough.
+    # The model sees the whole clip as one chunk, whose length must be right: a
+    # container may claim another number of frames than it has.
     shown = itertools.islice(video_files.frames(source.path), source.max_frames)
     source = source._replace(frames=sum(1 for _ in shown))
   _check_frames(source, source.frames, module, rule)
@@ -91,7 +103,7 @@ def checked(source: Input, module: dc_ae_v.DCAEV, rule: str) -> Input:
 
 
 def _frames(source: Input) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-  """The frames of the input, of its size."""
+  """Yields the frames of the input, resized."""
   size = (source.height, source.width)
   if source.fps is not None:
     yield from video_files.read_frames(
@@ -107,7 +119,7 @@ def _frames(source: Input) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 def _check_frames(
   source: Input, frames: int, module: dc_ae_v.DCAEV, rule: str
 ) -> None:
-  """Raises UserError if the official rule does not take so many frames."""
+  """Raises UserError if the official rule does not take that many frames."""
   factor = module.temporal_factor
   if source.fps is None or rule == "pad" or frames % factor == 0:
     return
@@ -119,11 +131,11 @@ def _check_frames(
 
 
 def _for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
-  """The same function of this clip as a module that can be streamed.
+  """Returns a module that can be streamed and computes the same for this clip.
 
   An image is a clip of `temporal_factor` equal frames with zeros before and
-  after, as in the reference, and a non_causal model sees zeros around the whole
-  clip: both are chunk_causal with a single chunk.
+  after it, as in the reference. A non_causal model sees zeros around the whole
+  clip. Both equal a chunk_causal model with a single chunk.
   """
   if source.fps is not None and module.time != "non_causal":
     return module
@@ -134,7 +146,7 @@ def _for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
 
 
 def _plans(module, source, budget, devices) -> dict[str, bands.BandPlan]:
-  """How chunks are computed within the memory budget."""
+  """Plans how chunks are encoded and decoded within the memory budget."""
   if budget is None:
     budget = 0.8 * memory.free_on_all()
   return {
@@ -165,26 +177,29 @@ def write(
   budget: float | None = None,
   devices: int = 1,
 ) -> dict[str, Any]:
-  """Writes videos, a contact sheet and metrics.json.
+  """Reconstructs a video or image; writes videos, a sheet and metrics.json.
 
   Args:
-    directory: is there.
-    module, variables: the autoencoder.
-    source: of `checked`.
-    title: of the contact sheet.
-    settings: what determines the result; written into the videos too.
-    clock: gets phases.
-    rule: "pad" or "official", for frames that do not fill a chunk.
-    crf: quality of the videos, 0 the best.
-    budget: bytes beyond the weights; None is four fifths of what is free.
-    devices: that share the columns.
+    directory: an existing folder.
+    module: the autoencoder.
+    variables: its parameters.
+    source: from `checked`.
+    title: title of the contact sheet.
+    settings: what determines the result; stored in metrics.json and in the
+      videos.
+    clock: times the phases.
+    rule: "pad" or "official"; see `checked`.
+    crf: quality of the videos; 0 is the best.
+    budget: device memory in bytes for everything but the weights; None takes
+      four fifths of the free memory.
+    devices: number of devices that share the columns of a frame.
 
   Returns:
-    what is in metrics.json.
+    The content of metrics.json.
 
   Raises:
     errors.UserError: if a file cannot be read or written, the budget is too
-      small, or the official rule does not take as many frames as come.
+      small, or the official rule does not take the number of frames.
   """
   module = _for_clip(module, source)
   plans = _plans(module, source, budget, devices)
@@ -213,7 +228,7 @@ def write(
 
 
 def _stream(module, variables, source, plans, comparison, rule, clock):
-  """Runs the frames through the model; returns what became of the numbers."""
+  """Runs the frames through the model; returns sizes and compression ratios."""
   waiting: collections.deque[np.ndarray] = collections.deque()
   values = collections.Counter()
 
