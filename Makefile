@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-wheel test-newest test-pods test-devices lint train-tiny reproduce ablation clean
+.PHONY: demo test test-wheel test-newest test-pods test-devices lint docs train-tiny reproduce ablation clean
 
 # Reconstructs a real clip and turns a prompt into one, with the weights that
 # ship with the package.
@@ -92,6 +92,17 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site of docs/ and of the docstrings, in site/. Sources are read without
+# importing them, so its environment has neither jax nor torch.
+DOCS ?= .venv-docs
+docs: $(DOCS)/done
+	$(DOCS)/bin/python -m mkdocs build --strict --quiet
+
+$(DOCS)/done: requirements-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	touch $@
+
 # The tiny family, from clips to image to video: hours, continued when started
 # again. What it makes lies outside the checkout.
 WORKDIR ?= $(HOME)/.cache/dcvideogen_jax/tiny
@@ -122,4 +133,4 @@ $(VENV)/parity: $(VENV)/test requirements-parity.txt
 	touch $@
 
 clean:
-	rm -rf .venv* out build *.egg-info
+	rm -rf .venv* out build site *.egg-info
