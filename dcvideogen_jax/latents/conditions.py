@@ -1,7 +1,8 @@
-"""Texts, images and whole clips as the diffusion model is told of them.
+"""Encodes texts, images and clips into the inputs of the diffusion model.
 
-Pure functions, for training from raw video with the frozen encoders in the
-step, and the same compiled, for sampling and for encoding beforehand.
+`text`, `image` and `clips` are pure functions, for a training step that
+contains the frozen encoders. `encode_text` and `encode_images` are compiled,
+for sampling and for precomputation.
 """
 
 import functools
@@ -21,14 +22,25 @@ Picture = UInt8[np.ndarray, "h w 3"]
 
 
 def resize(image: Picture, height: int, width: int) -> Picture:
-  """Stretches an image to a size, bicubic as Pillow does, like DC-Gen."""
+  """Stretches an image to a size with Pillow's bicubic filter, as DC-Gen does.
+
+  Args:
+    image: RGB levels.
+    height: height of the result in pixels.
+    width: width of the result in pixels.
+  """
   if image.shape[:2] == (height, width):
     return image
   return np.asarray(PIL.Image.fromarray(image).resize((width, height)))
 
 
 def pad(image: Picture, grid: tuple[int, int]) -> Picture:
-  """Repeats the last row and column until the image has the grid's pixels."""
+  """Pads an image to a size by repeating its last row and column.
+
+  Args:
+    image: RGB levels, not larger than the grid.
+    grid: height and width of the result, in pixels.
+  """
   missing = [n - m for n, m in zip(grid, image.shape[:2], strict=True)]
   return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), "edge")
 
@@ -39,7 +51,14 @@ def text(
   ids: Int[Array, "b s"],
   mask: Int[Array, "b s"],
 ) -> Float[Array, "b s e"]:
-  """Embeddings of texts, zero after each text's end, float32."""
+  """Returns the embeddings of texts in float32, with zeros as padding.
+
+  Args:
+    module: the text encoder.
+    variables: `{"params": ...}` of the encoder.
+    ids: token ids, as `data.tokenize` gives them.
+    mask: 1 for tokens of the text, 0 for padding.
+  """
   hidden = module.apply(variables, ids, mask)
   return umt5.zero_padding(hidden, mask).astype(jnp.float32)
 
@@ -49,14 +68,32 @@ def image(
   variables: spaces.Variables,
   pixels: Float[Array, "b h w 3"],
 ) -> Float[Array, "b m e"]:
-  """CLIP's features of what `data.clip_images` prepared, float32."""
+  """Returns CLIP's features of images, computed in float32.
+
+  Args:
+    module: CLIP's vision tower.
+    variables: `{"params": ...}` of the tower.
+    pixels: images that `data.clip_images` has resized and normalised.
+
+  Returns:
+    One feature for each of the m tokens of an image.
+  """
   return module.clone(dtype=jnp.float32).apply(variables, pixels)
 
 
 def extra(
   mask: Float[np.ndarray, "t f"], encoded: Float[Array, "b t h w c"]
 ) -> Float[np.ndarray, "b t h w f+c"]:
-  """What image-to-video models get of each frame: a mask, encoded images."""
+  """Joins the mask and the encoded images, for an image-to-video model.
+
+  The transformer concatenates the result with the noisy latents, along
+  channels.
+
+  Args:
+    mask: `LatentSpace.mask`: for each latent frame, which of its f video frames
+      show an image.
+    encoded: latents of the condition video.
+  """
   mask = np.broadcast_to(
     mask[:, None, None], (*encoded.shape[:-1], mask.shape[-1])
   )
@@ -65,14 +102,22 @@ def extra(
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_text(module, variables, ids, mask) -> Float[Array, "b s e"]:
-  """As `text`, in the module's dtype, on all devices."""
+  """Runs `text` compiled, in the module's dtype; every device gets the result.
+
+  Args:
+    module, variables, ids, mask: as for `text`.
+  """
   hidden = module.apply(variables, ids, mask)
   return sharding.constrain(umt5.zero_padding(hidden, mask))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_images(module, variables, pixels) -> Float[Array, "b m e"]:
-  """As `image`, on all devices."""
+  """Runs `image` compiled; every device of the mesh gets the result.
+
+  Args:
+    module, variables, pixels: as for `image`.
+  """
   return sharding.constrain(image(module, variables, pixels))
 
 
@@ -81,17 +126,19 @@ def clips(
   variables: Mapping[str, spaces.Variables],
   batch: Mapping[str, Array],
 ) -> dict[str, Array]:
-  """Raw clips as `data.latents` would give them.
+  """Encodes a batch of raw clips into the arrays that `data.latents` reads.
 
   Args:
-    modules: the autoencoders "base" and "deep", "text" and "image", of which
-      any may be missing; with "image", conditions are encoded too.
-    variables: of each.
-    batch: of `data.captioned`: "video", "ids", "mask" and, for "image",
+    modules: the autoencoders "base" and "deep" and the encoders "text" and
+      "image". Any of them may be missing. With "image", the condition videos
+      are encoded too.
+    variables: `{"params": ...}` of each module, by the same names.
+    batch: a batch of `data.captioned`: "video", "ids", "mask" and, for "image",
       "pixels".
 
   Returns:
-    "base", "deep", "base_condition", "deep_condition", "text" and "image".
+    "base", "deep", "base_condition", "deep_condition", "text" and "image", as
+    far as their modules are given.
   """
   models = {name: (modules[name], variables[name]) for name in modules}
   video = batch["video"]

@@ -1,8 +1,8 @@
-"""The transformer as the sampler's model: guided, and with a KV cache.
+"""Wraps the transformer as the sampler's model, with guidance and a KV cache.
 
-Each pass through the model has its own caches, one per chunk that was made
-before; there are two passes where the branches of guidance go through it in
-turn.
+Each pass through the transformer has its own KV caches, one for each earlier
+chunk. Batched guidance and sampling without guidance take one pass. Sequential
+guidance takes two passes, first with the condition and then without.
 """
 
 import functools
@@ -18,20 +18,23 @@ from dcvideogen_jax import sharding
 from dcvideogen_jax.diffusion import guidance
 from dcvideogen_jax.models import wan_blocks, wan_dit
 
-# By pass through the model, the cache of each chunk before, in order.
+# For each pass through the transformer, the KV caches of the earlier chunks, in
+# order.
 Caches = Sequence[Sequence[wan_blocks.KVCache]]
 
 
 def noise(
   seeds: Sequence[int], shape: tuple[int, ...], *numbers: int
 ) -> Float[Array, "b t h w c"]:
-  """Standard normal noise of samples, float32.
+  """Draws standard normal noise for a batch of samples, in float32.
 
   Args:
-    seeds: of the samples, on which alone their noise depends.
-    shape: of a sample's noise.
-    *numbers: of a chunk, whose noise is its own whatever the length of the
-      video. No other numbers may begin with those of a noise.
+    seeds: one seed for each sample. A sample's noise does not depend on the
+      rest of the batch.
+    shape: shape of one sample's noise, `t h w c`.
+    *numbers: folded into the key one after another, such as the number of a
+      chunk, so that a chunk's noise does not depend on the length of the video.
+      The numbers of one draw must not be a prefix of those of another.
   """
   keys = [
     functools.reduce(jax.random.fold_in, numbers, jax.random.key(seed))
@@ -52,19 +55,22 @@ def velocity(
   uncond: Mapping[str, Array] | None,
   caches: Caches = (),
 ) -> Float[Array, "b t h w c"]:
-  """The guided velocity of one step, in float32: a model for the sampler.
+  """Returns the guided velocity of one sampling step, in float32.
 
   Args:
-    module: `WanDiT`.
-    guided: whether `uncond` counts.
-    batched: see `guidance.guided`.
+    module: a `WanDiT`.
+    guided: whether guidance is used. Without it, `uncond` is not read.
+    batched: whether the two branches of guidance share one pass; see
+      `guidance.guided`.
     x: noisy latents.
     t: timesteps, 0 to 1000.
-    variables: of the module.
-    scale: of the guidance.
-    cond, uncond: "text", for image to video also "image" and "extra", the mask
-      and the encoded images of these frames.
-    caches: of the chunks before; nothing for a video that is made at once.
+    variables: `{"params": ...}` of the module.
+    scale: guidance scale.
+    cond, uncond: the inputs with and without the prompt: "text", and for image
+      to video also "image" and "extra", the mask and the encoded images of
+      these latent frames.
+    caches: KV caches of the earlier chunks, for each pass; empty where a video
+      is sampled as a whole.
   """
   if caches and guided and not batched:
     cond, uncond = (
@@ -92,12 +98,13 @@ def cache(
   uncond: Mapping[str, Array] | None,
   caches: Caches,
 ) -> tuple[wan_blocks.KVCache, ...]:
-  """Keys and values of a clean chunk for the chunks after it, by pass.
+  """Returns the KV cache of a clean (denoised) chunk, one for each pass.
 
   Args:
-    module, batched, variables, cond, uncond, caches: as for `velocity`.
-    x: latents of the chunk.
-    t: their timesteps.
+    module, batched, variables, cond, caches: as for `velocity`.
+    x: denoised latents of the chunk.
+    t: timesteps of these latents, 0 to 1000.
+    uncond: as for `velocity`, or None without guidance.
   """
 
   def of_pass(x, t, given, cache):
@@ -117,7 +124,12 @@ def cache(
 def cache_spec(
   mesh: Mesh | AbstractMesh, shape: tuple[int, ...]
 ) -> PartitionSpec:
-  """How a mesh splits what `cache` gives, of shape "layers b m k e"."""
+  """Returns how a mesh shards keys or values of a `KVCache`.
+
+  Args:
+    mesh: the mesh.
+    shape: shape of the keys, `layers b m k e`, with m cached tokens.
+  """
   return sharding.divisible_spec(mesh, shape, None, "batch", None, "heads")
 
 

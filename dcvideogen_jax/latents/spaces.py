@@ -1,13 +1,12 @@
-"""Videos as latents and back: the spaces of DC-AE-V and of Wan's autoencoder.
+"""The latent spaces of DC-AE-V and Wan's autoencoder: encoding and decoding.
 
-Latents are as the diffusion model sees them: scaled (DC-AE-V) or normalised
-(Wan), float32, `b t h w c`. Encoding computes in float32, on a GPU like PyTorch
-with TF32 convolutions: the official code encodes with DC-AE-V in bfloat16,
-which visibly hurts image to video.
+Latents `b t h w c` are scaled (DC-AE-V) or normalised (Wan) for the diffusion
+model, in float32. Encoding computes in float32; convolutions on a GPU use TF32,
+as PyTorch's do. Encoding with DC-AE-V in bfloat16, as in the official code,
+visibly hurts image to video. Videos are uint8 levels or floats in [-1, 1].
 
-A clip of 4 (k + 1) frames has k + 1 latent frames in either space: DC-AE-V
-takes all frames, Wan's autoencoder the first 1 + 4k. A video is uint8, meaning
-0..255, or float, meaning [-1, 1].
+A clip of 4 (k + 1) frames has k + 1 latent frames in both spaces: DC-AE-V
+encodes all frames, Wan's autoencoder only the first 1 + 4k.
 """
 
 import functools
@@ -28,22 +27,22 @@ Latents = Float[Array, "b t h w c"]
 Size = videos.Size
 Decoded = Iterator[UInt8[np.ndarray, "b t h w 3"]]
 
-# Of free memory, what encoding and decoding are planned with. The rest is for
-# cuDNN's workspaces and for blocks that are free but not next to each other.
+# Share of the free memory that encoding and decoding are planned with. The
+# remainder is for cuDNN's workspaces and for fragmentation.
 SHARE = 0.85
-# Activations of Wan's encoder that are held at once, in frames of its first
-# width: XLA's program for a CPU holds 16 for four frames.
+# Activations of a whole clip, `base_width` channels wide, that Wan's encoder
+# holds at once: XLA's program for a CPU holds 16 for a clip of four frames.
 _WAN_COPIES = 16
 
 
 class LatentSpace:
-  """An autoencoder, its variables, and what its latents count.
+  """An autoencoder with its variables and the geometry of its latents.
 
   Attributes:
-    channels: of the latents.
-    spatial: pixels of a latent's side.
-    temporal: frames of a latent frame.
-    first: frames that the first latent frame has less than the others.
+    channels: channels of the latents.
+    spatial: pixels per latent in height and in width.
+    temporal: video frames per latent frame.
+    first: by how many video frames the first latent frame is shorter.
   """
 
   first = 0
@@ -57,18 +56,21 @@ class LatentSpace:
 
   @property
   def image_frames(self) -> int:
-    """Frames of the first latent frame, all of which show a first image."""
+    """Video frames of the first latent frame; the first image fills them."""
     return self.temporal - self.first
 
   def latent_frames(self, frames: int) -> int:
-    """Latent frames of a video, rounded up."""
+    """Returns how many latent frames a video has, rounded up."""
     return -(-(frames + self.first) // self.temporal)
 
   def grid(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-    """Latent frames, rows, columns and channels of a video.
+    """Returns the shape of a video's latents, `t h w c`.
+
+    Args:
+      frames, height, width: size of the video in frames and pixels.
 
     Raises:
-      errors.UserError: if the autoencoder would make another size of it.
+      errors.UserError: if decoding these latents would give another size.
     """
     surplus = (frames + self.first) % self.temporal
     if surplus or height % self.spatial or width % self.spatial or frames < 1:
@@ -82,7 +84,7 @@ class LatentSpace:
     return self.latent_frames(frames), rows, columns, self.channels
 
   def mask(self, frames: int, last: bool) -> Float[np.ndarray, "t f"]:
-    """Frames of a video by latent frame: 1 where an image is shown."""
+    """Returns a mask of the video's frames: 1 where an image is shown."""
     mask = np.zeros((self.latent_frames(frames), self.temporal), np.float32)
     mask[0] = 1
     if last:
@@ -90,41 +92,40 @@ class LatentSpace:
     return mask
 
   def encode_whole(self, video: videos.Video) -> Latents:
-    """Latents of clips of any number of frames that `clip_frames` takes."""
+    """Encodes clips in one piece, of any length that `clip_frames` accepts."""
     raise NotImplementedError
 
   def encode_first(self, image: videos.Image, frames: int) -> Latents:
-    """Latents of the first image of clips of so many frames amid grey."""
+    """Encodes condition videos of `frames` frames: first image, then grey."""
     video = videos.condition_video(image, frames, self.image_frames)
     return self.encode_whole(jnp.concatenate([*video], axis=1))
 
   def encode(
     self, video: Iterable[Any], size: Size, budget: float, tail: str = "pad"
   ) -> Latents:
-    """As `encode_whole`, of a video in pieces.
+    """Encodes a video that arrives in pieces, like `encode_whole`.
 
     Args:
       video: pieces `b t h w 3`.
-      size: of the video.
-      budget: bytes that may be used for a sample.
-      tail: what becomes of frames that do not fill a chunk of DC-AE-V, as of
-        `streaming.encode`.
+      size: frames, height and width of the video.
+      budget: bytes of device memory for each sample.
+      tail: how `streaming.encode` treats frames that do not fill a chunk.
 
     Raises:
-      errors.UserError: if the size does not fit or that is not enough.
+      errors.UserError: if the size does not fit the autoencoder or the budget.
     """
     raise NotImplementedError
 
   def encode_batch(
     self, x: Any, frames: int, budget: float, condition: bool = False
   ) -> Latents:
-    """Latents of clips, or of their first images amid grey.
+    """Encodes clips, or the condition videos of their first images.
 
     Args:
       x: clips `b t h w 3` or images `b h w 3`, in host memory.
-      frames: of a clip.
-      budget: bytes that may be used.
-      condition: whether `x` are images.
+      frames: frames of a clip.
+      budget: bytes of device memory for the whole batch.
+      condition: whether `x` holds images.
     """
     video = videos.split(x)
     if condition:
@@ -139,13 +140,12 @@ class LatentSpace:
     budget: float,
     tail: str = "pad",
   ) -> Float[Array, "1 t h w c"]:
-    """The encoded images amid grey.
+    """Encodes a condition video: a first image, grey, perhaps a last image.
 
     Args:
-      first: of the video's size.
-      last: the same, or None.
-      frames: of the video; more are encoded where they fill no latent frame.
-      budget, tail: as of `encode`.
+      first, last: the images, in the video's size; last may be None.
+      frames: frames of the video; rounded up to whole latent frames.
+      budget, tail: as for `encode`.
 
     Raises:
       errors.UserError: if the frames do not leave room for a last image.
@@ -163,13 +163,13 @@ class LatentSpace:
     """Decodes in pieces and cuts the video to its size.
 
     Args:
-      latents: of the whole video.
-      size: of the video.
-      dtype: of the computation, where half precision does not show.
-      budget: bytes that may be used.
+      latents: latents of the whole video.
+      size: frames, height and width of the video.
+      dtype: dtype of DC-AE-V's decoder; Wan's decoder is always in float32.
+      budget: bytes of device memory for the whole batch.
 
     Raises:
-      errors.UserError: if that is not enough.
+      errors.UserError: if the budget is too small.
     """
     raise NotImplementedError
 
@@ -178,13 +178,13 @@ class LatentSpace:
 
 
 class DCAEVLatents(LatentSpace):
-  """Of DC-AE-V, a `DCAEV`: latent frames hold 4 frames each."""
+  """The latents of DC-AE-V, a `DCAEV`: each latent frame holds 4 frames."""
 
   def clip_frames(self, frames: int) -> int:
-    """All frames of a clip.
+    """Returns how many frames of a clip are encoded: all of them.
 
     Raises:
-      errors.UserError: if they do not fill latent frames.
+      errors.UserError: if the frames do not fill whole latent frames.
     """
     if frames <= 0 or frames % self.temporal:
       raise errors.UserError(
@@ -193,14 +193,14 @@ class DCAEVLatents(LatentSpace):
     return frames
 
   def decoder(self, dtype: Any) -> dc_ae_v.DCAEV:
-    """The module that decodes in a pipeline of this dtype."""
+    """Returns the module that decodes in a pipeline of this dtype."""
     return self.module.clone(dtype=dtype)
 
   def encode_whole(self, video: videos.Video) -> Latents:
-    """Frames that do not fill a chunk are encoded with the last one repeated.
+    """Encodes clips; repeats the last frame until it fills a chunk.
 
     Raises:
-      errors.UserError: if frames, height or width fill no latents.
+      errors.UserError: if frames, height or width do not fill whole latents.
     """
     module = self._exact
     frames = self.clip_frames(video.shape[1])
@@ -216,7 +216,7 @@ class DCAEVLatents(LatentSpace):
   def encode(
     self, video: Iterable[Any], size: Size, budget: float, tail: str = "pad"
   ) -> Latents:
-    """Chunk by chunk and in bands."""
+    """Encodes chunk by chunk, in bands; arguments as for `LatentSpace`."""
     frames, height, width = size
     streamed = frames > self.module.chunk_frames
     wanted = self.clip_frames(frames) // self.temporal
@@ -231,15 +231,15 @@ class DCAEVLatents(LatentSpace):
   def encode_stream(
     self, video: Iterable[Any], height: int, width: int, budget: float
   ) -> Iterator[Latents]:
-    """Latents of a video of any length, chunk by chunk as it comes.
+    """Yields the latents of each chunk as soon as its frames have arrived.
 
     Args:
-      video: pieces `b t h w 3`.
-      height, width: of the video, multiples of `spatial`.
-      budget: bytes that may be used.
+      video: pieces `b t h w 3`, any number of them.
+      height, width: size of the video in pixels, multiples of `spatial`.
+      budget: bytes of device memory for each sample.
 
     Raises:
-      errors.UserError: if that is not enough.
+      errors.UserError: if the budget is too small.
     """
     module = self._exact
     plan = self._plan(module, height, width, budget, False, True)
@@ -251,11 +251,7 @@ class DCAEVLatents(LatentSpace):
   def decode(
     self, latents: Latents, size: Size, dtype: Any, budget: float
   ) -> Decoded:
-    """Chunk by chunk and in bands.
-
-    The latents are rounded to the autoencoder's dtype before they are scaled,
-    as in the official pipeline.
-    """
+    """Decodes chunk by chunk, in bands; arguments as for `LatentSpace`."""
     b, t, *grid, _ = latents.shape
     chunk = self.module.chunk_frames // self.temporal
     chunks = (latents[:, i : i + chunk] for i in range(0, t, chunk))
@@ -269,12 +265,12 @@ class DCAEVLatents(LatentSpace):
     dtype: Any,
     budget: float,
   ) -> Decoded:
-    """As `decode`, each chunk as soon as its latents are there.
+    """Decodes each chunk as soon as its latents have arrived.
 
     Args:
-      latents: of any number of frames each, in order.
-      grid: samples, and rows and columns of the latents.
-      size, dtype, budget: as of `decode`.
+      latents: pieces of any number of latent frames, in order.
+      grid: the number of samples and the rows and columns of their latents.
+      size, dtype, budget: as for `decode`.
     """
     return self._decode(latents, grid, size, dtype, budget, True, eager=True)
 
@@ -300,7 +296,7 @@ class DCAEVLatents(LatentSpace):
       budget,
       decode=decode,
       streamed=streamed,
-      # Devices of the mesh in force that share a picture's columns.
+      # The devices of the current mesh that share the columns of a frame.
       devices=sharding.num_shards(jax.sharding.get_abstract_mesh(), "columns"),
     )
 
@@ -313,10 +309,9 @@ class DCAEVLatents(LatentSpace):
 
 
 class WanVAELatents(LatentSpace):
-  """Of Wan's own autoencoder, a `WanVAE`: one frame, then 4 per latent frame.
+  """The latents of Wan's autoencoder, a `WanVAE`: means of the posterior.
 
-  Latents are means of the posterior, as both public pipelines encode images;
-  the official training draws from it.
+  Both public pipelines take the mean; the official training draws a sample.
   """
 
   def __init__(self, module: Any, variables: Variables):
@@ -324,16 +319,16 @@ class WanVAELatents(LatentSpace):
     self.first = self.temporal - 1
 
   def clip_frames(self, frames: int) -> int:
-    """Of a clip's frames, those that the autoencoder takes."""
+    """Returns how many frames of a clip are encoded: the first 1 + 4k."""
     return self.module.whole_frames(frames, "official")
 
   def decoder(self, dtype: Any = None) -> wan_vae.WanVAE:
-    """The module in float32, whatever the dtype: half precision shows."""
+    """Returns the module in float32: half precision would be visible."""
     del dtype
     return self.module.clone(dtype=jnp.float32)
 
   def encode_whole(self, video: videos.Video) -> Latents:
-    """Of the first 1 + 4k frames."""
+    """Encodes the first 1 + 4k frames of clips."""
     module = self.decoder()
     video = levels.to_float(video[:, : self.clip_frames(video.shape[1])])
     posterior = module.apply(self.variables, video, method="encode")
@@ -342,8 +337,8 @@ class WanVAELatents(LatentSpace):
   def encode(
     self, video: Iterable[Any], size: Size, budget: float, tail: str = "pad"
   ) -> Latents:
-    """Latent frame by latent frame, of the first 1 + 4k frames."""
-    del size, budget, tail  # There are neither bands nor chunks.
+    """Encodes the first 1 + 4k frames, one latent frame at a time."""
+    del size, budget, tail  # Wan's encoder has neither bands nor chunks.
     module = self.decoder()
     posteriors = wan_vae.stream_encode(
       module, self.variables, video, tail="official"
@@ -354,7 +349,7 @@ class WanVAELatents(LatentSpace):
   def encode_batch(
     self, x: Any, frames: int, budget: float, condition: bool = False
   ) -> Latents:
-    """In one program if that fits."""
+    """Encodes in one compiled program if it fits into the budget."""
     pixels = len(x) * frames * x.shape[-3] * x.shape[-2]
     if 4 * _WAN_COPIES * self.module.base_width * pixels > budget:
       return super().encode_batch(x, frames, budget, condition)
@@ -364,8 +359,8 @@ class WanVAELatents(LatentSpace):
   def decode(
     self, latents: Latents, size: Size, dtype: Any, budget: float
   ) -> Decoded:
-    """Latent frame by latent frame, whole frames, in float32."""
-    del dtype, budget  # There are no bands.
+    """Decodes one latent frame at a time, in float32 and without bands."""
+    del dtype, budget  # Wan's decoder is always in float32, without bands.
     module = self.decoder()
     unscaled = module.denormalise(latents)
     frames = (unscaled[:, i : i + 1] for i in range(latents.shape[1]))
@@ -382,7 +377,7 @@ class WanVAELatents(LatentSpace):
       )
 
 
-# By the names that encoded clips have them, see `data.latents`.
+# The spaces, by the names of their latents in encoded clips (`data.latents`).
 SPACES = {"base": WanVAELatents, "deep": DCAEVLatents}
 
 
@@ -390,10 +385,16 @@ SPACES = {"base": WanVAELatents, "deep": DCAEVLatents}
 def encode_at_once(
   module: wan_vae.WanVAE, variables: Variables, x: Any, frames: int | None
 ) -> Latents:
-  """Wan's latents of clips; of first images with a number of frames."""
+  """Compiles Wan's `encode_whole`, or `encode_first` if `frames` is given.
+
+  Args:
+    module, variables: Wan's autoencoder and its parameters.
+    x, frames: clips and None, or first images and the condition videos' frames.
+  """
   space = WanVAELatents(module, variables)
   return space.encode_first(x, frames) if frames else space.encode_whole(x)
 
 
 def _unscale(latents, scale, dtype):
+  """Rounds to `dtype` before dividing, as the official pipeline does."""
   return (latents.astype(dtype) / jnp.asarray(scale, dtype)).astype(jnp.float32)

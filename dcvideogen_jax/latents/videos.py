@@ -1,4 +1,8 @@
-"""Videos piece by piece: split, made of an image amid grey, cut to a size."""
+"""Streams of video pieces: splitting, condition videos, cutting to a size.
+
+A piece holds consecutive frames of a video, `b t h w 3`. Pixels are uint8
+levels or floats in [-1, 1]; mid-grey is 0.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,13 +13,13 @@ from dcvideogen_jax import levels
 
 Video = Shaped[Array, "b t h w 3"]
 Image = Shaped[Array, "b h w 3"]
-Size = tuple[int, int, int]  # Frames, height and width of a video.
+Size = tuple[int, int, int]  # Frames, height and width in pixels of a video.
 
-_PIECE = 8  # frames that are streamed at a time
+_PIECE = 8  # Frames in a piece.
 
 
 def split(video: Video) -> Iterator[Video]:
-  """A video some frames at a time."""
+  """Yields the pieces of a video that is held in memory."""
   for start in range(0, video.shape[1], _PIECE):
     yield video[:, start : start + _PIECE]
 
@@ -23,9 +27,19 @@ def split(video: Video) -> Iterator[Video]:
 def condition_video(
   image: Image, frames: int, repeats: int, last: Image | None = None
 ) -> Iterator[Float[Array, "b t h w 3"]]:
-  """Pieces of a video: an image so many times, then mid-grey; float32.
+  """Yields the video that an image-to-video model encodes as its condition.
 
-  A last image, if there is one, ends the video as many times.
+  The video shows the first image, then mid-grey, then the last image if one is
+  given.
+
+  Args:
+    image: the first images of a batch.
+    frames: frames in the video.
+    repeats: frames that show the first image, and also the last image.
+    last: the last images of the batch, or None.
+
+  Yields:
+    Pieces of the video, float32 in [-1, 1].
   """
   first = levels.to_float(image)[:, None]
   yield first.repeat(repeats, 1)
@@ -39,7 +53,7 @@ def condition_video(
 
 
 def cut(video: Iterable[np.ndarray], size: Size) -> Iterator[np.ndarray]:
-  """Leaves out frames, rows and columns beyond the size."""
+  """Yields the pieces without frames, rows and columns beyond the size."""
   left, height, width = size
   for piece in video:
     if left <= 0:
