@@ -1,10 +1,10 @@
-"""Attention over time and space for the coarsest stage of DC-AE-V, streamed.
+"""Streamed attention over time and space for the coarsest stage of DC-AE-V.
 
-An addition that no released model has. A position sees all positions of its
-chunk and of the chunk before it, and nothing later: what `chunk_causal` is for
-a convolution, with a past of one chunk instead of one frame. So the state is
-bounded, two chunks of the coarsest stage, whatever the length of the video.
-Before the first chunk lie zeros, as for the convolutions.
+No released model has this layer. A position sees all positions of its own chunk
+and of the chunk before it, and nothing later. This is the chunk-causal design
+of `chunk_causal` with a past of one chunk instead of one frame: the cache holds
+the keys and values of one chunk, however long the video is. Keys and values
+before the first chunk are zeros, like the frames before a convolution's first.
 """
 
 import functools
@@ -20,16 +20,18 @@ from dcvideogen_jax.ops import attention
 
 
 class ChunkAttention(nn.Module):
-  """x + attention(norm(x)), which begins as x alone.
+  """x + attention(norm(x)); initialised so that it returns x.
 
-  With the "cache" collection mutable the input continues what was seen before;
-  see `chunk_causal`.
+  With the `"cache"` collection mutable, the input continues the clip of the
+  previous call; see `chunk_causal`.
 
   Attributes:
-    heads: that share the channels.
+    heads: attention heads, which share the channels.
     chunk: frames in a chunk at this layer.
-    time: "chunk_causal", or "non_causal": the whole clip is one chunk, with
-      nothing before it.
+    time: "chunk_causal", or "non_causal", which makes the whole clip one chunk
+      without a past.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
   """
 
   heads: int
@@ -42,7 +44,18 @@ class ChunkAttention(nn.Module):
   def __call__(
     self, x: Float[Array, "b t h w c"], band: None = None
   ) -> tuple[Float[Array, "b t h w c"], None]:
-    """Bands never come so far: the coarsest stage has all rows."""
+    """Applies the layer.
+
+    Args:
+      x: features; the frames are whole chunks for `time="chunk_causal"`.
+      band: always None, because the coarsest stage is computed on all rows.
+
+    Returns:
+      Features of the shape of `x`, and None for the band.
+
+    Raises:
+      ValueError: if the frames are not whole chunks.
+    """
     assert band is None
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     dense = functools.partial(layers.Dense, x.shape[-1], **kinds)
@@ -62,7 +75,7 @@ class ChunkAttention(nn.Module):
     return layers.constrain_columns(x + y), None
 
   def _with_past(self, name, x):
-    """Each chunk with the one before it: (b * chunks, 2 * chunk, h, w, c)."""
+    """Joins each chunk to the previous: (b * chunks, 2 * chunk, h, w, c)."""
     past = chunk_causal.past_frames(self, x, self.chunk, name)
     before = jnp.concatenate([past, x], axis=1)[:, : x.shape[1]]
     split = "b (n t) h w c -> (b n) t h w c"
@@ -70,7 +83,7 @@ class ChunkAttention(nn.Module):
     return jnp.concatenate(parts, axis=1)
 
   def _attend(self, q, k, v, frames):
-    """Queries of the last `frames` of each group of keys."""
+    """Attends from the last `frames` frames of each group to all its frames."""
     _, t, h, w, c = k.shape
     places = (np.arange(t), np.arange(h), np.arange(w))
     angles = rope.angles(places, c // self.heads)

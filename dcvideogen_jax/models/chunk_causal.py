@@ -1,25 +1,26 @@
-"""3x3x3 convolution that is streamed in time and, if asked, in rows.
+"""3x3x3 convolution that can be streamed in time and in rows.
 
 Follows DC-Gen `dc_videogen/dc_ae_v_ops.py` (commit cae2205), whose string-keyed
 feature cache is Linen's `"cache"` collection here.
 
-Time. A convolution of kernel size 3 sees, to the left of its frames, what its
-`time` design says (`FRAMES_KEPT`), and zeros on the far sides of the clip:
+Time. The `time` design of a convolution says which frames its three temporal
+taps see. Frames before and after the clip are zeros.
 
-  chunk_causal  the last frame of the previous chunk, and zeros to the right of
-                every chunk: bidirectional inside a chunk, causal across chunks
-  causal        the two frames before each frame
-  non_causal    one frame on both sides, over the whole clip
+  chunk_causal  bidirectional inside a chunk, causal across chunks: the first
+                frame of a chunk sees the last frame of the previous chunk, the
+                last frame of a chunk sees zeros instead of the next chunk
+  causal        each frame and the two frames before it
+  non_causal    each frame and one frame on both sides, over the whole clip
 
-With the `"cache"` collection mutable the input is the continuation of what was
-seen before, so clips can be fed chunk by chunk; otherwise it is a whole clip.
+With the `"cache"` collection mutable, the input continues the clip of the
+previous call, so that a clip can be passed chunk by chunk. Otherwise the input
+is a whole clip.
 
-Rows. With a `Band` the input is the next rows of a picture fed from top to
-bottom, the same trick turned by ninety degrees: every convolution keeps its
-last rows in the `"rows"` collection and gives its output some rows later. Rows
-outside the picture are masked to zero, which is what zero padding means at
-every layer, so the result equals that of the whole picture and nothing is
-computed twice.
+Rows. With a `Band`, the input is the next band of rows of a picture, passed
+from top to bottom. Every convolution keeps its last input rows in the `"rows"`
+collection, and its output lags a few rows behind its input. Rows outside the
+picture are masked to zero at every layer, as zero padding would have them. The
+result therefore equals that of the whole picture, and no row is computed twice.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from jaxtyping import Array, Float
 from dcvideogen_jax.models import layers
 from dcvideogen_jax.ops import conv3d
 
-# Temporal design -> input frames that a convolution keeps between calls.
+# Temporal design -> input frames that a convolution caches between calls.
 FRAMES_KEPT = {"chunk_causal": 1, "causal": 2, "non_causal": 0}
 
 
@@ -42,10 +43,16 @@ def past_frames(
   kept: int,
   name: str = "frames",
 ) -> Float[Array, "b k h w c"]:
-  """The `kept` frames before `x`: zeros at the beginning of a clip.
+  """Returns the `kept` frames before `x`: zeros at the beginning of a clip.
 
-  With the `"cache"` collection mutable they are those that the last call left
-  there, under `name`, and the last of `x` are left for the next one.
+  With the `"cache"` collection mutable, the frames are read from there, and
+  replaced by the last frames of `x` for the next call.
+
+  Args:
+    module: the module that owns the cache variable.
+    x: frames of this call.
+    kept: number of past frames, `k` in the result.
+    name: name of the cache variable.
   """
   b, _, h, w, c = x.shape
   past = jnp.zeros((b, kept, h, w, c), x.dtype)
@@ -62,9 +69,9 @@ class Band:
   """Which rows of a picture an array holds.
 
   Attributes:
-    index: which band this is, from 0; may be traced.
-    rows: rows in a band, at this resolution.
-    lag: how many rows the array is behind the band's own rows.
+    index: number of the band, from 0; may be traced.
+    rows: rows of a band, at this resolution.
+    lag: rows by which the array lags behind; see `start`.
     height: rows of the whole picture, at this resolution.
   """
 
@@ -75,14 +82,15 @@ class Band:
 
   @property
   def start(self) -> Array | int:
-    """The picture row that the array's first row holds; may be negative."""
+    """The row of the picture that is the array's first; may be negative."""
     return self.index * self.rows - self.lag
 
   def delay(self, rows: int) -> "Band":
+    """Returns the band of an array that lags `rows` more rows behind."""
     return dataclasses.replace(self, lag=self.lag + rows)
 
   def scale(self, up: int = 1, down: int = 1) -> "Band":
-    """The same rows at another resolution."""
+    """Returns the same band at a resolution `up` / `down` times as high."""
     assert self.lag * up % down == 0 and self.rows * up % down == 0
     return dataclasses.replace(
       self,
@@ -92,7 +100,7 @@ class Band:
     )
 
   def mask(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    """Zero in the rows that are outside the picture."""
+    """Sets the rows of `x` that are outside the picture to zero."""
     row = self.start + jnp.arange(x.shape[2])
     inside = (row >= 0) & (row < self.height)
     inside = inside[None, None, :, None, None]
@@ -106,13 +114,12 @@ class Conv(nn.Module):
     features: output channels.
     chunk: frames in a chunk at this layer, for `time="chunk_causal"`.
     time: temporal design, a key of `FRAMES_KEPT`.
-    delay: rows that the output is behind the input when fed in bands, 1 or
-      more.
+    delay: rows by which the output lags behind the input in bands, 1 or more.
     use_bias: whether the convolution has a bias.
     norm: whether an `RMSNorm` follows.
-    act: what is applied last.
-    conv3d: implementation of `ops.conv3d`; None lets it choose by the platform
-      that runs this.
+    act: activation that is applied last.
+    conv3d: implementation of `ops.conv3d`; with None, `ops.conv3d` chooses for
+      the platform that runs the program.
   """
 
   features: int
@@ -133,11 +140,22 @@ class Conv(nn.Module):
     band: Band | None = None,
     shortcut_delay: int = 1,
   ) -> tuple[Float[Array, "b t h w f"], Float[Array, "b t h w c"]]:
-    """Returns the output, and the input to go around it.
+    """Applies the convolution and delays the input for a shortcut around it.
 
-    In bands the output is `delay` rows behind the input, and the second result
-    is the input `shortcut_delay` rows behind itself (at most `1 + delay`), read
-    from the rows that the convolution keeps anyway.
+    Args:
+      x: features; the frames are whole chunks for `time="chunk_causal"`.
+      band: rows of the picture that `x` holds; None for all rows.
+      shortcut_delay: rows by which the shortcut lags behind `x` in bands, at
+        most `1 + delay`. The shortcut is read from the rows that the
+        convolution keeps for itself.
+
+    Returns:
+      The output, in bands `delay` rows behind `x`, and the shortcut, which is
+      `x` in the compute dtype.
+
+    Raises:
+      ValueError: if the frames are not whole chunks, or a non_causal model is
+        streamed in time.
     """
     x = layers.constrain_columns(x.astype(self.dtype))
     shortcut, clips, frames = x, *x.shape[:2]
@@ -178,9 +196,9 @@ class Conv(nn.Module):
     return y if self.act is None else self.act(y), shortcut
 
   def _with_past(self, x):
-    """Adds the frames to the left; chunks become clips.
+    """Prepends the past frames; makes each chunk a clip of its own.
 
-    Returns the frames and the zero frames that are still missing, as padding.
+    Returns the frames, and the zero frames to pad them with before and after.
     """
     b, t, h, w, c = x.shape
     if self.time == "non_causal":
@@ -205,10 +223,10 @@ class Conv(nn.Module):
     return x.reshape(-1, frames, *x.shape[2:])
 
   def _with_rows(self, x):
-    """Adds the rows above from the row state and keeps the last ones.
+    """Prepends the rows above from the row state, and keeps the last rows.
 
-    The state has channels second, as cuDNN's convolution: otherwise XLA holds
-    it in both layouts, which at 4K are gigabytes.
+    The state has the channel axis second, as cuDNN's convolution does.
+    Otherwise XLA holds the state in both layouts, which takes gigabytes at 4K.
     """
     n, t, _, w, c = x.shape
     kept = 1 + self.delay

@@ -2,8 +2,9 @@
 
 Follows DC-Gen `dc_videogen/dc_ae_v.py` (commit cae2205) and arXiv 2509.25182.
 
-Deviations: the temporal design is a field; normalisation is always computed in
-float32; nothing falls back silently when frames do not fill a chunk.
+Deviations: the temporal design is a field of the module; normalisation is
+always computed in float32; frames that do not fill a chunk are padded to one,
+where the reference silently changes to another padding in time.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ _exact = precision.of_float32(precision.CONVOLUTIONS)
 
 
 class DCAEV(nn.Module):
-  """The autoencoder. Video in [-1, 1], latents as the network gives them.
+  """The DC-AE-V autoencoder: video in [-1, 1] to unscaled latents and back.
+
+  Axes `tz hz wz` count latent frames, rows and columns.
 
   Example:
     module = dc_ae_v.build(dc_ae_v.VARIANTS["f32t4c32"])
@@ -35,19 +38,20 @@ class DCAEV(nn.Module):
   Attributes:
     latent_channels: channels of the latents.
     widths: channels of each stage, fine to coarse; the first is unused.
-    depths: residual blocks of each stage, fine to coarse; 0, then 1 or more.
+    depths: residual blocks of each stage, fine to coarse; 0 in the first stage,
+      1 or more in the others.
     chunk_frames: video frames in a chunk, for `time="chunk_causal"`.
     spatial_factor: pixels per latent in height and in width.
     temporal_factor: frames per latent frame.
     time: "chunk_causal", "causal" or "non_causal"; see `chunk_causal`.
-    attention_heads: of a `chunk_attention` at the end of the coarsest stage of
-      both halves; 0, as in all released variants, is none.
-    latent_scale: what a diffusion model multiplies latents by; not applied
-      here.
-    remat: recompute the activations of every block in the backward pass.
-    conv3d: implementation of `ops.conv3d`; None lets it choose.
-    dtype: of the computation; norms are in float32 all the same.
-    param_dtype: of the parameters.
+    attention_heads: heads of the `ChunkAttention` at the end of the coarsest
+      stage of both halves; 0 builds no attention, as in all released variants.
+    latent_scale: factor by which a diffusion model multiplies the latents; not
+      applied here.
+    remat: whether blocks are rematerialised in the backward pass.
+    conv3d: implementation of `ops.conv3d`; with None, `ops.conv3d` chooses.
+    dtype: dtype of the computation, except for norms, which run in float32.
+    param_dtype: dtype of the parameters.
   """
 
   latent_channels: int
@@ -65,6 +69,7 @@ class DCAEV(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
+    """Builds the encoder and the decoder."""
     shared = (
       self.latent_channels,
       self.widths,
@@ -85,16 +90,24 @@ class DCAEV(nn.Module):
 
   @property
   def frames_multiple(self) -> int:
-    """Clips have a multiple of this many frames."""
+    """Video frames that a clip is padded to a multiple of."""
     if self.time == "chunk_causal":
       return self.chunk_frames
     return self.temporal_factor
 
   def scale_at(self, stage: int) -> int:
-    """Pixels per position, in height or width, at a stage."""
+    """Returns the pixels per position, in height or width, at a stage."""
     return min(2**stage, self.spatial_factor)
 
   def __call__(self, video: Video) -> Video:
+    """Encodes clips and decodes their latents.
+
+    Args:
+      video: float in [-1, 1]; padded as by `encode`.
+
+    Returns:
+      The reconstruction of the padded video, not clamped.
+    """
     return self._decode(self._encode(video))
 
   def encode(self, video: Video) -> Float[Array, "b tz hz wz c"]:
@@ -106,21 +119,21 @@ class DCAEV(nn.Module):
         multiple of `spatial_factor` by repeating the edge.
 
     Returns:
-      Latents, unscaled: frames / `temporal_factor` of the padded video, height
-      and width / `spatial_factor`.
+      Unscaled latents. The frames of the padded video are divided by
+      `temporal_factor`, its height and width by `spatial_factor`.
     """
     return layers.constrain_output(self._encode(video))
 
   def decode(self, latents: Float[Array, "b tz hz wz c"]) -> Video:
-    """Decodes latents into clips; nothing is clamped.
+    """Decodes latents into clips, without clamping the pixels.
 
     Args:
       latents: unscaled. Frames are padded to a whole number of chunks by
         repeating the last one, and the surplus video is cut off again.
 
     Returns:
-      Video with `temporal_factor` frames per latent frame; cut off what
-      `encode` padded.
+      Video with `temporal_factor` frames per latent frame. The caller cuts off
+      the frames, rows and columns that `encode` padded.
     """
     return layers.constrain_output(self._decode(latents))
 
@@ -138,10 +151,11 @@ class DCAEV(nn.Module):
   def encode_image(
     self, image: Float[Array, "b h w 3"]
   ) -> Float[Array, "b 1 hz wz c"]:
-    """Encodes images to one latent frame each.
+    """Encodes images in [-1, 1] to one unscaled latent frame each.
 
-    As in the reference an image is a clip of equal frames, too short for a
-    chunk, that every layer sees with ordinary zero padding in time.
+    As in the reference, an image becomes a clip of `temporal_factor` equal
+    frames. The clip is too short for a chunk, so that every convolution has
+    ordinary zero padding in time.
     """
     video = jnp.repeat(image[:, None], self.temporal_factor, axis=1)
     params = {"params": self.variables["params"]}
@@ -150,15 +164,15 @@ class DCAEV(nn.Module):
   def decode_image(
     self, latents: Float[Array, "b 1 hz wz c"]
   ) -> Float[Array, "b h w 3"]:
-    """Decodes what `encode_image` gave."""
+    """Decodes the latents of `encode_image` into images."""
     params = {"params": self.variables["params"]}
     return self.unchunked().apply(params, latents, method="decode")[:, 0]
 
   def unchunked(self) -> "DCAEV":
-    """The same network with ordinary zero padding in time.
+    """Returns the same network with ordinary zero padding in time.
 
-    This is what the reference falls back to, silently, when frames do not fill
-    a chunk.
+    The reference silently changes to this padding when frames do not fill a
+    chunk. A causal model keeps its own padding.
     """
     time = "non_causal" if self.time == "chunk_causal" else self.time
     return self.clone(parent=None, time=time)
@@ -167,22 +181,34 @@ class DCAEV(nn.Module):
   def encode_fine(
     self, video: Video, index: Array, height: int, cut: int
   ) -> Float[Array, "b t h w c"]:
-    """Runs the stages before `cut` on a band of rows of a video.
+    """Runs the stages before `cut` on one band of the rows of a video.
 
-    Bands are fed from the top, with the `"rows"` collection mutable; the result
-    is late by `bands.lag`. `height` is the whole video's.
+    The bands of a video are passed in order from the top, with the `"rows"`
+    collection mutable.
+
+    Args:
+      video: rows of the band, float in [-1, 1].
+      index: number of the band, from 0.
+      height: rows of the whole video, in pixels.
+      cut: first stage of the coarse part.
+
+    Returns:
+      Features of stage `cut`, `bands.lag` rows behind the band.
     """
     band = Band(index, video.shape[2], 0, height)
     return self.encoder(video, band, last=cut - 1)[0]
 
   @_exact
   def encode_coarse(self, x, cut: int):
-    """Runs the stages from `cut` on; completes `encode_fine`."""
+    """Encodes all rows of `encode_fine`'s features with the stages from `cut`.
+
+    Returns the latents.
+    """
     return self.encoder(x, first=cut)[0]
 
   @_exact
   def decode_coarse(self, latents, cut: int):
-    """Runs the stages down to `cut`."""
+    """Runs the stages down to `cut` on all rows of unscaled latents."""
     return self.decoder(latents, last=cut)[0]
 
   @_exact
@@ -194,11 +220,20 @@ class DCAEV(nn.Module):
     height: int,
     cut: int,
   ) -> Video:
-    """Completes `decode_coarse` on band `index` of its result.
+    """Runs the stages below `cut` on one band of `decode_coarse`'s features.
 
-    As `encode_fine`, but `x` is the whole result, its rows a multiple of the
-    band's; `height` is the video's. Bands beyond the last push out what is
-    still inside.
+    The bands are passed in order from the top, with the `"rows"` collection
+    mutable. Bands below the picture then flush the rows in that collection.
+
+    Args:
+      x: features with all rows, padded to a multiple of `rows`.
+      index: number of the band, from 0.
+      rows: rows of a band, at the resolution of stage `cut`.
+      height: rows of the whole video, in pixels.
+      cut: first stage of the coarse part.
+
+    Returns:
+      The band's video, `bands.lag` rows of pixels behind the band.
     """
     x = jax.lax.dynamic_slice_in_dim(x, index * rows, rows, axis=2)
     band = Band(index, rows, 0, height // self.scale_at(cut))
@@ -206,9 +241,12 @@ class DCAEV(nn.Module):
 
 
 def pad_edge(x: Array, frames: int, size: int = 1) -> Array:
-  """Repeats the last frame, row and column up to multiples.
+  """Pads a video or latents by repeating the last frame, row and column.
 
-  numpy arrays stay in host memory.
+  Args:
+    x: axes b t h w c. A numpy array stays in host memory.
+    frames: multiple that the frames are padded to.
+    size: multiple that the rows and the columns are padded to.
   """
   padding = [
     (0, -n % m) for n, m in zip(x.shape[1:4], (frames, size, size), strict=True)
@@ -228,7 +266,7 @@ _F64 = {
 }
 
 # The released variants. The scale of f64t4c128 equals that of f32t4c256 in the
-# reference, which may be a slip there.
+# reference, which may be a mistake there.
 VARIANTS: dict[str, dict[str, Any]] = {
   "f32t4c32": {"latent_channels": 32, "latent_scale": 0.7241, **_F32},
   "f32t4c64": {"latent_channels": 64, "latent_scale": 0.7614, **_F32},
@@ -238,7 +276,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-# Frames of a chunk, and how much smaller latents are.
+# Upper bound of the fields in `_COUNTS`: video frames of a chunk, and pixels or
+# frames per latent.
 _MOST_FACTOR = 4096
 _COUNTS = (
   "chunk_frames",
@@ -251,8 +290,8 @@ def build(config: Mapping[str, Any], **overrides: Any) -> DCAEV:
   """Builds the module that a configuration describes.
 
   Args:
-    config: fields of `DCAEV`; a row of `VARIANTS` or one's own.
-    **overrides: fields that differ.
+    config: fields of `DCAEV` by name, such as a row of `VARIANTS`.
+    **overrides: fields that replace those of `config`.
 
   Raises:
     ValueError: if a field is unknown or missing, or the fields do not fit
@@ -271,7 +310,7 @@ def _check(m: DCAEV) -> None:
   for i, n in enumerate(m.widths):
     fields.count(f"widths[{i}]", n)
   for i, n in enumerate(m.depths[1:], 1):
-    # The reference gives a stage without blocks no resampling either.
+    # In the reference, a stage without blocks has no resampling.
     fields.layers(f"depths[{i}]", n)
   fields.positive("latent_scale", m.latent_scale)
   stages = len(m.widths)

@@ -4,6 +4,10 @@ Follows DC-Gen `dc_videogen/dc_ae_v.py` (commit cae2205). Modules are named for
 loading: `encoder/stages_1/op_list_0/conv1/kernel` is the reference's
 `encoder.stages.1.op_list.0.main.conv1.conv.weight`. Stages count from fine to
 coarse in both halves; stage 0 is empty in all released variants.
+
+In each block, `conv` holds keyword arguments of `chunk_causal.Conv`. A block
+takes and returns features together with a `chunk_causal.Band`, which tells
+which rows of the picture the features hold; the band is None for all rows.
 """
 
 from typing import Any
@@ -16,12 +20,22 @@ from dcvideogen_jax.models.chunk_causal import Band, Conv
 
 
 class ResBlock(nn.Module):
-  """x + norm(conv(silu(conv(x))))."""
+  """A residual block: x + norm(conv(silu(conv(x))))."""
 
   conv: dict[str, Any]
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    """Applies the block.
+
+    Args:
+      x: features.
+      band: rows that `x` holds; None for all.
+
+    Returns:
+      Features of the shape of `x`, and the rows that they hold: in bands, two
+      rows behind `x`.
+    """
     c = x.shape[-1]
     y, shortcut = Conv(c, act=nn.silu, **self.conv, name="conv1")(
       x, band, shortcut_delay=2
@@ -34,7 +48,13 @@ class ResBlock(nn.Module):
 
 
 class Down(nn.Module):
-  """Convolution and pixel-unshuffle, beside an averaging shortcut."""
+  """Downsampling by a convolution and a pixel-unshuffle.
+
+  Attributes:
+    features: output channels.
+    factor: input frames, rows and columns per output position.
+    shortcut: whether channel means of the unshuffled input are added.
+  """
 
   features: int
   factor: tuple[int, int, int]
@@ -43,8 +63,17 @@ class Down(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    """Applies the block.
+
+    Args:
+      x: features; their frames, rows and columns are multiples of `factor`.
+      band: rows that `x` holds; None for all.
+
+    Returns:
+      Features at the coarser resolution, and the rows that they hold.
+    """
     ft, fh, fw = self.factor
-    # Rows leave in groups of fh, so the lag has to be a multiple of it.
+    # `unshuffle` joins groups of fh rows, so the lag must be a multiple of fh.
     delay = 1 if band is None else 1 + (-band.lag - 1) % fh
     y, x = Conv(
       self.features // (ft * fh * fw), delay=delay, **self.conv, name="conv"
@@ -61,7 +90,13 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-  """Convolution and pixel-shuffle, beside a duplicating shortcut."""
+  """Upsampling by a convolution and a pixel-shuffle.
+
+  Attributes:
+    features: output channels.
+    factor: output frames, rows and columns per input position.
+    shortcut: whether the input, its channels repeated, is shuffled and added.
+  """
 
   features: int
   factor: tuple[int, int, int]
@@ -70,6 +105,15 @@ class Up(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    """Applies the block.
+
+    Args:
+      x: features.
+      band: rows that `x` holds; None for all.
+
+    Returns:
+      Features at the finer resolution, and the rows that they hold.
+    """
     ft, fh, fw = self.factor
     features = self.features * ft * fh * fw
     y, x = Conv(features, **self.conv, name="conv")(x, band)
@@ -83,9 +127,14 @@ class Up(nn.Module):
 
 
 class Stage(nn.Module):
-  """Residual blocks, with an up block before or a down block after them.
+  """One stage: optional `Up`, residual blocks, optional `Down` and attention.
 
-  Attention, where there is some, comes last.
+  Attributes:
+    blocks: residual blocks.
+    up: fields of the `Up`; None for a stage that has none.
+    down: fields of the `Down`, likewise.
+    attention: fields of the `ChunkAttention`, likewise.
+    remat: whether the blocks are rematerialised in the backward pass.
   """
 
   blocks: int
@@ -97,6 +146,15 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
+    """Applies the blocks one after the other.
+
+    Args:
+      x: features.
+      band: rows that `x` holds; None for all.
+
+    Returns:
+      Features after the last block, and the rows that they hold.
+    """
     ops = [(ResBlock, {"conv": self.conv})] * self.blocks
     if self.up:
       ops = [(Up, self.up), *ops]
@@ -112,10 +170,12 @@ class Stage(nn.Module):
 
 
 class Half(nn.Module):
-  """What the encoder and the decoder share: fields of `dc_ae_v.DCAEV`.
+  """The base class of the encoder and the decoder.
+
+  Fields have the names and the meaning of those of `dc_ae_v.DCAEV`.
 
   Attributes:
-    conv: fields of all convolutions.
+    conv: fields that all convolutions share.
   """
 
   latent_channels: int
@@ -128,18 +188,19 @@ class Half(nn.Module):
   conv: dict[str, Any]
 
   def conv_at(self, stage: int) -> dict[str, Any]:
-    """Fields of the convolutions that run at a stage's own resolution."""
+    """Returns the fields of convolutions at the resolution of a stage."""
     coarsest = stage == len(self.widths) - 1
     frames = self.chunk_frames // (self.temporal_factor if coarsest else 1)
     return {**self.conv, "chunk": frames}
 
   def factor(self, stage: int) -> tuple[int, int, int]:
-    """What separates a stage from the next coarser one, as (t, h, w)."""
+    """Returns the (t, h, w) reduction from a stage to the next coarser one."""
     if stage == len(self.widths) - 2:
       return (self.temporal_factor, 1, 1)
     return (1, 2, 2)
 
   def stage(self, stage: int, **fields: Any) -> Stage:
+    """Builds stage number `stage`; `fields` are its `up` or `down`."""
     conv = self.conv_at(stage)
     attention = None
     if self.attention_heads and stage == len(self.widths) - 1:
@@ -156,7 +217,7 @@ class Half(nn.Module):
 
 
 class Encoder(Half):
-  """Video to latents; the fine part is everything before stage `cut`."""
+  """Encodes video into latents, fine stages first."""
 
   @nn.compact
   def __call__(
@@ -166,7 +227,18 @@ class Encoder(Half):
     first: int = 0,
     last: int | None = None,
   ):
-    """Runs stages `first` to `last`, both included."""
+    """Runs stages `first` to `last`, both included.
+
+    Args:
+      x: video in [-1, 1] if `first` is 0, otherwise features of that stage.
+      band: rows of the picture that `x` holds; None for all.
+      first: first stage; 0 includes the input projection.
+      last: last stage; None for the coarsest, which includes the projection to
+        latents.
+
+    Returns:
+      Features or latents, and the rows that they hold.
+    """
     coarsest = len(self.widths) - 1
     last = coarsest if last is None else last
     if first == 0:
@@ -192,7 +264,7 @@ class Encoder(Half):
 
 
 class Decoder(Half):
-  """Latents to video; the fine part is everything after stage `cut`."""
+  """Decodes latents into video, coarse stages first."""
 
   @nn.compact
   def __call__(
@@ -202,7 +274,19 @@ class Decoder(Half):
     first: int | None = None,
     last: int = 0,
   ):
-    """Runs stages `first` down to `last`, both included."""
+    """Runs stages `first` down to `last`, both included.
+
+    Args:
+      x: latents if `first` is the coarsest stage, otherwise features of stage
+        `first + 1`.
+      band: rows of the picture that `x` holds; None for all.
+      first: first stage; None for the coarsest, which includes the input
+        projection.
+      last: last stage; 0 includes the projection to pixels.
+
+    Returns:
+      Features or video, and the rows that they hold.
+    """
     coarsest = len(self.widths) - 1
     first = coarsest if first is None else first
     if first == coarsest:
@@ -213,7 +297,7 @@ class Decoder(Half):
       up = s < coarsest and {
         "features": self.widths[s],
         "factor": self.factor(s),
-        # It runs at the coarser stage's frames.
+        # The convolution of `Up` runs on the frames of the coarser stage.
         "conv": self.conv_at(s + 1),
       }
       x, band = self.stage(s, up=up or None)(x, band)

@@ -1,15 +1,16 @@
-"""Small pieces shared by the models: linear maps, norms and pixel shuffles.
+"""Layers that the models share: linear maps, norms and pixel shuffles.
 
 The channel order inside a shuffle is the reference's (DC-Gen
 `dc_videogen/dc_ae_v_ops.py`, commit cae2205): channel first, then the temporal,
 the height and the width factor.
 
-Pictures on several devices. The autoencoders' activations are split over clips
-and columns (`constrain_columns`); `ops.conv3d.conv3d_sharded` sends what a
-convolution sees beyond a device's own columns, and everything else is pointwise
-and needs no communication. Where the devices do not divide the columns the last
-ones have fewer (`pad_columns`). Why columns: rows are what `chunk_causal.Band`
-and `ops.conv3d` go through one after the other.
+Pictures on several devices. The autoencoders' activations are sharded over
+clips and columns (`constrain_columns`). `ops.conv3d.conv3d_sharded` exchanges
+the columns that a convolution sees beyond its device's own; everything else is
+pointwise and needs no communication. If the number of columns is not a multiple
+of the devices, the last devices hold fewer columns (`pad_columns`). Columns are
+sharded and not rows, because `chunk_causal.Band` and `ops.conv3d` process bands
+of rows one after the other.
 """
 
 import einops
@@ -20,17 +21,27 @@ from jaxtyping import Array, Float
 
 from dcvideogen_jax import sharding
 
-# Of activations, in `sharding.LOGICAL`.
+# Logical axes of the autoencoders' activations; see `sharding.LOGICAL`.
 SPLIT = ("batch", None, None, "columns")
 
 
 class Dense(nn.Module):
-  """x @ kernel + bias, and a low-rank update where `lora_rank` is not 0.
+  """x @ kernel + bias, plus a low-rank update if `lora_rank` is not 0.
 
   The update is `lora_alpha / lora_rank * (x @ a) @ b` with `a` (in, rank) and
   `b` (rank, out) in the collection "lora" (Hu et al., arXiv 2106.09685). `b`
   starts at zero, so that a new update changes no bit of the output. Without the
   collection the module is the plain linear map.
+
+  Attributes:
+    features: output channels.
+    use_bias: whether a bias is added.
+    lora_rank: rank of the update; 0 for none.
+    lora_alpha: scale of the update.
+    kernel_init: initialiser of the kernel.
+    precision: precision of the products, as in `jax.lax`.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the kernel and bias; `a` and `b` are float32.
   """
 
   features: int
@@ -44,6 +55,11 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n f"]:
+    """Applies the linear map, and the update if its variables are there.
+
+    Args:
+      x: channels last; cast to `dtype`.
+    """
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
     bias = None
@@ -61,7 +77,8 @@ class Dense(nn.Module):
 
   def _update(self, x, shape):
     rank = self.lora_rank
-    # PEFT's: uniform within 1 / sqrt(in), as of torch's linear layers.
+    # As in PEFT, `a` starts like torch's linear layers: uniform within
+    # +-1 / sqrt(in).
     start = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     a, b = (
       self.variable("lora", name, init).value
@@ -83,11 +100,17 @@ def linear(
   bias: Float[Array, " f"] | None = None,
   precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "*n f"]:
-  """x @ kernel + bias, computed in the dtype of `x`.
+  """Computes x @ kernel + bias in the dtype of `x`.
 
-  Gradients of float32 parameters are float32 from the product on, also where
-  `x` is in half precision: what rows, and devices, add to them is not rounded
-  before it is summed, as torch's FSDP does with `reduce_dtype=float32`.
+  Gradients of float32 parameters are accumulated in float32, even if `x` is in
+  half precision: contributions of tokens and of devices are not rounded before
+  they are summed, as with `reduce_dtype=float32` in torch's FSDP.
+
+  Args:
+    x: channels last.
+    kernel: cast to the dtype of `x` for the product.
+    bias: added in the wider of the two dtypes; None for none.
+    precision: precision of the product, as in `jax.lax`.
   """
   mixed = kernel.dtype == jnp.float32 != x.dtype
   y = (_mixed_matmul if mixed else _matmul)(x, kernel, precision)
@@ -103,7 +126,7 @@ def _matmul(x, kernel, precision):
 
 
 def _mixed_forward(x, kernel, precision):
-  # For what is frozen nothing is kept.
+  # A frozen kernel needs no `x` in the backward pass, a frozen `x` no kernel.
   kept = (
     x.value if kernel.perturbed else None,
     kernel.value if x.perturbed else None,
@@ -131,7 +154,7 @@ _mixed_matmul.defvjp(_mixed_forward, _mixed_backward, symbolic_zeros=True)
 
 
 def gelu(x: Float[Array, "*n c"], approximate: bool) -> Float[Array, "*n c"]:
-  """GELU in float32, as PyTorch computes it; keeps the dtype."""
+  """Computes GELU in float32, as PyTorch does; returns the dtype of `x`."""
   y = nn.gelu(x.astype(jnp.float32), approximate=approximate)
   return y.astype(x.dtype)
 
@@ -149,6 +172,11 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+    """Normalises each position.
+
+    Args:
+      x: channels last.
+    """
     x = x.astype(jnp.float32)
     x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
     return _affine(self, x, True, self.use_bias).astype(self.dtype)
@@ -157,7 +185,8 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
   """Normalisation to mean 0 and variance 1 over channels.
 
-  Computed in float32 whatever the input's dtype; returns `dtype`.
+  Computed in float32 whatever the input's dtype; returns `dtype`. With
+  `use_affine`, a scale and a bias follow.
   """
 
   eps: float = 1e-5
@@ -167,6 +196,11 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+    """Normalises each position.
+
+    Args:
+      x: channels last.
+    """
     x = x.astype(jnp.float32)
     x -= x.mean(axis=-1, keepdims=True)
     x *= jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
@@ -174,7 +208,7 @@ class LayerNorm(nn.Module):
 
 
 def _affine(module, x, use_scale, use_bias):
-  """Scales and shifts the channels of float32 `x` by parameters of a module."""
+  """Scales and shifts the channels of float32 `x` by a module's parameters."""
   shape, dtype = x.shape[-1:], module.param_dtype
   if use_scale:
     scale = module.param("scale", nn.initializers.ones, shape, dtype)
@@ -188,21 +222,25 @@ def _affine(module, x, use_scale, use_bias):
 def constrain_columns(
   x: Float[Array, "b t h w c"],
 ) -> Float[Array, "b t h w c"]:
-  """Splits clips and columns over the devices of the mesh in force."""
+  """Shards clips and columns over the devices of the mesh in force."""
   return sharding.constrain(x, *SPLIT)
 
 
 def pad_columns(
   x: Float[Array, "b t h w c"], group: int = 1
 ) -> Float[Array, "b t h v c"]:
-  """Splits, with zero columns appended so that all devices have as many.
+  """Appends zero columns up to a multiple of the devices, and shards.
 
-  A device then has the same part of the picture before and after a shuffle, and
-  no activation is ever gathered. It is where uneven columns lie anyway.
+  A device then holds the same part of the picture before and after a shuffle,
+  so that no activation is ever gathered. XLA shards uneven columns the same
+  way.
 
   Args:
-    x: anything; without a mesh it stays as it is.
-    group: columns that stay together on a device; `w` is a multiple of it.
+    x: returned unchanged if no mesh is in force.
+    group: columns that stay together on a device; divides `w`.
+
+  Returns:
+    `x` with `v` columns, `w` or more.
   """
   mesh = jax.sharding.get_abstract_mesh()
   missing = -x.shape[3] % (group * sharding.num_shards(mesh, SPLIT[3]))
@@ -212,10 +250,10 @@ def pad_columns(
 
 
 def constrain_output(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-  """Splits what a model returns; what cannot be split evenly is whole.
+  """Shards a model's result; axes that do not divide evenly are replicated.
 
-  A program cannot return uneven parts: without this, XLA chooses others, which
-  newer versions of jax (0.12) may not be able to name.
+  A program cannot return uneven shards. Without this constraint XLA chooses
+  another sharding, which newer versions of jax (0.12) may not be able to name.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -227,7 +265,7 @@ def constrain_output(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
 def shuffle(
   x: Float[Array, "b t h w c"], factor: tuple[int, int, int]
 ) -> Float[Array, "b t2 h2 w2 c2"]:
-  """Moves channels into frames, rows and columns by `factor` (t, h, w)."""
+  """Moves channels into frames, rows and columns: `factor` (t, h, w) as many."""
   ft, fh, fw = factor
   width = x.shape[3] * fw
   x = einops.rearrange(
@@ -259,7 +297,7 @@ def unshuffle(
 def average_channels(
   x: Float[Array, "*n c"], features: int
 ) -> Float[Array, "*n f"]:
-  """Means over groups of consecutive channels, down to `features`."""
+  """Averages groups of consecutive channels, down to `features` channels."""
   x = x.reshape(*x.shape[:-1], features, -1)
   return x.mean(axis=-1, dtype=jnp.float32).astype(x.dtype)
 
@@ -267,5 +305,5 @@ def average_channels(
 def repeat_channels(
   x: Float[Array, "*n c"], features: int
 ) -> Float[Array, "*n f"]:
-  """Repeats each channel consecutively, up to `features`."""
+  """Repeats each channel consecutively, up to `features` channels."""
   return jnp.repeat(x, features // x.shape[-1], axis=-1)

@@ -1,9 +1,9 @@
 """Rotary position embedding over frames, rows and columns.
 
 Follows Wan 2.1 (`wan/modules/model.py`, commit 9737cba, `rope_params` and
-`rope_apply`): neighbouring pairs of a head's numbers are rotated, the first by
-the frame, then by the row, then by the column. Of `e // 2` pairs, rows and
-columns have `e // 6` each and frames the rest.
+`rope_apply`). Neighbouring channels of a head form `e // 2` pairs, which are
+rotated by angles: first the pairs of the frame, then `e // 6` pairs of the row,
+then `e // 6` pairs of the column.
 """
 
 import jax.numpy as jnp
@@ -18,11 +18,14 @@ _BASE = 10000.0
 def angles(
   positions: tuple[np.ndarray, np.ndarray, np.ndarray], head_width: int
 ) -> Angles:
-  """Angles in radians of each pair of each token, tokens in t h w order.
+  """Returns the angle of each pair of each token, in radians.
 
   Args:
-    positions: of the frames, the rows and the columns; one array each.
-    head_width: numbers per head, even.
+    positions: positions of the frames, of the rows and of the columns.
+    head_width: channels of a head, even.
+
+  Returns:
+    float32, tokens in t h w order.
   """
   pairs = head_width // 2
   small = head_width // 6
@@ -43,7 +46,7 @@ def angles(
 def rotate(
   x: Float[Array, "b n k e"], angles: Angles
 ) -> Float[Array, "b n k e"]:
-  """Rotates each pair of numbers by its token's angle, in float32."""
+  """Rotates the pairs of each head by their angles, in float32."""
   pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
   first, second = pairs[..., 0], pairs[..., 1]
   cos, sin = (f(angles)[None, :, None] for f in (jnp.cos, jnp.sin))
