@@ -45,8 +45,8 @@ def past_frames(
 ) -> Float[Array, "b k h w c"]:
   """Returns the `kept` frames before `x`: zeros at the beginning of a clip.
 
-  With the `"cache"` collection mutable, the frames are read from there, and
-  replaced by the last frames of `x` for the next call.
+  With the `"cache"` collection mutable, the frames are read from it, and the
+  last frames of `x` replace them for the next call.
 
   Args:
     module: the module that owns the cache variable.

@@ -265,7 +265,12 @@ def constrain_output(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
 def shuffle(
   x: Float[Array, "b t h w c"], factor: tuple[int, int, int]
 ) -> Float[Array, "b t2 h2 w2 c2"]:
-  """Moves channels into frames, rows and columns: `factor` (t, h, w) as many."""
+  """Moves channels into frames, rows and columns.
+
+  Args:
+    x: its channels are a multiple of the product of `factor`.
+    factor: output frames, rows and columns per input position.
+  """
   ft, fh, fw = factor
   width = x.shape[3] * fw
   x = einops.rearrange(
@@ -281,7 +286,7 @@ def shuffle(
 def unshuffle(
   x: Float[Array, "b t h w c"], factor: tuple[int, int, int]
 ) -> Float[Array, "b t2 h2 w2 c2"]:
-  """Moves frames, rows and columns into channels; the inverse of `shuffle`."""
+  """Moves frames, rows and columns into channels: the inverse of `shuffle`."""
   ft, fh, fw = factor
   width = x.shape[3] // fw
   x = einops.rearrange(
