@@ -1,4 +1,4 @@
-"""The frozen encoders of `launch.precompute`: found, loaded, run in batches."""
+"""Finds, loads and runs the frozen encoders of `launch.precompute`."""
 
 import functools
 import hashlib
@@ -15,7 +15,8 @@ from dcvideogen_jax.data import buckets, tokenize
 from dcvideogen_jax.latents import conditions, spaces
 from dcvideogen_jax.sample import layouts, model_names
 
-# The parts that encode, and the kinds of model they are.
+# The parts of a pipeline that encode, with their kind of model in
+# `convert.KINDS`.
 KINDS = {
   "dc_ae_v": "dc_ae_v",
   "wan_vae": "wan_vae",
@@ -25,8 +26,8 @@ KINDS = {
 _PARTS = (*KINDS, "tokenizer")
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".json", ".model")
 
-_SHORTEST_TEXT = 16
-# What sizes are multiples of where there is no DC-AE-V.
+_SHORTEST_TEXT = 16  # Tokens that the shortest batch of texts is padded to.
+# Without DC-AE-V, height and width of clips are multiples of this many pixels.
 FACTOR = 32
 
 
@@ -34,14 +35,14 @@ class Options(NamedTuple):
   """How clips are encoded.
 
   Attributes:
-    frames: of a clip.
-    batch: clips at a time.
-    i2v: whether conditions and image features are wanted.
-    stretch: shows CLIP the whole first frame.
-    budget: bytes for encoding video beyond the weights.
-    precision: of the autoencoders' convolutions in float32.
-    text_dtype: of the text encoder.
-    text_tokens: that a text may have.
+    frames: frames of a clip.
+    batch: clips, or texts, that are encoded together.
+    i2v: whether condition latents and image features are encoded too.
+    stretch: whether CLIP sees the whole first frame, stretched to a square.
+    budget: bytes of device memory for encoding video, beyond the weights.
+    precision: matmul precision of the autoencoders, which run in float32.
+    text_dtype: dtype of the text encoder.
+    text_tokens: tokens of a text; longer texts are cut.
   """
 
   frames: int
@@ -57,16 +58,17 @@ class Options(NamedTuple):
 def find(
   task: str, wholes: Sequence[str | None], given: Mapping[str, str | None]
 ) -> layouts.Paths:
-  """Where the encoders lie.
+  """Returns the paths of the encoders.
 
   Args:
-    task: "t2v" or "i2v"; only the latter has an image encoder.
-    wholes: models as `model_names.pipeline` takes them; earlier ones come
-      first.
-    given: paths by the fields of `Paths`; they come before the models.
+    task: "t2v" or "i2v". Only "i2v" has an image encoder.
+    wholes: names of whole models, as `model_names.pipeline` takes them. Where
+      two models have the same part, the earlier model provides it.
+    given: paths of single parts, by the fields of `Paths`. They take precedence
+      over the models.
 
   Raises:
-    errors.UserError: if one is missing or does not exist.
+    errors.UserError: if a path does not exist or a model lacks a part.
   """
   paths: dict[str, pathlib.Path] = {}
   for part, name in given.items():
@@ -79,7 +81,8 @@ def find(
   for name in wholes:
     if name is None:
       continue
-    # Of two autoencoders each comes from another model.
+    # `layouts.find` takes one autoencoder from a model, and none at all if
+    # either autoencoder is in `without`.
     without = {"transformer", "scheduler", *paths} - {"dc_ae_v", "wan_vae"}
     if task == "t2v":
       without.add("image_encoder")
@@ -93,7 +96,16 @@ def find(
 
 
 def check(paths: layouts.Paths, i2v: bool) -> None:
-  """Raises UserError unless there is something to encode with."""
+  """Checks that the encoders suffice for the task.
+
+  Args:
+    paths: the encoders, of which any may be None.
+    i2v: whether image features are encoded.
+
+  Raises:
+    errors.UserError: if there is no autoencoder, no image encoder for image to
+      video, or only one of text encoder and tokenizer.
+  """
   if paths.dc_ae_v is None and paths.wan_vae is None:
     raise errors.UserError(
       "there is no autoencoder: give --model or --dc_ae_v, --base or --base_vae"
@@ -110,7 +122,7 @@ def check(paths: layouts.Paths, i2v: bool) -> None:
 
 
 def digests(paths: layouts.Paths) -> dict[str, str]:
-  """SHA-256 of the files of every encoder, by part."""
+  """Returns the SHA-256 of the files of each encoder, by part."""
   return {
     part: _digest(path)
     for part, path in paths._asdict().items()
@@ -130,26 +142,29 @@ def _digest(path: pathlib.Path) -> str:
 
 
 class Encoders:
-  """Loads what is there and encodes batches with it.
+  """Loads the encoders and encodes batches of clips and texts.
 
   Attributes:
-    deep: the space of DC-AE-V, or None.
-    base: that of Wan's autoencoder, or None.
-    has_text: whether texts can be encoded.
-    image_size: of what `clips` is given as pixels; None without CLIP.
-    cut: texts so far that were longer than `options.text_tokens`.
+    deep: the latent space of DC-AE-V, or None.
+    base: the latent space of Wan's autoencoder, or None.
+    cut: how many texts so far were longer than `options.text_tokens`.
   """
 
   cut: int = 0
 
   def __init__(self, paths: layouts.Paths, options: Options):
-    """Loads.
+    """Loads the encoders onto the default device.
+
+    Args:
+      paths: the encoders; a part that is None is not loaded.
+      options: how clips are encoded.
 
     Raises:
-      errors.UserError: if a model is damaged or does not fit.
+      errors.UserError: if a model is damaged, DC-AE-V does not take the number
+        of frames, or the tokenizer has more tokens than the text encoder.
     """
     self._options = options
-    # None keeps the parameters as they are and computes in float32.
+    # None keeps the dtype of the parameters and computes in float32.
     dtypes: dict[str, Any] = dict.fromkeys(KINDS)
     if options.text_dtype != "float32":
       dtypes["text_encoder"] = jnp.dtype(options.text_dtype)
@@ -178,23 +193,29 @@ class Encoders:
         )
 
   def sizes(self, bucket: str) -> tuple[buckets.Size, ...]:
-    """The sizes that a bucket's name stands for; errors of `buckets.find`."""
+    """Returns the sizes of a bucket's name.
+
+    Raises:
+      errors.UserError: as `buckets.find`.
+    """
     return buckets.find(
       bucket, FACTOR if self.deep is None else self.deep.spatial
     )
 
   def facts(self) -> dict[str, Any]:
-    """What a reader of the latents may want to know."""
+    """Returns facts for the readers of the latents, such as their scale."""
     if self.deep is None:
       return {}
     return {"latent_scale": self.deep.module.latent_scale}
 
   @property
   def has_text(self) -> bool:
+    """Whether there is a text encoder."""
     return "text_encoder" in self._models
 
   @property
   def image_size(self) -> int | None:
+    """Height and width in pixels of CLIP's input; None without CLIP."""
     if "image_encoder" not in self._models:
       return None
     return self._models["image_encoder"][0].image_size
@@ -202,14 +223,18 @@ class Encoders:
   def clips(
     self, video: np.ndarray, pixels: np.ndarray | None
   ) -> dict[str, np.ndarray]:
-    """Encodes clips.
+    """Encodes a batch of clips of one size.
 
     Args:
       video: uint8 (b, t, h, w, 3).
-      pixels: what CLIP sees of each, float32 (b, s, s, 3), or None.
+      pixels: first frames prepared for CLIP, float32 (b, s, s, 3) with s the
+        `image_size`, or None without CLIP.
 
     Returns:
-      By the names of `data.latents`, float32, with a leading axis.
+      Arrays by the names of `data.latents`, float32, with a leading axis b.
+
+    Raises:
+      errors.UserError: if a clip does not fit into the budget.
     """
     arrays, limits = {}, (self._options.frames, self._options.budget)
     with jax.default_matmul_precision(self._options.precision):
@@ -227,10 +252,10 @@ class Encoders:
     return jax.tree.map(np.asarray, arrays)
 
   def texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Embeddings (s, e) of texts, without padding, float32.
+    """Returns the embeddings of texts, without padding: float32 (s, e) each.
 
-    Texts of similar length are encoded together, and a text gets the same
-    numbers whenever it comes with the same others.
+    Texts of similar length are encoded together. The result is deterministic:
+    the same texts in the same order give the same numbers.
     """
     tokens = self._options.text_tokens
     ids, mask = self._tokenizer(texts, tokens)
@@ -240,7 +265,7 @@ class Encoders:
     embeddings: list[Any] = [None] * len(texts)
     for start in range(0, len(texts), self._options.batch):
       rows = order[start : start + self._options.batch]
-      # Few shapes, so that few programs are compiled.
+      # Powers of two give few shapes, so that few programs are compiled.
       count = _power_of_two(len(rows), 1)
       length = _power_of_two(lengths[rows[-1]], _SHORTEST_TEXT)
       filled = np.resize(rows, count)

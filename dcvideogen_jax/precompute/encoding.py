@@ -1,7 +1,7 @@
-"""Encodes the clips of a source, part by part, on all devices of a process.
+"""Encodes the clips of a source part by part, on all devices of a process.
 
-Every device has its own copy of the encoders and makes whole parts, so that the
-bytes of a part do not depend on how many devices there are.
+Each device has its own copy of the encoders and encodes whole parts. The bytes
+of a part therefore do not depend on the number of devices.
 """
 
 import collections
@@ -28,18 +28,19 @@ _NOT_FINITE = "its latents are not finite"
 
 
 class Job(NamedTuple):
-  """What is to be encoded, and how.
+  """Which clips are encoded, with which encoders, into which folder.
 
   Attributes:
-    source: of clips, out of `data.clip_sources`.
-    paths: of the encoders.
-    options: of encoding.
-    bucket: a name for `buckets.find`.
-    per_part: clips of a part.
-    dtype: that arrays are stored in, of `latents.DTYPES`.
+    source: a source of clips from `data.clip_sources`.
+    paths: paths of the encoders.
+    options: how clips are encoded.
+    bucket: name of the sizes, as `buckets.find` takes it.
+    per_part: clips in a part.
+    dtype: name of the dtype in which arrays are stored, from `latents.DTYPES`.
     negative: the negative prompt.
-    output: the folder.
-    threads: that read clips ahead; None is one per core, at most 8 per device.
+    output: the folder of encoded clips.
+    threads: threads that read clips ahead; None is one per core, at most 8 per
+      device.
   """
 
   source: Any
@@ -54,20 +55,20 @@ class Job(NamedTuple):
 
   @property
   def count(self) -> int:
-    """Parts of the whole."""
+    """How many parts the source has."""
     return -(-len(self.source) // self.per_part)
 
   def clips(self, part: int) -> range:
-    """Numbers of the clips of a part."""
+    """Returns the numbers of the clips of a part."""
     start = part * self.per_part
     return range(start, min(start + self.per_part, len(self.source)))
 
   def missing(self, numbers: Sequence[int]) -> list[int]:
-    """Those of the parts that are not there."""
+    """Returns those of the parts that are not written yet."""
     return [n for n in numbers if not parts.is_done(self.output, n)]
 
   def settings(self) -> dict[str, Any]:
-    """What the result depends on."""
+    """Returns everything that the encoded clips depend on, for JSON."""
     return {
       **self.options._asdict(),
       "source": self.source.about(),
@@ -80,7 +81,7 @@ class Job(NamedTuple):
 
 
 class _Stopped(Exception):
-  """Another thread has failed."""
+  """Raised in a thread because another thread has failed."""
 
 
 def run(
@@ -88,20 +89,21 @@ def run(
   numbers: Sequence[int],
   done: Callable[[int], Any] = lambda clips: None,
 ) -> int:
-  """Makes parts, one at a time on each device of this process.
+  """Encodes parts, one at a time on each device of this process.
 
-  Parts that another process makes at the same time are left to it.
+  A part that another process is encoding is left to that process.
 
   Args:
-    job: what to do; its folder is begun.
-    numbers: of the parts.
-    done: called with the number of clips that were encoded or left out.
+    job: what is encoded. Its folder must exist, as `parts.begin` makes it.
+    numbers: numbers of the parts.
+    done: called with how many more clips were encoded or left out.
 
   Returns:
-    How many clips that were.
+    How many clips were encoded or left out.
 
   Raises:
-    errors.UserError: for anything but a clip that cannot be used.
+    errors.UserError: if an encoder cannot be loaded, the memory is too small or
+      a part cannot be written. A clip that cannot be used is left out.
   """
   clips = 0
   devices = jax.local_devices()
@@ -147,12 +149,12 @@ def run(
 
 
 def reading_threads(devices: int = 1) -> int:
-  """One per core, at most 8 for each device."""
+  """Returns how many threads read clips: one per core, at most 8 per device."""
   return min(8 * devices, os.cpu_count() or 1)
 
 
 class _Maker:
-  """A device with its copy of the encoders, on which parts are made."""
+  """Encodes parts on one device, with its own copy of the encoders."""
 
   def __init__(
     self,
@@ -174,7 +176,7 @@ class _Maker:
     self._sizes = self._encoders.sizes(job.bucket)
 
   def make(self, number: int) -> int:
-    """Makes a part, unless it is there or made elsewhere.
+    """Encodes a part unless it exists or another process is encoding it.
 
     Returns:
       How many captions were cut.
@@ -191,9 +193,10 @@ class _Maker:
     return self._encoders.cut - before
 
   def _write(self, writer: parts.Writer, numbers: Sequence[int]) -> None:
-    """Reads clips, which wait until a batch of their size is full."""
+    """Reads clips and encodes them in batches of equal size."""
     waiting = collections.defaultdict(list)
-    texts: dict[str, np.ndarray] = {}  # Of the captions of the part so far.
+    # Embeddings of the part's captions so far, by caption.
+    texts: dict[str, np.ndarray] = {}
     for number, clip in _read_ahead(
       self._load, numbers, self._readers, self._ahead
     ):
@@ -209,7 +212,7 @@ class _Maker:
       self._encode(writer, size, waiting[size], texts)
 
   def _load(self, number: int) -> clip_reading.Loaded | str:
-    """A clip, or why it cannot be used."""
+    """Reads a clip, or returns the reason why it cannot be used."""
     source = self._job.source
     try:
       if self._encoders.has_text and not source[number].captions:
@@ -219,9 +222,9 @@ class _Maker:
       return str(e)
 
   def _encode(self, writer, size, clips, texts) -> None:
-    """Encodes and writes clips of one size; `texts` grows."""
+    """Encodes and writes clips of one size; adds new captions to `texts`."""
     encoders, options = self._encoders, self._job.options
-    # A part's last batch is filled up: one program for all.
+    # An incomplete batch repeats its clips, so that one program serves all.
     filled = [clips[i % len(clips)] for i in range(options.batch)]
     pixels = None
     if encoders.image_size is not None:
@@ -249,7 +252,10 @@ class _Maker:
 def _read_ahead(
   function: Callable[[int], Any], numbers: Sequence[int], pool, ahead: int
 ) -> Iterator[tuple[int, Any]]:
-  """(number, function of it) in order, so many of them computed ahead."""
+  """Yields (number, result of the function) in order, computed ahead in `pool`.
+
+  At most `ahead` results wait at a time.
+  """
   waiting = collections.deque()
   try:
     for number in numbers:

@@ -1,4 +1,4 @@
-"""What a source of clips holds, and what encoding it would write."""
+"""Reports which clips a source holds and how much encoding would write."""
 
 import collections
 import concurrent.futures
@@ -17,7 +17,8 @@ from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.precompute import encoding
 from dcvideogen_jax.sample import layouts
 
-# What the encoders are if nobody says: those of DC-VideoGen from Wan 2.1.
+# The variant of each encoder where no config.json names one: the encoders of
+# DC-VideoGen with Wan 2.1.
 _RELEASED = {
   "dc_ae_v": "f32t4c32",
   "wan_vae": "wan2.1",
@@ -25,14 +26,13 @@ _RELEASED = {
   "image_encoder": "vit_h_14",
 }
 _NO_CAPTION = "no caption"
-# Characters of a token, roughly.
-_TOKEN = 4
-_LISTED = 20
+_TOKEN = 4  # Characters of a token, roughly.
+_LISTED = 20  # Most clips that one list of the report names.
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 class Clip(NamedTuple):
-  """What is known of one clip: its place, or why it cannot be used."""
+  """The captions and the place of a clip, or the reason to leave it out."""
 
   file: str
   captions: tuple[str, ...]
@@ -43,17 +43,17 @@ class Clip(NamedTuple):
 
 
 def report(job: encoding.Job, numbers: Sequence[int]) -> tuple[str, bool]:
-  """Looks at clips, without decoding them.
+  """Reports on clips from their files' indices and captions, without encoding.
 
   Args:
-    job: what would be done; needs no output.
-    numbers: of the clips.
+    job: what would be encoded. Its output folder is not used.
+    numbers: numbers of the clips.
 
   Returns:
-    The result for people, and whether any clip can be used.
+    The report as text, and whether any clip can be used.
 
   Raises:
-    errors.UserError: if a config.json of the encoders or the tokenizer cannot
+    errors.UserError: if a config.json of an encoder, or the tokenizer, cannot
       be read.
   """
   encoders = _modules(job.paths, job.options.i2v)
@@ -84,7 +84,7 @@ def report(job: encoding.Job, numbers: Sequence[int]) -> tuple[str, bool]:
       f"{cut} captions would be cut to their first {job.options.text_tokens} "
       "tokens"
     )
-  fps = job.source.about().get("fps")  # None takes all frames.
+  fps = job.source.about().get("fps")  # None keeps the frame rate of a file.
   lines += _listed(
     f"{x.file}: {x.fps:.4g} frames per second, some are repeated"
     for x in usable
@@ -122,10 +122,10 @@ def _look(
 
 
 def _modules(paths: layouts.Paths, i2v: bool) -> dict[str, Any]:
-  """The encoders without their weights, by part: as config.json says.
+  """Returns the encoders without their weights, by part.
 
-  All that are needed if there are no paths. Where no config.json says more, an
-  encoder is taken to be the released one.
+  A module is built from the config.json beside its weights, or else as the
+  released variant. Without any paths, all encoders of the task are returned.
   """
   given = [part for part in _RELEASED if getattr(paths, part) is not None]
   wanted = given or [p for p in _RELEASED if i2v or p != "image_encoder"]
@@ -148,7 +148,10 @@ def _module(part: str, path: pathlib.Path | None) -> Any:
 
 
 def _bytes(clip: Clip, encoders: dict[str, Any], job: encoding.Job) -> int:
-  """What a clip takes on disk, but for compression; texts are guessed."""
+  """Returns the bytes of an encoded clip before compression.
+
+  The number of text tokens is a guess from the length of the captions.
+  """
   numbers, i2v = 0, job.options.i2v
   for part in ("dc_ae_v", "wan_vae"):
     if part in encoders:
@@ -167,7 +170,7 @@ def _bytes(clip: Clip, encoders: dict[str, Any], job: encoding.Job) -> int:
 
 
 def _cut(usable: Sequence[Clip], job: encoding.Job) -> int:
-  """How many captions have more tokens; 0 without a tokenizer."""
+  """Returns how many captions would be cut; 0 without a tokenizer."""
   if job.paths.tokenizer is None:
     return 0
   tokenizer = tokenize.Tokenizer.from_directory(job.paths.tokenizer)
