@@ -1,6 +1,6 @@
-"""What AE-Adapt-V is compared with, from the base that `reproduce` made.
+"""The ablation: AE-Adapt-V and its alternatives, from the base of `reproduce`.
 
-The arms' stages, and what they have come to: curves, a table, a picture.
+Defines the arms' stages, and writes their results as JSON, a table and a plot.
 """
 
 import json
@@ -17,17 +17,17 @@ from dcvideogen_jax.tiny import chain, family
 METRIC = "semantic/all"
 _KINDS = {kind: f"semantic/{kind}" for kind in ("colour", "shape", "motion")}
 
-# "step", METRIC and those of _KINDS.
+# One measurement: "step", METRIC and the metrics of _KINDS.
 Point = Mapping[str, float]
 
 
 class Arm(NamedTuple):
-  """A way from the base to the deep latents.
+  """One way to a transformer that works on DC-AE-V's latents.
 
   Attributes:
-    title: for people.
-    phases: of `adapt.phases.PHASES`, in order, each with its flags; "{last}"
-      stands for the folder of the phase before.
+    title: name in the table and in the plot.
+    phases: training phases in order (names of `adapt.phases.PHASES`), each with
+      its flags. "{last}" stands for the folder of the phase before.
   """
 
   title: str
@@ -56,7 +56,7 @@ ARMS: Mapping[str, Arm] = {
 
 
 def stages(seeds: Sequence[str]) -> list[chain.Stage]:
-  """All runs of all arms."""
+  """Returns the stages of every arm for every seed."""
   runs = []
   for seed in seeds:
     for arm, (_, phases) in ARMS.items():
@@ -82,11 +82,11 @@ def write(work: pathlib.Path, seeds: Sequence[str]) -> str:
   """Writes results.json, table.md and curves.png under ablation/.
 
   Args:
-    work: folder of the chain, in which all arms are done.
-    seeds: of the arms.
+    work: folder of the chain, in which the trainings of all arms are done.
+    seeds: the seeds with which each arm was trained.
 
   Returns:
-    The table.
+    The table as Markdown.
   """
   runs = {arm: [run(work, arm, seed) for seed in seeds] for arm in ARMS}
   base = _measured(work / "base")[-1:]
@@ -104,7 +104,16 @@ def write(work: pathlib.Path, seeds: Sequence[str]) -> str:
 
 
 def run(work: pathlib.Path, arm: str, seed: str) -> Sequence[Point]:
-  """What one run of an arm has measured; "step" counts over all phases."""
+  """Reads the measurements of one run of an arm.
+
+  Args:
+    work: folder of the chain.
+    arm: a key of `ARMS`.
+    seed: the seed of the run.
+
+  Returns:
+    The points in order; "step" counts the steps of all phases so far.
+  """
   points: list[Point] = []
   before = 0.0
   for phase, _ in ARMS[arm].phases:
@@ -132,10 +141,15 @@ def _measured(folder: pathlib.Path) -> Sequence[Point]:
 def table(
   runs: Mapping[str, Sequence[Sequence[Point]]], base: Sequence[Point]
 ) -> str:
-  """Markdown: an arm per row, its mean over the seeds and their range.
+  """Writes a Markdown table: an arm per row, mean and range over the seeds.
 
-  Arms are measured at different steps, since their phases differ: what counts
-  is the last measurement up to a column's step. The facts are of the end.
+  Arms are measured at different steps, since their phases differ. A column
+  shows the last measurement up to its step. The last columns show the shares of
+  right colours, shapes and motions at the end.
+
+  Args:
+    runs: the points of each seed, by arm.
+    base: the last point of the base; empty if it has none.
   """
   last = int(max(x[-1]["step"] for found in runs.values() for x in found))
   ticks = ticker.MaxNLocator(5, integer=True).tick_values(0, last)
@@ -179,7 +193,13 @@ def plot(
   base: Sequence[Point],
   path: pathlib.Path,
 ) -> None:
-  """Accuracy against steps: the mean of the seeds, and their range."""
+  """Plots accuracy against steps: the mean over the seeds and their range.
+
+  Args:
+    runs: the points of each seed, by arm.
+    base: the last point of the base, a dashed line; empty if it has none.
+    path: the PNG to write.
+  """
   picture = figure.Figure(figsize=(7, 4), layout="constrained")
   axes = picture.subplots()
   for arm, found in runs.items():

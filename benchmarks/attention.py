@@ -12,23 +12,24 @@ import jax.numpy as jnp
 from dcvideogen_jax.ops import attention
 from dcvideogen_jax.ops.attention import masks
 
-# By platform, those that are worth it; interpreted kernels are not.
+# Implementations to time by platform; kernels that would be interpreted are
+# left out.
 NAMES = {
   "cpu": ("reference", "chunked", "by_chunks"),
   "gpu": ("cudnn", "by_chunks", "pallas", "chunked"),
   "tpu": ("splash", "by_chunks", "chunked"),
 }
-# Tokens, heads, their width and dtype. On accelerators a layer of Wan 14B for
+# Tokens, heads, head width and dtype. Accelerators get a layer of Wan 14B for
 # 80 frames of 704x1280 pixels, encoded by f32t4c32.
 SHAPES = {
   "cpu": (2048, 2, 64, "float32"),
   "gpu": (17600, 40, 128, "bfloat16"),
   "tpu": (17600, 40, 128, "bfloat16"),
 }
-# Of block-causal masks; one is dense.
+# Numbers of blocks of the block-causal masks; 1 is dense attention.
 BLOCKS = (1, 2, 20)
-# Products of matrices with as many multiplications as there are visible pairs
-# times the width, in the forward pass and in both.
+# Matrix products in the forward pass (False) and in forward and backward pass
+# together (True). Each takes visible pairs * head width multiply-adds per head.
 _PRODUCTS = {False: 2, True: 7}
 
 
@@ -42,15 +43,18 @@ def measure(
   """Times attention of one sample in every implementation, in turns.
 
   Args:
-    shape: tokens, heads, their width and dtype.
-    blocks: of a block-causal mask; 1 is dense.
-    backward: with the gradients of queries, keys and values.
-    names: of implementations; what one cannot compute it leaves out.
-    repeats: of each, after one that is not counted; the median counts.
+    shape: tokens, heads, head width and dtype.
+    blocks: number of blocks of a block-causal mask; 1 is dense attention.
+    backward: also compute the gradients of queries, keys and values.
+    names: implementations to time; one that does not support the case is left
+      out.
+    repeats: timed calls of each implementation after one that is not counted;
+      the median is taken.
 
   Returns:
-    What was asked for, "ms" by name and "tflops", 1e12 FLOPs per second of
-    what is visible, by name.
+    "shape", "blocks" and "backward" as given; "ms", milliseconds by
+    implementation; "tflops", 1e12 FLOPs per second by implementation, where
+    only pairs of tokens that the mask leaves visible count.
   """
   tokens, heads, width, dtype = shape
   keys = jax.random.split(jax.random.key(0), 4)
@@ -105,7 +109,7 @@ def _round(x: float) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-  """Milliseconds and TFLOP/s of rows that have the same shape, as text."""
+  """Formats milliseconds and TFLOP/s of measurements with the same shape."""
   names = [*dict.fromkeys(name for row in rows for name in row["ms"])]
   head = f"{'blocks':<8}{'pass':<9}" + "".join(f"{n:>22}" for n in names)
   lines = [head]

@@ -1,11 +1,11 @@
 """The reference's blended spatial tiles, for comparison only.
 
-Overlapping tiles are computed on their own and cross-faded, so the result
-differs from the whole frame's near the seams; `streaming` with a plan has no
-seams. Follows DC-Gen `dc_videogen/dc_ae_v.py` (commit cae2205), the details
-included: a tile is blended with its neighbour as already blended, tiles at the
-right and bottom edge are smaller, and a stride that is no multiple of the
-spatial factor gives a result of the wrong size.
+Overlapping tiles are computed separately and cross-faded, so the result differs
+from that of the whole frame near the seams; `streaming` with a plan has no
+seams. Follows DC-Gen `dc_videogen/dc_ae_v.py` (commit cae2205) in every detail:
+a tile is cross-faded with its neighbour after that one was cross-faded itself,
+tiles at the right and bottom edge are smaller, and a stride that is no multiple
+of the spatial factor gives a result of the wrong size.
 """
 
 import functools
@@ -31,13 +31,13 @@ def encode(
   """Encodes a whole clip in tiles of `tile` pixels.
 
   Args:
-    module: a chunk_causal model; frames that do not fill a chunk fall back as
+    module: a chunk_causal model; frames that do not fill a chunk are treated as
       in the reference (`tail="official"` of `streaming`).
     variables: `{"params": ...}`.
     video: float in [-1, 1]. Tiles are padded with zeros to a multiple of
-      `spatial_factor`, and latents cut to height and width // that factor.
-    tile: pixels of a tile's side.
-    overlap: share of the tile that it has in common with the next.
+      `spatial_factor`; the latents are cut to height and width // that factor.
+    tile: side of a tile in pixels.
+    overlap: share of a tile's side that overlaps with the next tile.
   """
   factor = module.spatial_factor
   stride = round((1 - overlap) * tile)
@@ -70,7 +70,15 @@ def decode(
   tile: int,
   overlap: float = 0.25,
 ) -> Float[np.ndarray, "b t h w 3"]:
-  """Decodes a whole clip; arguments as in `encode`, `tile` in pixels."""
+  """Decodes a whole clip in tiles of `tile` pixels.
+
+  Args:
+    module: a chunk_causal model, as for `encode`.
+    variables: `{"params": ...}`.
+    latents: the latents of the clip.
+    tile: side of a tile in pixels of the video.
+    overlap: share of a tile's side that overlaps with the next tile.
+  """
   factor = module.spatial_factor
   stride = round((1 - overlap) * tile)
 
@@ -97,7 +105,16 @@ def tiled(
   out_stride: int,
   blend: int,
 ) -> np.ndarray:
-  """Runs tiles of rows and columns and cross-fades `blend` rows and columns."""
+  """Runs a function on overlapping tiles and cross-fades the results.
+
+  Args:
+    x: `b t h w c`; tiles are cut from rows and columns.
+    run: computes one tile.
+    tile: side of an input tile.
+    stride: rows and columns from one input tile to the next.
+    out_stride: the same for output tiles.
+    blend: rows and columns of the output over which neighbours are cross-faded.
+  """
   above: list[np.ndarray] = []
   bands = []
   for top in range(0, x.shape[2], stride):
@@ -118,7 +135,7 @@ def tiled(
 def _cross_fade(
   before: np.ndarray, after: np.ndarray, extent: int, axis: int
 ) -> np.ndarray:
-  """`after`, whose first rows or columns fade over from `before`'s last."""
+  """Fades from the last rows or columns of `before` to the first of `after`."""
   extent = min(before.shape[axis], after.shape[axis], extent)
   take = functools.partial(np.take, axis=axis)
   shape = [1] * after.ndim

@@ -1,4 +1,4 @@
-"""Times every form of conv3d, for `ops/conv3d/measured.json`."""
+"""Times every implementation of conv3d, for `ops/conv3d/measured.json`."""
 
 import json
 import math
@@ -12,9 +12,9 @@ import jax
 from dcvideogen_jax.ops import conv3d
 from dcvideogen_jax.ops.conv3d import measured
 
-# n, t, h, w, c, o. First the convolutions of DC-AE-V f32t4c32 on 128x128
-# pixels, with 10 of the 40 frames where they are large; then those of a tiny
-# autoencoder in training.
+# n, t, h, w, c, o: batch, frames, height, width, input and output channels.
+# First the convolutions of DC-AE-V f32t4c32 on 128x128 pixels, large ones with
+# 10 of the 40 frames; then those of a tiny autoencoder in training.
 SHAPES = (
   (1, 10, 128, 128, 3, 64),
   (1, 10, 64, 64, 256, 12),
@@ -49,14 +49,16 @@ SHAPES = (
 
 
 def measure(shape: Sequence[int], repeats: int) -> dict[str, Any]:
-  """Times the forward call of every form, in turns.
+  """Times the forward pass of every implementation, in turns.
+
+  The convolution is in float32, with a 3x3x3 kernel and "same" padding.
 
   Args:
-    shape: n, t, h, w, c, o, float32, with a 3x3x3 kernel and the same size.
-    repeats: of each form; the median counts.
+    shape: n, t, h, w, c, o, as in `SHAPES`.
+    repeats: calls of each implementation, of which the median is taken.
 
   Returns:
-    A row of measured.json.
+    A row of measured.json: "shape", and "ms", milliseconds by implementation.
   """
   *x, o = shape
   keys = jax.random.split(jax.random.key(0))
@@ -86,7 +88,11 @@ def measure(shape: Sequence[int], repeats: int) -> dict[str, Any]:
 
 
 def dumps(platforms: dict[str, list[dict[str, Any]]]) -> str:
-  """The text of measured.json, a row a line."""
+  """Formats measured.json with one row per line.
+
+  Args:
+    platforms: rows of `measure`, by platform ("cpu", "gpu", "tpu").
+  """
   blocks = []
   for name, rows in platforms.items():
     lines = ",\n    ".join(map(json.dumps, rows))
@@ -95,7 +101,7 @@ def dumps(platforms: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-  """GFLOP/s of the direct form's work, as text."""
+  """Formats GFLOP/s, counting the FLOPs of the direct convolution."""
   names = [*measured.COMPILE_S]
   lines = [f"{'n, t, h, w, c, o':<28}" + "".join(f"{n:>10}" for n in names)]
   for row in rows:

@@ -1,4 +1,4 @@
-"""Times one step of Wan's transformer here and in diffusers, side by side."""
+"""Times one step of Wan's transformer in this project and in diffusers."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,8 @@ from benchmarks import processes, tables
 from dcvideogen_jax import errors
 from dcvideogen_jax.convert import api, matching, naming
 
-SIDES = {"jax": ("jax",), "torch": ("torch", "diffusers")}  # Their packages.
+# The packages that each side needs.
+SIDES = {"jax": ("jax",), "torch": ("torch", "diffusers")}
 DTYPES = ("float32", "bfloat16")
 _TEXT_TOKENS = 512
 
@@ -31,31 +32,33 @@ def compare(
   threads: int = 2,
   repeats: int = 1,
 ) -> dict[str, Any]:
-  """Runs every side in its own process on the same random weights and inputs.
+  """Runs each side in its own process on the same random weights and inputs.
 
-  One sample on the CPU, with 512 tokens of text.
+  A step is one call of the transformer on one sample, on the CPU, with 512 text
+  tokens.
 
   Args:
-    fields: of a text-to-video transformer, `convert`'s kind "wan_dit".
-    latents: frames, rows and columns; multiples of the patch.
-    dtype: out of `DTYPES`, of the weights and of the computation. Each side
-      keeps in float32 what it always does.
-    sides: out of `SIDES`, run in this order.
-    threads: cores that a process may use.
-    repeats: of the step, after one that is not counted.
+    fields: configuration of a text-to-video transformer, `convert`'s kind
+      "wan_dit".
+    latents: frames, rows and columns of the latents; multiples of the patch.
+    dtype: one of `DTYPES`, for weights and computation. Each side keeps in
+      float32 what its library always keeps in float32.
+    sides: names of `SIDES`, run in this order.
+    threads: number of cores that a process may use.
+    repeats: number of timed steps, after one that is not counted.
 
   Returns:
-    A JSON object: what was run; `weight_bytes`; `sides`, by name, with seconds
-    (`load_s`, `compile_s`, `first_s` of the step that is not counted, and per
-    repeat `step_s` and, of all cores together, `core_s`) and bytes of resident
-    memory (`loaded_bytes` before the first step, `peak_bytes` over the whole
-    process); `difference`, if there are two sides, with the largest absolute
-    difference and value of the output.
+    A JSON object with the settings; `weight_bytes`; `sides`, by name, with
+    seconds (`load_s`; `compile_s`; `first_s` of the step that is not counted;
+    for each repeat `step_s` and `core_s`, the CPU time of all cores) and bytes
+    of resident memory (`loaded_bytes` before the first step, `peak_bytes` of
+    the whole process); and with two sides `difference`: the largest absolute
+    difference and the largest absolute value of the output.
 
   Raises:
     errors.UserError: if the fields are not those of a text-to-video
-      transformer, the latents do not fit it, a side's package is not
-      installed, or its process fails.
+      transformer, the latents do not fit it, a package that a side needs is not
+      installed, or the process of a side fails.
   """
   request = _request(fields, latents, dtype)
   versions = {name: _version(name) for side in sides for name in SIDES[side]}
@@ -90,7 +93,7 @@ def compare(
 
 
 def table(report: Mapping[str, Any]) -> str:
-  """The report as text, with the ratio of the first side to the second."""
+  """Formats the report with the ratio of the first side to the second."""
   rows = [
     ("compile, s", lambda side: side["compile_s"]),
     ("step, s", lambda side: statistics.median(side["step_s"])),
@@ -119,7 +122,7 @@ def _version(package):
 
 
 def _request(fields, latents, dtype):
-  """What both sides need, and what the report says of the model."""
+  """Builds the workers' request; adds the report's "tokens", "weight_bytes"."""
   kind = api.KINDS["wan_dit"]
   if dtype not in DTYPES:
     raise errors.UserError(

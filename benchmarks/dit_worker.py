@@ -1,4 +1,4 @@
-"""One side of `dit.compare`, alone in its process.
+"""Runs one side of `dit.compare`, alone in its process.
 
   python -m benchmarks.dit_worker < request.json
 
@@ -18,11 +18,12 @@ from benchmarks import inputs, processes
 
 _TIMESTEP = 700.0
 
-# Channels last; how long compiling took, and the step.
+# Seconds of compilation, and a step that returns the velocity, channels last.
 Side = tuple[float, Callable[[], np.ndarray]]
 
 
 def main() -> None:
+  """Times the side that the request on stdin names."""
   request = json.load(sys.stdin)
   processes.pin(request["threads"])
   start = time.perf_counter()
@@ -97,7 +98,7 @@ def _torch(request: dict[str, Any], latents: Any, text: Any) -> Side:
   config = {k: v for k, v in request["config"].items() if k[0] != "_"}
   with torch.device("meta"):
     model = WanTransformer3DModel(**config)
-  # Tables, not weights: the only thing that is lost on the device "meta".
+  # RoPE tables are no weights, so no state dict restores them from "meta".
   model.rope = type(model.rope)(
     config["attention_head_dim"],
     config["patch_size"],

@@ -1,4 +1,4 @@
-"""Random weights and clips that every process makes alike, without a file."""
+"""Random weights and clips that are the same in every process."""
 
 import math
 import zlib
@@ -7,10 +7,10 @@ import numpy as np
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """A float32 tensor of an official state dict.
+  """Makes a random float32 tensor of an official state dict.
 
-  Convolutions keep the size of what they are given, norms scale by about 1;
-  biases are small.
+  The name seeds the values. Convolution and linear weights preserve the
+  variance of their input, norms scale by about 1, and biases are small.
   """
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   x = rng.standard_normal(shape, np.float32)
@@ -24,7 +24,7 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def clip(shape: tuple[int, ...]) -> np.ndarray:
-  """A float32 video in [-1, 1], smooth in every axis and noisy."""
+  """Makes a float32 video in [-1, 1]: smooth along every axis, plus noise."""
   rng = np.random.default_rng(0)
   axes = np.meshgrid(*(np.linspace(0, 1, n) for n in shape), indexing="ij")
   waves = (np.sin(2 * np.pi * (3 + i) * axis) for i, axis in enumerate(axes))

@@ -1,4 +1,4 @@
-"""Loads a transformer's checkpoint here and with diffusers, side by side."""
+"""Times loading a checkpoint with this project and with diffusers."""
 
 import os
 import pathlib
@@ -26,28 +26,28 @@ def compare(
   repeats: int = 1,
   shard_gb: float = 1.0,
 ) -> dict[str, Any]:
-  """Loads the same random bfloat16 weights on every side.
+  """Loads the same random bfloat16 weights on each side.
 
-  They are written as diffusers does, in several files, to a temporary
-  directory; each loading has a process of its own, and finds the files in the
-  operating system's cache. Afterwards every value is read once, so that pages
+  The weights are written in diffusers' format, as several files in a temporary
+  directory. Each load runs in its own process with the files in the operating
+  system's page cache. After loading, every value is read once, so that pages
   that were only mapped count too.
 
   Args:
-    variant: of the kind "wan_dit", such as "wan2.1-t2v-1.3b".
-    sides: out of `SIDES`, run in this order.
-    repeats: of each side, alternating.
-    shard_gb: size of a file.
+    variant: a variant of the kind "wan_dit", such as "wan2.1-t2v-1.3b".
+    sides: names of `SIDES`, run in this order.
+    repeats: number of loads on each side; the sides alternate.
+    shard_gb: size of a file in GB (1e9 bytes).
 
   Returns:
-    A JSON object: what was run, `file_bytes`, and `sides`, by name, with lists
-    of seconds (`load_s`, `read_s`, `cpu_s` of all cores for both) and bytes
-    (`grown_bytes`: peak resident memory minus resident memory after the
-    imports).
+    A JSON object with the settings, `file_bytes`, and `sides`, by name, with
+    lists of seconds (`load_s`; `read_s`; `cpu_s`, the CPU time of all cores for
+    both) and bytes (`grown_bytes`: peak resident memory minus resident memory
+    after the imports).
 
   Raises:
-    errors.UserError: if the variant is unknown, a side's process fails, or the
-      sides do not hold the same values.
+    errors.UserError: if the variant is unknown, the process of a side fails, or
+      the sides loaded different values.
   """
   variants = api.KINDS[_KIND].variants
   if variant not in variants:
@@ -86,7 +86,16 @@ def compare(
 def write(
   directory: pathlib.Path, fields: Mapping[str, Any], shard_gb: float
 ) -> int:
-  """Writes random bfloat16 weights as diffusers does; their bytes."""
+  """Writes random bfloat16 weights in diffusers' format.
+
+  Args:
+    directory: an existing folder.
+    fields: configuration of the transformer.
+    shard_gb: size of a file in GB (1e9 bytes).
+
+  Returns:
+    The size of all files in bytes.
+  """
   module = api.KINDS[_KIND].build(fields)
   shapes = naming.torch_shapes(
     api.KINDS[_KIND].layouts[_LAYOUT], matching.parameters(_KIND, module)
@@ -113,7 +122,7 @@ def write(
 
 
 def _read_once(directory: pathlib.Path) -> None:
-  """Brings files into the operating system's cache, from their disk."""
+  """Brings files from the disk into the operating system's page cache."""
   os.sync()
   memory = bytearray(1 << 24)
   for path in sorted(directory.iterdir()):
@@ -123,7 +132,7 @@ def _read_once(directory: pathlib.Path) -> None:
 
 
 def table(report: Mapping[str, Any]) -> str:
-  """The report as text, with the ratio of the first side to the second."""
+  """Formats the report with the ratio of the first side to the second."""
   size = report["file_bytes"]
   rows = [
     ("load, s", lambda side: statistics.median(side["load_s"])),

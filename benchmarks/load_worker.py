@@ -1,4 +1,4 @@
-"""One side of `load.compare`, alone in its process.
+"""Runs one side of `load.compare`, alone in its process.
 
   python -m benchmarks.load_worker < request.json
 
@@ -14,11 +14,12 @@ import numpy as np
 
 from benchmarks import processes
 
-# Directory -> the parameters' bits, one after another.
+# Loads from a directory; yields the bits of each parameter as int16.
 Load = Callable[[str], Iterator[np.ndarray]]
 
 
 def main() -> None:
+  """Times the side that the request on stdin names."""
   request = json.load(sys.stdin)
   load = {"jax": _jax, "torch": _torch}[request["side"]]()
   imported = processes.resident_bytes()
@@ -65,7 +66,7 @@ def _torch() -> Load:
     module = WanTransformer3DModel.from_pretrained(
       directory, torch_dtype=torch.bfloat16
     )
-    # It keeps some in float32.
+    # diffusers keeps some parameters in float32.
     return (
       x.detach().to(torch.bfloat16).view(torch.int16).numpy()
       for x in module.parameters()

@@ -2,30 +2,33 @@
 
   python -m launch.benchmark --what=reconstruct --output=out/reconstruct.json
 
-encodes and decodes a clip with random weights in JAX and in plain PyTorch, each
-alone in a process on two CPU cores (full size: 16 GiB of memory, minutes).
+encodes and decodes a clip with random weights in JAX and in plain PyTorch. Each
+side runs alone in its process on two CPU cores (at full size it takes 16 GiB of
+memory and minutes).
 
   python -m launch.benchmark --what=conv3d \\
     --output=dcvideogen_jax/ops/conv3d/measured.json
 
-times the forms of the 3-D convolution on the default device and updates the
-data by which `ops.conv3d` chooses.
+times the implementations of the 3-D convolution on the default device and
+updates the table from which `ops.conv3d` chooses one.
 
   python -m launch.benchmark --what=load --output=out/load.json
 
-loads a random checkpoint (2.8 GB, in a temporary directory) here and with
-diffusers: seconds, and memory in sizes of the files.
+loads a random checkpoint (2.8 GB, in a temporary directory) with this project
+and with diffusers, and reports seconds and the memory relative to the size of
+the files.
 
   python -m launch.benchmark --what=dit --output=out/dit.json
 
-takes one step of the transformer of 1.3 billion parameters, 7800 tokens, here
-and in diffusers with the same random weights (7 GiB of memory, minutes).
+runs one step of the transformer of 1.3 billion parameters on 7800 tokens with
+this project and with diffusers, on the same random weights (7 GiB of memory,
+minutes).
 
   python -m launch.benchmark --what=attention --output=out/attention.json
 
 times the implementations of attention on the default device, dense and with
-block-causal masks, forward and backward: milliseconds, and TFLOP/s of what is
-visible.
+block-causal masks, forward and backward. It reports milliseconds and TFLOP/s;
+only pairs of tokens that the mask leaves visible count as work.
 """
 
 import json
@@ -45,40 +48,71 @@ _WHAT = flags.DEFINE_enum(
   "what",
   "reconstruct",
   ["reconstruct", "conv3d", "load", "dit", "attention"],
-  "What is timed.",
+  "The benchmark to run.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file.", required=True)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "JSON file to write.", required=True
+)
 _REPEATS = flags.DEFINE_integer(
-  "repeats", None, "Of each call. Unset: 5 for conv3d and attention, else 1.", 1
+  "repeats",
+  None,
+  "Number of timed calls. Unset: 5 for conv3d and attention, otherwise 1.",
+  1,
 )
 _CONFIG = flags.DEFINE_string(
   "config",
   None,
-  "Unset: f32t4c32, or wan2.1-t2v-1.3b for load, which takes names only, or"
-  " dc-wan2.1-t2v-1.3b for dit. " + common.CONFIG_HELP,
+  "The model to time. Unset: f32t4c32 for reconstruct, wan2.1-t2v-1.3b for"
+  " load, which takes names only, and dc-wan2.1-t2v-1.3b for dit. "
+  + common.CONFIG_HELP,
 )
-_FRAMES = flags.DEFINE_integer("frames", 40, "Of the clip.", 1)
-_HEIGHT = flags.DEFINE_integer("height", 128, "Of the clip, in pixels.", 1)
-_WIDTH = flags.DEFINE_integer("width", 128, "Of the clip, in pixels.", 1)
+_FRAMES = flags.DEFINE_integer(
+  "frames", 40, "Frames of the clip that reconstruct takes.", 1
+)
+_HEIGHT = flags.DEFINE_integer(
+  "height", 128, "Height of the clip in pixels, for reconstruct.", 1
+)
+_WIDTH = flags.DEFINE_integer(
+  "width", 128, "Width of the clip in pixels, for reconstruct.", 1
+)
 _LATENTS = flags.DEFINE_list(
   "latents",
   ["20", "15", "26"],
-  "Frames, rows and columns that dit takes; the default is 80 frames of"
-  " 480x832 pixels, encoded by f32t4c32.",
+  "Frames, rows and columns of the latents that dit takes. The default is 80"
+  " frames of 480x832 pixels, encoded by f32t4c32.",
 )
 _TOKENS = flags.DEFINE_integer(
-  "tokens", None, "Of attention. Unset: 2048 on a CPU, else 17600.", 1
+  "tokens",
+  None,
+  "Number of tokens for attention. Unset: 2048 on a CPU, otherwise 17600.",
+  1,
 )
 _LAYERS = flags.DEFINE_integer(
-  "layers", None, "Of dit. Unset: as the configuration has it.", 1
+  "layers",
+  None,
+  "Number of layers of the transformer for dit. Unset: that of the"
+  " configuration.",
+  1,
 )
-_DTYPE = flags.DEFINE_enum("dtype", dit.DTYPES[0], dit.DTYPES, "Of dit.")
-_THREADS = flags.DEFINE_integer("threads", 2, "CPU cores to use.", 1)
-_SIDES = flags.DEFINE_list("sides", [*reconstruct.SIDES], "Whom to time.")
+_DTYPE = flags.DEFINE_enum(
+  "dtype",
+  dit.DTYPES[0],
+  dit.DTYPES,
+  "Dtype of weights and computation for dit.",
+)
+_THREADS = flags.DEFINE_integer(
+  "threads", 2, "CPU cores that reconstruct and dit may use.", 1
+)
+_SIDES = flags.DEFINE_list(
+  "sides",
+  [*reconstruct.SIDES],
+  "Implementations to time: jax is this project, torch is PyTorch or"
+  " diffusers.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
-  """Measures, prints a table and writes the JSON."""
+  """Runs the benchmark, prints a table and writes the JSON."""
   del argv
   output = pathlib.Path(_OUTPUT.value)
   with common.output_directory(output.parent):
@@ -159,7 +193,7 @@ def _dit(output):
 
 
 def _fields(default, variants):
-  """Those that --config gives, by name of a variant or as they are."""
+  """Returns the model's fields from --config: a variant's, or those given."""
   config = model_names.config(_CONFIG.value or default)
   if not isinstance(config, str):
     return config
@@ -185,7 +219,7 @@ def _reconstruct(output):
 
 
 def _conv3d(output):
-  """Replaces this platform's rows and keeps the others."""
+  """Replaces this platform's rows and keeps those of other platforms."""
   platforms = {}
   if output.exists():
     try:

@@ -1,4 +1,4 @@
-"""Runs one side of a benchmark alone in its process."""
+"""Runs a side of a benchmark in its own process; measures its memory."""
 
 import json
 import os
@@ -16,10 +16,10 @@ def run(module: str, request: Mapping[str, Any]) -> dict[str, Any]:
   """Runs `python -m module` on the CPU, with the request as JSON on stdin.
 
   Returns:
-    The JSON object on the last line of its stdout.
+    The JSON object on the last line of the process's stdout.
 
   Raises:
-    errors.UserError: if the process fails; names `request["side"]`.
+    errors.UserError: if the process fails; the message names `request["side"]`.
   """
   root = str(pathlib.Path(__file__).parents[1])
   path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
@@ -27,7 +27,7 @@ def run(module: str, request: Mapping[str, Any]) -> dict[str, Any]:
     **os.environ,
     "PYTHONPATH": path.rstrip(os.pathsep),
     "JAX_PLATFORMS": "cpu",
-    # A kept program would report no time to compile.
+    # With a program from the cache, the compile time would be missing.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
   }
   done = subprocess.run(
@@ -46,13 +46,16 @@ def run(module: str, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pin(threads: int) -> None:
-  """Keeps this process on as many cores; XLA counts those it may use."""
+  """Limits this process to `threads` cores, which XLA's thread pool respects.
+
+  Does nothing where the operating system has no CPU affinity.
+  """
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def resident_bytes() -> int:
-  """Memory held now; the peak where the operating system does not tell."""
+  """Returns resident memory, or its peak where there is no /proc."""
   status = pathlib.Path("/proc/self/status")
   if not status.exists():
     return peak_bytes()
@@ -61,6 +64,6 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-  """The most memory held so far."""
+  """Returns the peak resident memory of this process so far."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""Encodes and decodes one clip in JAX and in plain PyTorch, side by side."""
+"""Times encoding and decoding one clip in JAX and in plain PyTorch."""
 
 import json
 import pathlib
@@ -26,26 +26,28 @@ def compare(
   threads: int = 2,
   repeats: int = 1,
 ) -> dict[str, Any]:
-  """Runs every side in its own process on the same random weights and clip.
+  """Runs each side in its own process on the same random weights and clip.
 
-  Float32 on the CPU.
+  Both compute in float32 on the CPU.
 
   Args:
-    config: of DC-AE-V, `convert`'s kind "dc_ae_v".
-    clip: b, t, h, w of the video; whole chunks and latents.
-    sides: out of `SIDES`, run in this order.
-    threads: cores that a process may use.
-    repeats: of encoding and decoding; the first run is one of them.
+    config: fields of DC-AE-V, `convert`'s kind "dc_ae_v".
+    clip: b, t, h, w of the video; frames fill whole chunks, and height and
+      width are multiples of the spatial factor.
+    sides: names of `SIDES`, run in this order.
+    threads: number of cores that a process may use.
+    repeats: number of timed runs; the first run counts too.
 
   Returns:
-    A JSON object: what was run; `sides`, by name, with seconds (`load_s`,
-    `compile_s`, and per repeat `encode_s` and `decode_s`) and bytes of peak
-    resident memory once loaded and at the end; `difference`, if there are two
-    sides, with the largest absolute difference and value of latents and video.
+    A JSON object with the settings; `sides`, by name, with seconds (`load_s`;
+    `compile_s`; for each repeat `encode_s` and `decode_s`) and peak resident
+    memory in bytes (`loaded_bytes` before the first run, `peak_bytes` at the
+    end); and with two sides `difference`: the largest absolute difference and
+    the largest absolute value of latents and video.
 
   Raises:
-    errors.UserError: if the clip does not fill chunks and latents, or a side's
-      process fails.
+    errors.UserError: if the size of the clip does not fit, or the process of a
+      side fails.
   """
   shape = (*clip, 3)
   request = {
@@ -86,7 +88,7 @@ def compare(
 
 
 def table(report: Mapping[str, Any]) -> str:
-  """The report as text, with the ratio of the first side to the second."""
+  """Formats the report with the ratio of the first side to the second."""
   rows = [
     ("compile, s", lambda side: side["compile_s"]),
     ("encode, s", lambda side: statistics.median(side["encode_s"])),
@@ -104,7 +106,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _shapes(config, clip):
-  """Official name -> shape of every weight."""
+  """Returns the shape of every weight by its official name."""
   kind = api.KINDS["dc_ae_v"]
   module = kind.build(config)
   size = module.spatial_factor

@@ -1,23 +1,24 @@
-"""Trains the family of tiny models that ships, or measures what it shows.
+"""Trains the family of tiny models that ships, or runs experiments with it.
 
   python -m launch.reproduce --workdir=DIR
   python -m launch.reproduce --workdir=DIR --ablation
   python -m launch.reproduce --workdir=DIR --streams
 
-Each stage is one of our own programs; what it leaves in DIR is what the next
-ones read. A stage that is done is not run again, and one that was interrupted
-continues at its last checkpoint: start the same command again. DIR should lie
-outside the checkout. DIR/scores gets what the base and the adapted models show
-of 400 held-out scenes.
+Each stage runs one of the project's programs and writes to DIR, from which
+later stages read. To continue after an interruption, start the same command
+again: stages that are done are skipped, and an interrupted one continues at its
+last checkpoint. DIR should lie outside the checkout. The results are in
+DIR/scores: how often the base and the adapted models get 400 held-out scenes
+right.
 
---ablation adapts the base of DIR again by each arm that AE-Adapt-V is compared
-with, for each of --seeds; every run asks for held-out scenes as it goes.
+--ablation adapts the base in DIR again by AE-Adapt-V and by each alternative,
+once for each of --seeds. During training each run is scored on held-out scenes.
 DIR/ablation gets table.md, curves.png and results.json: the share of scenes
-with colour, shape and motion right against the steps of all phases.
+whose colour, shape and motion are right, against the steps of all phases.
 
---streams trains the adapted model of DIR on with chunks and asks what long
-videos show: DIR/streams gets a report for streams with and without a window,
-and for the model of whole clips, at 1, 4 and 16 times the length of a clip.
+--streams trains the adapted model in DIR further with chunks and scores long
+videos. DIR/streams gets a report for streams with and without a window, and for
+the model of whole clips, at 1, 4 and 16 times the length of a clip.
 """
 
 from collections.abc import Sequence
@@ -29,11 +30,17 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.programs import reproduce
 from dcvideogen_jax.tiny import chain, family
 
-_ABLATION = flags.DEFINE_bool("ablation", False, "Run the arms instead.")
-_STREAMS = flags.DEFINE_bool(
-  "streams", False, "Adapt for streaming and measure it instead."
+_ABLATION = flags.DEFINE_bool(
+  "ablation", False, "Run the ablation, from the base in --workdir."
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the arms.")
+_STREAMS = flags.DEFINE_bool(
+  "streams",
+  False,
+  "Adapt the model in --workdir for streaming, and measure its streams.",
+)
+_SEEDS = flags.DEFINE_list(
+  "seeds", ["0", "1", "2"], "Seeds of the trainings of --ablation."
+)
 
 
 def _streamed(name: str, *more: str) -> chain.Stage:
@@ -47,9 +54,9 @@ def _streamed(name: str, *more: str) -> chain.Stage:
 
 
 _WINDOW = ("--window=1", "--sink=1")
-# The adapted model learns chunks of half a clip, and what streams and the model
-# of whole clips show at 1, 4 and 16 times the clips' length. With a window of
-# one chunk and no sink, positions are those of training.
+# The adapted model is trained further with chunks of half a clip. Then streams
+# and the model of whole clips are scored at 1, 4 and 16 times a clip's length.
+# With a window of one chunk and no sink, positions are those of training.
 STREAM_STAGES = (
   chain.train(
     "causal",
@@ -62,7 +69,7 @@ STREAM_STAGES = (
   _streamed("window", "--window=1"),
   _streamed("sink", *_WINDOW),
   _streamed("all", "--lengths=1,4"),
-  # Few and very long, for how fast they come and what they take.
+  # A few very long videos, to measure speed and memory.
   _streamed("long", *_WINDOW, "--prompts=8", "--lengths=1,256"),
   *(
     family.semantic(
@@ -79,7 +86,12 @@ STREAM_STAGES = (
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the stages that are not done."""
+  """Runs the stages that are not done yet.
+
+  Raises:
+    errors.UserError: for flags that exclude each other, outside a checkout, or
+      if --workdir lacks the weights from which the stages start.
+  """
   if _ABLATION.value and _STREAMS.value:
     raise errors.UserError("--ablation and --streams do not go together")
   if _ABLATION.value:
@@ -95,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _require(output: str, stage: str) -> None:
-  """Raises UserError unless what the stages start from is there."""
+  """Raises UserError unless the work directory has the stage's output."""
   work = reproduce.work()
   if not (work / output).exists():
     raise errors.UserError(

@@ -1,10 +1,11 @@
-"""Draws how much faster than Wan DC-VideoGen is: by a roofline, and measured.
+"""Plots DC-VideoGen's speed-up over Wan: by a roofline, and as published.
 
   python -m benchmarks.speedup --output=docs/speedup.png --target=h100
 
 compares the transformers of 1.3B parameters alone, in bfloat16 on one device,
-over 50 guided steps. arXiv 2509.25182 measured them on an H100. The target need
-not be there, but jax's compiler for it (requirements-cuda.txt).
+over 50 guided steps, with the measurements of arXiv 2509.25182 on an H100. The
+target device is not needed, but jax's compiler for it is
+(requirements-cuda.txt).
 """
 
 import os
@@ -22,9 +23,12 @@ from dcvideogen_jax.plan import compiled, hardware, roofline, sampling
 from dcvideogen_jax.programs import common
 from dcvideogen_jax.sample import loading, placement, sizes
 
-_OUTPUT = flags.DEFINE_string("output", None, "The PNG.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "PNG to write.", required=True)
 _TARGET = flags.DEFINE_string(
-  "target", "h100", "A GPU, such as h100, or a TPU slice, such as v5p:4x4x4."
+  "target",
+  "h100",
+  "The device: a GPU, such as h100, or a TPU slice, such as v5p:4x4x4, of which"
+  " one chip counts.",
 )
 
 _BLUE, _ORANGE = "#3b6fb6", "#e08a3c"
@@ -33,7 +37,14 @@ BASE, DEEP = "wan2.1-t2v-1.3b", "dc-wan2.1-t2v-1.3b"
 
 
 class Case(NamedTuple):
-  """A video's size, and the paper's minutes with Wan and with DC-VideoGen."""
+  """A size of video with the published times.
+
+  Attributes:
+    name: label in the plot.
+    size: frames, height and width.
+    base: minutes with Wan, as published.
+    deep: minutes with DC-VideoGen, as published.
+  """
 
   name: str
   size: sizes.Size
@@ -53,7 +64,13 @@ CASES = (
 
 
 class Row(NamedTuple):
-  """A case, and the least minutes that a roofline allows."""
+  """A case with the roofline's lower bounds.
+
+  Attributes:
+    case: the size and the published times.
+    base: minutes with Wan, at least.
+    deep: minutes with DC-VideoGen, at least.
+  """
 
   case: Case
   base: float
@@ -61,15 +78,17 @@ class Row(NamedTuple):
 
   @property
   def predicted(self) -> float:
+    """The speed-up by the roofline."""
     return self.base / self.deep
 
   @property
   def measured(self) -> float:
+    """The published speed-up."""
     return self.case.base / self.case.deep
 
 
 def rows(target: hardware.Target) -> list[Row]:
-  """A row for each of `CASES`, on one device."""
+  """Computes a row for each of `CASES`, on one device of the target."""
   return [
     Row(case, *(_minutes(name, case.size, target) for name in (BASE, DEEP)))
     for case in CASES
@@ -87,7 +106,7 @@ def _minutes(variant: str, size: sizes.Size, target: hardware.Target) -> float:
     parts, shape, {"text": text}, True, layout
   )
   work = flops.count(traced.jaxpr.jaxpr)
-  # At the least: weights, and what goes in and out.
+  # A lower bound of the memory traffic: weights, inputs and outputs.
   moved = passes * compiled.size(parts.transformer.variables)
   moved += compiled.size(arguments)
   step = roofline.estimate(target, roofline.Work(work, work, moved))
@@ -95,7 +114,7 @@ def _minutes(variant: str, size: sizes.Size, target: hardware.Target) -> float:
 
 
 def table(rows: Sequence[Row]) -> str:
-  """A line for each case, with minutes of 50 steps and the ratios."""
+  """Formats a line for each case: minutes of 50 steps, and the speed-ups."""
   lines = [
     "              Wan, minutes        DC-VideoGen         times faster",
     "              at least measured   at least measured   predicted measured",
@@ -112,12 +131,12 @@ def table(rows: Sequence[Row]) -> str:
 def draw(
   rows: Sequence[Row], device: str, path: str | os.PathLike[str]
 ) -> None:
-  """Writes two panels as PNG: over the size, and over the number of frames.
+  """Plots the speed-up by frame size and by number of frames, in two panels.
 
   Args:
-    rows: of `rows`.
-    device: that they are of.
-    path: of the file.
+    rows: from the function `rows`.
+    device: name of the device, for the legend.
+    path: the PNG to write.
   """
   sizes = [row for row in rows if row.case.size.frames == 80]
   frames = [row for row in rows if row.case.name == "720p"]
@@ -152,7 +171,7 @@ def _panel(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Prints the table and draws it."""
+  """Prints the table and writes the plot."""
   del argv
   target = hardware.find(_TARGET.value)
   found = rows(target)

@@ -1,12 +1,13 @@
-"""Streams videos of the captioned world, and measures what they show.
+"""Streams videos of the captioned world and scores them.
 
   python -m benchmarks.streams --model=DIR --prompts=96 --window=1 \\
     --lengths=1,4,16 --output=out/stream.json
 
-A block-causal model: how often colour, shape and motion of held-out prompts are
-right in the last clip after so many times the frames of --size, and when each
-chunk was there and with how much memory, which `out/stream.pace.png` shows;
-`out/stream.png` shows the last clips of the first videos.
+The model must be block-causal. For each of --lengths, the clip that ends after
+that many times the frames of --size is scored: how often colour, shape and
+motion of the held-out prompt are right. `out/stream.png` shows the last clips
+of the first videos. `out/stream.pace.png` shows seconds per frame and peak
+memory against frames.
 """
 
 import pathlib
@@ -27,37 +28,59 @@ from dcvideogen_jax.programs import cli, common
 from dcvideogen_jax.sample import loading, model_names, pipeline, streams
 from dcvideogen_jax.tiny import scorer, world
 
-_MODEL = flags.DEFINE_string("model", "tiny", "As for launch.sample.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file.", required=True)
-_PROMPTS = flags.DEFINE_integer(
-  "prompts", 96, "How many, always the same ones.", lower_bound=1
+_MODEL = flags.DEFINE_string(
+  "model", "tiny", "The pipeline; the same values as for launch.sample."
 )
-_STEPS = flags.DEFINE_integer("steps", 20, "Of the solver.", lower_bound=1)
-_GUIDANCE = flags.DEFINE_float("guidance", 3.0, "Scale; 1 is none.")
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "JSON file to write.", required=True
+)
+_PROMPTS = flags.DEFINE_integer(
+  "prompts",
+  96,
+  "Number of held-out prompts; a number always gives the same ones.",
+  lower_bound=1,
+)
+_STEPS = flags.DEFINE_integer(
+  "steps", 20, "Steps of the solver.", lower_bound=1
+)
+_GUIDANCE = flags.DEFINE_float(
+  "guidance", 3.0, "Guidance scale; 1 is no guidance."
+)
 _SHIFT = flags.DEFINE_float(
-  "shift", None, "Of the noise levels. Unset: the checkpoint's."
+  "shift", None, "Shift of the noise levels. Unset: the checkpoint's."
 )
 _SIZE = flags.DEFINE_list(
   "size", ["16", "64", "64"], "Frames, height and width of a clip."
 )
 _LENGTHS = flags.DEFINE_list(
-  "lengths", ["1", "4", "16"], "How many clips' lengths in, clips are read."
+  "lengths",
+  ["1", "4", "16"],
+  "Where the scored clips end, in lengths of a clip; the largest is the length"
+  " of the video.",
 )
 _WINDOW = flags.DEFINE_integer(
-  "window", None, "Chunks back that a chunk sees. Unset: all."
+  "window", None, "Earlier chunks that a chunk attends to. Unset: all."
 )
-_SINK = flags.DEFINE_integer("sink", 0, "Chunks at the beginning, besides.")
+_SINK = flags.DEFINE_integer(
+  "sink",
+  0,
+  "First chunks of the video to which every chunk attends, besides --window.",
+)
 _CHUNK = flags.DEFINE_integer(
   "chunk", None, "Latent frames of a chunk. Unset: the transformer's own."
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 25, "Videos that are made at once.", lower_bound=1
+  "batch_size", 25, "Number of videos in a batch.", lower_bound=1
 )
 _SHOWN = 32
 
 
 def main(argv: Sequence[str]) -> None:
-  """Measures, prints and writes."""
+  """Streams the videos, prints the scores and writes JSON and pictures.
+
+  Raises:
+    errors.UserError: for flags or a model that do not fit.
+  """
   del argv
   output = pathlib.Path(_OUTPUT.value)
   streams.check(_WINDOW.value, _SINK.value, 0.0)
@@ -106,17 +129,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 class Scores(NamedTuple):
-  """What was measured.
+  """Scores and speed of streams.
 
   Attributes:
     accuracy: shares of right facts (`scorer.score`), by the number of frames
-      after which a clip ends. What has come to rest in the world
-      (`world.later`) shall rest.
-    videos: prompt, seed, and what was read by that number of frames.
-    pace: of the last batch, for each chunk: frames and seconds so far, and the
-      most host and device memory that had been needed.
+      after which a clip ends. A shape that has come to rest by then
+      (`world.later`) must stand still.
+    videos: for each video prompt, seed, and the readings by that number of
+      frames.
+    pace: `clock.arrival` of each chunk of the last batch: frames and seconds so
+      far, peak host and device memory.
     shown: the last clips of the first videos, uint8 `n t h w 3`.
-    settings: of the first batch.
+    settings: settings of the first batch.
   """
 
   accuracy: dict[int, dict[str, float]]
@@ -134,15 +158,16 @@ def score(
   lengths: Sequence[int],
   **options: Any,
 ) -> Scores:
-  """Streams a video for each held-out prompt and reads clips of it.
+  """Streams a video for each held-out prompt and scores clips of it.
 
   Args:
-    model: block-causal, text to video.
-    count: of prompts, always the same ones.
-    batch_size: videos that are made at once.
-    size: frames of a clip that is read, height, width.
-    lengths: clips' lengths after which one is read; the last is the video's.
-    **options: of `DCVideoGen.generate_stream`.
+    model: a block-causal text-to-video pipeline.
+    count: number of prompts; see `scorer.questions`.
+    batch_size: number of videos in a batch.
+    size: frames of a scored clip, height and width.
+    lengths: where scored clips end, in lengths of a clip; the largest is the
+      length of the video.
+    **options: options of `DCVideoGen.generate_stream`.
 
   Raises:
     errors.UserError: as `generate_stream` and `world.later`.
@@ -193,7 +218,7 @@ def score(
 
 
 def _clips(stream, frames, ends):
-  """The clips that end after so many frames, and when chunks were there."""
+  """Collects the clips that end at `ends`, and the arrival of each chunk."""
   found, pace, count, since = {}, [], 0, time.perf_counter()
   last = None
   for chunk in stream.chunks():
@@ -212,7 +237,7 @@ Pace = Sequence[Mapping[str, Any]]
 
 
 def seconds(pace: Pace) -> list[float]:
-  """Seconds per frame of each chunk."""
+  """Returns the seconds per frame of each chunk."""
   ends = [{"frames": 0, "seconds": 0.0}, *pace]
   return [
     (after["seconds"] - before["seconds"])
@@ -222,12 +247,12 @@ def seconds(pace: Pace) -> list[float]:
 
 
 def memory(pace: Pace) -> list[int]:
-  """The most memory so far: of the device, where it tells, or the host."""
+  """Returns peak bytes at each chunk: device memory if reported, else host."""
   return [x["peak_device_bytes"] or x["peak_rss_bytes"] for x in pace]
 
 
 def summary(pace: Pace) -> str:
-  """One line: the first and the second half of a stream, if it has two."""
+  """Formats the speed of both halves and the growth of memory as one line."""
   if len(pace) < 2:
     return f"{seconds(pace)[0]:.3f} s per frame"
   half = len(pace) // 2
@@ -242,7 +267,7 @@ def summary(pace: Pace) -> str:
 
 
 def plot(pace: Pace, path: pathlib.Path) -> None:
-  """Seconds per frame and memory against frames."""
+  """Plots seconds per frame and peak memory against frames as PNG."""
   picture = figure.Figure(figsize=(7, 4), layout="tight")
   upper, lower = picture.subplots(2, sharex=True)
   frames = [x["frames"] for x in pace]

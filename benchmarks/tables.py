@@ -1,4 +1,4 @@
-"""Measurements of one or two sides as text."""
+"""Formats the measurements of one or two sides."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,11 +8,12 @@ def lines(
   sides: Mapping[str, Any],
   rows: Sequence[tuple[str, Callable[[Any], float]]],
 ) -> list[str]:
-  """A line per row, with the ratio of the first side to the second.
+  """Formats a line per row, with the ratio of the first side to the second.
 
   Args:
-    sides: measurements by name.
-    rows: labels and what they show of a side's measurements.
+    sides: measurements by the side's name.
+    rows: a label, and a function that takes its value from a side's
+      measurements.
   """
   cells = [("", *sides, "ratio" if len(sides) == 2 else "")]
   for label, value in rows:

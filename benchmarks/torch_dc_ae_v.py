@@ -1,7 +1,8 @@
-"""DC-AE-V in plain PyTorch, as the peer that benchmarks time.
+"""DC-AE-V in plain PyTorch, with which the benchmarks compare.
 
-The layers of `models/dc_ae_v.py` and the official names, over `torch.nn.
-functional`; nothing of the official code. Float32, whole clips, inference only.
+Written for the benchmarks: the layers of `models/dc_ae_v.py` with
+`torch.nn.functional` and the official weight names, without any of the official
+code. Float32, whole clips, inference only.
 """
 
 import functools
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 
 
 class Peer:
-  """The autoencoder, with the time design "chunk_causal".
+  """The chunk_causal autoencoder.
 
   Args:
-    weights: the official state dict; tensors are used as they are.
-    config: `latent_channels`, `widths`, `depths` and, if they are not 40, 32
-      and 4, `chunk_frames`, `spatial_factor` and `temporal_factor`.
+    weights: the official state dict; its tensors are not copied.
+    config: the fields of the model, of which `widths` and `depths` are read,
+      and `chunk_frames` (default 40), `spatial_factor` (32) and
+      `temporal_factor` (4).
   """
 
   def __init__(
@@ -38,7 +40,11 @@ class Peer:
     self._temporal = config.get("temporal_factor", 4)
 
   def encode(self, video: "Tensor") -> "Tensor":
-    """`b 3 t h w` in [-1, 1] to `b c t h w`; sizes fill chunks and pixels."""
+    """Encodes `b 3 t h w` in [-1, 1] to latents `b c t h w`.
+
+    Frames fill whole chunks; height and width are multiples of the spatial
+    factor.
+    """
     with self._inference():
       x = self._conv("encoder.project_in.conv.conv", video, self._chunk)
       x = _unshuffle(x, (1, 2, 2))
@@ -54,7 +60,7 @@ class Peer:
       return self._conv("encoder.project_out.conv", x, self._frames(s))
 
   def decode(self, latents: "Tensor") -> "Tensor":
-    """`b c t h w` to `b 3 t h w`; frames fill chunks."""
+    """Decodes latents `b c t h w`, which fill whole chunks, to `b 3 t h w`."""
     coarsest = len(self._widths) - 1
     with self._inference():
       x = self._conv("decoder.project_in.conv", latents, self._frames(coarsest))
@@ -80,13 +86,13 @@ class Peer:
       return _shuffle(self._conv(name, x, self._chunk), (1, 2, 2))
 
   def _frames(self, stage):
-    """Frames of a chunk."""
+    """Returns the number of frames of a chunk at a stage."""
     if stage == len(self._widths) - 1:
       return self._chunk // self._temporal
     return self._chunk
 
   def _factor(self, stage):
-    """What separates a stage from the next coarser one, as (t, h, w)."""
+    """Returns the downsampling (t, h, w) from a stage to the next coarser."""
     if stage == len(self._widths) - 2:
       return (self._temporal, 1, 1)
     return (1, 2, 2)
@@ -98,7 +104,7 @@ class Peer:
     return self._norm(f"{name}.conv2.norm", y).add_(x)
 
   def _norm(self, name, x):
-    """In place where x can be spared: it never is needed again."""
+    """Normalises x in place, since no caller needs x afterwards."""
     scale, bias = (
       self._weights[f"{name}.{kind}"].reshape(-1, 1, 1, 1)
       for kind in ("weight", "bias")
@@ -107,7 +113,11 @@ class Peer:
     return x.mul_(scale).add_(bias)
 
   def _conv(self, name, x, chunk):
-    """Chunk by chunk: the previous one's last frame left, zeros right."""
+    """Convolves each chunk, padded in time by its predecessor and zeros.
+
+    The last frame of the previous chunk is in front of the chunk (zeros before
+    the first one), and a frame of zeros is behind it.
+    """
     kernel = self._weights[f"{name}.weight"]
     bias = self._weights.get(f"{name}.bias")
     conv3d, pad = self._functional.conv3d, self._functional.pad
@@ -143,5 +153,5 @@ def _shuffle(x, factor):
 
 
 def _average(x, features):
-  """Means over groups of consecutive channels."""
+  """Averages groups of consecutive channels down to `features` channels."""
   return x.unflatten(1, (features, -1)).mean(2)

@@ -1,9 +1,9 @@
 """The blended spatial tiles of diffusers' `AutoencoderKLWan`.
 
-Overlapping tiles are computed on their own, streamed in time, and cross-faded:
-memory is that of one tile, but the result differs from the whole frame's near
-the seams and, through attention, everywhere. Follows diffusers
-`autoencoder_kl_wan.py` (commit 58eb52c); see `blended`.
+Overlapping tiles are computed separately, streamed in time, and cross-faded.
+They need the memory of one tile only, but the result differs from that of the
+whole frame: near the seams, and everywhere because of attention. Follows
+diffusers `autoencoder_kl_wan.py` (commit 58eb52c); see `blended`.
 """
 
 from typing import Any
@@ -32,11 +32,11 @@ def encode(
     variables: `{"params": ...}`.
     video: float in [-1, 1], 1 + 4k frames; height and width multiples of
       `spatial_factor`.
-    tile: pixels of a tile's side, a multiple of `spatial_factor`.
-    stride: pixels from one tile to the next, likewise.
+    tile: side of a tile in pixels, a multiple of `spatial_factor`.
+    stride: pixels from one tile to the next, a multiple of `spatial_factor`.
 
   Raises:
-    errors.UserError: if the frames do not fit.
+    errors.UserError: if the number of frames is not 1 + 4k.
   """
 
   def run(piece):
@@ -63,7 +63,15 @@ def decode(
   tile: int = 256,
   stride: int = 192,
 ) -> Float[np.ndarray, "b t h w 3"]:
-  """Decodes a whole clip, unclamped; `tile` and `stride` in pixels."""
+  """Decodes a whole clip in tiles; the video is not clamped.
+
+  Args:
+    module: the model.
+    variables: `{"params": ...}`.
+    latents: the latents of the clip.
+    tile: side of a tile in pixels of the video, as for `encode`.
+    stride: pixels of the video from one tile to the next, as for `encode`.
+  """
 
   def run(piece):
     parts = wan_vae.stream_decode(module, variables, [piece])

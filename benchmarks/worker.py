@@ -1,4 +1,4 @@
-"""One side of `reconstruct.compare`, alone in its process.
+"""Runs one side of `reconstruct.compare`, alone in its process.
 
   python -m benchmarks.worker < request.json
 
@@ -18,7 +18,13 @@ from benchmarks import inputs, processes
 
 
 class Side(NamedTuple):
-  """A framework's two halves; numpy channels-last in and out."""
+  """The autoencoder in one framework; arrays are numpy, channels last.
+
+  Attributes:
+    compile_s: seconds of compilation.
+    encode: video in [-1, 1] to latents.
+    decode: latents to video.
+  """
 
   compile_s: float
   encode: Callable[[np.ndarray], np.ndarray]
@@ -26,6 +32,7 @@ class Side(NamedTuple):
 
 
 def main() -> None:
+  """Times the side that the request on stdin names."""
   request = json.load(sys.stdin)
   processes.pin(request["threads"])
   start = time.perf_counter()
