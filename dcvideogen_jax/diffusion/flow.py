@@ -1,4 +1,4 @@
-"""Flow matching: noise levels, their shift, and what a noisy sample is.
+"""Flow matching: noise levels, the flow shift and noisy samples.
 
 A sample at noise level sigma is `(1 - sigma) * x0 + sigma * noise`; a model
 predicts the velocity `noise - x0`. Sampling goes from sigma near 1 down to 0.
@@ -30,8 +30,8 @@ class Schedule(NamedTuple):
 
   Attributes:
     sigmas: (steps + 1,) float32; the model is called at all but the last.
-    timesteps: (steps,) what the network is told, `1000 * sigma`: int32, rounded
-      down, or float32, as the reference of the grid has it.
+    timesteps: (steps,) inputs of the network, `train_steps * sigma`: int32,
+      rounded down, or float32, as in the reference of the grid.
   """
 
   sigmas: np.ndarray
@@ -39,7 +39,7 @@ class Schedule(NamedTuple):
 
 
 class Options(NamedTuple):
-  """What a checkpoint says about sampling; see `from_config`.
+  """Sampling settings of a checkpoint; see `from_config`.
 
   Attributes:
     solver: a name in `solvers.SOLVERS`.
@@ -55,7 +55,11 @@ class Options(NamedTuple):
   train_steps: int = TRAIN_STEPS
 
   def schedule(self, steps: int) -> Schedule:
-    """The noise levels of `steps` steps; errors as of `schedule`."""
+    """Returns the noise levels of `steps` steps.
+
+    Raises:
+      errors.UserError: as the function `schedule` does.
+    """
     return schedule(
       steps,
       self.shift,
@@ -66,12 +70,12 @@ class Options(NamedTuple):
 
 
 def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
-  """Moves noise levels up: `shift * sigma / (1 + (shift - 1) * sigma)`."""
+  """Shifts noise levels to `shift * sigma / (1 + (shift - 1) * sigma)`."""
   return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def _wan(steps: int, shift: float, train_steps: int) -> np.ndarray:
-  # Wan keeps the highest level as a float32, which decides some timesteps.
+  # Wan rounds the highest level to float32, which changes some timesteps.
   highest = float(np.float32(1 - 1 / train_steps))
   return shifted(np.linspace(highest, 0, steps + 1)[:-1], shift)
 
@@ -88,7 +92,7 @@ def _diffusers_0_36(steps: int, shift: float, train_steps: int) -> np.ndarray:
 
 def _diffusers_0_37(steps: int, shift: float, train_steps: int) -> np.ndarray:
   sigmas = shifted(np.linspace(1, 1 / train_steps, steps + 1)[:-1], shift)
-  sigmas[0] -= 1e-6  # From 1, where the signal-to-noise ratio is zero.
+  sigmas[0] -= 1e-6  # At sigma 1 the signal-to-noise ratio is zero.
   return sigmas
 
 
@@ -112,19 +116,19 @@ class _Grid(NamedTuple):
 
 
 GRIDS = {
-  # Wan2.1's UniPC: from shift(0.999). Up to 0.36 diffusers has the same levels
-  # within 6e-8, but rounds to another timestep now and then.
+  # UniPC of Wan 2.1 starts at 0.999, shifted. diffusers up to 0.36 has the same
+  # levels within 6e-8, but some of its timesteps round to another integer.
   "wan": _Grid(_wan, True),
-  # Wan2.1's DPM++: from 1.
+  # DPM++ of Wan 2.1 starts at 1.
   "wan_dpm": _Grid(_wan_dpm, True),
-  # UniPC up to diffusers 0.36; DPM++ in any diffusers.
+  # UniPC of diffusers up to 0.36, and DPM++ of every diffusers version.
   "diffusers_0_36": _Grid(_diffusers_0_36, True),
-  # UniPC since diffusers 0.37: from 1 - 1e-6.
+  # UniPC of diffusers since 0.37 starts at 1 - 1e-6.
   "diffusers_0_37": _Grid(_diffusers_0_37, True),
-  # Flow-matching Euler: from 1 to shift(0.001), shifted once.
+  # Flow-matching Euler goes from 1 to 0.001; each level is shifted once.
   "euler": _Grid(_euler, False),
-  # What diffusers does: the lowest level is shifted twice, to 0.0244 for a
-  # shift of 5.
+  # Flow-matching Euler of diffusers shifts the lowest level twice, to 0.0244
+  # for a shift of 5.
   "euler_double_shift": _Grid(_euler_double_shift, False),
 }
 
@@ -137,18 +141,19 @@ def schedule(
   final: str = "zero",
   train_steps: int = TRAIN_STEPS,
 ) -> Schedule:
-  """The noise levels of a sampling run.
+  """Computes the noise levels of a sampling run.
 
   Args:
     steps: model evaluations, at least 1.
-    shift: above 0; more than 1 spends more steps at high noise. Wan: 5, but 3
-      for image to video at 480p.
+    shift: flow shift, above 0; values above 1 spend more steps at high noise.
+      Wan uses 5, and 3 for image to video at 480p.
     grid: a name in `GRIDS`.
     final: "zero", or "sigma_min", which repeats the lowest level of the grid.
-    train_steps: levels the model was trained with; the scale of the timesteps.
+    train_steps: number of noise levels in training, the scale of the timesteps.
 
   Raises:
-    errors.UserError: for steps or a shift out of range, or an unknown name.
+    errors.UserError: for a number of steps or a shift out of range, or an
+      unknown `grid` or `final`.
   """
   if not _whole(steps) or steps < 1:
     raise errors.UserError(f"steps must be a whole number >= 1, found {steps}")
@@ -170,14 +175,14 @@ def schedule(
   sigmas = exact.astype(np.float32)
   timesteps: np.ndarray = sigmas * np.float32(train_steps)
   if GRIDS[grid].whole_timesteps:
-    # Rounded down before sigma is rounded, as the references do.
+    # The references, too, round timesteps down from sigma in float64.
     timesteps = (exact * train_steps).astype(np.int32)
   last = sigmas[-1:] if final == "sigma_min" else np.zeros(1, np.float32)
   return Schedule(np.concatenate([sigmas, last]), timesteps)
 
 
 def _whole(value: Any) -> bool:
-  """Whether it is a whole number, such as 4 and 4.0."""
+  """Whether the value is a whole number, such as 4 or 4.0."""
   if not isinstance(value, Real):
     return False
   number = float(value)
@@ -185,7 +190,7 @@ def _whole(value: Any) -> bool:
 
 
 def _expand(sigma: Any, x: Array) -> Array:
-  """Gives `sigma` as many axes as `x`, its own ones leading."""
+  """Appends axes of size 1 to `sigma` until it has as many axes as `x`."""
   sigma = jnp.asarray(sigma, jnp.float32)
   return jnp.expand_dims(sigma, range(sigma.ndim, x.ndim))
 
@@ -195,12 +200,13 @@ def add_noise(
   noise: Float[Array, "*n"],
   sigma: float | Float[Array, "*b"],
 ) -> Float32[Array, "*n"]:
-  """The sample at noise level `sigma`, float32.
+  """Returns the noisy sample `(1 - sigma) * x0 + sigma * noise`, float32.
 
   Args:
     x0: clean latents.
-    noise: of the same shape, standard normal.
-    sigma: levels in [0, 1] of the leading axes of `x0`: (), (b,) or (b, t).
+    noise: standard normal noise.
+    sigma: noise levels in [0, 1]: one for all samples, one per sample (b,) or
+      one per sample and frame (b, t).
   """
   sigma = _expand(sigma, x0)
   return (1 - sigma) * x0.astype(jnp.float32) + sigma * noise.astype(
@@ -211,18 +217,18 @@ def add_noise(
 def velocity(
   x0: Float[Array, "*n"], noise: Float[Array, "*n"]
 ) -> Float32[Array, "*n"]:
-  """What a model predicts: `noise - x0`, float32, the same at every level."""
+  """Returns `noise - x0`, float32: the model's target at every noise level."""
   return noise.astype(jnp.float32) - x0.astype(jnp.float32)
 
 
 class _Class(NamedTuple):
   solver: str
-  shift: str  # its key
-  grid: str | None  # None: depends on the version
-  defaults: Mapping[str, Any] = {}  # where they are not what is required
+  shift: str  # config key of the flow shift
+  grid: str | None  # None: chosen by the diffusers version
+  defaults: Mapping[str, Any] = {}  # the class's defaults unlike _REQUIRED
 
 
-# Diffusers' classes serve other kinds of model unless told otherwise.
+# Unless configured for flow matching, these diffusers classes predict epsilon.
 _GENERAL = {"prediction_type": "epsilon", "use_flow_sigmas": False}
 _CLASSES = {
   "UniPCMultistepScheduler": _Class("unipc", "flow_shift", None, _GENERAL),
@@ -253,7 +259,7 @@ _UNSUPPORTED = (
   "use_lu_lambdas",
 )
 
-# Config key -> our option, by solver.
+# By solver: config key -> option of the solver's function in `solvers`.
 _SOLVER_OPTIONS = {
   "unipc": {
     "solver_order": "order",
@@ -272,11 +278,11 @@ _SOLVER_OPTIONS = {
 
 
 def from_config(config: Mapping[str, Any]) -> Options:
-  """What a diffusers `scheduler_config.json` asks for.
+  """Reads the sampling settings of a diffusers `scheduler_config.json`.
 
-  UniPC's grid is the one of the diffusers version that wrote the file, Wan's
-  own where that is not recorded. Flow-matching Euler gets "euler"; the double
-  shift of diffusers has to be asked for by name.
+  UniPC gets the grid of the diffusers version that wrote the file, or Wan's own
+  grid if the file does not record a version. Flow-matching Euler gets the grid
+  "euler"; the double shift of diffusers has to be chosen by name.
 
   Args:
     config: the parsed file. Keys that flow matching does not use are ignored.
@@ -309,7 +315,8 @@ def _refuse_unsupported(
   settings = {**row.defaults, **config}
   required = dict(_REQUIRED)
   if name != "UniPCMultistepScheduler":
-    # The others end at a level of a schedule that is not a flow's.
+    # With another value these classes end at a level of a schedule that is not
+    # a flow's.
     required["final_sigmas_type"] = "zero"
   wrong = {k: v for k, v in required.items() if settings.get(k, v) != v}
   wrong |= {key: None for key in _UNSUPPORTED if settings.get(key)}
@@ -322,7 +329,7 @@ def _refuse_unsupported(
     )
 
 
-# Of shifts and of noise levels in training, far more than there are.
+# Bound of flow shifts and of training noise levels, far above real values.
 _MOST = 1_000_000
 
 

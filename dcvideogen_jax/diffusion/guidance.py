@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598), batched or one by one."""
+"""Classifier-free guidance (arXiv 2207.12598), in one or two model calls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +12,10 @@ Model = Callable[[Array, Array, Any], Array]
 
 
 def needed(scale: float) -> bool:
-  """Whether a scale takes both branches: 1 is the condition's velocity alone.
+  """Whether a guidance scale needs the branch without the condition.
 
-  Every other number does, also those below 1, which follow the condition less.
+  A scale of 1 is the conditional velocity alone. Every other scale needs both
+  branches, including scales below 1, which weaken the condition.
   """
   return scale != 1
 
@@ -22,24 +23,26 @@ def needed(scale: float) -> bool:
 def guided(
   model: Model, scale: float | Float[Array, ""], *, batched: bool = True
 ) -> Callable[[Array, Array, Any, Any], Array]:
-  """A model that follows its condition `scale` times as far.
+  """Applies classifier-free guidance to a model.
 
-  Its velocity is `uncond + scale * (cond - uncond)`, in float32.
+  The guided velocity is `uncond + scale * (cond - uncond)`, in float32.
 
-  Batched, the model is called once, with twice the batch: fewer, larger matrix
-  products, for twice the activations. The two branches of a sample lie next to
-  each other, 2i with and 2i + 1 without its condition, so that a batch that is
-  split over devices stays where it is; one branch behind the other, on the same
-  split axis, would be sent around at every step.
+  A batched model is called once, with twice the batch: it computes fewer and
+  larger matrix products, and holds twice the activations. The two branches of
+  sample i lie next to each other, 2i with and 2i + 1 without its condition, so
+  a batch that is sharded over devices is not moved. If one branch followed the
+  other on the sharded axis, samples would move between devices at every step.
 
   Args:
     model: callable `(x, t, condition) -> velocity`: x "b ...", t "b" or "b t",
       the condition any pytree of arrays with a leading axis b, such as text and
       image features.
-    scale: a number, of which 1 means no guidance and one call without `uncond`;
-      or an array, possibly traced, so that one compiled program serves every
-      scale. An array is never looked at and always costs both branches.
-    batched: whether to call the model once or twice.
+    scale: a number, where 1 means no guidance and one call without `uncond`; or
+      an array, possibly traced, so that one compiled program serves every
+      scale. The value of an array is not inspected: it always costs both
+      branches.
+    batched: whether to call the model once with both branches, or once for
+      each.
 
   Returns:
     Callable `(x, t, cond, uncond) -> velocity`, float32, shaped like x. The two
@@ -78,5 +81,5 @@ def _batched(
 def interleave(
   x: Float[Array, "b ..."], y: Float[Array, "b ..."]
 ) -> Float[Array, "2*b ..."]:
-  """The samples of both in turn, as a batched model gets its two branches."""
+  """Interleaves two batches as x[0], y[0], x[1], y[1] and so on."""
   return jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])

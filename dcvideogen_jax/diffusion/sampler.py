@@ -1,4 +1,4 @@
-"""From noise to latents: a model, a schedule and a solver, step by step.
+"""Samples latents from noise with a model, a schedule and a solver.
 
     plan = sampler.plan(flow.schedule(50, shift=5.0), "unipc")
 
@@ -6,14 +6,14 @@
     latents = jax.jit(functools.partial(sampler.sample, model))(
       noise, plan, weights, text)
 
-    # or one per step, which reports in between.
+    # or one program per step, with a report after each.
     step = sampler.jit_step(model)
     for i, latents in sampler.stream(step, noise, plan, weights, text):
       print(f"{i + 1} of {plan.steps}")
 
-A model is a callable `(x, t, *inputs) -> velocity`. Whatever it needs besides
-the sample (weights, text, a guidance scale) goes through `inputs`, pytrees of
-arrays, and not through a closure: jit would make constants of that.
+A model is a callable `(x, t, *inputs) -> velocity`. Pass everything it needs
+besides the sample (weights, text embeddings, a guidance scale) as `inputs`,
+pytrees of arrays. Arrays in a closure become constants of the jitted program.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,10 +30,15 @@ Model = Callable[..., Array]
 
 
 class SamplingPlan(NamedTuple):
-  """All numbers of a sampling run: float32 arrays with a leading axis of steps.
+  """The timesteps and solver coefficients of a sampling run.
 
-  A pytree; `row(plan, i)` is one step's part of it, which has the same shapes
-  whatever the number of steps, the shift and the grid.
+  A pytree of float32 arrays with a leading axis of steps. `row(plan, i)` is the
+  part of one step; its shapes do not depend on the number of steps, the shift
+  or the grid.
+
+  Attributes:
+    timesteps: (steps,) inputs of the network.
+    coefficients: of the solver.
   """
 
   timesteps: Any
@@ -41,11 +46,12 @@ class SamplingPlan(NamedTuple):
 
   @property
   def steps(self) -> int:
+    """The number of steps, each with one call of the model."""
     return len(self.timesteps)
 
 
 class Carry(NamedTuple):
-  """What goes from step to step: float32 latents and the solver's memory."""
+  """The float32 latents and the solver's state, carried from step to step."""
 
   x: Array
   state: solvers.State
@@ -59,10 +65,10 @@ def plan(
   Args:
     schedule: noise levels.
     solver: a name in `solvers.SOLVERS`.
-    **options: of that solver, such as `flow.Options.solver_options`.
+    **options: options of the solver, such as `flow.Options.solver_options`.
 
   Raises:
-    errors.UserError: as `solvers.coefficients`.
+    errors.UserError: as `solvers.coefficients` does.
   """
   return SamplingPlan(
     schedule.timesteps.astype(np.float32),
@@ -71,12 +77,15 @@ def plan(
 
 
 def row(plan: SamplingPlan, i: int | Int[Array, ""]) -> SamplingPlan:
-  """The part of step `i`, which may be traced if the plan is."""
+  """Returns the plan's part for step `i`, possibly traced if the plan is."""
   return jax.tree.map(lambda x: x[i], plan)
 
 
 def start(noise: Float[Array, "b ..."], plan: SamplingPlan) -> Carry:
-  """What the first step gets: a float32 copy of the noise, sharded alike."""
+  """Returns the first step's carry, with a float32 copy of the noise.
+
+  The copy has the sharding of the noise.
+  """
   x = jnp.array(noise, jnp.float32, copy=True)
   return Carry(x, solvers.init(plan.coefficients, x))
 
@@ -84,13 +93,13 @@ def start(noise: Float[Array, "b ..."], plan: SamplingPlan) -> Carry:
 def advance(
   model: Model, carry: Carry, row: SamplingPlan, *inputs: Any
 ) -> Carry:
-  """One step: the model is called once, the solver moves on.
+  """Takes one step: calls the model once and applies the solver.
 
   Args:
     model: callable `(x, t, *inputs) -> velocity`; x float32, t "b" float32.
-    carry: of the previous step, or `start`.
-    row: as of `row`.
-    *inputs: passed on.
+    carry: from the previous step, or from `start`.
+    row: the step's part of the plan, from the function `row`.
+    *inputs: passed on to the model.
   """
   t = jnp.broadcast_to(row.timesteps, carry.x.shape[:1])
   v = model(carry.x, t, *inputs)
@@ -101,12 +110,12 @@ def advance(
 def sample(
   model: Model, noise: Float[Array, "b ..."], plan: SamplingPlan, *inputs: Any
 ) -> Float32[Array, "b ..."]:
-  """The whole run as one loop, to be jitted or used inside a jitted function.
+  """Runs all steps in one `lax.scan`, to be called inside a jitted function.
 
   Args:
     model: callable `(x, t, *inputs) -> velocity`.
     noise: standard normal, in the latents' shape, channels last.
-    plan: as of `plan`; another number of steps is another program.
+    plan: from the function `plan`; jit compiles a program per number of steps.
     *inputs: passed on to the model.
 
   Returns:
@@ -120,15 +129,16 @@ def sample(
 
 
 def jit_step(model: Model, out_shardings: Any = None) -> Callable[..., Carry]:
-  """One jitted step, `(carry, row, *inputs) -> carry`; donates the carry.
+  """Returns a jitted step, `(carry, row, *inputs) -> carry`.
 
-  Keep it: it is compiled once for its shapes, and then serves every step of
-  every plan of the same solver and order. It can be lowered and compiled ahead
-  like any jitted function.
+  The step donates its carry. Keep the function: it is compiled once for its
+  shapes, and then serves every step of every plan with the same solver and
+  order. It can be lowered and compiled ahead like any jitted function.
 
   Args:
     model: as for `advance`.
-    out_shardings: of the carry, as for `jax.jit`; one for all of it, or None.
+    out_shardings: of the carry, as for `jax.jit`: one sharding for all of its
+      arrays, or None.
   """
 
   def step(carry: Carry, row: SamplingPlan, *inputs: Any) -> Carry:
@@ -144,19 +154,20 @@ def stream(
   *inputs: Any,
   where: Any = None,
 ) -> Iterator[tuple[int, Float32[Array, "b ..."]]]:
-  """The whole run as a loop on the host that hands out every step's latents.
+  """Runs all steps in a loop on the host and yields the latents of each.
 
-  Waits for each step, so that the time between two of them is what it took.
+  The loop waits for each step, so the time between two yields is the duration
+  of a step.
 
   Args:
-    step: as of `jit_step`, or that compiled ahead.
-    noise: as for `sample`; left intact.
-    plan: as of `plan`.
+    step: from `jit_step`, jitted or compiled ahead.
+    noise: as for `sample`; it is copied and not donated.
+    plan: from the function `plan`.
     *inputs: passed on to the model.
-    where: a sharding for each step's row of the plan; None is one device.
+    where: sharding of each step's row of the plan; None is the default device.
 
   Yields:
-    (i, latents) with i from 0. All but the last latents are donated to the next
+    (i, latents) with i from 0. All latents but the last are donated to the next
     step: copy them to keep them.
   """
   carry = start(noise, plan)

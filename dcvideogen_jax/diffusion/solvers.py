@@ -1,16 +1,17 @@
 """Solvers of the flow ODE: a table of coefficients, and one step function.
 
-What a solver does at step i depends only on the noise levels, so that it is
-computed ahead, in float64, as the weights of a linear combination. The steps of
-UniPC, DPM++ 2M and Euler are then the same few lines, with other numbers.
+Each step of a solver is a linear combination of samples and predictions. The
+weights depend only on the noise levels, so they are computed ahead, in float64.
+UniPC, DPM++ 2M and Euler share one step function and differ in their weights.
 
 They follow huggingface/diffusers 0.42.1, `UniPCMultistepScheduler` (with
 `predict_x0`), `DPMSolverMultistepScheduler` ("dpmsolver++") and
-`FlowMatchEulerDiscreteScheduler`, which Wan-Video/Wan2.1 (commit 9737cba) has
-copies of. Papers: arXiv 2302.04867 (UniPC) and 2211.01095 (DPM-Solver++).
+`FlowMatchEulerDiscreteScheduler`. Wan-Video/Wan2.1 (commit 9737cba) has copies
+of the first two. Papers: arXiv 2302.04867 (UniPC) and 2211.01095
+(DPM-Solver++).
 
-Time is measured as log((1 - sigma) / sigma), the logarithm of the ratio of
-signal to noise; h is its rise over a step.
+Time is measured as log((1 - sigma) / sigma), the logarithm of the
+signal-to-noise ratio; h is its increase over a step.
 """
 
 import functools
@@ -30,15 +31,16 @@ from dcvideogen_jax import errors
 class Coefficients(NamedTuple):
   """A solver for given noise levels: float32 arrays, one row per step.
 
-  With k the predictions of clean latents that the solver remembers:
+  k is the number of past predictions of clean latents that the solver keeps.
 
   Attributes:
     sigma: (steps,) noise levels at which the model is called.
-    predict: (steps, 2 + k) weights of the sample, of the current prediction and
-      of the past ones, newest first; their sum is the next sample.
-    correct: (steps, 3 + k) weights of the sample, of the previous corrected
-      sample, of the current prediction and of the past ones; their sum replaces
-      the sample before `predict`. None for a solver without a corrector.
+    predict: (steps, 2 + k) weights of the sample, the current prediction and
+      the past predictions, newest first; the weighted sum is the next sample.
+    correct: (steps, 3 + k) weights of the sample, the previous corrected
+      sample, the current prediction and the past predictions; the weighted sum
+      replaces the sample before `predict`. None for a solver without a
+      corrector.
   """
 
   sigma: Any
@@ -47,7 +49,7 @@ class Coefficients(NamedTuple):
 
 
 class State(NamedTuple):
-  """What a solver remembers between steps; float32, shaped like the sample.
+  """A solver's state between steps: float32 arrays shaped like the sample.
 
   Attributes:
     history: past predictions of clean latents, newest first; zeros before the
@@ -60,7 +62,7 @@ class State(NamedTuple):
 
 
 def init(coefficients: Coefficients, x: Float[Array, "*n"]) -> State:
-  """The state before the first step, for samples like `x`."""
+  """Returns the state before the first step, for samples shaped like `x`."""
   past = coefficients.predict.shape[-1] - 2
   zeros = [jnp.zeros_like(x, jnp.float32) for _ in range(past + 1)]
   corrects = coefficients.correct is not None
@@ -77,9 +79,9 @@ def step(
 
   Args:
     row: the coefficients of this step, without the leading axis.
-    state: from the previous step, or `init`.
+    state: from the previous step, or from `init`.
     x: the sample.
-    v: the model's velocity for it; any floating dtype.
+    v: the model's velocity at `x`.
 
   Returns:
     The next sample, float32, and the next state, of the same structure.
@@ -102,12 +104,12 @@ def _combine(weights: Array, *arrays: Array) -> Array:
 def coefficients(
   solver: str, sigmas: np.ndarray, **options: Any
 ) -> Coefficients:
-  """The coefficients of a solver by name.
+  """Computes the coefficients of a solver.
 
   Args:
     solver: a name in `SOLVERS`.
-    sigmas: (steps + 1,) falling noise levels, as of `flow.schedule`.
-    **options: of that solver.
+    sigmas: (steps + 1,) falling noise levels, such as those of `flow.schedule`.
+    **options: keyword arguments of that solver's function.
 
   Raises:
     errors.UserError: for an unknown solver or option, an option out of range,
@@ -138,7 +140,10 @@ def coefficients(
 
 
 def euler(sigmas: np.ndarray) -> Coefficients:
-  """Euler's method: `x + (next sigma - sigma) * v`."""
+  """Computes the coefficients of Euler's method.
+
+  A step is `x + (next sigma - sigma) * v`.
+  """
   kept = sigmas[1:] / sigmas[:-1]
   return _to_float32(sigmas, np.stack([kept, 1 - kept], axis=1))
 
@@ -151,14 +156,19 @@ def dpmpp(
   lower_order_final: bool = True,
   euler_at_final: bool = False,
 ) -> Coefficients:
-  """DPM-Solver++, multistep: "2M" for order 2.
+  """Computes the coefficients of multistep DPM-Solver++, "2M" for order 2.
 
   Args:
     sigmas: (steps + 1,) falling noise levels.
     order: 1 or 2.
     variant: "midpoint" or "heun", the two forms of the second order.
-    lower_order_final: order 1 for the last of fewer than 15 steps.
-    euler_at_final: order 1 for the last step; always so if it ends at 0.
+    lower_order_final: whether a run of fewer than 15 steps ends with a step of
+      order 1.
+    euler_at_final: whether every run ends with a step of order 1; a run that
+      ends at noise level 0 always does.
+
+  Raises:
+    errors.UserError: for another order or variant.
   """
   _check_choice("DPM++", "order", order, (1, 2))
   _check_choice("DPM++", "variant", variant, ("midpoint", "heun"))
@@ -190,17 +200,23 @@ def unipc(
   lower_order_final: bool = True,
   disable_corrector: Sequence[int] = (),
 ) -> Coefficients:
-  """UniPC: a multistep predictor, each step corrected by the next prediction.
+  """Computes the coefficients of UniPC, a multistep predictor and corrector.
 
-  The sample at step i, predicted from earlier steps, is corrected as soon as
-  the model has been called there; no further call is needed.
+  The sample at step i is predicted from earlier steps, and corrected once the
+  model has been called on it. The corrector needs no further call.
 
   Args:
     sigmas: (steps + 1,) noise levels falling from below 1.
-    order: 1, 2 or 3; with the corrector the accuracy is of one order more.
+    order: 1, 2 or 3; the corrector raises the order of accuracy by one.
     variant: "bh1" or "bh2", the paper's B(h) = h or exp(h) - 1.
-    lower_order_final: falling order towards the end; needed to end at 0.
-    disable_corrector: steps whose result is not corrected.
+    lower_order_final: whether the order falls towards the last step, which a
+      run that ends at noise level 0 needs.
+    disable_corrector: indices of steps whose result is not corrected.
+
+  Raises:
+    errors.UserError: for another order or variant, a `disable_corrector` that
+      is not a list, a first noise level of 1, or a run that ends at 0 without
+      `lower_order_final`.
   """
   _check_choice("UniPC", "order", order, (1, 2, 3))
   _check_choice("UniPC", "variant", variant, ("bh1", "bh2"))
@@ -235,11 +251,11 @@ def unipc(
 def _unipc_weights(
   sigmas: np.ndarray, i: int, order: int, variant: str, corrector: bool
 ) -> np.ndarray:
-  """Weights of one step of UniP or UniC from level i to i + 1.
+  """Computes the weights of a step of UniP or UniC from level i to i + 1.
 
   Returns:
-    (2 + order,): of the sample at i and of the predictions at i + 1 (0 without
-    the corrector), i, i - 1 and so on.
+    (2 + order,) weights: of the sample at i, then of the predictions at i + 1
+    (0 without the corrector), i, i - 1 and so on.
   """
   weights = np.zeros(2 + order)
   log_snr = _log_snr(sigmas[: i + 2])
@@ -248,7 +264,7 @@ def _unipc_weights(
     weights[0] = 1
     return weights
   alpha = 1 - sigmas[i + 1]
-  # Where else predictions are known, in steps from i.
+  # Positions of the other known predictions, measured from i in units of h.
   points = (log_snr[i - np.arange(1, order)] - log_snr[i]) / h
   columns = 3 + np.arange(order - 1)
   if corrector:
@@ -263,9 +279,9 @@ def _unipc_weights(
 
 
 def _unipc_solve(points: np.ndarray, h: float, scale: float) -> np.ndarray:
-  """The paper's rho: weights of the difference quotients at `points`."""
+  """Solves for the paper's rho, weights of difference quotients at `points`."""
   if len(points) < 2:
-    # Exact to the order wanted, and what the paper's code and all copies use.
+    # 0.5 is exact to the wanted order; the paper's code and its copies use it.
     return np.full(len(points), 0.5)
   phi, right = np.expm1(-h) / -h - 1, []
   for j in range(1, 1 + len(points)):

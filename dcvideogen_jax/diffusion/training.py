@@ -1,8 +1,8 @@
-"""Flow matching in training: which noise levels, and how much they count.
+"""Noise levels and loss weights of training with flow matching.
 
-"official" follows DC-Gen `dc_ai/videogencore/schedulers/
-flow_match_scheduler.py` and `models/wan_t2v.py` (commit 562077c). The others
-are deviations: there the network is told the very level that the sample has.
+The draw "official" follows DC-Gen `dc_ai/videogencore/schedulers/
+flow_match_scheduler.py` and `models/wan_t2v.py` (commit 562077c). The other
+draws deviate: their timestep is exactly the noise level of the sample.
 """
 
 import functools
@@ -17,17 +17,17 @@ from jaxtyping import Array, Float, Float32
 from dcvideogen_jax import errors
 from dcvideogen_jax.diffusion import flow
 
-# Of the official grid; it is also what sampling takes.
+# Number of levels in the official grid; sampling takes as many steps.
 _STEPS = 50
 
 
 class Levels(NamedTuple):
-  """Noise levels of a batch, float32 (b,) or, of parts of samples, (b, n).
+  """Noise levels of a batch: float32, one per sample (b,) or per part (b, n).
 
   Attributes:
-    sigma: level of the sample, in [0, 1].
-    timestep: what the network is told, 0 to 1000.
-    weight: of the sample in the loss.
+    sigma: noise level, in [0, 1].
+    timestep: input of the network, 0 to 1000.
+    weight: factor in the loss.
   """
 
   sigma: Array
@@ -36,13 +36,13 @@ class Levels(NamedTuple):
 
 
 class Grid(NamedTuple):
-  """The official noise levels as tables, float32 and int.
+  """Tables of the official noise levels.
 
   Attributes:
-    sigmas: (50,), high to low.
-    weights: (50,) in the loss, their mean over the grid 1.
-    nearest: (1000,) position of the level nearest to each timestep; the higher
-      level where two are as near.
+    sigmas: (50,) float32, high to low.
+    weights: (50,) float32 factors in the loss, with mean 1 over the grid.
+    nearest: (1000,) index of the level nearest to each timestep; the higher
+      level if two are equally near.
   """
 
   sigmas: np.ndarray
@@ -51,14 +51,15 @@ class Grid(NamedTuple):
 
 
 def _gaussian_weight(sigma: Any, exp: Callable[[Any], Any]) -> Any:
-  """Weight before scaling: highest at 0.5."""
+  """Returns the loss weight before scaling, with its maximum at sigma 0.5."""
   return exp(-2 * (sigma - 0.5) ** 2)
 
 
 def _linspace(points: int) -> np.ndarray:
-  """From 1 to 0 as `torch.linspace` has it in float32, bit for bit.
+  """Returns `torch.linspace(1, 0, points)` in float32, bit for bit.
 
-  It counts from either end, with a rounded step, and rounds once.
+  torch counts from the nearer end, with a step rounded to float32, and rounds
+  each value once.
   """
   i = np.arange(points)
   step = float(np.float32(-1) / np.float32(points - 1))
@@ -68,10 +69,10 @@ def _linspace(points: int) -> np.ndarray:
 
 @functools.cache
 def official_grid(shift: float) -> Grid:
-  """The 50 levels that the official training snaps to.
+  """Returns the 50 noise levels to which the official training rounds.
 
   Args:
-    shift: above 0; 8 for text to video, 5 for image to video.
+    shift: flow shift, above 0; 8 for text to video, 5 for image to video.
   """
   sigmas = flow.shifted(_linspace(_STEPS + 1)[:-1], shift)
   times = sigmas * np.float32(flow.TRAIN_STEPS)
@@ -84,14 +85,14 @@ def official_grid(shift: float) -> Grid:
 
 @functools.cache
 def _scale(shift: float, points: int = 100_000) -> tuple[float, float]:
-  """What the weight loses, and is divided by for a mean of 1 over the draws."""
+  """Returns the weight's minimum, and its mean above that over the draws."""
   lowest = float(_gaussian_weight(0.0, np.exp))
   sigmas = flow.shifted((np.arange(points) + 0.5) / points, shift)
   return lowest, float((_gaussian_weight(sigmas, np.exp) - lowest).mean())
 
 
 def _continuous(rng: Array, count: int, shift: float) -> Levels:
-  # Never 0, where there is nothing to learn.
+  # Sigma is above 0: a sample without noise teaches the model nothing.
   even: Any = jax.random.uniform(
     rng, (count,), minval=np.finfo(np.float32).tiny, maxval=1
   )
@@ -113,11 +114,11 @@ def _official(rng: Array, count: int, shift: float) -> Levels:
 
 
 DRAWS: Mapping[str, Callable[[Array, int, float], Levels]] = {
-  # Sigma is uniform in (0, 1): the official draw on an ever finer grid.
+  # Sigma is uniform in (0, 1): the limit of the official draw for a fine grid.
   "uniform": lambda rng, count, shift: _continuous(rng, count, 1.0),
-  # Sigma is uniform, then shifted as in sampling: another training.
+  # Sigma is uniform, then shifted as in sampling, unlike in official training.
   "shifted": _continuous,
-  # A whole timestep, of 1000; sigma is the nearest on a grid of 50.
+  # The timestep is one of 1000 integers; sigma is the nearest of 50 levels.
   "official": _official,
 }
 
@@ -130,21 +131,22 @@ def levels(
 ) -> Levels:
   """Draws the noise levels of a batch.
 
-  The weight is `exp(-2 (sigma - 0.5)^2)`, less its lowest value. It is 0 where
-  a sample is noise only. Its mean over the draws is 1, but in the official
-  draw, where the mean over the grid is 1 and that over the draws is more (1.64
-  for a shift of 8): that matters where gradients are clipped.
+  The weight is `exp(-2 (sigma - 0.5)^2)` less its minimum, scaled; it is 0 for
+  a sample of noise only. Its mean over the draws is 1. The official draw is an
+  exception: there the mean over the grid is 1, and the mean over the draws is
+  larger (1.64 for a shift of 8), which matters if gradients are clipped.
 
   Args:
-    rng: a key.
+    rng: a PRNG key.
     batch: number of samples.
     config: "draw", a key of `DRAWS`; "shift", above 0, which "uniform" does
       not use; "weighted", whether the weight is other than 1.
-    parts: of each sample that get levels of their own; None is one level (b,).
+    parts: parts of each sample that have their own levels, such as chunks;
+      None draws one level per sample, (b,).
 
   Raises:
-    errors.UserError: for a config that lacks one of these, has others, or does
-      not fit.
+    errors.UserError: for a config that lacks one of these keys, has others, or
+      has a value out of range.
   """
   draw, shift, weighted = _checked(config)
   found = DRAWS[draw](rng, batch * (parts or 1), shift)
@@ -177,13 +179,14 @@ def squared_error(
   noise: Float[Array, "b ..."],
   axes: int = 1,
 ) -> Float32[Array, "*b"]:
-  """Mean squared error of each sample's predicted velocity, in float32.
+  """Returns the mean squared error of the predicted velocity, in float32.
 
   Args:
-    velocity: as predicted.
+    velocity: the model's prediction.
     x0: clean latents.
-    noise: of the same shape.
-    axes: leading ones that stay: 1 for samples, 2 for their frames.
+    noise: the noise that was added to them.
+    axes: number of leading axes to keep: 1 for an error per sample, 2 for one
+      per frame.
   """
   error = velocity.astype(jnp.float32) - flow.velocity(x0, noise)
   return jnp.square(error).mean(axis=range(axes, error.ndim))
