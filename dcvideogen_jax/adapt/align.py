@@ -1,8 +1,8 @@
-"""First phase: a new patch embedding gives the tokens of the base's.
+"""First phase: a new patch embedding learns to give the base's tokens.
 
-Both embed latents of the same clip, each those of its autoencoder. Follows
-DC-Gen `dc_ai/dc_adapt/trainer.py` and `dc_ai/dc_adapt/models/wan_video.py`
-(commit 562077c).
+Both patch embeddings embed the same clip, each from the latents of its own
+autoencoder. Follows DC-Gen `dc_ai/dc_adapt/trainer.py` and
+`dc_ai/dc_adapt/models/wan_video.py` (commit 562077c).
 """
 
 import math
@@ -29,14 +29,14 @@ def init_patch_embed(
   width: int,
   latent_channels: int,
 ) -> dict[str, Array]:
-  """A patch embedding before training, float32.
+  """Initialises a patch embedding, in float32.
 
   Args:
-    rng: a key.
-    patch: frames, rows and columns of a token.
-    channels: of the input, with mask and condition for image to video.
-    width: of the tokens.
-    latent_channels: channels of the latents alone, whatever else the input has.
+    rng: a PRNG key.
+    patch: latent frames, rows and columns of a token.
+    channels: input channels, including mask and condition for image to video.
+    width: channels of a token.
+    latent_channels: channels of the latents alone, without mask and condition.
 
   Returns:
     "kernel", Xavier uniform as a matrix, (*patch, channels, width), and
@@ -58,12 +58,12 @@ def tokens(
   latents: Float[Array, "b t h w c"],
   dtype: jnp.dtype = jnp.float32,
 ) -> Tokens:
-  """Latents as tokens, on their grid; computed in `dtype`, float32 returned.
+  """Embeds latents as a grid of tokens, computed in `dtype`, returned float32.
 
   Args:
     params: "kernel" (pt, ph, pw, c, d) and "bias" (d,).
-    latents: of whole patches.
-    dtype: of the products.
+    latents: with frames, rows and columns that are multiples of the patch's.
+    dtype: dtype of the matrix product.
 
   Raises:
     errors.UserError: if the latents do not fit the patch embedding.
@@ -86,25 +86,32 @@ def tokens(
 def condition(
   latents: Float[Array, "b t h w c"], image: Float[Array, "b t h w c"]
 ) -> Float[Array, "b t h w c2"]:
-  """The input of image-to-video models: latents, mask, encoded image.
+  """Concatenates the input of image-to-video models: latents, mask, image.
 
-  The mask has 4 channels, ones on the first latent frame, for both
-  autoencoders: one latent frame stands for up to 4 frames.
+  The mask is 1 on the first latent frame and 0 on the others. It has 4 channels
+  for both autoencoders, because a latent frame stands for up to 4 frames.
+
+  Args:
+    latents: the latents of the clip.
+    image: the encoded image, in the same latent space.
+
+  Returns:
+    The concatenation, with 2 * c + 4 channels.
   """
   mask = jnp.zeros((*latents.shape[:-1], 4), latents.dtype).at[:, 0].set(1)
   return jnp.concatenate([latents, mask, image.astype(latents.dtype)], axis=-1)
 
 
 def pool(teacher: Tokens, grid: tuple[int, ...]) -> Tokens:
-  """Means of the teacher's tokens on a coarser grid.
+  """Averages the teacher's tokens onto the student's coarser grid.
 
   Args:
-    teacher: on its own grid.
+    teacher: tokens on their own grid.
     grid: frames, rows and columns of the student's tokens.
 
   Raises:
-    errors.UserError: unless frames are as many, and rows and columns the same
-      whole number of times more.
+    errors.UserError: unless both grids have the same number of frames, and the
+      teacher's rows and columns are the same whole multiple of the student's.
   """
   factor = _factor(teacher.shape[1:4], grid)
   return einops.reduce(
@@ -127,11 +134,11 @@ def _mse(x: Array, y: Array) -> Scalar:
   return jnp.square(x - y).mean()
 
 
-# By student, teacher and the way to upsample. Official names: downsample,
-# upsample, average_pool, and mixed for the sum.
+# Functions of student, teacher and upsampling method. The official names are
+# downsample, upsample and average_pool, and mixed for the sum.
 _LOSSES: Mapping[str, Callable[[Tokens, Tokens, str], Scalar]] = {
   "pool": lambda x, y, _: _mse(x, pool(y, x.shape[1:4])),
-  # "linear" has half-pixel centres and repeats edges.
+  # "linear" samples at half-pixel centres and repeats the edges.
   "upsample": lambda x, y, how: _mse(jax.image.resize(x, y.shape, how), y),
   "global": lambda x, y, _: _mse(x.mean((2, 3)), y.mean((2, 3))),
 }
@@ -140,18 +147,19 @@ UPSAMPLINGS = ("nearest", "linear")
 
 
 def loss(student: Tokens, teacher: Tokens, config: Mapping[str, Any]) -> Scalar:
-  """How far the student's tokens are from the teacher's, a mean square.
+  """Computes the mean squared error of the student's tokens.
 
   Args:
-    student: float32, on a grid as fine as the teacher's or coarser.
-    teacher: float32.
+    student: float32 tokens on a grid as fine as the teacher's or coarser.
+    teacher: float32 tokens.
     config: "loss", one of `LOSSES`: the teacher is averaged onto the
-      student's grid ("pool"), the student brought to the teacher's
-      ("upsample"), both averaged over each frame ("global"), or the "sum" of
-      the three; and "upsample", "nearest" or "linear".
+      student's grid ("pool"), the student is upsampled to the teacher's grid
+      ("upsample"), both are averaged over each frame ("global"), or the three
+      are added ("sum"); and "upsample", "nearest" or "linear".
 
   Raises:
-    errors.UserError: for another config, or grids that do not fit.
+    errors.UserError: for another "loss" or "upsample", or for grids that do
+      not fit.
   """
   kind, method = config["loss"], config["upsample"]
   if kind not in LOSSES or method not in UPSAMPLINGS:
@@ -165,13 +173,14 @@ def loss(student: Tokens, teacher: Tokens, config: Mapping[str, Any]) -> Scalar:
 
 
 def alignment_metrics(student: Tokens, teacher: Tokens) -> dict[str, Array]:
-  """How much of the teacher each clip's student lacks; the phase's measure.
+  """Measures, for each clip, how far the student is from the teacher.
 
   Returns:
-    "align_mse", the mean square between the student and the averaged teacher,
-    "align_variance", that of the averaged teacher's tokens within the clip,
-    "align_relative", the ratio: 0 is perfect, 1 what the clip's mean token
-    would reach, NaN where all tokens are the same. Each (b,).
+    Three arrays (b,): "align_mse", the mean squared error between the student
+    and the teacher averaged onto its grid; "align_variance", the variance of
+    the averaged teacher's tokens within the clip; and "align_relative", the
+    ratio of the two. A ratio of 0 is perfect, 1 is what the clip's mean token
+    would reach, and NaN means that all tokens of the teacher are the same.
   """
   teacher = pool(teacher, student.shape[1:4])
   mse = jnp.square(student - teacher).mean(axis=(1, 2, 3, 4))

@@ -1,8 +1,9 @@
-"""The transformer for new latents from one that is trained already.
+"""Assembles a transformer for new latents from a trained transformer.
 
 Follows DC-Gen `applications/dc_videogen/wan_{t2v,i2v}_assemble.py` (commit
-562077c): all but the patch embedding and the output projection is copied. An
-image-to-video model from a text-to-video one is an addition.
+562077c): all parameters are copied except those of the patch embedding and the
+output projection. The official code does not make an image-to-video model from
+a text-to-video one; this module does.
 """
 
 import re
@@ -17,35 +18,36 @@ from dcvideogen_jax.models import wan_dit
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What belongs to latents of one kind.
+# Parameters that depend on the latent space.
 _SPACE = re.compile(r"patch_embed/.*|head/.*")
-# What only image-to-video models have.
+# Parameters that only image-to-video models have.
 _IMAGE = re.compile(
   r"image_embed/.*|blocks/cross_attn/(k_img|v_img|norm_k_img)/.*"
 )
-# Where zeros leave the output as it is: the values of attention to the image.
+# The value projection of the attention to the image: zeros leave the output of
+# the model as it is.
 _ZERO_INITIALISED = re.compile(r"blocks/cross_attn/v_img/.*")
 _KERNEL = "patch_embed/kernel"
 
 
 def for_latent_space(name: str) -> bool:
-  """Whether a parameter belongs to latents of one kind."""
+  """Whether the parameter of this name depends on the latent space."""
   return bool(_SPACE.fullmatch(name))
 
 
 def require_compatible(
   target: wan_dit.WanDiT, source: wan_dit.WanDiT, same_space: bool
 ) -> None:
-  """Compares what the shapes of parameters do not tell.
+  """Compares the fields of two models that parameter shapes do not tell.
 
   Args:
     target: the model that is assembled.
-    source: the model that is copied.
-    same_space: whether both are for latents of the same kind.
+    source: the trained model, whose parameters are copied.
+    same_space: whether both models have the same latent space.
 
   Raises:
-    errors.UserError: if they differ in heads or eps or, with the same latents,
-      in the patch or the positions.
+    errors.UserError: if the models differ in `heads` or `eps` or, with the same
+      latent space, in `patch` or `rope_scale`.
   """
   fields = ["heads", "eps", *(["patch", "rope_scale"] if same_space else [])]
   wrong = [
@@ -63,16 +65,17 @@ def require_compatible(
 def new_parameters(
   target: Shapes, source: Shapes, same_space: bool
 ) -> list[str]:
-  """Names of the parameters that are not copied.
+  """Returns the names of the parameters that are not copied.
 
   Args:
     target: name -> shape of the parameters that are assembled.
-    source: name -> shape of those that there are.
-    same_space: whether both are for latents of the same kind, so that patch
+    source: name -> shape of the trained model's parameters.
+    same_space: whether both models have the same latent space, so that patch
       embedding and output projection are copied too.
 
   Raises:
-    errors.UserError: lists what cannot be copied but ought to be.
+    errors.UserError: lists the parameters that have to be copied and are
+      missing, unexpected or of another shape.
   """
   new = [
     name
@@ -93,7 +96,7 @@ def new_parameters(
 
 
 def _widened(target: tuple[int, ...], source: tuple[int, ...]) -> bool:
-  """Whether a patch kernel has the mask and the condition more."""
+  """Whether the target's kernel adds just the mask and condition channels."""
   if len(source) != len(target) or source == target:
     return False
   *patch, channels, width = source
@@ -106,23 +109,25 @@ def assemble(
   new: Mapping[str, Any],
   patch_embed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """The parameters of the target.
+  """Assembles the parameters of the target.
 
-  The patch embedding gets zeros for channels that it did not have, and the
-  values of attention to the image are zero if they are new: so an
-  image-to-video model begins as the text-to-video model that it comes from.
+  Added input channels of the patch embedding get zeros, and so does a new value
+  projection of the attention to the image. An image-to-video model therefore
+  starts with the output of the text-to-video model that it is made from.
 
   Args:
-    target: name -> shape.
-    source: parameters to copy, name -> array; others are left out.
-    new: name -> array of what `new_parameters` names.
+    target: name -> shape of the parameters that are assembled.
+    source: name -> array of the trained model's parameters; those that the
+      target does not have are left out.
+    new: name -> initial array of each parameter in `new_parameters`.
     patch_embed: "kernel" and "bias" from the first phase, instead of new ones.
 
   Returns:
-    The nested tree; what is copied is the same array.
+    The nested parameter tree. Copied parameters share the source's arrays.
 
   Raises:
-    errors.UserError: if a shape is not the target's.
+    errors.UserError: if a parameter is missing or has another shape than the
+      target's.
   """
   leaves = {name: new.get(name, source.get(name)) for name in target}
   for name in new:

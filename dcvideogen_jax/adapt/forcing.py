@@ -1,10 +1,11 @@
-"""How block-causal models are trained: noise by chunk, and clean copies.
+"""Diffusion forcing and teacher forcing of block-causal models.
 
-Diffusion forcing (arXiv 2407.01392) gives every chunk of a clip a noise level
-of its own, so that a model learns to go on from a past of any level. Teacher
-forcing shows each noisy chunk the clean chunks before it, as sampling chunk by
-chunk does: clean and noisy copies go through the model in one sequence, under a
-mask that keeps a noisy chunk from its own clean copy. The two go together.
+Diffusion forcing (arXiv 2407.01392) gives every chunk of a clip its own noise
+level, so that the model learns to continue earlier chunks of any noise level.
+Teacher forcing shows each noisy chunk the clean chunks before it, as sampling
+chunk by chunk does: the clean and noisy copies of a clip go through the model
+as one sequence of tokens, under a mask that hides from a noisy chunk its own
+clean copy. The two can be combined.
 """
 
 from collections.abc import Mapping
@@ -20,12 +21,14 @@ _KEYS = {"per_chunk", "clean"}
 
 
 class Forcing(NamedTuple):
-  """What noise the frames of a clip get.
+  """How the noise levels of a clip are drawn.
 
   Attributes:
-    per_chunk: whether each chunk has a level of its own, or the clip one.
-    clean: level of the clean copies, 0 or little more; None for no copies.
-    chunk: frames of tokens in a chunk of the model; None if it has none.
+    per_chunk: whether each chunk has its own noise level; if not, the clip has
+      one.
+    clean: noise level of the clean copies, 0 or slightly more; None trains
+      without clean copies.
+    chunk: frames of tokens in a chunk; None if the model has no chunks.
     patch: latent frames of a token.
   """
 
@@ -35,7 +38,11 @@ class Forcing(NamedTuple):
   patch: int = 1
 
   def chunks(self, frames: int) -> int | None:
-    """Levels of a clip of so many latent frames; None is one for all."""
+    """Returns the number of noise levels of a clip; None is one for all chunks.
+
+    Args:
+      frames: latent frames of the clip.
+    """
     if not self.per_chunk or self.chunk is None:
       return None
     return -(-frames // (self.chunk * self.patch))
@@ -43,12 +50,16 @@ class Forcing(NamedTuple):
   def by_frame(
     self, levels: Float[Array, "b ..."], frames: int, patch: int = 1
   ) -> Float[Array, "b ..."]:
-    """Levels of chunks become those of frames; one per clip stays.
+    """Repeats the noise level of each chunk for its frames.
 
     Args:
-      levels: (b,) or (b, chunks).
+      levels: noise levels, (b, chunks); levels of clips, (b,), are returned as
+        they are.
       frames: latent frames of the clip.
-      patch: latent frames that share a value, 1 or the token's.
+      patch: latent frames that share a returned value: 1, or those of a token.
+
+    Returns:
+      (b, frames // patch) noise levels, or (b,).
     """
     if levels.ndim == 1:
       return levels
@@ -58,15 +69,15 @@ class Forcing(NamedTuple):
 
 
 def read(config: Mapping[str, Any] | None, module: wan_dit.WanDiT) -> Forcing:
-  """The forcing of a config.
+  """Reads the forcing of a config.
 
   Args:
-    config: "per_chunk" and "clean", as of `Forcing`; None for neither.
+    config: "per_chunk" and "clean", as in `Forcing`; None uses neither.
     module: the model that is trained.
 
   Raises:
-    errors.UserError: for other keys, a level below 0 or not below 1, or a
-      model without a chunk.
+    errors.UserError: for other keys, a clean level outside [0, 1), or forcing
+      of a model without chunks.
   """
   chunk, patch = module.chunk, module.patch[0]
   if config is None:

@@ -1,7 +1,8 @@
-"""The phases of AE-Adapt-V, and what they are compared with, as data.
+"""The phases of AE-Adapt-V and the trainings that they are compared with.
 
-Follows DC-Gen `projects/DC-VideoGen/AE-Adapt-V.md` and
-`dc_ai/videogencore/models/wan_t2v.py` (commit 562077c): what trains when.
+The parameters that train in each phase follow DC-Gen
+`projects/DC-VideoGen/AE-Adapt-V.md` and `dc_ai/videogencore/models/wan_t2v.py`
+(commit 562077c).
 """
 
 from collections.abc import Mapping
@@ -13,19 +14,20 @@ Rules = tuple[tuple[str, bool], ...]
 
 
 class Phase(NamedTuple):
-  """What trains, and from where.
+  """Which variables a phase trains, and from which weights it starts.
 
   Attributes:
     task: a key of `train.step.TASKS`.
-    trainable: ordered (regular expression over the names of variables, bool).
-    lora: whether the model has low-rank updates. They are where `WanDiT` has
-      them: time embedding and projection, self-attention and feed-forward.
-    starts: what a run can start from, one of
-      "base": a transformer for the base's latents, of which all but the patch
-        embedding and the output projection is copied;
+    trainable: ordered pairs of a regular expression over the names of variables
+      and whether these variables train.
+    lora: whether the model has low-rank updates. `WanDiT` has them in the time
+      embedding and projection, the self-attention and the feed-forward.
+    starts: the weights that a run can start from, each one of
+      "base": a transformer for the base's latents, whose parameters are copied
+        except those of the patch embedding and the output projection;
       "weights": a transformer for the latents that are trained on;
-      "random": nothing.
-    what: it does, in a few words.
+      "random": newly initialised parameters.
+    what: the phase in a few words.
   """
 
   task: str
@@ -46,7 +48,8 @@ _LORA = (("lora/.*", True), *_PATCH_AND_HEAD, *_NOTHING_ELSE)
 _ALL = (("params/.*", True), *_NOTHING_ELSE)
 
 PHASES: Mapping[str, Phase] = {
-  # AE-Adapt-V is these three, each from the one before it.
+  # AE-Adapt-V consists of "embed", "head" and "lora"; each starts from the
+  # result of the phase before it.
   "embed": Phase(
     "align",
     (*_PATCH, *_NOTHING_ELSE),
@@ -68,7 +71,8 @@ PHASES: Mapping[str, Phase] = {
     ("weights",),
     "patch embedding, head, low-rank updates",
   ),
-  # "head" without a patch embedding from "embed" skips the first phase.
+  # The phases below are not part of AE-Adapt-V. "head" without a patch embedding
+  # from "embed" is not either: it skips the first phase.
   "direct": Phase(
     "denoise", _LORA, True, ("base",), "what lora trains, without alignment"
   ),
@@ -89,10 +93,10 @@ PHASES: Mapping[str, Phase] = {
 
 
 def find(name: str) -> Phase:
-  """The phase of a name.
+  """Returns the phase of this name.
 
   Raises:
-    errors.UserError: for an unknown one.
+    errors.UserError: for an unknown name.
   """
   if name not in PHASES:
     raise errors.UserError(
