@@ -71,8 +71,8 @@ PHASES: Mapping[str, Phase] = {
     ("weights",),
     "patch embedding, head, low-rank updates",
   ),
-  # The phases below are not part of AE-Adapt-V. "head" without a patch embedding
-  # from "embed" is not either: it skips the first phase.
+  # "head" without a patch embedding from "embed" skips the first phase. The
+  # phases below are not part of AE-Adapt-V either.
   "direct": Phase(
     "denoise", _LORA, True, ("base",), "what lora trains, without alignment"
   ),
