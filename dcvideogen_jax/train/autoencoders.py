@@ -14,12 +14,13 @@ from dcvideogen_jax.train import task as task_lib
 
 
 def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
-  """Reconstruction with DC-AE-V.
+  """Builds the task that trains DC-AE-V to reconstruct clips.
 
   Args:
-    config: "model" as `dc_ae_v.build` takes it, "loss", the weights of
-      `losses.TERMS`, "start", a key of `warm_starts.DEEP_STARTS`, and
-      "weights", what `convert.load` reads, to start from instead, or None.
+    config: "model", the fields that `dc_ae_v.build` takes; "loss", the weight
+      of each term of `losses.TERMS`; "start", a key of
+      `warm_starts.DEEP_STARTS`; "weights", a checkpoint that `convert.load`
+      reads and that replaces the start, or None.
 
   Raises:
     errors.UserError: for a model or loss that cannot be built.
@@ -59,16 +60,17 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
 
 
 def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
-  """Reconstruction with the Wan VAE.
+  """Builds the task that trains Wan's autoencoder to reconstruct clips.
 
-  Of each clip the first 1 + k * `temporal_factor` frames are used. Training
-  decodes a sample of the posterior, measuring its mean.
+  Only the first 1 + k * `temporal_factor` frames of a clip are used, for the
+  largest k that fits. The loss decodes a sample of the posterior; validation
+  decodes its mean.
 
   Args:
-    config: "model" as `wan_vae.build` takes it, "loss", the weights of
-      `losses.TERMS` and of "kl", the divergence from the normal distribution,
-      "start", a key of `warm_starts.WAN_STARTS`, and "weights" as for
-      `autoencoder`.
+    config: "model", the fields that `wan_vae.build` takes; "loss", the weight
+      of each term of `losses.TERMS` and of "kl", the divergence from the
+      standard normal distribution; "start", a key of `warm_starts.WAN_STARTS`;
+      "weights" as for `autoencoder`.
 
   Raises:
     errors.UserError: for a model or loss that cannot be built.
@@ -97,8 +99,9 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     return {**batch, "noise": jax.random.normal(rng, shape)}
 
   def whole(params):
-    # XLA adds wrongly where columns and a kernel's inputs are both split; only
-    # `ops.conv3d` sees to that itself, and Wan's resampling is not its.
+    # XLA adds up wrongly if the image columns and the input channels of a
+    # kernel are both sharded. `ops.conv3d` avoids this itself, but Wan's
+    # resampling convolutions do not use it, so the kernels are replicated here.
     return {"params": jax.tree.map(sharding.constrain, params)}
 
   def encode(params, batch: task_lib.VideoBatch):
@@ -135,16 +138,16 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
 
 
 def _as_fast_as_can_be() -> contextlib.AbstractContextManager[Any]:
-  """The device's own precision of float32, forward and backward.
+  """Sets the device's own float32 precision, forward and backward.
 
-  Steps of training may be in half precision, as others train such models
-  entirely; what is measured and exported is not, by the models' own rule.
+  It may be that of half precision, in which others train such models entirely.
+  Validation and exports do not use it: the models' own rule holds for them.
   """
   return precision.unless_set("default")
 
 
 def _video(batch: task_lib.VideoBatch) -> losses.Video:
-  """In [-1, 1], split over the mesh in force as the models split it."""
+  """Returns the clips in [-1, 1], sharded over the mesh as the models do."""
   video = sharding.constrain(batch["video"], "batch", None, None, "columns")
   return levels.to_float(video)
 
@@ -152,7 +155,7 @@ def _video(batch: task_lib.VideoBatch) -> losses.Video:
 def _weights(
   kind: str, module: Any, path: str | None
 ) -> Callable[[Any], Any] | None:
-  """A task's `start` from weights, or None."""
+  """Returns a task's `start` that reads weights, or None without a path."""
   if path is None:
     return None
 
@@ -174,7 +177,7 @@ def _predictions(
     [Any, task_lib.VideoBatch], tuple[losses.Video, losses.Video]
   ],
 ) -> Mapping[str, Callable[[Any, task_lib.VideoBatch], Any]]:
-  """`predict_fns` from (params, batch) -> (video, its reconstruction)."""
+  """Builds `predict_fns` from (params, batch) -> (video, reconstruction)."""
 
   def measure(params, batch):
     video, output = reconstruct(params, batch)

@@ -1,4 +1,4 @@
-"""Flow matching with a transformer, whatever of it trains, as a task."""
+"""Flow-matching training of a transformer, in whole or in part, as a task."""
 
 import functools
 import os
@@ -18,25 +18,24 @@ from dcvideogen_jax.models import wan_dit
 from dcvideogen_jax.train import inputs, weights
 from dcvideogen_jax.train import task as task_lib
 
-# Noise levels of the validation loss, the middles of equal parts.
+# Noise levels of the validation loss: the midpoints of five equal intervals.
 BUCKETS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def denoise(config: Mapping[str, Any]) -> task_lib.Task:
-  """A transformer predicts the velocity of noisy latents.
+  """Builds the task in which a transformer learns the velocity of latents.
 
-  Variables are "params", with the phase's low-rank updates "lora", the
-  "encoders" of raw video, and "negative/text", which dropped texts become.
+  The variables are "params"; "lora" in phases with low-rank updates; "encoders"
+  for raw video; and "negative/text", the embedding that replaces dropped texts.
 
   Args:
-    config: "phase", a key of `phases.PHASES`; "space", "deep" or "base": the
-      latents of a batch that are trained on; "model", "dtype", "frozen_dtype"
-      and "lora" as `weights.build` takes them; "start" as
-      `weights.check_start`; "levels" as `training.levels`; "forcing" as
-      `forcing.read`; "text_dropout", the share of texts that become the
-      negative prompt; "negative", its embedding: a .npy file (s, e), a folder
-      of `data.latents`, or None for zeros; "encoders" as `inputs.Encoders`;
-      "seed".
+    config: "phase", a key of `phases.PHASES`; "space", "deep" or "base", the
+      latents to train on; "model", "dtype", "frozen_dtype" and "lora" as for
+      `weights.build`; "start" as for `weights.check_start`; "levels" as for
+      `training.levels`; "forcing" as for `forcing.read`; "text_dropout", the
+      share of texts that the negative prompt replaces; "negative", its
+      embedding: a .npy file (s, e), a folder of `data.latents`, or None for
+      zeros; "encoders" as for `inputs.Encoders`; "seed".
 
   Raises:
     errors.UserError: for a config that does not fit.
@@ -71,7 +70,7 @@ class _Denoising:
       raise errors.UserError(
         f"text_dropout must be within 0..1, found {config['text_dropout']}"
       )
-    # What dropped texts become; None is zeros.
+    # Source of the embedding that replaces dropped texts; None means zeros.
     self._drops = config["negative"] if config["text_dropout"] else None
     self._forcing = forcing.read(config.get("forcing"), self._module)
     self._images = self._module.image_width is not None
@@ -88,7 +87,10 @@ class _Denoising:
     }
 
   def _negative(self):
-    """A variable, as what is closed over is written into the program."""
+    """Returns the negative prompt's embedding as a variable, if it has one.
+
+    An array that the step closed over would become a constant of its program.
+    """
     if self._drops is None:
       return {}
     text = embedding(self._drops, self._module.text_width)
@@ -110,7 +112,7 @@ class _Denoising:
       self._config["seed"],
     )
     placed = jax.tree.map(
-      # Each process brings what its devices hold of it.
+      # Each process supplies the shards of its own devices.
       lambda x, to: jax.make_array_from_callback(x.shape, to, x.__getitem__),
       self._negative(),
       {key: where[key] for key in self._negative()},
@@ -147,7 +149,7 @@ class _Denoising:
     timestep: jax.Array,
     text: jax.Array,
   ) -> jax.Array:
-    """The velocity of a batch at noise levels (b,), or (b, chunks)."""
+    """Predicts the velocity of a batch at noise levels (b,) or (b, chunks)."""
     x0 = sharding.constrain(batch[self._space], "batch")
     frames, patch = x0.shape[1], self._forcing.patch
     sigma = self._forcing.by_frame(sigma, frames)
@@ -166,7 +168,7 @@ class _Denoising:
   def _clean(
     self, x0: jax.Array, batch: task_lib.LatentBatch
   ) -> wan_dit.Clean | None:
-    """The copies of teacher forcing; None without it."""
+    """Returns the clean copy of the latents for teacher forcing, else None."""
     level = self._forcing.clean
     if level is None:
       return None
@@ -176,7 +178,7 @@ class _Denoising:
     return wan_dit.Clean(self._input(x0, batch), timestep)
 
   def _input(self, x: jax.Array, batch: task_lib.LatentBatch) -> jax.Array:
-    """Latents with what image-to-video models get besides."""
+    """Appends the mask and the image condition for image-to-video models."""
     if not self._images:
       return x
     return align_lib.condition(x, batch[self._condition])
@@ -200,9 +202,10 @@ class _Denoising:
   def measure(
     self, variables: Mapping[str, Any], drawn: task_lib.LatentBatch
   ) -> task_lib.Metrics:
-    """The error at each of `BUCKETS`, with the text and without weights.
+    """Measures the unweighted error at each of `BUCKETS`, with the texts.
 
-    All chunks have the same level; with teacher forcing they see clean ones.
+    All chunks of a clip have the same noise level. With teacher forcing, a
+    chunk attends to the clean copies of the chunks before it.
     """
 
     def at(sigma):
@@ -222,10 +225,16 @@ class _Denoising:
 def negative(
   source: str | os.PathLike[str] | None, tokens: int, width: int
 ) -> np.ndarray:
-  """What a dropped text becomes: float32 (tokens, width).
+  """Returns the embedding that replaces a dropped text, float32.
+
+  Args:
+    source: a .npy file or a folder of `data.latents`; None for zeros.
+    tokens: length to which the embedding is padded with zeros.
+    width: of the embedding.
 
   Raises:
-    errors.UserError: if it cannot be read, is longer or of another width.
+    errors.UserError: if the embedding cannot be read, has more than `tokens`
+      tokens or another width.
   """
   if source is None:
     return np.zeros((tokens, width), np.float32)
@@ -234,10 +243,10 @@ def negative(
 
 @functools.lru_cache(1)
 def embedding(source: str | os.PathLike[str], width: int) -> np.ndarray:
-  """The negative prompt's, float32 (s, width).
+  """Reads the embedding of the negative prompt, float32 (s, width).
 
   Raises:
-    errors.UserError: if it cannot be read, or is no such array.
+    errors.UserError: if `source` cannot be read or holds no such array.
   """
   if os.path.isdir(source):
     text = latents_lib.negative(source)

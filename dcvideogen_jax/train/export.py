@@ -1,11 +1,12 @@
-"""A run's result under the names of PyTorch: whole models, parts, updates.
+"""Exports a run's result under PyTorch names: a model, a part or updates.
 
 task              what is written
 autoencoder       the model
 wan_autoencoder   the model
 align             the patch embedding, as DC-VideoGen's trainer names it
-denoise           the transformer, low-rank updates merged; or, as "lora", the
-                  updates and whatever else was trained, for PEFT
+denoise           the transformer with its low-rank updates merged; or, in
+                  format "lora", the updates and the other trained parameters,
+                  for PEFT
 """
 
 import contextlib
@@ -27,7 +28,8 @@ from dcvideogen_jax.train import statistics, step, weights
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS = ("merged", "lora")
 _SHARD_BYTES = 10_000_000_000
-# What DC-VideoGen's trainer puts before the names of its first phase's file.
+# Prefix of the tensor names in the file that DC-VideoGen's trainer writes after
+# its first phase.
 _FIRST_PHASE = "0."
 
 
@@ -37,10 +39,10 @@ class _Row(NamedTuple):
   Attributes:
     kind: of the model, a key of `convert.KINDS`.
     build: config -> module.
-    dtype: of the stored weights unless told otherwise. What later trainings
-      start from keeps every bit.
-    layout: likewise.
-    fields: of the model that are no weights and may be given.
+    dtype: default dtype of the stored weights. It is float32 for models from
+      which later trainings start, so that no bits are lost.
+    layout: default layout of the files.
+    fields: fields of the model's config that are measured, not trained.
   """
 
   kind: str
@@ -75,16 +77,16 @@ _ROWS = {
 
 
 class Result(NamedTuple):
-  """What a run has made so far.
+  """The result of a run so far.
 
   Attributes:
     step: of the checkpoint.
     config: of the run.
     kind: of the model, a key of `convert.KINDS`.
     module: the model.
-    params: its parameters, or the part that an alignment trains: averaged ones
-      where the run keeps an average.
-    lora: low-rank updates, {} without.
+    params: its parameters, or the part of them that an alignment trains; EMA
+      parameters where the run keeps an EMA.
+    lora: low-rank updates; {} if the model has none.
     trained: names of the parameters that were trained.
   """
 
@@ -100,19 +102,20 @@ class Result(NamedTuple):
 def load(workdir: str | os.PathLike[str]) -> Result:
   """Reads a run's newest checkpoint, on any number of devices.
 
-  What was frozen comes from where the run itself has it: `config["start"]`.
+  Frozen parameters are read from the weights that the run started from,
+  `config["start"]`.
 
   Args:
-    workdir: what `loop.fit` was given; the run may go on meanwhile.
+    workdir: the directory given to `loop.fit`; the run may still be going on.
 
   Raises:
-    errors.UserError: if there is no run, no readable checkpoint, or the weights
-      that it started from are gone.
+    errors.UserError: if the directory holds no run or no readable checkpoint,
+      or if the weights that the run started from are gone.
   """
   config = _read_config(workdir)
   row = _ROWS[config["task"]]
-  # The machine that exports need not be the one that trained, and what encoded
-  # the data, or replaced a text, is no part of the result.
+  # The exporting machine may have other devices than the training machine, and
+  # neither the encoders nor the negative prompt are part of the result.
   changes = {"mesh": {"fsdp": -1}, "sharding": ((".*", "fsdp"),)}
   changes |= {"encoders": None, "negative": None}
   with _blamed(workdir):
@@ -123,7 +126,7 @@ def load(workdir: str | os.PathLike[str]) -> Result:
       restored = saver.restore(run.state)
   if restored is None:
     raise errors.UserError(f"{workdir} holds no checkpoint yet")
-  # An alignment's result is what it has trained.
+  # The result of an alignment is only the part that it trained.
   frozen = {} if config["task"] == "align" else step.init_frozen(run)
   found = step.ema_variables(restored.state, frozen)
   trained = run.state.params
@@ -174,7 +177,7 @@ def _damaged(workdir: str | os.PathLike[str], reason: Any) -> errors.UserError:
 
 @contextlib.contextmanager
 def _blamed(workdir: str | os.PathLike[str]) -> Iterator[None]:
-  """Names the config that nothing can be made of; its fields may be any."""
+  """Names the config file in errors; a damaged file may hold any values."""
   try:
     yield
   except errors.UserError as e:
@@ -191,20 +194,21 @@ def export(
   dtype: str | None = None,
   **options: Any,
 ) -> int:
-  """Writes the newest checkpoint's averaged weights.
+  """Writes the weights of a run's newest checkpoint, those of the EMA if any.
 
   Args:
     workdir: as for `load`.
-    output: as for `write`, as are the others.
-    dtype: of the stored weights.
-    **options: format, layout, fields; fields that are not given are measured
-      where the run's config says on how many batches.
+    output: as for `write`.
+    dtype: as for `write`.
+    **options: `format`, `layout` and `fields`, as for `write`. Fields that are
+      not given are measured if "statistics" in the run's config is not 0.
 
   Returns:
     The step of the checkpoint.
 
   Raises:
-    errors.UserError: as `write`, before anything is read, and as `load`.
+    errors.UserError: as `write` does, before the checkpoint is read; and as
+      `load` does.
   """
   _check(_read_config(workdir), dtype, **options)
   found = load(workdir)
@@ -227,26 +231,26 @@ def write(
   """Writes a result.
 
   Args:
-    result: as of `load`.
-    output: a directory; made if it is missing. `convert.load` reads it; after
-      "align" `convert.load_part`, in format "lora" `convert.load_lora`.
-    dtype: of the stored weights, a key of `DTYPES`; None is bfloat16 for
-      DC-AE-V and float32 for what later trainings start from. What a
-      transformer keeps in float32 stays so. Updates are added in float32,
-      whatever is written.
-    format: "merged", or "lora": low-rank updates and, as a whole, the other
-      parameters that were trained, in one file that PEFT reads.
-    layout: names and config.json of which library, one of the kind's layouts;
-      None is diffusers', and our own for DC-AE-V.
-    fields: values of the model's description that were measured: "mean" and
-      "std" of Wan's autoencoder, per channel, "latent_scale" of DC-AE-V.
+    result: from `load`.
+    output: a directory, created if it is missing. `convert.load` reads it;
+      after "align" `convert.load_part`, in format "lora" `convert.load_lora`.
+    dtype: of the stored weights, a key of `DTYPES`. None is bfloat16 for
+      DC-AE-V, and float32 for models from which later trainings start.
+      Parameters that a transformer keeps in float32 are stored in float32.
+      Low-rank updates are added in float32, whatever the dtype.
+    format: "merged", or "lora": one file for PEFT with the low-rank updates
+      and, in full, the other parameters that were trained.
+    layout: the library whose names and config.json are written, one of the
+      kind's layouts. None is diffusers', or our own for DC-AE-V.
+    fields: measured fields of the model's config: "mean" and "std" per channel
+      of Wan's autoencoder, "latent_scale" of DC-AE-V.
 
   Returns:
     The files, the weights first.
 
   Raises:
     errors.UserError: for a format, dtype, layout or field that the result
-      cannot have; or if `output` cannot be written.
+      cannot have, or if `output` cannot be written.
   """
   target = _check(result.config, dtype, format, layout, fields)
   if format == "lora":
@@ -265,7 +269,7 @@ def write(
 
 
 class _Target(NamedTuple):
-  """What is written: the module without updates, with what was measured."""
+  """What to write: the module, with its measured fields, dtype and layout."""
 
   module: Any
   dtype: Any
@@ -279,12 +283,12 @@ def _check(
   layout: str | None = None,
   fields: Mapping[str, Any] | None = None,
 ) -> _Target:
-  """What a run's result shall become; errors as of `write`."""
+  """Checks how a run's result shall be written; raises as `write` does."""
   row = _ROWS[config["task"]]
   layout = layout or row.layout
   stored = errors.choose("dtype", dtype or row.dtype, DTYPES)
   errors.choose("format", format, dict.fromkeys(FORMATS))
-  api.rules_of(row.kind, layout)  # Raises for an unknown one.
+  api.rules_of(row.kind, layout)  # Raises for an unknown layout.
   low_rank = "phase" in config and phases.find(config["phase"]).lora
   if format == "lora" and not low_rank:
     raise errors.UserError(
@@ -296,7 +300,7 @@ def _check(
 
 
 def merged(result: Result) -> Any:
-  """The parameters with low-rank updates added, in float32 where they are."""
+  """Returns the parameters, with low-rank updates added in float32."""
   if not result.lora:
     return result.params
   lora = convert.from_collection(result.lora, result.module.lora_alpha)
@@ -309,7 +313,7 @@ def merged(result: Result) -> Any:
 def _with_fields(
   config: Mapping[str, Any], row: _Row, fields: Mapping[str, Any]
 ) -> Any:
-  """The module without updates, with what was measured."""
+  """Builds the module without low-rank updates, with its measured fields."""
   if unknown := sorted(fields.keys() - set(row.fields)):
     raise errors.UserError(
       f"fields of {row.kind} that can be given are "
@@ -323,7 +327,7 @@ def _with_fields(
 
 
 def _stored(kind: str, target: _Target, params: Any) -> Any:
-  """`params` in the dtype, but for what the model keeps in float32."""
+  """Casts `params` to the dtype, except those that stay in float32."""
   module = target.module.clone(param_dtype=target.dtype)
   return jax.tree.map(
     lambda x, like: x.astype(like.dtype),

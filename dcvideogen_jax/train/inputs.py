@@ -1,4 +1,4 @@
-"""What transformers are trained on: encoded clips, or raw ones and encoders."""
+"""Batches for transformers: encoded clips, or raw clips with encoders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from dcvideogen_jax.latents import conditions
 from dcvideogen_jax.train import task as task_lib
 from dcvideogen_jax.train import weights
 
-# Frozen encoders by the name of what they give.
+# Kinds of frozen encoders, by the name of the array that each one makes.
 _KINDS = {
   "base": "wan_vae",
   "deep": "dc_ae_v",
@@ -25,27 +25,27 @@ _KINDS = {
 
 
 class Encoders:
-  """The frozen encoders that a step of training from raw video runs."""
+  """The frozen encoders that a training step applies to raw video."""
 
   def __init__(self, config: Mapping[str, Any] | None, names: Sequence[str]):
     """Builds the modules; no weights are read.
 
     Args:
-      config: None for clips that are encoded already. Otherwise by the names
-        "base", "deep", "text" and "image", as far as they are needed, "path"
-        as `convert.load` reads it, and "dtype" of the parameters. Conditions
-        of image to video need "image" too.
-      names: arrays that the task reads, out of `data.latents.KEYS`.
+      config: None for clips that are encoded already. Otherwise the encoders by
+        name, "base", "deep", "text" and "image", as far as they are needed:
+        "path", which `convert.load` reads, and "dtype" of the parameters.
+        Image-to-video conditions need "image" too.
+      names: arrays that the task reads, some of `data.latents.KEYS`.
 
     Raises:
-      errors.UserError: if an encoder is missing or cannot be recognised.
+      errors.UserError: if an encoder is missing or its file is not recognised.
     """
     self._config = config or {}
     self._names = tuple(names)
     self._modules = {}
     needed = {name.removesuffix("_condition") for name in names}
     if any(name.endswith("_condition") for name in names):
-      needed.add("image")  # Asks `conditions.clips` for conditions.
+      needed.add("image")  # With it, `conditions.clips` encodes conditions.
     for name in _KINDS if config else ():
       if name in needed:
         self._modules[name] = self._build(name)
@@ -66,7 +66,7 @@ class Encoders:
       raise errors.UserError(f"config.encoders.{encoder}: {e}") from e
 
   def init(self, rng: jax.Array) -> dict[str, Any]:
-    """{"encoders": random parameters}, {} where clips are encoded already."""
+    """Returns {"encoders": random parameters}, or {} without encoders."""
     params: dict[str, Any] = {}
     for i, (name, module) in enumerate(self._modules.items()):
       example = convert.KINDS[_KINDS[name]].example(module)
@@ -76,10 +76,10 @@ class Encoders:
     return {"encoders": params} if params else {}
 
   def load(self, where: Mapping[str, Any]) -> dict[str, Any]:
-    """What `init` gives, from files, where `where["encoders"]` says.
+    """Reads the variables of `init` from files, sharded as in `where`.
 
     Raises:
-      errors.UserError: if they cannot be read or do not fit.
+      errors.UserError: if a file cannot be read or does not fit.
     """
     params = {}
     for name, module in self._modules.items():
@@ -94,7 +94,7 @@ class Encoders:
     return {"encoders": params} if params else {}
 
   def encode(self, variables: Any, batch: task_lib.Batch) -> task_lib.Batch:
-    """What the task reads, one clip per device at a time."""
+    """Encodes the arrays that the task reads, one clip per device at a time."""
     if not self._modules:
       return batch
     parameters = {
@@ -111,12 +111,12 @@ class Encoders:
 def _one_per_device(
   function: Callable[[task_lib.Batch], task_lib.Batch], batch: task_lib.Batch
 ) -> task_lib.Batch:
-  """A function of a batch, of as many samples at a time as have devices."""
+  """Applies a function to a batch, one sample per device at a time."""
   mesh = jax.sharding.get_abstract_mesh()
   devices = 1 if mesh.empty else sharding.batch_devices(mesh)
 
   def split(x):
-    # Neighbours are on one device: they take turns.
+    # Neighbouring samples are on the same device, so they go to other rounds.
     x = jnp.swapaxes(x.reshape(devices, -1, *x.shape[1:]), 0, 1)
     return sharding.constrain(x, None, "batch")
 
@@ -136,7 +136,7 @@ def _noise(
   shard_index: int = 0,
   shard_count: int = 1,
 ) -> grain.DatasetIterator:
-  """Random numbers of any shape, to try out a config without data."""
+  """Opens batches of random numbers, to try out a config without data."""
   shapes = {name: tuple(shape) for name, shape in config["shapes"].items()}
 
   def sample(number):
@@ -155,15 +155,15 @@ SOURCES = (*pipeline.CAPTIONED, "noise")
 
 
 def batches(config: Mapping[str, Any], **options: Any) -> grain.DatasetIterator:
-  """The batches of a source.
+  """Opens the batches of a source.
 
   Args:
-    config: of `data.pipeline.batches`; or "source", "noise", and "shapes": name
-      -> shape of a sample's array.
-    **options: of `data.pipeline.batches`.
+    config: as for `data.pipeline.batches`; or with the "source" "noise", for
+      random numbers, and "shapes", name -> shape of a sample's array.
+    **options: as for `data.pipeline.batches`.
 
   Raises:
-    errors.UserError: for an unknown source, or as `data.pipeline.batches`.
+    errors.UserError: for an unknown source, or as `data.pipeline.batches` does.
   """
   source = config.get("source")
   if source not in SOURCES:

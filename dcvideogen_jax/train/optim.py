@@ -14,10 +14,11 @@ UpdateEMA = Callable[[Any, Any, jax.Array], Any]
 
 
 def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
-  """Linear warm-up from zero, then "cosine" down to `final` or "constant".
+  """Builds a schedule: linear warm-up from zero, then cosine or constant.
 
   Args:
-    config: "lr", "warmup" (steps), "schedule", "final" (fraction of lr).
+    config: "lr", "warmup" (steps), "schedule" ("cosine" or "constant"), and
+      "final", the fraction of "lr" at the end of the cosine.
     steps: of the whole run.
 
   Raises:
@@ -42,24 +43,26 @@ def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
 def build(
   config: Mapping[str, Any], steps: int
 ) -> optax.GradientTransformation:
-  """Clip by global norm, AdamW (or SGD) with masked decay, schedule, scale.
+  """Builds AdamW or SGD with clipping, masked weight decay and a schedule.
 
-  A parameter's scale multiplies its whole update after all else, decay too, as
-  if its learning rate were another: what parameter groups do in PyTorch.
-  Gradients are clipped before, by the norm of all, and the moments and names of
-  the state do not depend on it.
+  The "lr_scale" of a parameter multiplies its final update, weight decay
+  included, like the learning rate of a parameter group in PyTorch. Clipping
+  comes first and uses the global norm of all gradients. The moments and the
+  names in the optimiser's state do not depend on the scale.
 
   Args:
-    config: "name", "lr", "warmup", "schedule", "final", "betas", "eps",
-      "clip" (0 for none), "decay"; and, ordered by (regular expression over
-      names of the parameters that train, value), of which the first that
-      matches holds: "decay_mask" with bools, and "lr_scale" with positive
-      numbers, 1 for all where it is missing.
+    config: "name" ("adamw" or "sgd"), "lr", "warmup", "schedule", "final",
+      "betas", "eps", "clip" (the largest global norm; 0 for no clipping) and
+      "decay". Two ordered lists of (regular expression over the names of
+      trainable parameters, value), in which the first match holds:
+      "decay_mask" with bools, and "lr_scale" with positive numbers, which may
+      be missing and is then 1 for all parameters.
     steps: of the whole run.
 
   Raises:
-    errors.UserError: for an unknown name or schedule; `init` raises it for a
-      parameter that no rule covers, and a rule of "lr_scale" that matches none.
+    errors.UserError: for an unknown name or schedule. The optimiser's `init`
+      raises it for a parameter that no rule covers, and for a rule of
+      "lr_scale" that matches no parameter.
   """
   clip = [optax.clip_by_global_norm(config["clip"])] if config["clip"] else []
   directions = {
@@ -82,7 +85,7 @@ def build(
 def _scaled(
   inner: optax.GradientTransformation, rules: Sequence[tuple[str, float]]
 ) -> optax.GradientTransformation:
-  """`inner` with its updates multiplied, and its state as it is."""
+  """Multiplies the updates of `inner` by factors; its state is unchanged."""
 
   def init(params):
     names = tree.match(rules, tree.names(params))
@@ -103,16 +106,18 @@ def _scaled(
 
 
 def ema(config: Mapping[str, Any] | None) -> UpdateEMA | None:
-  """How an exponential moving average (EMA) of parameters follows them.
+  """Builds the update of the parameters' exponential moving average (EMA).
+
+  The decay grows with the number n = 1, 2, ... of the update, so that the EMA
+  soon forgets the initial parameters. Ramp "ratio": min(decay, n / (9 + n)).
+  Ramp "exponential": decay * (1 - exp(-n / steps)), as in DC-Gen (commit
+  562077c).
 
   Args:
-    config: "decay", "ramp" and "steps"; None or "decay" 0 for no EMA. The
-      decay of the n-th update, n from 1, grows so that the start is soon
-      forgotten. "ratio": min(decay, n / (9 + n)); "exponential":
-      decay * (1 - exp(-n / steps)), that of DC-Gen (commit 562077c).
+    config: "decay", "ramp" and "steps"; None or "decay" 0 for no EMA.
 
   Returns:
-    (EMA, parameters, steps before this one) -> EMA.
+    (EMA, parameters, steps before this one) -> EMA; None for no EMA.
 
   Raises:
     errors.UserError: for an unknown ramp, or numbers out of range.

@@ -1,11 +1,11 @@
-"""Makes videos with the parameters of a training, to be looked at.
+"""Renders sample videos with the parameters of a training in progress.
 
-All steps of the solver are one program, which every call uses again: only the
-parameters change. A block-causal model makes one chunk after the other, each of
-which sees what the clean chunks before it left, as in streaming at a
-`clean_level` of 0, whatever that of training is. Batches are
-split over the devices of the run's mesh; what a batch becomes is decoded in
-bounded memory on the first device of each process.
+All steps of the solver are one compiled program, which every call reuses, since
+only the parameters change. A block-causal model generates one chunk after the
+other. Each chunk attends to the KV cache of the clean chunks before it, as in
+streaming at `clean_level` 0, whatever level training uses. Batches are sharded
+over the run's mesh. Their latents are decoded in bounded memory on the first
+device of each process.
 """
 
 import functools
@@ -27,13 +27,13 @@ Video = UInt8[np.ndarray, "b t h w 3"]
 
 
 class Settings(NamedTuple):
-  """How videos are made.
+  """How videos are rendered.
 
   Attributes:
-    plan: of the solver's steps, as of `sampler.plan`.
-    guidance: scale; 1 is no guidance, and half the work.
-    frames, height, width: of the videos.
-    batch_size: videos that are made at once.
+    plan: the solver's steps, from `sampler.plan`.
+    guidance: guidance scale; 1 means no guidance, and half the work.
+    frames, height, width: size of the videos, in frames and pixels.
+    batch_size: videos that are sampled at once.
   """
 
   plan: sampler.SamplingPlan
@@ -45,14 +45,15 @@ class Settings(NamedTuple):
 
 
 class Requests(NamedTuple):
-  """Videos to make: arrays with a leading axis of videos, in host memory.
+  """The n videos to render, as arrays in host memory.
 
   Attributes:
-    text: embeddings of the prompts, (n, s, e), zero after the text's end.
-    negative: of what guidance leads away from, (s, e).
-    noise: standard normal, (n, t, h, w, c).
-    image: CLIP features (n, m, f), for image to video; else None.
-    condition: encoded first frames (n, t, h, w, c), likewise.
+    text: embeddings of the prompts, zero after a text's end.
+    negative: embedding of the negative prompt.
+    noise: standard normal; `t h w` count latents.
+    image: CLIP features of the first frames, for image to video; otherwise
+      None.
+    condition: latents of the first frames, likewise.
   """
 
   text: Float[np.ndarray, "n s e"]
@@ -65,26 +66,32 @@ class Requests(NamedTuple):
 def condition(
   space: spaces.LatentSpace, image: UInt8[np.ndarray, "h w 3"], frames: int
 ) -> Float[np.ndarray, "t h w c"]:
-  """Latents of a first frame amid grey, as training has them, float32."""
+  """Encodes a first frame followed by grey frames, as in training; float32.
+
+  Args:
+    space: the latent space, whose autoencoder encodes.
+    image: the first frame, of the video's size.
+    frames: of the video.
+  """
   budget = spaces.SHARE * memory.free()
   return np.asarray(space.condition(image, None, frames, budget)[0])
 
 
 class Renderer:
-  """Makes the same videos again and again, with other parameters."""
+  """Renders the same videos each time, with the parameters of the moment."""
 
   def __init__(
     self, module: Any, space: spaces.LatentSpace, settings: Settings
   ):
-    """Prepares; nothing is compiled before the first video.
+    """Checks the size of the videos; nothing is compiled before the first call.
 
     Args:
-      module: `WanDiT`, low-rank updates and all.
-      space: in which it makes latents, with variables on one device.
-      settings: how.
+      module: `WanDiT`, including any low-rank updates.
+      space: the latent space of `module`, with variables on one device.
+      settings: how videos are rendered.
 
     Raises:
-      errors.UserError: if the size of the videos does not fit.
+      errors.UserError: if `module` cannot make latents of the videos' size.
     """
     self._size = (settings.frames, settings.height, settings.width)
     self.shape = space.grid(*self._size)
@@ -102,12 +109,12 @@ class Renderer:
     self._programs: dict[Any, Any] = {}
 
   def videos(self, variables: Any, requests: Requests) -> Video:
-    """All videos, in order.
+    """Renders all videos, in order.
 
     Args:
-      variables: of the transformer, "params" and maybe "lora"; others are not
-        looked at.
-      requests: what to make.
+      variables: of the transformer: "params" and, with low-rank updates,
+        "lora"; other keys are ignored.
+      requests: the videos.
     """
     videos = []
     for latents in self.latents(variables, requests):
@@ -120,14 +127,14 @@ class Renderer:
   def latents(
     self, variables: Any, requests: Requests
   ) -> Iterator[Float[np.ndarray, "b t h w c"]]:
-    """Latents batch by batch; arguments as of `videos`."""
+    """Yields latents batch by batch; takes the arguments of `videos`."""
     mesh = jax.sharding.get_mesh()
     devices = 1 if mesh.empty else sharding.batch_devices(mesh)
     size = -(-self._settings.batch_size // devices) * devices
     weights = {k: variables[k] for k in ("params", "lora") if k in variables}
     total = len(requests.noise)
     for start in range(0, total, size):
-      # The last batch is filled up: another size would be another program.
+      # The last batch is padded: another size would compile another program.
       rows = np.arange(start, start + size) % total
       cond = {"text": requests.text[rows]}
       if requests.image is not None:
@@ -146,7 +153,7 @@ class Renderer:
       yield np.asarray(made)[: total - start]
 
   def _program(self, mesh: Any) -> Any:
-    """All steps, for the devices of a mesh."""
+    """Returns the jitted solver steps for the devices of a mesh."""
     if mesh not in self._programs:
       whole = None if mesh.empty else NamedSharding(mesh, P())
       self._programs[mesh] = jax.jit(self._sample, out_shardings=whole)
@@ -180,12 +187,12 @@ class Renderer:
 
 
 def _frames(given, start, size):
-  """What a chunk of frames is told."""
+  """Restricts a condition to the frames of a chunk."""
   if "extra" not in given:
     return given
   return {**given, "extra": given["extra"][:, start : start + size]}
 
 
 def _one_device() -> jax.sharding.Mesh:
-  """A mesh of this process's first device alone."""
+  """Returns a mesh of this process's first device alone."""
   return jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("one",))

@@ -1,11 +1,12 @@
-"""What diffusion models need to know of an autoencoder's latents: their scale.
+"""Measures the scale of an autoencoder's latents, for diffusion models.
 
-DC-AE-V has one factor, about 1 / RMS (0.7241 for the released f32t4c32); Wan's
-autoencoder has a mean and a standard deviation per channel. The deviations of
-the released one are alike (1.1 to 3.3); those of one trained for an hour are
-not, 0.13 to 1.5. Divided each by its own, the weak channels, which the decoder
-hardly looks at, would be most of what a transformer learns. So one standard
-deviation is used for all channels.
+DC-AE-V has one scale for all channels, about 1 / RMS of the latents (0.7241 for
+the released f32t4c32). Wan's autoencoder has a mean and a standard deviation
+(std) per channel. The stds of the released Wan autoencoder are similar (1.1 to
+3.3), but after an hour of training they range from 0.13 to 1.5. Normalising
+each channel by its own std would then amplify weak channels, which the decoder
+hardly uses, and a transformer would mostly learn those. So one std is used for
+all channels.
 """
 
 import contextlib
@@ -28,16 +29,16 @@ _DIGITS = 4
 def measure(
   config: Mapping[str, Any], module: Any, params: Any
 ) -> Mapping[str, Any]:
-  """`describe` on the training data of a run.
+  """Applies `describe` to the training data of a run.
 
   Args:
-    config: of the run. "statistics" is the number of batches that are encoded,
-      0 for none.
-    module: as for `describe`.
+    config: of the run. "statistics" is the number of batches to encode, 0 for
+      none.
+    module: the run's autoencoder.
     params: its parameters.
 
   Returns:
-    Fields of the module, {} for runs of other tasks or without batches.
+    Fields of the module; {} for runs of other tasks or with 0 batches.
 
   Raises:
     errors.UserError: if the data cannot be read.
@@ -58,16 +59,18 @@ def describe(
   params: Any,
   videos: Iterable[UInt8[np.ndarray, "b t h w 3"]],
 ) -> dict[str, Any]:
-  """What makes the latents of an autoencoder standard.
+  """Measures the fields that normalise the latents of an autoencoder.
 
   Args:
     module: the autoencoder.
     params: its parameters.
-    videos: batches of clips. Wan's leaves out frames that fill no latent frame.
+    videos: batches of clips. Wan's autoencoder leaves out the last frames if
+      they do not fill a latent frame.
 
   Returns:
-    "latent_scale" of DC-AE-V, with which the mean square is 1. Of Wan's the
-    "mean" per channel, and "std", that of all channels, once for each.
+    For DC-AE-V "latent_scale", which scales the latents to a mean square of 1.
+    For Wan's autoencoder "mean" per channel, and "std", the standard deviation
+    over all channels, repeated for each channel.
   """
 
   @jax.jit

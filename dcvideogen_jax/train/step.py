@@ -1,4 +1,4 @@
-"""From a config to a compiled step, on any mesh."""
+"""Builds a compiled training step from a config, for any mesh."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from dcvideogen_jax.train import (
 )
 from dcvideogen_jax.train import task as task_lib
 
-# What can be trained, by the name that a config gives it.
+# Training tasks by the name that a config gives them.
 TASKS: Mapping[str, Callable[[Mapping[str, Any]], task_lib.Task]] = {
   "autoencoder": autoencoders.autoencoder,
   "wan_autoencoder": autoencoders.wan_autoencoder,
@@ -32,10 +32,10 @@ TASKS: Mapping[str, Callable[[Mapping[str, Any]], task_lib.Task]] = {
 
 
 def build_task(config: Mapping[str, Any]) -> task_lib.Task:
-  """The task of a config.
+  """Builds the task that a config names.
 
   Raises:
-    errors.UserError: for an unknown task, or what building it raises.
+    errors.UserError: for an unknown task, or fields that the task refuses.
   """
   return errors.choose("task", config["task"], TASKS)(config)
 
@@ -45,12 +45,12 @@ class TrainState:
   """Everything that a step changes, in one tree.
 
   Leaves are named "params/...", "opt/0/mu/...", "ema/...", "rng", "step".
-  `params`, `opt` and `ema` hold trainable leaves only, nested as the task's
-  variables are; frozen ones are a tree of their own, which no step changes and
-  no checkpoint holds. `ema` is None where the run keeps no EMA. `rng`, the
-  numbers of a key, is never advanced: a step folds its number into the key
-  (`step_key`), so that a resumed step draws what an uninterrupted one would
-  have drawn.
+  `params`, `opt` and `ema` hold trainable leaves only, nested like the task's
+  variables. Frozen variables are a separate tree, which no step changes and no
+  checkpoint holds. `ema` is None where the run keeps no EMA. `rng` is the raw
+  data of a key that is never advanced: each step folds its number into the key
+  (`step_key`), so a resumed step draws what an uninterrupted one would have
+  drawn.
   """
 
   step: jax.Array
@@ -66,7 +66,14 @@ def new_state(
   seed: int,
   with_ema: bool,
 ) -> TrainState:
-  """The state before the first step; pure, for `jax.eval_shape`."""
+  """Returns the state before the first step; pure, for `jax.eval_shape`.
+
+  Args:
+    params: the trainable variables.
+    optimiser: whose state is made.
+    seed: of the run.
+    with_ema: whether the run keeps an EMA of the parameters.
+  """
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -77,24 +84,24 @@ def new_state(
 
 
 def step_key(state: TrainState) -> jax.Array:
-  """What the next step draws from."""
+  """Returns the key that the next step draws from."""
   return jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
 
 def ema_variables(state: TrainState, frozen: Any) -> Any:
-  """The task's variables with EMA parameters, or current ones without EMA."""
+  """Returns the task's variables, with EMA parameters if the run keeps any."""
   return tree.merge(state.params if state.ema is None else state.ema, frozen)
 
 
 class TrainPlan(NamedTuple):
-  """What a config describes, before anything is allocated.
+  """A training run as a config describes it, before anything is allocated.
 
   Attributes:
-    task: what is trained.
-    optimiser: changes the trainable variables.
-    update_ema: as `optim.ema` gives it.
+    task: the training task.
+    optimiser: updates the trainable variables.
+    update_ema: the EMA's update from `optim.ema`; None without an EMA.
     mesh: the devices.
-    seed: of the start and of what steps draw.
+    seed: of the initial values and of the random numbers of all steps.
     split: the task's variables -> (trainable, frozen).
     state: tree of `jax.ShapeDtypeStruct`s with their shardings.
     frozen: the same for the variables that are not trained.
@@ -116,7 +123,7 @@ def plan(
   """Builds the task, the optimiser, the mesh and the sharded abstract state.
 
   Args:
-    config: of a training.
+    config: a training config.
     devices: of the mesh, as `sharding.make_mesh` takes them.
 
   Raises:
@@ -158,7 +165,18 @@ def _where(abstract: Any) -> Any:
 
 
 def require_divisible(name: str, size: int, mesh: Mesh, parts: int = 1) -> None:
-  """Raises UserError if `size` clips cannot be cut and split evenly."""
+  """Checks that a batch can be cut into parts and split over devices evenly.
+
+  Args:
+    name: of the config field, for the error.
+    size: clips of the batch.
+    mesh: the devices.
+    parts: micro-batches into which the batch is cut.
+
+  Raises:
+    errors.UserError: if `size` is not a positive multiple of the number of
+      micro-batches times the devices that share a batch.
+  """
   if parts < 1:
     raise errors.UserError(f"accumulate must be positive, found {parts}")
   devices = sharding.batch_devices(mesh)
@@ -171,10 +189,10 @@ def require_divisible(name: str, size: int, mesh: Mesh, parts: int = 1) -> None:
 
 
 def init(run: TrainPlan) -> tuple[TrainState, Any]:
-  """(state, frozen variables), each leaf created where its sharding puts it.
+  """Creates (state, frozen variables), each leaf on the devices that hold it.
 
   Raises:
-    errors.UserError: if what the task starts from does not fit.
+    errors.UserError: if the weights that the task starts from do not fit.
   """
   params, frozen = _start(run)
   create = functools.partial(
@@ -188,7 +206,7 @@ def init(run: TrainPlan) -> tuple[TrainState, Any]:
 
 
 def init_frozen(run: TrainPlan) -> Any:
-  """What `init` would give as the frozen variables, for a restored state.
+  """Returns the frozen variables of `init`, for a restored state.
 
   Raises:
     errors.UserError: as `init`.
@@ -197,7 +215,7 @@ def init_frozen(run: TrainPlan) -> Any:
 
 
 def _start(run: TrainPlan, only_frozen: bool = False) -> tuple[Any, Any]:
-  """(trainable, frozen) variables; the first need not be there."""
+  """Returns (trainable, frozen) variables; `only_frozen` may skip the first."""
   where = _where(run.state.params), _where(run.frozen)
   if run.task.start is not None:
     with jax.set_mesh(run.mesh):
@@ -226,9 +244,10 @@ def _described(variables: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def cut(batch: Any, parts: int) -> Any:
-  """Arrays (b, ...) to (parts, b / parts, ...), split over the mesh alike.
+  """Cuts arrays (b, ...) into (parts, b / parts, ...), sharded over samples.
 
-  Part i gets the samples i, i + parts, ...: each device cuts what it has.
+  Part i gets the samples i, i + parts, ..., so that each device cuts the
+  samples that it holds already.
   """
 
   def one(x):
@@ -241,14 +260,14 @@ def cut(batch: Any, parts: int) -> Any:
 def gradients(
   task: task_lib.Task, trainable: Any, frozen: Any, drawn: Any, parts: int
 ) -> tuple[task_lib.Metrics, Any]:
-  """Loss, metrics and gradients: float32 means over the parts of a batch.
+  """Computes loss, metrics and gradients, as float32 means over micro-batches.
 
   Args:
     task: gives the loss.
-    trainable: what gradients are for.
+    trainable: the variables to differentiate by.
     frozen: the other variables.
-    drawn: the whole batch, each array (b, ...).
-    parts: into how many `b` is cut, so that a large batch fits into memory.
+    drawn: the whole batch with its random arrays, each (b, ...).
+    parts: micro-batches into which the batch is cut, to bound memory.
 
   Returns:
     ({"loss": ..., **metrics}, a tree like `trainable`).
@@ -282,10 +301,10 @@ def gradients(
 def compile_step(
   run: TrainPlan, config: Mapping[str, Any]
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-  """The compiled (state, frozen, batch) -> (state, metrics).
+  """Returns the jitted step (state, frozen, batch) -> (state, metrics).
 
-  The state is donated. "grad_norm" is that of the whole batch's gradient,
-  before it is clipped.
+  The state is donated. The metric "grad_norm" is the norm of the whole batch's
+  gradient before clipping.
   """
   schedule = optim.learning_rate(config["optim"], config["steps"])
   where = _where(run.state)
@@ -317,11 +336,11 @@ def trace(
   config: Mapping[str, Any],
   batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> jax.stages.Traced:
-  """What `compile_step` compiles, ahead and for shapes alone.
+  """Traces the training step of `compile_step` ahead of time, from shapes.
 
   Args:
-    run: of `plan`; its devices need not exist.
-    config: the same.
+    run: the plan of `config`; its devices need not exist.
+    config: a training config.
     batch: shapes of a whole batch's arrays.
 
   Raises:
@@ -343,16 +362,16 @@ def model_flops(
   batch: Mapping[str, jax.ShapeDtypeStruct],
   devices: Sequence[Any] | None = None,
 ) -> int:
-  """FLOPs that a step of all devices needs, whatever it does to save memory.
+  """Counts the FLOPs of a step on all devices, as if memory were unlimited.
 
-  What rematerialisation repeats is not counted, nor what a mask hides, but for
-  chunks that are whole; convolutions count as accelerators compute them. They
-  are those of `flops.count`, of a trace that takes seconds for a large model.
+  Neither rematerialised work nor attention to chunks that a mask hides is
+  counted. Convolutions count as accelerators compute them. The count is that of
+  `flops.count` on a trace, which takes seconds for a large model.
 
   Args:
-    config: of a training.
+    config: a training config.
     batch: shapes of a whole batch's arrays.
-    devices: the first of them is traced for; jax's own unless given.
+    devices: the trace is for the first of them; None means jax's local ones.
   """
   model = {k: v for k, v in config["model"].items() if k != "remat"}
   if "heads" in model:
@@ -365,7 +384,7 @@ def model_flops(
 
 
 def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-  """Global arrays from each process's part of a batch."""
+  """Makes global arrays from each process's part of a batch."""
   to = NamedSharding(mesh, sharding.BATCH)
   return {
     name: jax.make_array_from_process_local_data(to, value)

@@ -1,4 +1,4 @@
-"""What is trained, on which batches, and where its randomness comes from."""
+"""The interface of training tasks: batches, functions and random keys."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,8 @@ from dcvideogen_jax.data import pipeline
 
 Metrics = dict[str, jax.Array]
 
-# Which latents, and where their condition is in a `LatentBatch`.
+# The autoencoder of the latents that are trained on, and the key of the image
+# condition of these latents in a `LatentBatch`.
 Space = Literal["deep", "base"]
 CONDITIONS: Mapping[Space, Literal["deep_condition", "base_condition"]] = {
   "deep": "deep_condition",
@@ -24,9 +25,9 @@ class VideoBatch(TypedDict, total=False):
   """Clips that autoencoders are trained on.
 
   Attributes:
-    video: levels of red, green and blue, 0 to 255; all frames of a batch have
-      one size.
-    noise: drawn; standard normal, for the posterior of Wan's autoencoder.
+    video: RGB levels from 0 to 255; all clips of a batch have the same size.
+    noise: standard normal, for the posterior of Wan's autoencoder; drawn anew
+      in each step. `T H W` count latents.
   """
 
   video: UInt8[Array, "b t h w 3"]
@@ -34,21 +35,24 @@ class VideoBatch(TypedDict, total=False):
 
 
 class LatentBatch(TypedDict, total=False):
-  """Encoded clips and what they are conditioned on; tasks read some of it.
+  """Encoded clips and their conditions; each task reads some of the arrays.
+
+  Those from `sigma` on are drawn anew in each step, by `Task.draw`.
 
   Attributes:
     deep: latents of DC-AE-V, multiplied by its `latent_scale`.
-    base: latents of Wan's autoencoder, less its `mean`, over its `std`.
-    deep_condition, base_condition: of image to video, in the same space, the
-      latents of the first frame, and of frames that are empty.
-    text: UMT5's embeddings of the caption, zero after its end.
-    image: CLIP's features of the first frame.
-    sigma: drawn; the share of noise, from 0 to 1, of a sample or each chunk.
-    timestep: drawn; what the transformer is told of it, from 0 to 1000; alike.
-    weight: drawn; of the squared error; alike.
-    noise: drawn; standard normal, like the latents that are trained on.
-    clean_noise: drawn; likewise, for the copies of teacher forcing.
-    drop: drawn; whether the negative prompt replaces the text.
+    base: latents of Wan's autoencoder, minus its `mean`, divided by its `std`.
+    deep_condition, base_condition: for image to video, latents in the same
+      space of a clip that shows the first frame, followed by grey frames.
+    text: UMT5 embeddings of the caption, zero after its end.
+    image: CLIP features of the first frame.
+    sigma: noise level from 0 to 1, per sample or per chunk.
+    timestep: the noise level as the transformer gets it, from 0 to 1000, per
+      sample or per chunk.
+    weight: of the squared error, per sample or per chunk.
+    noise: standard normal, shaped like the latents that are trained on.
+    clean_noise: the same, for the clean copies of teacher forcing.
+    drop: whether the negative prompt replaces the text.
   """
 
   deep: Float32[Array, "b t h w c"]
@@ -65,33 +69,33 @@ class LatentBatch(TypedDict, total=False):
   drop: Bool[Array, " b"]
 
 
-# Of every task; those with encoders get raw videos and tokens, as
-# `latents.conditions.clips` takes them, and make `LatentBatch` of them.
+# The batch of any task. Tasks with encoders get raw videos and tokens, as
+# `latents.conditions.clips` takes them, and make a `LatentBatch` from them.
 Batch = Any
 
 
 class Task(NamedTuple):
-  """What is trained, as pure functions.
+  """A training task as pure functions.
 
-  A step encodes the batch, draws what is random for all of it, cuts it into
+  A step encodes the batch, draws all random numbers for it, cuts it into
   micro-batches, and averages their losses and gradients.
 
-  init(rng) -> variables, nested dictionaries: the random start, and through
-    `jax.eval_shape` all names, shapes and dtypes.
-  loss_fn(variables, drawn) -> (loss, metrics), float32 scalars; deterministic
-    means over the batch, so that the mean over equal parts of a batch is that
-    of the batch.
+  init(rng) -> variables, nested dictionaries with random values. With
+    `jax.eval_shape` it also gives all names, shapes and dtypes.
+  loss_fn(variables, drawn) -> (loss, metrics), float32 scalars. They are
+    deterministic means over the batch, so that averaging equal parts of a batch
+    gives the mean of the whole batch.
   predict_fns: name -> function(variables, drawn) -> arrays with a leading
-    batch axis. "measure" gives the numbers of a validation, in a dictionary; a
-    NaN does not count for its sample. "reconstruct", where there is one, gives
-    a uint8 video.
-  draw(batch, rng) -> drawn: adds everything random, arrays with a leading
-    batch axis.
-  encode(variables, batch) -> batch: what frozen encoders make of raw data,
-    sample by sample, in the memory that a few samples need.
+    batch axis. "measure" returns a dictionary of validation metrics, in which
+    a NaN leaves out its sample. The optional "reconstruct" returns a uint8
+    video.
+  draw(batch, rng) -> drawn: adds all random arrays, with a leading batch axis.
+  encode(variables, batch) -> batch: applies the frozen encoders to raw data, a
+    few samples at a time to bound memory.
   trainable: ordered (regular expression over the names of variables, bool).
-  start(where) -> variables that do not start at random. `where` is a tree of
-    shardings like them. None: they start as `init` gives them.
+  start(where) -> variables that are not random, such as weights from files.
+    `where` is a tree of shardings like the variables. If `start` is None, the
+    variables start as `init` gives them.
   batches(data config, *, batch_size, seed, shard_index, shard_count) ->
     endless, closable iterator over dictionaries of numpy arrays, whose
     position can be saved and restored.
@@ -110,17 +114,20 @@ class Task(NamedTuple):
 
 
 def start_key(seed: int) -> jax.Array:
-  """What everything that starts at random is drawn from, and nothing else."""
+  """Returns the key for random initial values, and for nothing else."""
   return _keys(seed)[0]
 
 
 def steps_key(seed: int) -> jax.Array:
-  """What the keys of all steps are made from."""
+  """Returns the key from which the keys of all steps are derived."""
   return _keys(seed)[1]
 
 
 def validation_key() -> jax.Array:
-  """What every validation draws from, whatever the seed of its run."""
+  """Returns the key that every validation draws from, whatever its run's seed.
+
+  Validations of different runs therefore use the same random numbers.
+  """
   return _keys(0)[2]
 
 
