@@ -1,14 +1,14 @@
-"""What the JSON files of a folder of encoded clips have to hold."""
+"""Checks the fields of the JSON files in a folder of encoded clips."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Field -> whether a value can be its.
+# For each field, a test of its value.
 Fields = Mapping[str, Callable[[Any], bool]]
 
 
 def _are_counts(value: Any) -> bool:
-  """Whether it is a list of whole numbers of 0 or more."""
+  """Returns whether a value is a list of whole numbers of 0 or more."""
   return isinstance(value, list) and all(map(_is_count, value))
 
 
@@ -21,12 +21,15 @@ def _is_object(value: Any) -> bool:
 
 
 def _objects_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-  """A test of objects all of whose values pass a test."""
+  """Returns a test that a value is an object whose values all pass `fits`."""
   return lambda found: _is_object(found) and all(map(fits, found.values()))
 
 
 def _is_bucket(value: Any) -> bool:
-  """Whether it is {"records", "shapes"}; texts have no shape in common."""
+  """Returns whether a value is {"records", "shapes"}.
+
+  The shape of "text" is null, because texts differ in length.
+  """
   shapes = _objects_of(lambda shape: shape is None or _are_counts(shape))
   return (
     _is_object(value)
@@ -55,10 +58,11 @@ SETTINGS: Fields = {}
 
 
 def require(document: Any, fields: Fields) -> None:
-  """Checks what a file holds.
+  """Checks that a document has the given fields, with valid values.
 
   Raises:
-    ValueError: unless it is an object with these fields.
+    ValueError: if the document is not an object, lacks a field, or a field has
+      a value that its test refuses.
   """
   if not _is_object(document):
     raise ValueError(f"expected an object, found {str(document)[:80]}")

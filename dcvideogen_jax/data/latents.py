@@ -1,20 +1,21 @@
-"""Clips that were encoded beforehand: records, and batches for training.
+"""Reads clips that were encoded beforehand: records, and batches for training.
 
-A folder of `launch.precompute` (see `data.parts` for how it is laid out) holds
-records of named arrays:
+A folder of `launch.precompute` (`data.parts` gives its layout) holds records. A
+record consists of named arrays:
 
-  base            (t, h, w, c)  latents of the base model's autoencoder, the
+  base            (t, h, w, c)  latents of the base model's autoencoder: the
                   mean of the posterior, normalised
-  deep            (t, h, w, c)  DC-AE-V's, times its scale; the same t
-  base_condition  (t, h, w, c)  the first frame amid grey, encoded likewise
-  deep_condition  (t, h, w, c)
-  text            (s, e)        the text encoder's, without padding, one array
-                  for each caption
-  image           (m, e)        CLIP's, of the first frame
+  deep            (t, h, w, c)  latents of DC-AE-V, times its scale; the same t
+  base_condition  (t, h, w, c)  latents of the condition video, which shows the
+                  first frame and then mid-grey, like "base"
+  deep_condition  (t, h, w, c)  latents of the condition video, like "deep"
+  text            (s, e)        embedding of a caption, without padding; one
+                  array for each caption
+  image           (m, e)        CLIP's features of the first frame
 
-and what is known of the clip as JSON: "file", "captions", "scores" (or null),
-"fps". Which of the arrays are there is up to who made the folder. The clips of
-a bucket have equal shapes, but for the texts.
+and of metadata of the clip as JSON: "file", "captions", "scores" (or null) and
+"fps". Arrays whose encoder was not given are missing. All clips of a bucket
+have the same arrays with equal shapes, except for "text".
 """
 
 import json
@@ -41,13 +42,14 @@ KEYS = ("base", "deep", "base_condition", "deep_condition", "text", "image")
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 INDEX, NEGATIVE = "index.json", "negative.safetensors"
 FORMAT = 1
-# Of a caption's score, for how often it is drawn: as in the official training.
+# A caption is drawn in proportion to this power of its score, as in the
+# official training.
 SCORE_POWER = 10
 
 _LENGTH = struct.Struct("<Q")
 _STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _META = "__metadata__"
-# What taking a damaged record apart may raise.
+# Exceptions that parsing a damaged record may raise.
 _MALFORMED = (struct.error, AttributeError, KeyError, TypeError, ValueError)
 _REQUIRED = ("source", "path")
 _DEFAULTS = {"keys": None, "text_tokens": 512, "latent_frames": None}
@@ -55,11 +57,12 @@ _OVER_TIME = ("base", "deep", "base_condition", "deep_condition")
 
 
 def encode(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> bytes:
-  """One record, in the format of safetensors.
+  """Returns the record of a clip, in the format of safetensors.
 
   Args:
-    arrays: by the names above, float32 or bfloat16; "text" is a list.
-    meta: what JSON can hold.
+    arrays: float32 or bfloat16 arrays, by the names in `KEYS`; "text" is a list
+      of arrays.
+    meta: metadata of the clip; anything that JSON can hold.
 
   Raises:
     ValueError: for another name or dtype.
@@ -74,7 +77,8 @@ def encode(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> bytes:
         raise ValueError(f"{name} is {array.dtype}, not one of {[*DTYPES]}")
       key = f"text.{i}" if name == "text" else name
       flat[key] = np.ascontiguousarray(array)
-  # One key: the library writes several in any order.
+  # With a single key of metadata the bytes are deterministic: safetensors
+  # writes several keys in any order.
   return safetensors_numpy.save(
     flat, {"meta": json.dumps(meta, ensure_ascii=False)}
   )
@@ -83,20 +87,21 @@ def encode(arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> bytes:
 def decode(
   record: bytes, keys: Sequence[str] = KEYS
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The arrays and the meta of a record.
+  """Returns the arrays and the metadata of a record.
 
   Args:
-    record: made by `encode`.
-    keys: names to take, where they are there; "text" gives a list.
+    record: a record that `encode` made.
+    keys: names of the arrays to read; the record may lack some. "text" gives a
+      list of arrays.
 
   Raises:
-    ValueError: if it was not made by `encode` or was cut off.
+    ValueError: if the record was not made by `encode` or is truncated.
   """
   try:
     (length,) = _LENGTH.unpack_from(record)
     header = documents.parse(record[_LENGTH.size : _LENGTH.size + length])
     meta = documents.parse(header[_META]["meta"])
-    # Refuses arrays with gaps, overlaps or a surplus.
+    # Deserialising refuses arrays that overlap or leave bytes unused.
     flat = {}
     for key, entry in safetensors.deserialize(record):
       if key.partition(".")[0] in keys:
@@ -113,24 +118,28 @@ def decode(
 
 
 def caption_weights(count: int, scores: Sequence[float] | None) -> np.ndarray:
-  """How likely each caption of a clip is to be drawn: float64 (count,).
+  """Returns the probability of each caption of a clip: float64 (count,).
 
-  In proportion to the tenth power of its score; all alike without scores, or
-  where all are zero.
+  A probability is proportional to the tenth power of the caption's score. The
+  captions are equally likely without scores, or where all scores are zero.
+
+  Args:
+    count: number of captions, at least 1.
+    scores: a score of 0 or more for each caption, or None.
   """
   if scores is None or max(scores) <= 0:
     return np.full(count, 1 / count)
-  # Relative to the largest: a power of a large score might not be finite.
+  # Divided by the largest score, as the power of a large score may overflow.
   weights = (np.asarray(scores, np.float64) / max(scores)) ** SCORE_POWER
   return weights / weights.sum()
 
 
 def padded(text: np.ndarray, tokens: int) -> Float[np.ndarray, "{tokens} e"]:
-  """A text's embedding filled with zeros up to `tokens`, float32.
+  """Returns a text's embedding padded with zeros to `tokens`, float32.
 
   Raises:
-    errors.UserError: if it is longer. A text that is cut before it is encoded,
-      as in sampling, is another embedding than one that is cut afterwards.
+    errors.UserError: if the text has more tokens. It is not cut here, because
+      sampling cuts a text before it is encoded, which gives other embeddings.
   """
   require_tokens(len(text), tokens)
   row = np.zeros((tokens, text.shape[-1]), np.float32)
@@ -139,7 +148,11 @@ def padded(text: np.ndarray, tokens: int) -> Float[np.ndarray, "{tokens} e"]:
 
 
 def require_tokens(found: int, tokens: int) -> None:
-  """Raises UserError if a text has more than so many tokens."""
+  """Checks that a text of `found` tokens has at most `tokens`.
+
+  Raises:
+    errors.UserError: if the text has more tokens.
+  """
   if found > tokens:
     raise errors.UserError(
       f"a text has {found} tokens, expected at most the text_tokens "
@@ -149,15 +162,20 @@ def require_tokens(found: int, tokens: int) -> None:
 
 
 def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """The index of a folder of encoded clips.
+  """Reads the index of a folder of encoded clips.
 
   Returns:
-    "records" their number; "settings" what they were made with; "facts" such as
-    "latent_scale", DC-AE-V's; "buckets", name -> {"records", "shapes": name ->
-    shape of the arrays but for texts}; "parts", name -> {bucket: records}.
+    A dictionary of
+      records: the number of clips.
+      settings: the settings of the encoding.
+      facts: facts such as "latent_scale", the scale of DC-AE-V's latents.
+      buckets: for each bucket's name, "records", the number of its clips, and
+        "shapes", the shape of each array by name; None for "text".
+      parts: for each part's name, the number of clips by bucket.
 
   Raises:
-    errors.UserError: if there is none, or it is damaged or of another version.
+    errors.UserError: if the folder has no index, or the index is damaged or in
+      another format.
   """
   path = pathlib.Path(directory) / INDEX
   try:
@@ -183,10 +201,10 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def negative(
   directory: str | os.PathLike[str],
 ) -> Float[np.ndarray, "s e"]:
-  """The embedding of the negative prompt, which a dropped text becomes.
+  """Returns the negative prompt's embedding, which replaces a dropped text.
 
   Raises:
-    errors.UserError: if the folder has none, or it is damaged.
+    errors.UserError: if the folder has no such embedding, or it is damaged.
   """
   path = pathlib.Path(directory) / NEGATIVE
   try:
@@ -202,9 +220,9 @@ def negative(
 
 
 class Records:
-  """Random access to the records of one bucket, for Grain.
+  """Gives Grain random access to the records of one bucket.
 
-  `records[i]` is bytes for `decode`.
+  `records[i]` holds the bytes of a record, for `decode`.
   """
 
   def __init__(
@@ -213,15 +231,15 @@ class Records:
     bucket: str,
     index: Mapping[str, Any] | None = None,
   ):
-    """Opens the shards.
+    """Opens the shards of the bucket.
 
     Args:
-      directory: of the encoded clips.
+      directory: the folder of encoded clips.
       bucket: a key of the index's "buckets".
-      index: what `read_index` gives, if at hand.
+      index: the folder's index, if it has been read already.
 
     Raises:
-      errors.UserError: if one is missing, damaged or has another number of
+      errors.UserError: if a shard is missing, damaged or has another number of
         records than the index says.
     """
     self._directory, self._bucket = pathlib.Path(directory), bucket
@@ -271,24 +289,24 @@ def sources(
   process: options_lib.Process | None = None,
   skipped: Any = None,
 ) -> list[buckets.BucketSource]:
-  """The buckets of a folder, whose elements become arrays as above, float32.
+  """Returns the buckets of a folder; their elements become float32 arrays.
+
+  A clip comes with one of its captions, drawn as `caption_weights` says.
 
   Args:
     config: keys
       source: "latents".
       path: the folder.
-      keys: out of `KEYS`; None takes what the folder has.
-      text_tokens: every text is filled with zeros up to these; 512.
-      latent_frames: only these first ones of the arrays with a time axis; None
-        takes all. The first of "base" is an image: Wan's autoencoder encodes it
-        without the others.
-    process, skipped: are not needed, as nothing is left out. Which of its
-      captions a clip comes with is drawn in proportion to the tenth power of
-      their scores.
+      keys: names of arrays from `KEYS`; None reads all that each bucket has.
+      text_tokens: tokens to which each text is padded with zeros; 512.
+      latent_frames: how many latent frames to keep, from the first on; None
+        keeps all. The first latent frame of "base" is an image: Wan's
+        autoencoder encodes it without the later frames.
+    process, skipped: not used, because no clip is left out.
 
   Raises:
-    errors.UserError: for a bad config or a damaged folder, and from an element
-      for a damaged record or a text of more than `text_tokens`.
+    errors.UserError: for a bad config or a damaged folder; also when an element
+      is read, for a damaged record or a text of more than `text_tokens`.
   """
   del process, skipped
   options = options_lib.checked(
@@ -310,7 +328,7 @@ def sources(
 
 
 def _keys(options, index) -> tuple[str, ...]:
-  """The arrays to read, of those that every bucket has."""
+  """Returns the names of the arrays to read, which every bucket must have."""
   held = [
     key
     for key in KEYS
@@ -325,7 +343,7 @@ def _keys(options, index) -> tuple[str, ...]:
 
 
 class _Draw(grain.transforms.RandomMap):
-  """A record as arrays, with one of its captions."""
+  """Turns a record into float32 arrays, with one of its captions."""
 
   def __init__(
     self, name: str, shapes: Mapping[str, Any], options: Mapping[str, Any]

@@ -1,16 +1,19 @@
 """Writes folders of encoded clips, part by part.
 
-  DIR/settings.json                    what the folder is made with, first
-  DIR/part-00000/480x832.array_record  the clips of a part in one bucket
-  DIR/part-00000/part.json             their number, their shapes, what was left
-                                       out and why
-  DIR/negative.safetensors             the negative prompt's embedding, if any
-  DIR/skipped.jsonl                    all that was left out
-  DIR/index.json                       the whole, last
+  DIR/settings.json                    the settings of the encoding; written
+                                       first
+  DIR/part-00000/480x832.array_record  the clips of one part and one bucket
+  DIR/part-00000/part.json             how many clips the part has, the shapes
+                                       of their arrays, and which clips were
+                                       left out, with the reason
+  DIR/negative.safetensors             the negative prompt's embedding, if there
+                                       is a text encoder
+  DIR/skipped.jsonl                    all clips that were left out
+  DIR/index.json                       an index of all parts; written last
 
-A part appears when it is complete, so a folder can be continued after any
-interruption, and parts can be made in any order and by any process. Nothing in
-the folder depends on when, by which process or in what order.
+A part appears once it is complete. An interrupted folder can therefore be
+continued, and processes can write parts in any order. The content of the folder
+does not depend on the order, on the process or on the time.
 """
 
 import contextlib
@@ -29,18 +32,18 @@ SETTINGS, PART, SKIPPED = "settings.json", "part.json", "skipped.jsonl"
 
 
 def name(number: int) -> str:
-  """The directory of a part."""
+  """Returns the name of a part's directory."""
   return f"part-{number:05d}"
 
 
 def begin(
   directory: str | os.PathLike[str], settings: Mapping[str, Any]
 ) -> pathlib.Path:
-  """Makes the folder, or continues one that has the same settings.
+  """Creates the folder, or continues one that has the same settings.
 
   Raises:
-    errors.UserError: if it has other settings, is no such folder, or is in an
-      object store, where processes could not lock their parts.
+    errors.UserError: if the folder has other settings, holds other files, or is
+      in an object store, where processes cannot lock their parts.
   """
   if files.is_remote(directory):
     raise errors.UserError(
@@ -51,7 +54,7 @@ def begin(
   path = directory / SETTINGS
   if not path.exists():
     full = any(p.name[0] != "." for p in directory.iterdir())
-    # Another process may have begun in between.
+    # Another process may have written the settings in the meantime.
     if full and not path.exists():
       raise errors.UserError(
         f"{directory} is not empty and has no {SETTINGS} to continue from"
@@ -77,32 +80,32 @@ def begin(
 
 
 def is_done(directory: pathlib.Path, number: int) -> bool:
-  """Whether a part is there."""
+  """Returns whether a part is written."""
   return (directory / name(number)).is_dir()
 
 
 def locked(
   directory: pathlib.Path, number: int
 ) -> contextlib.AbstractContextManager[bool]:
-  """A context that yields whether this process alone may make a part now.
+  """Returns a context that locks a part, and yields whether it got the lock.
 
-  It may not while another process makes it; see `files.lock`.
+  It yields False while another process writes the part; see `files.lock`.
   """
   return files.lock(directory / f".{name(number)}.lock")
 
 
 class Writer:
-  """Writes one part, as a context manager; an exception leaves nothing."""
+  """Writes one part, as a context manager; an exception discards the part."""
 
   def __init__(
     self, directory: pathlib.Path, number: int, facts: Mapping[str, Any]
   ):
-    """Names the part.
+    """Sets which part is written.
 
     Args:
-      directory: of the whole, which is begun.
-      number: of the part.
-      facts: what readers may want to know; the same for all parts.
+      directory: the folder, as `begin` returns it.
+      number: number of the part.
+      facts: facts for the readers of the folder, the same in all parts.
     """
     self._path = directory / name(number)
     self._stack = contextlib.ExitStack()
@@ -122,11 +125,17 @@ class Writer:
   def write(
     self, bucket: str, arrays: Mapping[str, Any], meta: Mapping[str, Any]
   ) -> None:
-    """Appends a clip; see `latents.encode`.
+    """Appends a clip to its bucket.
+
+    Args:
+      bucket: name of the bucket, such as "480x832".
+      arrays: as for `latents.encode`.
+      meta: as for `latents.encode`.
 
     Raises:
-      ValueError: if its shapes are not those of the bucket.
-      errors.UserError: if it cannot be written.
+      ValueError: if the arrays have other shapes than earlier clips of the
+        bucket.
+      errors.UserError: if the clip cannot be written.
     """
     shapes = {
       key: None if key == "text" else [*value.shape]
@@ -145,7 +154,7 @@ class Writer:
     held["records"] += 1
 
   def skip(self, file: str, reason: str) -> None:
-    """Notes a clip that is left out."""
+    """Records that a clip is left out, and why."""
     self._about["skipped"].append({"file": file, "reason": reason})
 
   def __exit__(self, kind, value, traceback) -> bool | None:
@@ -166,19 +175,20 @@ class Writer:
 
 
 def write_negative(directory: pathlib.Path, text: np.ndarray) -> None:
-  """Writes the embedding (s, e) of the negative prompt, for `negative`."""
+  """Writes the negative prompt's embedding (s, e), for `latents.negative`."""
   with files.atomic(directory / latents.NEGATIVE) as path:
     path.write_bytes(latents.encode({"text": [text]}, {}))
 
 
 def finish(directory: pathlib.Path, count: int) -> dict[str, Any] | None:
-  """Writes the index once all `count` parts are there.
+  """Writes the index if all `count` parts are written.
 
   Returns:
-    The index as `latents.read_index` gives it, or None if parts are missing.
+    The index as `latents.read_index` returns it, or None if parts are missing.
 
   Raises:
-    errors.UserError: if a part cannot be read, or parts do not fit together.
+    errors.UserError: if a part cannot be read, or the parts differ in their
+      facts or in the shapes of a bucket.
   """
   numbers = range(count)
   if not all(is_done(directory, number) for number in numbers):
@@ -220,10 +230,10 @@ def finish(directory: pathlib.Path, count: int) -> dict[str, Any] | None:
 
 
 def read(path: pathlib.Path, fields: descriptions.Fields) -> dict[str, Any]:
-  """A JSON file of the folder, with the fields that it has to have.
+  """Reads a JSON file of the folder and checks its fields.
 
   Raises:
-    errors.UserError: if it is missing or damaged.
+    errors.UserError: if the file is missing, damaged or lacks a field.
   """
   try:
     document = documents.parse(path.read_bytes())

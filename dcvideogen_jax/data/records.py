@@ -1,7 +1,7 @@
-"""Clips in ArrayRecord shards: random access, checksums, exact bytes.
+"""Reads and writes clips as ArrayRecord shards, with random access.
 
-A record is a header (magic, t, h, w) and the raw uint8 pixels. ArrayRecord
-adds zstd compression and a checksum.
+A record is a header (magic, t, h, w) and the raw uint8 pixels. ArrayRecord adds
+zstd compression and a checksum, so a clip is read back exactly.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from dcvideogen_jax import errors, files
 SUFFIX = ".array_record"
 _HEADER = struct.Struct("<4sIII")
 _MAGIC = b"CLP1"
-# One clip per chunk, or reading one would decompress its neighbours too.
+# One record per ArrayRecord chunk: reading a clip decompresses no other clip.
 _OPTIONS = "group_size:1,zstd:1"
 
 
 def encode(clip: np.ndarray) -> bytes:
-  """One record from a clip.
+  """Returns the record of a clip.
 
   Args:
     clip: uint8 (t, h, w, 3).
 
   Raises:
-    TypeError: if it is not uint8.
-    ValueError: if its shape is another.
+    TypeError: if the clip is not uint8.
+    ValueError: if the clip has another shape or no pixels.
   """
   clip = np.asarray(clip)
   if clip.dtype != np.uint8:
@@ -43,10 +43,10 @@ def encode(clip: np.ndarray) -> bytes:
 
 
 def decode(record: bytes) -> np.ndarray:
-  """The clip of one record: uint8 (t, h, w, 3), read-only.
+  """Returns the clip of a record: uint8 (t, h, w, 3), read-only.
 
   Raises:
-    ValueError: if the record was not made by `encode` or was cut off.
+    ValueError: if the record was not made by `encode` or is truncated.
   """
   if len(record) < _HEADER.size or record[:4] != _MAGIC:
     raise ValueError("the record does not start like a clip")
@@ -56,10 +56,11 @@ def decode(record: bytes) -> np.ndarray:
 
 
 def require_empty(directory: str | os.PathLike[str]) -> None:
-  """Refuses a path that exists, unless it is an empty folder.
+  """Checks that a path does not exist or is an empty folder.
 
   Raises:
-    errors.UserError: if something is there, or it is in an object store.
+    errors.UserError: if the path is a file or a folder with content, or is in
+      an object store.
   """
   if files.is_remote(directory):
     raise errors.UserError(
@@ -77,20 +78,21 @@ def write_shards(
   clips_per_shard: int = 256,
   extra: Callable[[], Mapping[str, str]] | None = None,
 ) -> int:
-  """Writes clips into `directory`, which appears only when complete.
+  """Writes clips into `directory`, which appears only when it is complete.
 
   Args:
-    clips: uint8 (t, h, w, 3) each.
-    directory: must not exist yet, or be empty.
-    clips_per_shard: the last shard may have fewer.
-    extra: called after the last clip; name -> text of more files to write.
+    clips: clips, each uint8 (t, h, w, 3).
+    directory: the folder of shards. It must not exist yet, or be empty.
+    clips_per_shard: clips in a shard; the last shard may have fewer.
+    extra: called after the last clip; returns the names and texts of further
+      files of the folder.
 
   Returns:
     The number of clips.
 
   Raises:
-    errors.UserError: if the directory exists with something in it, cannot be
-      written, or there are no clips.
+    errors.UserError: if the directory has content already or cannot be written,
+      or there are no clips.
   """
   require_empty(directory)
   directory = pathlib.Path(directory).absolute()
@@ -116,13 +118,17 @@ def write_shards(
 
 
 def new_writer(path: pathlib.Path) -> array_record_module.ArrayRecordWriter:
-  """A writer of records; to be used and closed amid `writing`."""
+  """Returns a writer of records. Use it and close it within `writing`."""
   return array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
 
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path):
-  """Turns what the disk and ArrayRecord complain of into one sentence."""
+  """Turns errors of the disk and of ArrayRecord into a UserError.
+
+  Raises:
+    errors.UserError: if the body fails to write; the message names `path`.
+  """
   try:
     yield
   except (OSError, RuntimeError) as e:
@@ -130,16 +136,17 @@ def writing(path: pathlib.Path):
 
 
 class ClipSource:
-  """Random access to the clips of a folder of shards, for Grain.
+  """Gives Grain random access to the clips of a folder of shards.
 
   `source[i]` is {"video": uint8 (t, h, w, 3)}, read-only.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
-    """Opens the shards.
+    """Opens the shards of a folder.
 
     Raises:
-      errors.UserError: if there are none, or one is not an ArrayRecord file.
+      errors.UserError: if the folder has no shards or no clips, or a shard is
+        not an ArrayRecord file.
     """
     self._directory = pathlib.Path(directory)
     shards = sorted(map(str, self._directory.glob(f"*{SUFFIX}")))
@@ -164,7 +171,7 @@ class ClipSource:
     """Reads one clip.
 
     Raises:
-      errors.UserError: if the record is damaged or no clip.
+      errors.UserError: if the record is damaged or does not hold a clip.
     """
     try:
       return {"video": decode(self._source[index])}
@@ -180,5 +187,5 @@ class ClipSource:
 
 
 def one_line(error: Exception) -> str:
-  """What an error says, in one line."""
+  """Returns the message of an error on one line."""
   return " ".join(str(error).split())
