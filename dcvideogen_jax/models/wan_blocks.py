@@ -2,6 +2,10 @@
 
 Follows Wan 2.1 `wan/modules/model.py` (commit 9737cba) and diffusers'
 `transformer_wan.py` (commit 58eb52c).
+
+In each module, `dense` holds keyword arguments of `layers.Dense`, `attention`
+names an implementation of `ops.attention` (None lets it choose), and `eps` is
+that of the norms. The video's tokens are in t h w order.
 """
 
 import functools
@@ -19,12 +23,21 @@ from dcvideogen_jax.models import layers, rope
 from dcvideogen_jax.ops import attention
 
 Mask = attention.Mask
-# In the text embedder and the feed-forward; the image embedder has exact GELU.
+# The text embedder and the feed-forward use tanh GELU, the image embedder uses
+# exact GELU.
 gelu_tanh = functools.partial(layers.gelu, approximate=True)
 
 
 class MLP(nn.Module):
-  """Two linear maps around a nonlinearity; `tokens` is the logical axis `n`."""
+  """Two linear maps around a nonlinearity.
+
+  Attributes:
+    hidden: channels between the two.
+    features: output channels.
+    act: the nonlinearity.
+    dense: fields of the linear maps.
+    tokens: logical axis of the tokens, for sharding; None replicates them.
+  """
 
   hidden: int
   features: int
@@ -34,6 +47,11 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
+    """Maps each token.
+
+    Args:
+      x: tokens, or frames in the time embedding.
+    """
     x = layers.Dense(self.hidden, **self.dense, name="linear_1")(x)
     x = sharding.constrain(self.act(x), "batch", self.tokens, "hidden")
     x = layers.Dense(self.features, **self.dense, name="linear_2")(x)
@@ -41,7 +59,13 @@ class MLP(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-  """CLIP features to tokens of the transformer's width."""
+  """Maps CLIP features to tokens of the transformer's width.
+
+  Attributes:
+    width: channels of the tokens.
+    positions: image tokens with learned positions; None adds no positions.
+    dense: fields of the linear maps.
+  """
 
   width: int
   positions: int | None
@@ -49,6 +73,11 @@ class ImageEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b m e"]) -> Float[Array, "b m d"]:
+    """Maps each image token.
+
+    Args:
+      x: CLIP features, `m` image tokens.
+    """
     if self.positions is not None:
       shape = (1, self.positions, x.shape[-1])
       x += self.param(
@@ -69,25 +98,26 @@ class ImageEmbedding(nn.Module):
 def _heads(
   x: Float[Array, "b n d"], heads: int, tokens: str | None
 ) -> Float[Array, "b n k e"]:
-  """Splits features into heads."""
+  """Splits features into heads; `tokens` is the logical axis of the tokens."""
   x = sharding.constrain(x, "batch", tokens, "hidden")
   return einops.rearrange(x, "b n (k e) -> b n k e", k=heads)
 
 
 def _features(x: Float[Array, "b n k e"]) -> Float[Array, "b n d"]:
-  """Puts the heads of the video's tokens together."""
+  """Joins the heads of the video's tokens into features."""
   x = einops.rearrange(x, "b n k e -> b n (k e)")
   return sharding.constrain(x, "batch", "tokens", "hidden")
 
 
 class KVCache(NamedTuple):
-  """What later tokens need of earlier ones, by layer.
+  """Keys and values of earlier tokens, for later tokens to attend to.
 
-  On a mesh every device has all tokens of some heads.
+  On a mesh, every device holds all tokens of some heads.
 
   Attributes:
-    keys: before their rotation, so that positions can still be chosen.
-    values: of the same tokens.
+    keys: keys before the rotary embedding, so that positions are chosen when
+      the cache is used.
+    values: values of the same tokens.
   """
 
   keys: Float[Array, "*layers b m k e"]
@@ -97,8 +127,12 @@ class KVCache(NamedTuple):
 class SelfAttention(nn.Module):
   """Attention among the video's tokens, with rotary positions.
 
-  With the collection "cache" mutable, the tokens' own keys and values are left
-  in it as "keys" and "values".
+  With the collection "cache" mutable, the keys and values of the tokens are
+  stored there as "keys" and "values".
+
+  Attributes:
+    heads: attention heads.
+    mask: which keys a query sees, those of the past included; None for all.
   """
 
   heads: int
@@ -114,7 +148,13 @@ class SelfAttention(nn.Module):
     angles: rope.Angles,
     past: Sequence[KVCache] = (),
   ) -> Float[Array, "b n d"]:
-    """Angles are of the past's tokens, in order, and then of the own ones."""
+    """Attends from the tokens to the past and to each other.
+
+    Args:
+      x: tokens of the video.
+      angles: rotary angles of the tokens of `past`, in order, then of `x`.
+      past: KV caches of earlier tokens, in order, without an axis of layers.
+    """
     n, d = x.shape[1:]
     dense = functools.partial(layers.Dense, d, **self.dense)
     norm = functools.partial(
@@ -144,7 +184,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Attention to the text and, apart from it, to the image."""
+  """Attention to the text plus, for image to video, attention to the image."""
 
   heads: int
   eps: float
@@ -158,6 +198,13 @@ class CrossAttention(nn.Module):
     text: Float[Array, "b s d"],
     image: Float[Array, "b m d"] | None,
   ) -> Float[Array, "b n d"]:
+    """Attends from the video's tokens to the text's and the image's.
+
+    Args:
+      x: tokens of the video.
+      text: embedded text; all tokens are attended to.
+      image: embedded CLIP features; None for text to video.
+    """
     d = x.shape[-1]
     dense = functools.partial(layers.Dense, d, **self.dense)
     norm = functools.partial(
@@ -183,7 +230,14 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-  """Self-attention, cross-attention and feed-forward, modulated by time."""
+  """Self-attention, cross-attention and feed-forward, modulated by time.
+
+  Attributes:
+    heads: attention heads.
+    ffn_width: hidden channels of the feed-forward.
+    mask: which keys a query of the self-attention sees; None for all.
+    lora: LoRA fields of `layers.Dense` in self-attention and feed-forward.
+  """
 
   heads: int
   ffn_width: int
@@ -203,6 +257,20 @@ class Block(nn.Module):
     angles: rope.Angles,
     past: Sequence[KVCache] = (),
   ):
+    """Applies the block.
+
+    Args:
+      x: tokens of the video.
+      time: projected time embedding: shift, scale and gate of self-attention,
+        then of the feed-forward; `t` is 1 or the frames of tokens.
+      text: embedded text.
+      image: embedded CLIP features; None for text to video.
+      angles: rotary angles of the tokens of `past`, in order, then of `x`.
+      past: this layer's KV caches of earlier tokens, in order.
+
+    Returns:
+      The tokens, and None as `nn.scan` needs a second result.
+    """
     d, dtype = x.shape[-1], x.dtype
     x = sharding.constrain(x, "batch", "tokens")
     table = self.param(
@@ -253,7 +321,13 @@ def modulate(
   shift: Float[Array, "b t d"],
   scale: Float[Array, "b t d"],
 ) -> Float[Array, "b n d"]:
-  """x * (1 + scale) + shift; `t` is 1 or the latent frames of the tokens."""
+  """Computes x * (1 + scale) + shift; `t` is 1 or the frames of tokens.
+
+  Args:
+    x: tokens of the video.
+    shift: added to the tokens of each frame.
+    scale: added to 1 as the factor of the tokens of each frame.
+  """
   grouped = x.reshape(*shift.shape[:2], -1, x.shape[-1])
   return (grouped * (1 + scale[:, :, None]) + shift[:, :, None]).reshape(
     x.shape
@@ -263,7 +337,13 @@ def modulate(
 def gated(
   x: Float[Array, "b n d"], y: Float[Array, "b n d"], gate: Array
 ) -> Float[Array, "b n d"]:
-  """x + gate * y, computed in float32; `gate` as in `modulate`."""
+  """Computes x + gate * y in float32; returns the dtype of `x`.
+
+  Args:
+    x: the residual stream.
+    y: output of a sublayer.
+    gate: (b, t, d), where `t` is 1 or the frames of tokens.
+  """
   grouped = y.astype(jnp.float32).reshape(*gate.shape[:2], -1, y.shape[-1])
   y = (grouped * gate[:, :, None]).reshape(y.shape)
   return (x.astype(jnp.float32) + y).astype(x.dtype)
@@ -272,7 +352,7 @@ def gated(
 def to_patches(
   latents: Float[Array, "b t h w c"], patch: Sequence[int]
 ) -> Float[Array, "b t2 h2 w2 p"]:
-  """Patches of frames, rows and columns, each one vector, channels last."""
+  """Flattens each patch of frames, rows and columns, channels last."""
   pt, ph, pw = patch
   return einops.rearrange(
     latents,
@@ -298,13 +378,19 @@ def from_patches(
 
 
 class PatchKernel(nn.Module):
-  """The parameters of a convolution whose stride is its kernel."""
+  """The parameters of the patch embedding, a convolution without overlap.
+
+  Attributes:
+    shape: frames, rows and columns of a patch, input and output channels.
+    param_dtype: dtype of the parameters.
+  """
 
   shape: tuple[int, ...]
   param_dtype: jnp.dtype
 
   @nn.compact
   def __call__(self):
+    """Returns the kernel and the bias."""
     init = nn.initializers.xavier_uniform(in_axis=(0, 1, 2, 3))
     kernel = self.param("kernel", init, self.shape, self.param_dtype)
     zeros = nn.initializers.zeros

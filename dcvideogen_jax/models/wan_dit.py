@@ -10,10 +10,10 @@ the compute dtype, as in diffusers. Deviations: the timestep may differ from
 latent frame to latent frame; the projection of the time embedding is computed
 in float32, as in Wan's own code.
 
-With a `chunk` the attention among the video's tokens is block-causal: inside a
-chunk of frames every token sees every token, across chunks only the past. A
-video can then be made chunk by chunk: what clean chunks leave behind, their
-`kv_cache`, is the `past` of the chunks after them.
+With a `chunk`, self-attention is block-causal: a token sees all tokens of its
+own chunk of frames and of the chunks before it. A video can then be generated
+chunk by chunk: the KV cache of the finished chunks (`kv_cache`) is the `past`
+of the chunks after them.
 """
 
 import math
@@ -31,7 +31,7 @@ from dcvideogen_jax import sharding
 from dcvideogen_jax.models import fields, layers, rope, wan_blocks
 from dcvideogen_jax.ops import attention as attention_ops
 
-# Remat policies: which activations of a block are saved.
+# Remat policies: which activations of a block are saved for the backward pass.
 REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_saveable,
@@ -47,11 +47,11 @@ def _block(remat: bool | str | None) -> type[nn.Module]:
 
 
 class Clean(NamedTuple):
-  """Copies of latents, with little or no noise.
+  """Copies of the latents with little or no noise, for teacher forcing.
 
   Attributes:
-    latents: like the noisy ones, with the same mask and condition.
-    timesteps: of the copies.
+    latents: the copies, with the mask and condition of the noisy latents.
+    timesteps: timesteps of the copies, in the range of `WanDiT`'s.
   """
 
   latents: Float[Array, "b t h w c"]
@@ -63,30 +63,33 @@ class WanDiT(nn.Module):
 
   Attributes:
     layers: transformer blocks.
-    width: of the tokens.
+    width: channels of the tokens.
     heads: attention heads.
-    ffn_width: hidden width of the feed-forward.
-    in_channels: of the latents, with mask and condition for image to video.
-    out_channels: of the prediction.
-    patch: frames, rows and columns of a token.
-    text_width: of the text encoder's output.
-    image_width: of the image features; None for text to video.
-    image_positions: tokens of two images, which then have a learned position
-      (Wan's first-and-last-frame model); None otherwise.
-    frequencies: of the sinusoidal time embedding.
-    eps: of the norms inside blocks.
-    attention: an implementation of `ops.attention`; None chooses.
+    ffn_width: hidden channels of the feed-forward.
+    in_channels: channels of the latents, with mask and condition for image to
+      video.
+    out_channels: channels of the prediction.
+    patch: latent frames, rows and columns of a token.
+    text_width: channels of the text encoder's output.
+    image_width: channels of the image features; None for text to video.
+    image_positions: image tokens that have learned positions, in Wan's
+      first-and-last-frame model; None in the other models.
+    frequencies: channels of the sinusoidal time embedding.
+    eps: epsilon of the norms inside blocks.
+    attention: implementation of `ops.attention`; None lets it choose.
     remat: whether blocks are rematerialised in the backward pass: False or
-      None, True, or a key of `REMAT`, which says what is kept of a block.
-    rope_scale: multiplies the positions of frames, rows and columns; (1, 2, 2)
-      lets a grid half as fine span the same range.
-    chunk: frames of tokens that see each other, and all before them; None, as
-      published: every token sees every token. The last chunk may have fewer.
-    lora_rank, lora_alpha: of low-rank updates on the time embedding, the
-      self-attention and the feed-forward (arXiv 2509.25182); 0 is none.
-    dtype: of the computation; see the module's docstring for what is float32.
-    param_dtype: of the parameters but those of norms, modulation and time
-      embedding, which are float32.
+      None, True, or a key of `REMAT`.
+    rope_scale: factors of the positions of frames, rows and columns; (1, 2, 2)
+      lets a grid of half the rows and columns span the same range.
+    chunk: frames of tokens in a chunk of block-causal attention, the last chunk
+      possibly shorter; None, as published, lets every token see every token.
+    lora_rank, lora_alpha: rank and scale of low-rank updates of the time
+      embedding, self-attention and feed-forward (arXiv 2509.25182); no updates
+      if the rank is 0.
+    dtype: dtype of the computation; the module's docstring lists the parts that
+      are float32.
+    param_dtype: dtype of the parameters, except for those of norms, modulation
+      and time embedding, which are float32.
   """
 
   layers: int
@@ -123,24 +126,25 @@ class WanDiT(nn.Module):
     """Predicts the velocity, noise minus clean latents.
 
     Args:
-      latents: noisy; for image to video followed, in channels, by the mask
-        and the encoded condition. Multiples of `patch`.
-      timesteps: 0 to 1000, one per sample or one per row of patches in time.
-      text: output of the text encoder; all tokens are attended to.
-      image: CLIP features, only where the model has `image_width`.
-      clean: copies of the latents that go through the model beside them, for
-        teacher forcing: a chunk of `latents` sees itself and the clean copies
-        of the chunks before it, a clean copy sees clean copies only. Both have
-        the same positions. Needs a `chunk`.
-      past: the `kv_cache` of the chunks before `latents`, in order. Their
-        frames have the first positions: where a chunk is left out, later ones
-        are numbered anew, so that positions stay contiguous (arXiv 2309.17453).
+      latents: noisy latents; for image to video, the mask and the encoded
+        condition are further channels. The sizes are multiples of `patch`.
+      timesteps: 0 to 1000, one per sample or one per frame of tokens.
+      text: output of the text encoder; all its tokens are attended to.
+      image: CLIP features, for models with `image_width` only.
+      clean: copies of `latents` for teacher forcing, with the same positions: a
+        chunk of `latents` sees itself and the clean copies of the chunks before
+        it, a clean chunk sees itself and the clean chunks before it. Needs a
+        `chunk`.
+      past: `kv_cache` of the chunks before `latents`, in order. Positions count
+        from its first frame. When a chunk leaves the window, the chunks after
+        it are renumbered, so that positions stay contiguous (arXiv 2309.17453).
 
     Returns:
-      `out_channels`, in the compute dtype.
+      The velocity, `out_channels` channels in the compute dtype.
 
     Raises:
-      ValueError: if shapes do not fit the model.
+      ValueError: if shapes do not fit the model, or there is `clean` and no
+        `chunk`.
     """
     self._check(latents, timesteps, image)
     if clean is not None:
@@ -183,7 +187,7 @@ class WanDiT(nn.Module):
     return self._head(x, embedding, grid)
 
   def _angles(self, grid, clean, past):
-    """Of all tokens that are seen; clean copies have those of the originals."""
+    """Returns the angles of the past's tokens, then of this call's."""
     t, *picture = grid
     seen, rest = divmod(sum(p.keys.shape[-3] for p in past), math.prod(picture))
     if rest:
@@ -208,7 +212,7 @@ class WanDiT(nn.Module):
       return attention_ops.TeacherForcing(block, tokens // 2)
     seen = sum(p.keys.shape[-3] for p in past)
     if tokens <= block and seen % block == 0:
-      return None  # A chunk sees itself and all that is there.
+      return None  # The tokens are one chunk, which sees the whole past.
     return attention_ops.BlockCausal(block, seen)
 
   def _check(self, latents, timesteps, image):
@@ -250,7 +254,7 @@ class WanDiT(nn.Module):
       timesteps = timesteps[:, None]
     phase = timesteps.astype(jnp.float32)[..., None] * frequencies[None, None]
     x = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
-    # A GPU would take ten bits of mantissa for the products otherwise.
+    # By default a GPU rounds the factors to ten bits of mantissa.
     dense = {**lora, "precision": "highest"}
     embedding = wan_blocks.MLP(
       self.width, self.width, nn.silu, dense, name="time_embed"
@@ -287,7 +291,7 @@ class WanDiT(nn.Module):
 def _beside(
   clean: Clean, latents: Array, timesteps: Array, patch: int
 ) -> tuple[Array, Array]:
-  """Clean copies, then the latents, each frame of tokens with its timestep."""
+  """Joins clean copies and latents in time, a timestep per frame of tokens."""
   if clean.latents.shape != latents.shape:
     raise ValueError(
       f"expected clean copies {latents.shape}, found {clean.latents.shape}"
@@ -302,10 +306,11 @@ def _beside(
 
 
 def kv_cache(variables: Mapping[str, Any]) -> wan_blocks.KVCache:
-  """What a call with the collection "cache" mutable leaves for later frames.
+  """Returns the KV cache of a call's tokens, for the frames after them.
 
   Args:
-    variables: that `WanDiT.apply` returned beside the prediction.
+    variables: the variables that `WanDiT.apply` returned beside the prediction,
+      with the collection "cache" mutable.
   """
   found = variables["cache"]["blocks"]["self_attn"]
   return wan_blocks.KVCache(
@@ -322,7 +327,7 @@ _COUNTS = (
   "text_width",
   "frequencies",
 )
-# Latent frames, rows or columns that a token has at most.
+# Upper bound of the latent frames, rows or columns of a token.
 _MOST_PATCH = 256
 
 _SMALL = {"layers": 30, "width": 1536, "heads": 12, "ffn_width": 8960}
@@ -331,7 +336,7 @@ _WAN = {"in_channels": 16, "out_channels": 16, "patch": (1, 2, 2)}
 _DC = {"in_channels": 32, "out_channels": 32, "patch": (1, 1, 1)}
 _IMAGE = {"image_width": 1280}
 
-# Noise, 4 channels of mask and the condition go into image-to-video models.
+# Image-to-video models take noisy latents, 4 channels of mask and a condition.
 VARIANTS = {
   "wan2.1-t2v-1.3b": _SMALL | _WAN,
   "wan2.1-t2v-14b": _LARGE | _WAN,
@@ -347,13 +352,16 @@ VARIANTS = {
 
 
 def build(config: Mapping[str, Any], **overrides: Any) -> WanDiT:
-  """A model from its fields, such as a row of `VARIANTS`.
+  """Builds the model that a configuration describes.
+
+  Args:
+    config: fields of `WanDiT` by name, such as a row of `VARIANTS`.
+    **overrides: fields that replace those of `config`.
 
   Raises:
-    ValueError: for an unknown or a missing field, or a value that the model
-      cannot have: sizes and patches are positive whole numbers, scales finite
-      and positive, the heads divide the width, a head is even, `remat` is one
-      of `REMAT`.
+    ValueError: if a field is unknown, missing or invalid: sizes and patches are
+      positive whole numbers, scales finite and positive, the heads divide the
+      width, a head has an even width, `remat` is one of `REMAT`.
   """
   module = fields.build(WanDiT, "Wan's transformer", config, overrides)
   _check_fields(module)
@@ -361,7 +369,7 @@ def build(config: Mapping[str, Any], **overrides: Any) -> WanDiT:
 
 
 def _check_fields(module: WanDiT) -> None:
-  """Raises ValueError unless the fields are what a model can have."""
+  """Raises ValueError if a field is invalid."""
   fields.layers("layers", module.layers)
   for name in _COUNTS:
     fields.count(name, getattr(module, name))
