@@ -1,8 +1,9 @@
-"""The command `dcvideogen`: starts one program, which alone is imported.
+"""The command `dcvideogen`, which imports and starts one program.
 
-A program is a module of this package, named as its words are: "plan train" is
-`plan_train.py`. It has flags, a docstring, which is its help, a `main(argv)`,
-and maybe PRESETS, a module whose configs --config names.
+A program is a module of this package, named after the words of its command:
+"plan train" is `plan_train.py`. The module defines absl flags and `main(argv)`,
+and its docstring is the program's help. It may define PRESETS, a module whose
+configs --config selects by name.
 """
 
 import difflib
@@ -13,7 +14,7 @@ import types
 
 import dcvideogen_jax
 
-# Words of a program, and what it does.
+# The words that name a program, and its line in `dcvideogen --help`.
 PROGRAMS = {
   "sample": "makes videos from prompts, and from images",
   "stream": "makes videos chunk by chunk, of any length",
@@ -32,7 +33,8 @@ PROGRAMS = {
   "prepare-clips": "makes the clips of the tiny autoencoder",
   "reproduce": "trains the tiny models that ship, from the start",
 }
-# Programs that still are a part of another one, and the flags that choose it.
+# Programs without a module of their own: the module that runs instead, and
+# flags to add to its command line.
 _PARTS = {
   "evaluate generation": ("evaluate_tiny",),
 }
@@ -74,22 +76,29 @@ def run(module: types.ModuleType) -> None:
 
 
 def given(flag: str) -> str | None:
-  """The text of `--flag=text` or `--flag text`, "" of a bare one, None of none.
+  """Returns the value of a flag on the command line, before absl parses it.
 
-  `launch/` chooses by it where one program of today was several flags.
+  The modules of `launch/` choose by it which program to start.
+
+  Args:
+    flag: its name without dashes.
+
+  Returns:
+    The text of `--flag=text` or `--flag text`; "" for a bare `--flag`; None if
+    the flag is absent.
   """
   return _find(flag)[1]
 
 
 def take(flag: str) -> str | None:
-  """`given`, and removes the flag, which the chosen program does not have."""
+  """Returns the value as `given` does, and removes the flag from `sys.argv`."""
   places, value = _find(flag)
   sys.argv[:] = [x for i, x in enumerate(sys.argv) if i not in places]
   return value
 
 
 def _find(flag: str) -> tuple[range, str | None]:
-  """Places in `sys.argv` of a flag and its value, and the value's text."""
+  """Returns the indices in `sys.argv` that a flag takes up, and its value."""
   for i, argument in enumerate(sys.argv[1:], 1):
     name, equals, value = argument.partition("=")
     if name in (f"--{flag}", f"-{flag}"):
@@ -113,7 +122,7 @@ def _list() -> str:
 
 
 def _no_program(words: list[str]) -> str:
-  """One sentence on a name that is not in the table."""
+  """Returns the error message for a name that is not in `PROGRAMS`."""
   group = [name for name in PROGRAMS if name.split()[0] == words[0]]
   if group:
     return f"expected one of {', '.join(group)}, found {' '.join(words[:2])!r}"

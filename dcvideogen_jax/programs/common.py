@@ -1,7 +1,7 @@
-"""What every program shares: flags, one-sentence errors, a warm compiler.
+"""Startup code shared by all programs: flags, errors, the compilation cache.
 
-Exit codes: 0 done, 1 a bug, 2 bad input, wrong flags among it, 130 interrupted,
-143 terminated.
+Exit codes: 0 for success, 1 for a bug, 2 for bad input, which includes wrong
+flags, 130 for an interrupt (Ctrl-C) and 143 for SIGTERM.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from absl import app, flags, logging
 
 from dcvideogen_jax import errors, files
 
-# Of --config where it describes a model.
+# Help of the flag --config in programs where it describes a model.
 CONFIG_HELP = (
   "Name of a released variant, a JSON file, or JSON text with the model's own"
   ' fields, such as {"latent_channels": 8, "widths": [...], "depths": [...]},'
@@ -32,8 +32,10 @@ CONFIG_HELP = (
 _COMPILE_CACHE = flags.DEFINE_string(
   "compile_cache",
   None,
-  "Keeps compiled programs in a directory, or gs://bucket/directory, which"
-  " machines can share. Unset: in the user's cache directory.",
+  "Directory for compiled XLA programs, which later runs load instead of"
+  " compiling again. Several machines can share one; gs://bucket/directory"
+  " works too. Unset: xla/ in the user's cache directory of dcvideogen_jax,"
+  " unless jax has a compilation cache configured.",
 )
 
 _BUG = 1
@@ -48,24 +50,26 @@ def run(
 ) -> None:
   """Parses the flags, calls `main` and exits; never returns.
 
-  An `errors.UserError` becomes one line on stderr and exit code 2, and so do
-  memory that runs out and files that cannot be used. Any other exception is a
-  bug of ours and keeps its traceback. jax has not to be imported before the
-  flags are parsed, so that --help is there at once.
+  An `errors.UserError`, exhausted memory and a file that cannot be used become
+  one line on stderr and exit code 2. Any other exception is a bug of this
+  library and keeps its traceback. jax is imported only after the flags are
+  parsed, so that --help answers at once.
 
   Args:
-    main: gets the arguments that are no flags.
-    presets: a module with `get_config`; --config=NAME is its argument NAME, and
-      without --config it has its default.
+    main: is called with the program's name and the arguments that are not
+      flags.
+    presets: a module with `get_config`. --config=NAME then means
+      `get_config(NAME)`, and without --config its default config is used.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # jax would set 1.
   warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-  # An exception, so that temporary files are removed.
+  # SIGTERM raises SystemExit, so that temporary files are removed.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
   sys.argv[1:] = _joined(sys.argv[1:])
   if presets is not None:
     sys.argv[1:] = _with_presets(sys.argv[1:], presets.__file__)
-  # --help shows the flags of the module that was started: all of ours are its.
+  # --help lists the key flags of the started module, so every flag of this
+  # package is registered as one of them.
   for module, found in flags.FLAGS.flags_by_module_dict().items():
     if module.startswith(__package__):
       for flag in found:
@@ -74,14 +78,17 @@ def run(
 
 
 def _joined(arguments: list[str]) -> list[str]:
-  """--config TEXT as --config=TEXT, which is looked for before absl parses."""
+  """Rewrites `--config TEXT` as `--config=TEXT`, as `_with_presets` needs."""
   rest = iter(arguments)
   config = ("--config", "-config")
   return [f"{x}={next(rest, '')}" if x in config else x for x in rest]
 
 
 def _with_presets(arguments: list[str], file: str) -> list[str]:
-  """--config=NAME as --config=FILE:NAME; --config=FILE.py... stays."""
+  """Rewrites --config=NAME as --config=FILE:NAME, but keeps --config=X.py...
+
+  Without any --config, `--config=FILE:` is added.
+  """
   config = re.compile(r"^--?config=(?![^:]*\.py(:|$))")
   if not any(re.match(r"--?config(=|$)", x) for x in arguments):
     arguments = ["--config=", *arguments]
@@ -90,13 +97,13 @@ def _with_presets(arguments: list[str], file: str) -> list[str]:
 
 @contextlib.contextmanager
 def output_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Makes a directory; after a failure, empty ones that were made go again.
+  """Makes a directory; after a failure, removes the new ones that are empty.
 
-  Several processes each get one, so that all do the same, but what is written
-  stays in that of process 0 only.
+  When several processes have joined, only process 0 gets this directory. The
+  others get a temporary one, so that all processes run the same code.
 
   Raises:
-    errors.UserError: if it cannot be made, or is not on this machine.
+    errors.UserError: if the directory cannot be made, or its path is remote.
   """
   if files.is_remote(path):
     raise errors.UserError(
@@ -104,7 +111,8 @@ def output_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     )
   import jax
 
-  # Asking jax for its devices would start it, which not all programs do.
+  # `process_index` starts jax's backends, which not every program needs, so
+  # `is_initialized` is asked first.
   if jax.distributed.is_initialized() and jax.process_index() > 0:
     with tempfile.TemporaryDirectory() as scratch:
       yield pathlib.Path(scratch)
@@ -122,8 +130,8 @@ def output_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def _start_jax() -> None:
-  """Tells jax how much of a GPU to take and where to keep what it compiles."""
-  # A wrong directory is told before the seconds that jax takes to import.
+  """Sets jax's share of GPU memory and its directory of compiled programs."""
+  # Importing jax takes seconds, so a wrong directory is reported before.
   cache = files.cache_directory() / "xla"
   if _COMPILE_CACHE.value is not None:
     cache = files.make_directory(_COMPILE_CACHE.value)
@@ -132,22 +140,23 @@ def _start_jax() -> None:
 
   from dcvideogen_jax.plan import hardware
 
-  # Of a GPU's memory; jax takes three quarters unless told.
-  if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # Both are an error.
+  # The share of GPU memory; jax's default is three quarters. jax refuses to
+  # start with both variables set.
+  if "XLA_CLIENT_MEM_FRACTION" not in os.environ:
     os.environ.setdefault(
       "XLA_PYTHON_CLIENT_MEM_FRACTION", str(hardware.FRACTION)
     )
   if _COMPILE_CACHE.value or jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache))
   if not _COMPILE_CACHE.value:
-    # Small programs too: all of them together take a second to compile.
+    # Small programs are cached too: together they take a second to compile.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-  # A cache that cannot be written costs time, nothing else.
+  # A cache that cannot be read or written only costs time.
   warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compil")
 
 
 def _one_sentence(function):
-  """`function`, with what the user can mend told in one line."""
+  """Wraps `function`: errors that a user can mend are printed in one line."""
 
   @functools.wraps(function)
   def guarded(argv):
@@ -156,7 +165,7 @@ def _one_sentence(function):
     except (Exception, KeyboardInterrupt) as e:
       message, code = _told(e) or (f"{type(e).__name__}: {e}"[:300], _BUG)
       message = " ".join(message.split())
-      if "jax" in sys.modules:  # Otherwise there are no other processes.
+      if "jax" in sys.modules:  # Without jax, no other process has joined.
         from dcvideogen_jax import processes
 
         if code == _BUG and processes.joined():
@@ -171,7 +180,7 @@ def _one_sentence(function):
 
 
 def _told(error: BaseException) -> tuple[str, int] | None:
-  """A sentence and an exit code; None for a bug."""
+  """Returns a sentence and an exit code for an error; None for a bug."""
   match error:
     case errors.UserError():
       return str(error), _BAD_INPUT
@@ -185,31 +194,33 @@ def _told(error: BaseException) -> tuple[str, int] | None:
     case OSError() if files.is_full(error):
       return f"the disk takes no more: {error.strerror or error}", _BAD_INPUT
     case RuntimeError() if "RESOURCE_EXHAUSTED" in str(error):
-      # Further lines list every allocation.
+      # The further lines list every allocation.
       first = str(error).splitlines()[0]
       return f"the device is out of memory: {first}", _BAD_INPUT
-  return None  # Such as a connection that broke.
+  return None  # For example an OSError of a broken connection.
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-  """absl's parsing, with mistakes as `errors.UserError`.
+  """Parses flags with absl, and raises mistakes as `errors.UserError`.
 
-  absl's own way ends with exit code 1, which a supervisor takes for a crash and
-  starts again, and it parses twice, which ml_collections' flags do not survive.
+  absl's own parser exits with code 1 on a mistake, which a supervisor takes for
+  a crash and restarts. It also parses twice, which breaks ml_collections'
+  flags.
   """
   for argument in argv:
     if file := re.match(r"--?config=([^:]+\.py)", argument):
-      # Configs import each other from the folder above, as `configs.common`.
+      # Configs import each other as `configs.common`, from the folder above.
       sys.path.append(str(pathlib.Path(file[1]).resolve().parents[1]))
   try:
     rest = flags.FLAGS(list(argv))
     if "config" in flags.FLAGS:
-      # ml_collections reports a missing file at the first use.
+      # ml_collections reports a missing config file only when the value is
+      # used first.
       hasattr(flags.FLAGS["config"].value, "lock")
-  except SystemExit:  # After --help, as an error in absl's eyes.
+  except SystemExit:  # absl exits with an error code after --help.
     sys.exit(0)
   except flags.Error as e:
-    # ml_collections puts a whole traceback into the message.
+    # ml_collections puts a whole traceback into its message.
     trace = r"Error whilst parsing config file:.*\n[\w.]+: "
     raise errors.UserError(re.sub(trace, "", str(e), flags=re.S)) from e
   except OSError as e:
@@ -221,8 +232,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except (AttributeError, LookupError, TypeError, ValueError) as e:
     frames = traceback.walk_tb(e.__traceback__)
     if not any("config_path" in f.f_code.co_filename for f, _ in frames):
-      raise  # From inside the config file.
-    # Some messages are the representation of another one.
+      raise  # The error was raised by the config file itself.
+    # Some messages are the `repr` of another message.
     what = str(e.args[0] if e.args else e).replace("\\n", " ")
     what = re.sub(r"[\\\"']", "", what)
     raise errors.UserError(f"the config has no such key: {what}") from e

@@ -6,11 +6,12 @@
   dcvideogen convert --kind=wan_dit --source=transformer \\
     --lora=style.safetensors,0.8 --lora=speed.safetensors --output=merged
 
-What the source is, is seen from its names. A directory gets config.json and
-safetensors: `--to=diffusers`, `transformers` or `original` write what that
-library opens, `--to=jax` (PyTorch names too) what the programs here open with
-no further word. A `.pt` is written as the official DC-VideoGen code reads it.
-Nothing is lost on any way unless `--dtype` asks for it.
+The layout of the source is recognised from the names of its tensors. An output
+directory holds config.json and safetensors files: with `--to=diffusers`,
+`transformers` or `original` those that the named library opens, with `--to=jax`
+(also under PyTorch names) those that the programs here open without further
+flags. A `.pt` file is written as the official DC-VideoGen code reads it.
+Conversion is lossless unless `--dtype` asks for another precision.
 """
 
 import pathlib
@@ -30,39 +31,61 @@ _LAYOUTS = [
   "transformers5",
 ]
 
-_KIND = flags.DEFINE_enum("kind", "dc_ae_v", _KINDS, "Which model.")
+_KIND = flags.DEFINE_enum(
+  "kind",
+  "dc_ae_v",
+  _KINDS,
+  "Model to convert: the autoencoder DC-AE-V, Wan's transformer (wan_dit) or"
+  " autoencoder (wan_vae), or the encoders of text (umt5) and of images"
+  " (clip_vision).",
+)
 _SOURCE = flags.DEFINE_string(
   "source",
   None,
-  ".pt, .pth, .safetensors, an .index.json or a directory.",
+  "Weights to read: a .pt, .pth or .safetensors file, an .index.json, or a"
+  " directory with such files.",
   required=True,
 )
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "A directory, or a .pt or .safetensors file.", required=True
+  "output",
+  None,
+  "Directory to write, or a .pt, .pth or .safetensors file.",
+  required=True,
 )
 _TO = flags.DEFINE_enum(
   "to",
   None,
   ["jax", "torch", *_LAYOUTS],
-  "jax writes a directory, torch a file, a layout what that library opens."
-  " Unset: as --output is named.",
+  "Layout to write. jax is a directory for the programs here, torch a single"
+  " file; the others are the names and files that the named library or the"
+  " authors' own code (official, original) opens. Unset: torch if --output ends"
+  " like a file of weights, else jax.",
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16"], "Of the result. Unset: unchanged."
+  "dtype",
+  None,
+  ["float32", "bfloat16"],
+  "dtype of the written weights. Unset: that of the source.",
 )
 _CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
 _LORA = flags.DEFINE_multi_string(
   "lora",
   [],
-  "Low-rank updates to merge, PATH or PATH,SCALE, in any trainer's form;"
-  " may be given several times.",
+  "LoRA file to merge into the weights: PATH or PATH,SCALE, with a scale of 1"
+  " unless given, in the format of any trainer. May be given several times; the"
+  " updates add up.",
 )
 _SHARD_GB = flags.DEFINE_float(
-  "shard_gb", 10.0, "Largest file of a layout's directory, in GB.", 1e-6
+  "shard_gb",
+  10.0,
+  "Largest size of a weights file in GB (1e9 bytes), where --to names a"
+  " library's layout; larger models are split into several files.",
+  1e-6,
 )
 
 _FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
-# Of files of weights that are not written here; a directory has no such name.
+# Suffixes of weights files that this program cannot write. --output with one
+# of them is refused rather than taken for a directory.
 _OTHER_SUFFIXES = (".bin", ".ckpt", ".gguf", ".sft")
 
 
@@ -117,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_target(output: pathlib.Path, to: str | None) -> None:
-  """Raises UserError, before any work, if `--to` and `--output` disagree."""
+  """Raises UserError if `--to` and `--output` disagree, before any work."""
   is_file = output.suffix in _FILE_SUFFIXES
   if output.suffix in _OTHER_SUFFIXES:
     raise errors.UserError(
@@ -140,7 +163,7 @@ def _check_target(output: pathlib.Path, to: str | None) -> None:
 
 
 def _layout(kind: str, to: str | None) -> str | None:
-  """The layout that `--to` names; None for our own directories and files."""
+  """Returns the layout that `--to` names; None for jax, torch and no --to."""
   if to in (None, "jax", "torch"):
     return None
   from dcvideogen_jax import convert

@@ -1,13 +1,14 @@
-"""Several processes, one on each machine, that run a program together.
+"""Runs a program in several processes together, one on each machine (SPMD).
 
 On a TPU pod, under Slurm or Open MPI each process is started with
---distributed. Elsewhere each says where process 0 listens, how many there are
-and which of them it is.
+--distributed. Elsewhere each process is told the address of process 0
+(--coordinator), the number of processes (--processes) and its own number
+(--process).
 
-All of them compute the same and end alike, with the same exit code where the
-same is wrong; but only process 0 speaks, and what it writes stays
-(`common.output_directory`). Where something is wrong in one of them only, the
-others hear of it and end with it (`processes`).
+All processes run the same program and end with the same exit code. Only process
+0 prints, and only its output directory is kept (`common.output_directory`). If
+one process fails alone, it notifies the others, which end with it
+(`processes`).
 """
 
 import os
@@ -18,30 +19,42 @@ from absl import flags
 from dcvideogen_jax import errors
 
 _DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Join the other processes that the machine knows of."
+  "distributed",
+  False,
+  "Run as one of several processes, which find each other through the TPU pod,"
+  " Slurm or Open MPI.",
 )
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "Join by hand: host:port of process 0."
+  "coordinator",
+  None,
+  "Address of process 0 as host:port, where --distributed cannot find it. Needs"
+  " --processes and --process.",
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
-_PROCESS = flags.DEFINE_integer("process", None, "Number of this one, from 0.")
+_PROCESSES = flags.DEFINE_integer(
+  "processes", None, "Number of processes that run the program together."
+)
+_PROCESS = flags.DEFINE_integer(
+  "process", None, "Number of this process, from 0 to --processes - 1."
+)
 
-# Of the wait for the others when one ends; all of them end together.
-_LAST_WORDS = 60  # seconds
+# Seconds that a process which ends waits for the others: all end together.
+_LAST_WORDS = 60
 
 
 def join(saves: bool = False) -> None:
-  """Waits for the other processes that the flags speak of, if any.
+  """Joins the other processes that the flags describe, if any.
 
-  To be called before anything else asks jax for devices.
+  Call it before anything else asks jax for devices. It returns once all
+  processes have joined.
 
   Args:
-    saves: SIGTERM waits until the program asks for it, in all processes at the
-      same step (`train.loop`); otherwise it ends the one that gets it.
+    saves: whether SIGTERM is deferred until the program asks for it, in all
+      processes at the same step (`train.loop`), so that it can save. Otherwise
+      SIGTERM ends the process that receives it.
 
   Raises:
-    errors.UserError: for flags that do not fit, or when the others do not
-      come.
+    errors.UserError: if the flags contradict each other, or the other processes
+      do not join.
   """
   given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if given == (None, None, None) and not _DISTRIBUTED.value:
@@ -71,7 +84,7 @@ def join(saves: bool = False) -> None:
 
 
 def wait() -> None:
-  """Returns once all processes that have joined came here."""
+  """Returns once all joined processes have called it: a barrier."""
   import jax
   from jax.experimental import multihost_utils
 
@@ -80,13 +93,14 @@ def wait() -> None:
 
 
 def share() -> tuple[int, int]:
-  """Which of the processes this is, and how many share the work.
+  """Returns the number of this process and how many processes share the work.
 
-  For a program whose processes need nothing of each other: --processes and
-  --process are enough. With the flags of `join` it joins.
+  This is for a program whose processes do not communicate: --processes and
+  --process are enough. With --distributed or --coordinator it calls `join`.
 
   Raises:
-    errors.UserError: as `join`.
+    errors.UserError: as `join`, and for a --process that is not below
+      --processes.
   """
   if _DISTRIBUTED.value or _COORDINATOR.value is not None:
     import jax

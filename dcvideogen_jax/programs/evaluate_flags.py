@@ -1,4 +1,4 @@
-"""What the programs `evaluate ...` share: --output, and how it is written."""
+"""The flag --output of the programs `evaluate ...`, and how it is written."""
 
 import contextlib
 import pathlib
@@ -10,15 +10,18 @@ from absl import flags
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.programs import common
 
-OUTPUT = flags.DEFINE_string("output", None, "JSON file.", required=True)
+OUTPUT = flags.DEFINE_string(
+  "output", None, "JSON file to write the report to.", required=True
+)
 
 
 @contextlib.contextmanager
 def report() -> Iterator[dict[str, Any]]:
-  """A dictionary that is written to --output once it is filled.
+  """Yields a dictionary to fill, and writes it to --output on leaving.
 
   Raises:
-    errors.UserError: before any work, if --output cannot be written.
+    errors.UserError: if --output cannot be written; raised on entering, before
+      any work.
   """
   output = pathlib.Path(OUTPUT.value)
   if output.is_dir():

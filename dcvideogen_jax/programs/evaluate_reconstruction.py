@@ -1,11 +1,12 @@
-"""Measures an autoencoder on clips that no training has seen.
+"""Measures an autoencoder on held-out clips.
 
   dcvideogen prepare-clips --split=heldout --output=out/heldout
   dcvideogen evaluate reconstruction --model=tiny \\
     --clips=out/heldout/frames16 --output=out/reconstruction.json
 
-PSNR and SSIM by the official definitions (uint8 frames, range 255), averaged
-over the frames of all clips, are printed and written with all settings.
+Prints PSNR and SSIM, averaged over the frames of all clips, and writes them
+with all settings. Both follow the official definitions (uint8 frames, range
+255).
 """
 
 from collections.abc import Sequence
@@ -18,16 +19,24 @@ from dcvideogen_jax.programs import common, evaluate_flags
 _MODEL = flags.DEFINE_string(
   "model",
   "tiny",
-  'Weights: "tiny", a directory, a .pt or a .safetensors.',
+  "Weights of the autoencoder: tiny, which ships, a directory, or a .pt or"
+  " .safetensors file.",
 )
 _CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
 _CLIPS = flags.DEFINE_string(
-  "clips", None, "Folder of clips, from prepare-clips.", required=True
+  "clips",
+  None,
+  "Folder of clips that `dcvideogen prepare-clips` wrote.",
+  required=True,
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reconstructs each clip whole, prints and writes averages."""
+  """Reconstructs each clip as a whole; prints and writes the averages.
+
+  Raises:
+    errors.UserError: if the folder holds no clips.
+  """
   del argv
   with evaluate_flags.report() as report:
     from dcvideogen_jax import convert

@@ -1,10 +1,11 @@
-"""Asks a model of the captioned world for scenes it has not seen.
+"""Measures a model of the tiny captioned world on held-out scenes.
 
   dcvideogen evaluate tiny --model=tiny --prompts=200 --output=out/scenes.json
 
-A text- or image-to-video model gets held-out prompts. How often colour, shape
-and motion, read from the pixels, are what was asked for is printed and written
-with all settings; `out/scenes.png` shows the first videos.
+A text- or image-to-video model makes a video for each held-out prompt. Colour,
+shape and motion are read from the pixels. The share of videos in which they
+match the prompt is printed, and written with all settings; `out/scenes.png`
+shows the first videos.
 """
 
 import pathlib
@@ -16,41 +17,74 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.programs import evaluate_flags
 
 _MODEL = flags.DEFINE_string(
-  "model", "tiny", '"tiny", a directory, or a repository, as for sample.'
+  "model",
+  "tiny",
+  "Model to measure, as for `dcvideogen sample`: tiny, which ships, a directory"
+  " in a published layout, or a Hugging Face repository owner/name@revision.",
 )
 _TASK = flags.DEFINE_enum(
-  "task", "t2v", ["t2v", "i2v"], "Text to video, or from a first frame too."
+  "task",
+  "t2v",
+  ["t2v", "i2v"],
+  "t2v is text to video; i2v also gives the model the first frame.",
 )
 _AUTOENCODER = flags.DEFINE_string(
-  "autoencoder", None, "Where the model's directory has none."
+  "autoencoder",
+  None,
+  "Weights of DC-AE-V. Unset: those in the model's directory.",
 )
 _PROMPTS = flags.DEFINE_integer(
-  "prompts", 200, "How many, always the same ones.", lower_bound=1
+  "prompts",
+  200,
+  "Number of held-out prompts. The first N of a fixed list are used.",
+  lower_bound=1,
 )
-_STEPS = flags.DEFINE_integer("steps", 20, "Of the solver.", lower_bound=1)
-_GUIDANCE = flags.DEFINE_float("guidance", 3.0, "Scale; 1 is none.")
+_STEPS = flags.DEFINE_integer(
+  "steps", 20, "Number of solver steps per video.", lower_bound=1
+)
+_GUIDANCE = flags.DEFINE_float(
+  "guidance",
+  3.0,
+  "Scale of classifier-free guidance; 1 turns guidance off.",
+)
 _SHIFT = flags.DEFINE_float(
-  "shift", None, "Of the noise levels. Unset: the checkpoint's."
+  "shift",
+  None,
+  "Shift of the noise levels. Unset: that of the checkpoint's scheduler.",
 )
 _NEGATIVE = flags.DEFINE_string(
-  "negative_prompt", None, "What guidance leads away from. Unset: Wan's own."
+  "negative_prompt",
+  None,
+  "Negative prompt of the guidance. Unset: Wan's own.",
 )
 _SEED = flags.DEFINE_integer(
-  "seed", 0, "Added to each prompt's own.", lower_bound=0
+  "seed",
+  0,
+  "Number that is added to each prompt's own noise seed.",
+  lower_bound=0,
 )
 _SIZE = flags.DEFINE_list(
-  "size", ["16", "64", "64"], "Frames, height and width of the videos."
+  "size",
+  ["16", "64", "64"],
+  "Frames, height and width of the videos; height and width in pixels.",
 )
 _AT_END = flags.DEFINE_bool(
-  "at_end", False, "Of longer videos read the last 16 frames, not the first."
+  "at_end",
+  False,
+  "Read colour, shape and motion from the last 16 frames of a longer video"
+  " instead of the first 16.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 25, "Videos that are made at once.", lower_bound=1
+  "batch_size",
+  25,
+  "Number of videos that are sampled together. Image to video always takes one"
+  " at a time.",
+  lower_bound=1,
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Makes a video for each prompt, reads it, prints and writes."""
+  """Makes and reads a video for each prompt; prints and writes the scores."""
   del argv
   with evaluate_flags.report() as report:
     size = _read_size(_SIZE.value)

@@ -3,10 +3,11 @@
   dcvideogen export --workdir=DIR --output=DIR/model
   dcvideogen export --workdir=DIR --output=DIR/lora --format=lora
 
-`--workdir` is that of `dcvideogen train`, which may still be running. A
-directory is written: a model, which the programs here and, with its layout,
-diffusers or Wan's own code open; of the first phase of an adaptation, the patch
-embedding; with `--format=lora`, what PEFT puts on the base.
+`--workdir` is that of `dcvideogen train`, which may still be running. The
+output is a directory. It holds a model, which the programs here open, and, in
+its layout, diffusers or Wan's own code. After the first phase of an adaptation
+it holds the patch embedding alone. With `--format=lora` it holds the adapter
+that PEFT puts on the base model.
 """
 
 from collections.abc import Sequence
@@ -16,40 +17,48 @@ from absl import flags
 from dcvideogen_jax.programs import common
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory of the training.", required=True
+  "workdir",
+  None,
+  "Directory of the training: the --workdir of `dcvideogen train`.",
+  required=True,
 )
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "Directory to write.", required=True
+  "output", None, "Directory to write the weights to.", required=True
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
   ["float32", "bfloat16"],
-  "What weights are stored as. Unset: bfloat16 for DC-AE-V, else float32.",
+  "dtype of the written weights. Unset: bfloat16 for DC-AE-V, else float32.",
 )
 _FORMAT = flags.DEFINE_enum(
   "format",
   "merged",
   ["merged", "lora"],
-  "The whole model, or low-rank updates with what else was trained.",
+  "merged writes the whole model, with low-rank updates added to its weights;"
+  " lora writes the low-rank updates, with the other parameters that were"
+  " trained.",
 )
 _LAYOUT = flags.DEFINE_enum(
   "layout",
   None,
   ["diffusers", "original", "official"],
-  "Names of whose weights. Unset: official for DC-AE-V, else diffusers.",
+  "Whose names and files to write: those of diffusers, of Wan's own code"
+  " (original) or of the official DC-VideoGen code (official). Unset: official"
+  " for DC-AE-V, else diffusers.",
 )
 _FIELDS = flags.DEFINE_string(
   "fields",
   None,
-  "JSON, or a .json file: what was measured of latents and is written into"
-  ' config.json, such as {"latent_scale": 0.72} of DC-AE-V or {"mean": [...],'
-  ' "std": [...]} of the Wan autoencoder.',
+  "Statistics of the latents to write into config.json, as JSON text or a .json"
+  ' file: {"latent_scale": 0.72} for DC-AE-V, {"mean": [...], "std": [...]} for'
+  " the Wan autoencoder. Unset: measured on the training's data, if its config"
+  " says on how many batches.",
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reads the newest checkpoint and writes what was asked for."""
+  """Exports the newest checkpoint."""
   del argv
   from dcvideogen_jax.sample import model_names
   from dcvideogen_jax.train import export

@@ -1,15 +1,16 @@
-"""Says what attention takes on devices that are not there.
+"""Estimates memory and time of attention on a device you do not have.
 
   dcvideogen plan attention --tokens=17600,40800,163200 --blocks=2 --target=h100
 
-compiles attention of so many tokens, 40 heads of 128 in bfloat16, dense and
-block-causal, forward and backward, in every implementation for the target; of
-kernels of ours also the registers and the shared memory.
+compiles attention over each number of tokens, with 40 heads of 128 channels in
+bfloat16, dense and block-causal, forward and backward, with every
+implementation for the target. For this library's own kernels it also reports
+registers and shared memory.
 
-Exits with 1 if one does not fit or cannot be compiled. TPUs need
+The exit code is 1 if a program does not fit or cannot be compiled. TPUs need
 requirements-tpu.txt and GPUs requirements-cuda.txt, each best in an environment
-of its own, and JAX_PLATFORMS=cpu. Workspaces of cuDNN's attention are not known
-without the device and not counted.
+of its own, and JAX_PLATFORMS=cpu. The workspaces of cuDNN's attention are
+unknown without the device and are not counted.
 """
 
 from collections.abc import Sequence
@@ -20,21 +21,25 @@ from absl import flags
 from dcvideogen_jax.programs import plan_flags
 
 _TOKENS = flags.DEFINE_list(
-  "tokens", None, "Numbers of tokens of a sample.", required=True
+  "tokens",
+  None,
+  "Numbers of tokens per sample, separated by commas; each is a row per"
+  " implementation.",
+  required=True,
 )
 _BLOCKS = flags.DEFINE_integer(
-  "blocks", 2, "How many blocks the block-causal mask has.", lower_bound=1
+  "blocks", 2, "Number of blocks of the block-causal mask.", lower_bound=1
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Plans, compiles and prints."""
+  """Compiles attention for the target and prints a table."""
   del argv
   plan_flags.run(_attention)
 
 
 def _attention(target: Any) -> tuple[list[dict[str, Any]], bool]:
-  """Prints a row per program; returns all and whether they fit."""
+  """Prints a row per program; returns the rows and whether all fit."""
   from dcvideogen_jax.plan import attention, tables
 
   rows = []

@@ -1,18 +1,19 @@
-"""Says what decoding takes on devices that are not there.
+"""Estimates memory and time of decoding on devices you do not have.
 
   dcvideogen plan decode --model=f32t4c32 --target=h100 --height=2176 \\
     --width=3840 --budget_gib=8,16,24
 
-decodes one 40-frame chunk in the middle of a long video: a row per budget, in
-memory of each device beyond the weights. The devices share the columns. Where
-the compiler for a TPU would take long it makes less effort than on the device.
-`python -m launch.plan` is this program, but with --config `plan train` or `plan
-sample`, and with --attention `plan attention`.
+compiles the decoding of one 40-frame chunk in the middle of a long video. It
+prints a row per budget; a budget is the memory of each device beyond the
+weights. The devices of the target share the columns of the picture. Where
+compiling for a TPU would take long, the compiler makes less effort than on the
+device. `python -m launch.plan` is this program; with --config it is `plan
+train` or `plan sample`, and with --attention `plan attention`.
 
-Exits with 1 if a budget is exceeded. TPUs need requirements-tpu.txt and GPUs
-requirements-cuda.txt, each best in an environment of its own, and
-JAX_PLATFORMS=cpu. Workspaces of cuDNN's convolutions are not known without the
-device and not counted.
+The exit code is 1 if a budget is exceeded. TPUs need requirements-tpu.txt and
+GPUs requirements-cuda.txt, each best in an environment of its own, and
+JAX_PLATFORMS=cpu. The workspaces of cuDNN's convolutions are unknown without
+the device and are not counted.
 """
 
 from collections.abc import Sequence
@@ -23,28 +24,40 @@ from absl import flags
 from dcvideogen_jax.programs import plan_flags
 
 _MODELS = ["f32t4c32", "f32t4c64", "f32t4c128", "f32t4c256", "f64t4c128"]
-_MODEL = flags.DEFINE_enum("model", "f32t4c32", _MODELS, "The autoencoder.")
-_HEIGHT = flags.DEFINE_integer("height", 704, "Rows of pixels.", 1)
-_WIDTH = flags.DEFINE_integer("width", 1280, "Columns of pixels.", 1)
+_MODEL = flags.DEFINE_enum(
+  "model", "f32t4c32", _MODELS, "Variant of DC-AE-V to decode with."
+)
+_HEIGHT = flags.DEFINE_integer(
+  "height", 704, "Height of the video in pixels.", 1
+)
+_WIDTH = flags.DEFINE_integer("width", 1280, "Width of the video in pixels.", 1)
 _BUDGETS = flags.DEFINE_list(
-  "budget_gib", ["8", "16", "24"], "Budgets of memory beyond the weights."
+  "budget_gib",
+  ["8", "16", "24"],
+  "Memory budgets of each device beyond the weights, in GiB, separated by"
+  " commas.",
 )
 _WHOLE = flags.DEFINE_bool(
-  "whole", True, "Compile the whole frame too, for comparison."
+  "whole",
+  True,
+  "Also compile decoding of the whole frame at once, for comparison.",
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "bfloat16", ["bfloat16", "float32"], "Of weights and computation."
+  "dtype",
+  "bfloat16",
+  ["bfloat16", "float32"],
+  "dtype of the weights and the computation.",
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Plans, compiles and prints."""
+  """Compiles decoding for the target and prints a table."""
   del argv
   plan_flags.run(_decode)
 
 
 def _decode(target: Any) -> tuple[list[dict[str, Any]], bool]:
-  """Prints a row per budget; returns figures and whether all are kept."""
+  """Prints a row per budget; returns the rows and whether all budgets hold."""
   from dcvideogen_jax.plan import autoencoder, tables
 
   size = (_HEIGHT.value, _WIDTH.value)

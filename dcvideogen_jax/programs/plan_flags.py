@@ -1,4 +1,4 @@
-"""What the programs `plan ...` share: the target, --json and exit codes."""
+"""Flags and exit codes shared by the programs `plan ...`."""
 
 import json
 import math
@@ -11,9 +11,16 @@ from absl import flags
 from dcvideogen_jax import errors, files
 
 _TARGET = flags.DEFINE_string(
-  "target", "h100", "A GPU, such as h100, or a TPU slice, such as v5p:4x4x4."
+  "target",
+  "h100",
+  "Hardware to compile for: a GPU, such as h100, or a TPU slice with the"
+  " topology of its chips, such as v5p:4x4x4.",
 )
-_JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
+_JSON = flags.DEFINE_string(
+  "json",
+  None,
+  "JSON file to write the figures to. Unset: they are printed only.",
+)
 
 Number = TypeVar("Number", int, float)
 
@@ -21,11 +28,12 @@ Number = TypeVar("Number", int, float)
 def run(plan: Callable[[Any], tuple[Any, bool]]) -> None:
   """Plans for the target, writes --json and exits; never returns.
 
-  The exit code is 1 if something does not fit, and 2, with one sentence, if jax
-  or the compiler refuses it; --verbosity=1 shows where.
+  The exit code is 1 if a program does not fit, and 2, with one sentence on
+  stderr, if jax or the compiler refuses it; --verbosity=1 shows where.
 
   Args:
-    plan: prints; gives figures, and whether all that was planned fits.
+    plan: gets the target and prints a table; returns figures for --json, and
+      whether every program fits.
   """
   from dcvideogen_jax.plan import compiled, hardware
 
@@ -39,10 +47,15 @@ def run(plan: Callable[[Any], tuple[Any, bool]]) -> None:
 
 
 def numbers(flag: str, kind: type[Number]) -> list[Number]:
-  """The positive numbers of a flag that is a list.
+  """Returns the positive numbers that a list flag holds.
+
+  Args:
+    flag: the flag's name.
+    kind: int or float.
 
   Raises:
-    errors.UserError: if one is none.
+    errors.UserError: if an item is not a positive finite number, or the list is
+      empty.
   """
   given = flags.FLAGS[flag].value
   try:

@@ -1,16 +1,17 @@
-"""Says what sampling takes on devices that are not there.
+"""Estimates memory and time of sampling on devices you do not have.
 
   dcvideogen plan sample --config=dc-t2v-14b,size=2160p --target=h100
 
-compiles every program of `dcvideogen sample` with this config, all models
-resident: the weights of each, every program, and their sum beside what jax has
-of the device. Weights are not read. FLOPs are counted in the traced and in the
-compiled program, and times are those of data sheets: nothing can be faster.
+compiles every program of `dcvideogen sample` with this config, ahead of time
+and with all models resident. It prints the weights of each model, the memory of
+each program, and their peak beside the device memory that jax may use. Weights
+are not read. FLOPs are counted in the traced and in the compiled program. Times
+follow from the peak rates of data sheets, so they are lower bounds.
 
-Exits with 1 if it does not fit. TPUs need requirements-tpu.txt and GPUs
-requirements-cuda.txt, each best in an environment of its own, and
-JAX_PLATFORMS=cpu. Workspaces of cuDNN, and what autotuning holds at the first
-run, are not known without the device and not counted.
+The exit code is 1 if sampling does not fit. TPUs need requirements-tpu.txt and
+GPUs requirements-cuda.txt, each best in an environment of its own, and
+JAX_PLATFORMS=cpu. The workspaces of cuDNN, and the memory of autotuning in the
+first run, are unknown without the device and are not counted.
 """
 
 from collections.abc import Sequence
@@ -25,14 +26,19 @@ from dcvideogen_jax.sample import presets
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "A preset or a config file, as for `dcvideogen sample`.",
+  "Config to plan for: a preset or a config file, as for `dcvideogen sample`."
+  " Unset: tiny. --config.KEY=VALUE overrides a value.",
 )
 
 PRESETS = presets
 
 
 def main(argv: Sequence[str]) -> None:
-  """Plans, compiles and prints."""
+  """Compiles the programs of sampling for the target and prints a table.
+
+  Raises:
+    errors.UserError: if --config is that of a training.
+  """
   del argv
   if _CONFIG.value is None or "optim" in _CONFIG.value:
     raise errors.UserError("--config: expected the config of a sampling")
@@ -40,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _sample(target: Any) -> tuple[dict[str, Any], bool]:
-  """Prints weights, programs and their sum; returns them and if it fits."""
+  """Prints weights, programs and peak; returns them and whether they fit."""
   from dcvideogen_jax.plan import compiled, sampling, tables
 
   config = _CONFIG.value

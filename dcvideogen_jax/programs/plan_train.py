@@ -1,20 +1,21 @@
-"""Says what a training step takes on devices that are not there.
+"""Estimates memory and time of a training step on devices you do not have.
 
   dcvideogen plan train --config=configs/adapt.py:wan_t2v_14b,phase=lora \\
     --target=v5p:4x4x4 --config.mesh.fsdp=32 --config.mesh.context=2
 
-compiles the very step that `dcvideogen train` would run with this config, as
-jax does on the device. Weights and clips are not read. Memory and what devices
-send each other is the compiler's, FLOPs are counted in the traced and in the
-compiled program, and times are those of data sheets: nothing can be faster.
-Only autoencoders for TPUs are compiled with less effort than on the device,
-where that takes long. --suggest ranks meshes, rematerialisation and
-micro-batches by arithmetic, and compiles the best three.
+compiles the same step that `dcvideogen train` would run with this config, as
+jax does on the device. Weights and clips are not read. Memory and the traffic
+between devices are the compiler's figures. FLOPs are counted in the traced and
+in the compiled program. Times follow from the peak rates of data sheets, so
+they are lower bounds. Only autoencoders for TPUs are compiled with less effort
+than on the device, where compiling takes long. --suggest ranks meshes,
+rematerialisation policies and micro-batches by arithmetic, and compiles the
+best three.
 
-Exits with 1 if the step does not fit. TPUs need requirements-tpu.txt and GPUs
-requirements-cuda.txt, each best in an environment of its own, and
-JAX_PLATFORMS=cpu. Workspaces of cuDNN, and what autotuning holds at the first
-run, are not known without the device and not counted.
+The exit code is 1 if the step does not fit. TPUs need requirements-tpu.txt and
+GPUs requirements-cuda.txt, each best in an environment of its own, and
+JAX_PLATFORMS=cpu. The workspaces of cuDNN, and the memory of autotuning in the
+first run, are unknown without the device and are not counted.
 """
 
 from collections.abc import Sequence
@@ -27,18 +28,28 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.programs import plan_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config of `dcvideogen train`."
+  "config",
+  None,
+  "Config file and, after a colon, its argument, as for `dcvideogen train`."
+  " --config.KEY=VALUE overrides a value.",
 )
 _SUGGEST = flags.DEFINE_bool(
-  "suggest", False, "Compile the best of other ways to run the step."
+  "suggest",
+  False,
+  "Rank other meshes, rematerialisation policies and micro-batches for the same"
+  " step, and compile the best three, instead of the config's own.",
 )
 
-# Of the ways that --suggest ranks, how many are printed and how many compiled.
+# How many of the ways that --suggest ranks are printed, and how many compiled.
 _RANKED, _COMPILED = 10, 3
 
 
 def main(argv: Sequence[str]) -> None:
-  """Plans, compiles and prints."""
+  """Compiles the training step for the target and prints a table.
+
+  Raises:
+    errors.UserError: if --config is not that of a training.
+  """
   del argv
   if _CONFIG.value is None:
     raise errors.UserError("--config: expected the config of a training")
@@ -54,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train(config: dict[str, Any], target: Any) -> tuple[dict[str, Any], bool]:
-  """Prints what a step takes; returns it and whether it fits."""
+  """Prints the figures of a step; returns them and whether the step fits."""
   from dcvideogen_jax.plan import compiled, tables, training
 
   print(

@@ -1,26 +1,28 @@
-"""Encodes captioned videos beforehand, for training on their latents.
+"""Encodes captioned videos once, for training on their latents.
 
-  python -m launch.precompute --videos=DIR --captions=FILE.jsonl \\
+  dcvideogen precompute --videos=DIR --captions=FILE.jsonl \\
     --model=dc-ai/DC-Gen-Wan2.1-T2V-14B \\
     --base=Wan-AI/Wan2.1-T2V-14B-Diffusers --output=OUT
-  python -m launch.precompute --videos=DIR --dry_run
+  dcvideogen precompute --videos=DIR --dry_run
 
-Clips come from --videos (captions: a table such as .jsonl or .csv, or the .txt
-files beside the videos), from --tfds, a TFDS data set in the ArrayRecord format
-with mp4 bytes and text, or from --world, a made-up one. Each is cut to its
-first --frames frames at 16 per second (--fps), resized to its bucket of
---bucket, and encoded in float32 by DC-AE-V, by the base model's autoencoder
-(three frames fewer), by the text encoder and, with --i2v, by CLIP; --i2v adds
-the latents of the first frame as a condition. What is encoded is what there is
-an encoder for.
+Clips come from one of three sources: --videos, a folder whose captions are in a
+table such as .jsonl or .csv or in .txt files beside the videos; --tfds, a TFDS
+data set in the ArrayRecord format with mp4 bytes and text; or --world, the
+generated world of the tiny models. Each clip is cut to its first --frames
+frames at 16 per second (--fps) and resized to its bucket of --bucket. It is
+encoded in float32 by DC-AE-V, by the base model's autoencoder (three frames
+fewer), by the text encoder and, with --i2v, by CLIP; --i2v also adds the
+latents of the first frame as a condition. Encoders that are not given are left
+out.
 
-OUT is read by the data source "latents". All GPUs or TPU chips of the machine
-encode. The same command again continues an interrupted run; the bytes of the
-result do not depend on interruptions, on the number of devices or on
---processes, several machines that share the folder: each is told its number by
---process, or all of a pod or cluster --distributed. Two that are started alike
-share the work too, as each part is locked while it is made. Videos that
-are damaged, too short or without a caption are listed in OUT/skipped.jsonl.
+The data source "latents" of trainings reads OUT. All GPUs or TPU chips of the
+machine encode. The same command again continues an interrupted run. Several
+machines that share OUT can share the work: give each --processes and its own
+--process, or all processes of a pod or cluster --distributed. Processes that
+are started with the same flags share the work too, as each part is locked while
+it is made. The bytes of the result do not depend on interruptions, on the
+number of devices or on --processes. Videos that are damaged, too short or
+without a caption are listed in OUT/skipped.jsonl.
 """
 
 import pathlib
@@ -32,121 +34,190 @@ from absl import flags
 from dcvideogen_jax import errors
 from dcvideogen_jax.programs import distributed
 
-_VIDEOS = flags.DEFINE_string("videos", None, "A folder of videos.")
+_VIDEOS = flags.DEFINE_string(
+  "videos", None, "Source of the clips: a folder of video files."
+)
 _CAPTIONS = flags.DEFINE_string(
   "captions",
   None,
-  "A table, .jsonl, .json, .csv or .tsv, with file and caption, or captions and"
-  " scores. Unset: the .txt files beside the videos.",
+  "Captions of --videos: a .jsonl, .json, .csv or .tsv table with file and"
+  " caption, or file, captions and scores. Unset: the .txt files beside the"
+  " videos.",
 )
-_TFDS = flags.DEFINE_string("tfds", None, "A data set of TFDS instead.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps it.")
+_TFDS = flags.DEFINE_string(
+  "tfds",
+  None,
+  "Source of the clips, instead of --videos: name of a TFDS data set.",
+)
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir",
+  None,
+  "Directory of TFDS data sets, for --tfds. Unset: TFDS's default.",
+)
 _WORLD = flags.DEFINE_integer(
-  "world", None, "So many clips of the made-up world instead.", lower_bound=1
+  "world",
+  None,
+  "Source of the clips, instead of --videos: this number of clips of the"
+  " generated world of the tiny models.",
+  lower_bound=1,
 )
-_SPLIT = flags.DEFINE_string("split", "train", "Of --tfds or --world.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of --world.", lower_bound=0)
+_SPLIT = flags.DEFINE_string(
+  "split", "train", "Split of the --tfds data set or of --world."
+)
+_SEED = flags.DEFINE_integer(
+  "seed", 0, "Random seed of the clips of --world.", lower_bound=0
+)
 _MODEL = flags.DEFINE_string(
   "model",
   None,
-  'Has DC-AE-V: "tiny", a directory as published, or a Hugging Face repository'
-  ' "owner/name@revision".',
+  "Model to take DC-AE-V from: tiny, which ships, a directory in a published"
+  " layout, or a Hugging Face repository owner/name@revision.",
 )
 _BASE = flags.DEFINE_string(
   "base",
   None,
-  "The base model, likewise; what both have comes from here.",
+  "Base model to take the other encoders from, given like --model. Parts that"
+  " both models have come from this one.",
 )
-_DC_AE_V = flags.DEFINE_string("dc_ae_v", None, "DC-AE-V, from elsewhere.")
+_DC_AE_V = flags.DEFINE_string(
+  "dc_ae_v",
+  None,
+  "Weights of DC-AE-V. Unset: those of --base or --model, if they have any.",
+)
 _BASE_VAE = flags.DEFINE_string(
-  "base_vae", None, "The base model's autoencoder, from elsewhere."
+  "base_vae",
+  None,
+  "Weights of the base model's autoencoder. Unset: those of --base or --model,"
+  " if they have any.",
 )
 _TEXT_ENCODER = flags.DEFINE_string(
-  "text_encoder", None, "UMT5, from elsewhere."
+  "text_encoder",
+  None,
+  "Weights of UMT5. Unset: those of --base or --model, if they have any.",
 )
 _TOKENIZER = flags.DEFINE_string(
-  "tokenizer", None, "A directory with tokenizer.json, from elsewhere."
+  "tokenizer",
+  None,
+  "Directory with UMT5's tokenizer.json. Unset: that of --base or --model, if"
+  " they have one.",
 )
 _IMAGE_ENCODER = flags.DEFINE_string(
-  "image_encoder", None, "CLIP, from elsewhere."
+  "image_encoder",
+  None,
+  "Weights of CLIP, for --i2v. Unset: those of --base or --model, if they have"
+  " any.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "A folder to make or continue.")
-_I2V = flags.DEFINE_bool("i2v", False, "For image to video, too.")
+_OUTPUT = flags.DEFINE_string(
+  "output",
+  None,
+  "Folder to write the encoded clips to. An existing one is continued.",
+)
+_I2V = flags.DEFINE_bool(
+  "i2v",
+  False,
+  "Also encode what training image to video needs: CLIP's features and the"
+  " latents of the first frame.",
+)
 _FRAMES = flags.DEFINE_integer(
-  "frames", 80, "Frames of a clip, a multiple of 4.", lower_bound=4
+  "frames",
+  80,
+  "Number of frames of a clip, a multiple of 4.",
+  lower_bound=4,
 )
 _FPS = flags.DEFINE_string(
   "fps",
   "16",
-  'Frames per second, taken by their times; "file" takes them as they come, as'
-  " the official training does.",
+  "Frames per second of the clips; frames are chosen by their times in the"
+  ' file. "file" takes every frame whatever its time, as the official training'
+  " does.",
 )
 _BUCKET = flags.DEFINE_string(
   "bucket",
   "480",
-  "Sizes: 480, 720, 1080 or 2160, or HEIGHTxWIDTH, several with commas.",
+  "Sizes that clips are resized to: the name of a set of aspect ratios, 480,"
+  " 720, 1080 or 2160, or HEIGHTxWIDTH in pixels, several separated by commas.",
 )
 _BATCH = flags.DEFINE_integer(
-  "batch", 1, "Clips of a size that are encoded together.", lower_bound=1
+  "batch",
+  1,
+  "Number of clips of one size that are encoded together.",
+  lower_bound=1,
 )
 _PART = flags.DEFINE_integer(
-  "part", 256, "Clips of a part, which a kill may lose.", lower_bound=1
+  "part",
+  256,
+  "Number of clips per part. Each part is written as a whole, so a killed run"
+  " loses the parts it was making.",
+  lower_bound=1,
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", ["float32", "bfloat16"], "That arrays are stored in."
+  "dtype",
+  "float32",
+  ["float32", "bfloat16"],
+  "dtype that latents and embeddings are stored in.",
 )
 _TEXT_DTYPE = flags.DEFINE_enum(
   "text_dtype",
   "float32",
   ["float32", "bfloat16"],
-  "That the text encoder computes in.",
+  "dtype that the text encoder computes in.",
 )
 _TEXT_TOKENS = flags.DEFINE_integer(
   "text_tokens",
   None,
-  "Longer texts are cut to these before they are encoded. Unset: what a model's"
-  " parts.json says, or 512. Trainings take as many or more.",
+  "Maximum number of tokens of a text; longer texts are cut before they are"
+  " encoded. Unset: the number in a model's parts.json, or 512. The text_tokens"
+  " of a training's config must not be smaller.",
   lower_bound=1,
 )
 _STRETCH = flags.DEFINE_bool(
   "stretch",
   False,
-  "Show CLIP the whole first frame, stretched, as the official training does,"
-  " and not the middle of it, as the pipeline does.",
+  "Stretch the whole first frame to CLIP's square, as the official training"
+  " does, instead of cropping its middle, as the pipeline does.",
 )
 _NEGATIVE = flags.DEFINE_string(
   "negative_prompt",
   None,
-  "Is encoded too, for what a dropped text becomes: one of wan, wan_i2v, ascii,"
-  " ascii_i2v, or any text. Unset: wan, or wan_i2v with --i2v.",
+  "Negative prompt to encode; training uses it where it drops a text. One of"
+  " wan, wan_i2v, ascii, ascii_i2v and english, or any text. Unset: wan, or"
+  " wan_i2v with --i2v.",
 )
 _BUDGET = flags.DEFINE_float(
   "memory_budget_gib",
   8.0,
-  "For encoding video, beyond the weights. Decides how it is done, and so the"
-  " last bits of the result.",
+  "Device memory for encoding video, beyond the weights, in GiB. It decides in"
+  " how many bands a frame is encoded, and so the last bits of the result.",
   lower_bound=1e-6,
 )
 _PRECISION = flags.DEFINE_enum(
   "precision",
   "high",
   ["default", "high", "highest"],
-  "Of the autoencoders' float32 convolutions: high, as in sampling, is TF32 on"
-  " a GPU and three passes on a TPU.",
+  "Precision of the autoencoders' float32 convolutions. high, as in sampling,"
+  " is TF32 on a GPU and three passes on a TPU.",
 )
 _THREADS = flags.DEFINE_integer(
   "threads",
   None,
-  "That read videos. Unset: one per core, at most 8 for each device.",
+  "Number of threads that read videos. Unset: one per CPU core, at most 8 per"
+  " device.",
   lower_bound=1,
 )
 _DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Look at the clips and tell what would be done."
+  "dry_run",
+  False,
+  "Only check the clips, and print what would be encoded.",
 )
 
 
 def main(argv):
-  """Checks, encodes what is missing, writes the index."""
+  """Checks the flags, encodes the missing parts and writes the index.
+
+  Raises:
+    errors.UserError: for flags that contradict each other, or if no clip can be
+      used.
+  """
   del argv
   _check_flags()
   first, step = distributed.share()
@@ -202,7 +273,7 @@ def _check_flags() -> None:
 
 
 def _job() -> Any:
-  """The `encoding.Job` that the flags ask for."""
+  """Returns the `encoding.Job` that the flags describe."""
   from dcvideogen_jax.data import clip_sources, timing, tokenize
   from dcvideogen_jax.precompute import encoders, encoding
 
@@ -252,7 +323,7 @@ def _job() -> Any:
 
 
 def _encode(job: Any, missing: list[int]) -> None:
-  """Makes the parts that are missing, and tells how fast."""
+  """Encodes the missing parts and prints clips per second."""
   import tqdm
 
   from dcvideogen_jax.precompute import encoding

@@ -3,11 +3,11 @@
   dcvideogen prepare-clips --output=DIR
   dcvideogen prepare-clips --split=heldout --output=DIR
 
-Fetches the files of dcvideogen_jax/tiny/manifest.json. The training split is
-24-frame clips of 96x96 from the videos and from pans over the photographs, in
-ArrayRecord shards under DIR. The held-out split is 64-frame clips of 64x64
-under DIR/frames64, and the first 16 frames of each under DIR/frames16.
-The same flags give the same clips.
+Downloads the files of dcvideogen_jax/tiny/manifest.json and cuts clips from
+them. The training split has 24-frame clips of 96x96 pixels from the videos and
+from pans over the photographs, in ArrayRecord shards under DIR. The held-out
+split has 64-frame clips of 64x64 pixels under DIR/frames64, and the first 16
+frames of each under DIR/frames16. The same flags give the same clips.
 """
 
 from collections.abc import Sequence
@@ -19,22 +19,43 @@ from dcvideogen_jax import errors
 _SPLITS = ["train", "heldout"]
 
 _OUTPUT = flags.DEFINE_string(
-  "output", None, "Folder to make; must not exist yet.", required=True
+  "output",
+  None,
+  "Folder to write the clips to. It must not exist yet.",
+  required=True,
 )
-_SPLIT = flags.DEFINE_enum("split", "train", _SPLITS, "Which files.")
+_SPLIT = flags.DEFINE_enum(
+  "split",
+  "train",
+  _SPLITS,
+  "Files of the manifest to use: train for training clips, heldout for"
+  " evaluation clips.",
+)
 _CLIPS = flags.DEFINE_integer(
-  "clips", None, "About how many; 5000 (train) or 48 (heldout)."
+  "clips",
+  None,
+  "Approximate number of clips. Unset: 5000 for train, 48 for heldout.",
 )
 _SEED = flags.DEFINE_integer(
-  "seed", 0, "Which places of the videos.", lower_bound=0
+  "seed",
+  0,
+  "Seed of the random places at which clips are cut from the files.",
+  lower_bound=0,
 )
 _EXCLUDE = flags.DEFINE_multi_string(
-  "exclude", [], "Leave out manifest files of this name (may have * and ?)."
+  "exclude",
+  [],
+  "Name of manifest files to leave out; it may contain the wildcards * and ?."
+  " May be given several times.",
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Makes the clips."""
+  """Makes the clips.
+
+  Raises:
+    errors.UserError: if --clips is not positive.
+  """
   del argv
   from dcvideogen_jax.tiny import clips
 

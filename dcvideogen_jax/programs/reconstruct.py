@@ -1,21 +1,23 @@
-"""Encodes and decodes a video or an image, and says how well that went.
+"""Encodes and decodes a video or an image, and measures the reconstruction.
 
   dcvideogen reconstruct --model=tiny --input=demo --output=out
   dcvideogen reconstruct --model=f32t4c32 --input=clip.mp4 --output=out \\
     --dtype=bfloat16 --memory_budget_gib=16
 
-With --spatial=N so many devices share each picture, also those of several
-processes, started as those of `dcvideogen train` are. The result is the same.
+With --spatial=N each picture is shared by N devices, which may belong to
+several processes; start those like the processes of `dcvideogen train`. The
+result is the same as on one device.
 
-Writes into `--output`, all at the end and all or nothing:
-  reconstruction.mp4   of the input's size, length and rate (.png for an image)
-  side_by_side.mp4     the input on the left (.png for an image)
+These files are written into `--output`, all together at the end:
+  reconstruction.mp4   with the input's size, length and frame rate (.png for an
+                       image)
+  side_by_side.mp4     with the input on the left (.png for an image)
   contact_sheet.png    frames, reconstructions and error maps
   metrics.json         PSNR and SSIM per frame, settings, time, memory, versions
 
-Files of any length and size pass through in bounded memory. The metrics are of
-the decoded frames, before they are compressed into an mp4. Browsers do not play
-an mp4 whose height or width is odd.
+Inputs of any length and size are processed in bounded memory. The metrics
+compare the decoded frames before they are compressed into an mp4. Browsers do
+not play an mp4 whose height or width is odd.
 """
 
 import os
@@ -31,64 +33,82 @@ from dcvideogen_jax.programs import common, distributed
 _MODEL = flags.DEFINE_string(
   "model",
   "tiny",
-  'Weights: "tiny", a directory, the official .pt, or a .safetensors file.',
+  "Weights of DC-AE-V: tiny, which ships, a directory, the official .pt or a"
+  " .safetensors file.",
 )
 _CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
 _INPUT = flags.DEFINE_string(
   "input",
   None,
-  'A video or an image; "demo" is a clip that ships.',
+  "Video or image to reconstruct; demo is a clip that ships.",
   required=True,
 )
-_OUTPUT = flags.DEFINE_string("output", None, "A directory.", required=True)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Directory to write the results to.", required=True
+)
 _MAX_FRAMES = flags.DEFINE_integer(
-  "max_frames", None, "Take only the first frames.", lower_bound=1
+  "max_frames",
+  None,
+  "Maximum number of frames to read from the start. Unset: all frames.",
+  lower_bound=1,
 )
 _HEIGHT = flags.DEFINE_integer(
-  "height", None, "Resize to so many rows first.", lower_bound=1
+  "height",
+  None,
+  "Height in pixels to resize the input to. With only one of --height and"
+  " --width the aspect ratio is kept; with neither the input keeps its size.",
+  lower_bound=1,
 )
 _WIDTH = flags.DEFINE_integer(
   "width",
   None,
-  "Resize to so many columns first. With only one of --height and --width, the"
-  " other follows.",
+  "Width in pixels to resize the input to; see --height.",
   lower_bound=1,
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", ["float32", "bfloat16"], "The dtype of the computation."
+  "dtype", "float32", ["float32", "bfloat16"], "dtype of the computation."
 )
 _BUDGET = flags.DEFINE_float(
   "memory_budget_gib",
   None,
-  "Memory beyond the weights; frames that do not fit are computed in bands,"
-  " with the same result. Unset: four fifths of what is free.",
+  "Memory for encoding and decoding, beyond the weights, in GiB. Frames that do"
+  " not fit are computed in horizontal bands, with the same result. Unset: four"
+  " fifths of the free memory.",
   lower_bound=1e-6,
 )
 _SPATIAL = flags.DEFINE_integer(
   "spatial",
   1,
-  "Devices that share a picture's columns, and the memory it takes.",
+  "Number of devices that share the columns of each picture, and so the memory"
+  " it takes.",
   lower_bound=1,
 )
 _FRAMES_RULE = flags.DEFINE_enum(
   "frames_rule",
   "pad",
   ["pad", "official"],
-  "What becomes of frames that do not fill a chunk: pad repeats the last one"
-  " and cuts the surplus off; official treats them without causality, as the"
-  " official code does silently, and needs a multiple of 4 frames.",
+  "Treatment of the last frames if they do not fill a chunk: pad repeats the"
+  " last frame and cuts the surplus off again; official processes them without"
+  " causality, as the official code does silently, and needs a multiple of 4"
+  " frames.",
 )
 _CRF = flags.DEFINE_integer(
   "crf",
   18,
-  "Quality of the mp4 files, 0 the best.",
+  "Constant rate factor of the mp4 files, from 0 (best quality, largest files)"
+  " to 51.",
   lower_bound=0,
   upper_bound=51,
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Checks, loads, streams, writes."""
+  """Reconstructs --input chunk by chunk and writes the results.
+
+  Raises:
+    errors.UserError: if several processes have joined, but --spatial does not
+      cover all their devices.
+  """
   del argv
   distributed.join()
   import jax
@@ -118,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
   mesh = sharding.make_mesh({"spatial": spatial}, devices[:spatial])
   with common.output_directory(_OUTPUT.value) as output, jax.set_mesh(mesh):
     with clock.phase("load"):
-      # None keeps the parameters as they are and computes in float32.
+      # None keeps the parameters as stored and computes in float32.
       dtype = None if _DTYPE.value == "float32" else jnp.dtype(_DTYPE.value)
       everywhere = NamedSharding(mesh, PartitionSpec())
       module, variables = convert.load(
@@ -154,7 +174,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _settings(module: Any, variables: Any) -> dict[str, Any]:
-  """What determines the result."""
+  """Returns the settings that determine the result."""
   import jax
 
   from dcvideogen_jax import convert
@@ -176,7 +196,7 @@ def _settings(module: Any, variables: Any) -> dict[str, Any]:
 
 
 def _summary(metrics: dict[str, Any]) -> str:
-  """The result in two lines."""
+  """Returns the metrics in two lines of text."""
   from dcvideogen_jax import clock
 
   psnr, ssim = metrics["psnr"]["mean"], metrics["ssim"]["mean"]

@@ -2,11 +2,11 @@
 
   dcvideogen reproduce --workdir=DIR
 
-Each stage is one of our own programs; what it leaves in DIR is what the next
-ones read. A stage that is done is not run again, and one that was interrupted
-continues at its last checkpoint: start the same command again. DIR should lie
-outside the checkout. DIR/scores gets what the base and the adapted models show
-of 400 held-out scenes.
+Each stage runs one of this project's programs on the results of earlier stages
+in DIR. To continue after an interruption, start the same command again:
+finished stages are skipped, and an interrupted training continues from its last
+checkpoint. DIR should lie outside the checkout. DIR/scores gets the scores of
+the base and the adapted models on 400 held-out scenes.
 """
 
 import json
@@ -19,17 +19,24 @@ from absl import flags
 from dcvideogen_jax import files
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of all stages.", required=True
+  "workdir",
+  None,
+  "Folder that holds the results of all stages.",
+  required=True,
 )
-_UNTIL = flags.DEFINE_string("until", None, "The last stage to run.")
+_UNTIL = flags.DEFINE_string(
+  "until", None, "Name of the last stage to run. Unset: all stages run."
+)
 _EXTRA = flags.DEFINE_multi_string(
   "extra",
   [],
-  "STAGE:FLAG is added to the commands of stages of that name, such as"
-  " base:--config.steps=50.",
+  "STAGE:FLAG, a flag to add to the commands of the stages of that name, such"
+  " as base:--config.steps=50. May be given several times.",
 )
 _DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Print the commands of what is left to do."
+  "dry_run",
+  False,
+  "Print the commands of the unfinished stages, and run none.",
 )
 
 
@@ -43,15 +50,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def work() -> pathlib.Path:
-  """The folder of the whole chain."""
+  """Returns the absolute path of --workdir."""
   return pathlib.Path(_WORKDIR.value).absolute()
 
 
 def run(stages: Sequence[Any]) -> bool:
-  """Runs those stages that are not done, as the flags say.
+  """Runs those of `stages` that are not done, as the flags say.
 
   Returns:
-    Whether all are done now.
+    Whether all stages are done now.
 
   Raises:
     errors.UserError: outside a checkout, or if a flag names no stage.
@@ -59,7 +66,7 @@ def run(stages: Sequence[Any]) -> bool:
   from dcvideogen_jax.tiny import chain, family
 
   if not _DRY_RUN.value:
-    # Where the parts of the models are that are asked for held-out scenes.
+    # parts.json tells `evaluate tiny` where the parts of each model lie.
     for name in family.MODELS:
       folder = files.make_directory(work() / "models" / name)
       with files.atomic(folder / "parts.json") as path:

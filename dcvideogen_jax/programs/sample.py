@@ -6,15 +6,17 @@
   dcvideogen sample --config=dc-t2v-14b,size=1080p --config.mesh.context=4 \\
     --config.mesh.data=2 --prompt="..." --output=out
 
-The mesh says how several devices share a video: "data" has the two passes of
-the guidance (or prompts), "context" the tokens, "tensor" the heads and hidden
-features with their weights, "spatial" the columns of the picture in decoding.
+--config.mesh.AXIS=N sets how N devices share a video. The axis "data" splits
+the two passes of the guidance (or the prompts), "context" the tokens, "tensor"
+the heads and hidden features with their weights, and "spatial" the columns of
+the picture in decoding.
 
-Writes per prompt and seed `{index}_{prompt}_seed{seed}`
-  .mp4    with its settings in the comment tag
+For each prompt and seed these files are written to
+`{index}_{prompt}_seed{seed}`
+  .mp4    the video, with its settings in the comment tag
   .png    a contact sheet
-  .json   settings, versions, seconds per phase, memory; of each chunk of frames
-          when it was there and how much memory had been needed
+  .json   settings, versions, seconds per phase, memory; for each chunk of
+          frames the time at which it was ready and the peak memory until then
 """
 
 from collections.abc import Sequence
@@ -24,19 +26,29 @@ from absl import flags
 from dcvideogen_jax.programs import sampling
 from dcvideogen_jax.sample import presets
 
-_LAST_IMAGE = flags.DEFINE_string("last_image", None, "The last frame.")
+_LAST_IMAGE = flags.DEFINE_string(
+  "last_image",
+  None,
+  "Image file with the last frame of the video, for image to video. Unset: the"
+  " last frame is free.",
+)
 _NOISE = flags.DEFINE_string(
-  "noise", None, "A .npy with the noise `t h w c`, instead of the seeds."
+  "noise",
+  None,
+  "A .npy file with the initial noise, standard normal latents of shape"
+  " (t, h, w, c). Unset: the noise is drawn from each seed.",
 )
 _ONE_PROGRAM = flags.DEFINE_bool(
-  "one_program", False, "Run all steps as one program, without progress."
+  "one_program",
+  False,
+  "Compile all solver steps into one program, which shows no progress.",
 )
 
 PRESETS = presets
 
 
 def main(argv: Sequence[str]) -> None:
-  """Checks, loads, samples, writes."""
+  """Makes and writes a video for each prompt and seed."""
   del argv
   job = sampling.Job(_LAST_IMAGE.value)
   import tqdm
@@ -46,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
   noise = _NOISE.value and request_list.read_noise(_NOISE.value)
 
   def make(pipeline, request, options):
-    """Denoises, with a bar whose time left is that of the steps."""
+    """Makes a video, with a progress bar over the solver's steps."""
     bar = tqdm.tqdm(total=job.c.steps, unit="step", disable=None, leave=False)
 
     def phase(name):

@@ -1,4 +1,4 @@
-"""What `sample` and `stream` share: flags, loading, a video per request."""
+"""Flags, loading and the loop over requests of `sample` and `stream`."""
 
 from typing import Any
 
@@ -11,84 +11,112 @@ from dcvideogen_jax.sample import presets
 CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  f"A preset, one of {', '.join(presets.MODELS)}, and maybe its size, one of"
-  f" {', '.join(presets.SIZES)}: dc-t2v-14b,size=720p. Or a config file and,"
-  " after a colon, its argument. Unset: tiny. --config.KEY=VALUE overrides one"
-  " of steps, guidance_scale, shift, solver, height, width, mesh.context and"
-  " what else sample/presets.py has.",
+  f"A preset, one of {', '.join(presets.MODELS)}, optionally with a size, one"
+  f" of {', '.join(presets.SIZES)}, as in dc-t2v-14b,size=720p; or a config"
+  " file and, after a colon, its argument. Unset: tiny. --config.KEY=VALUE"
+  " overrides a value: steps, guidance_scale, shift, solver, height, width,"
+  " mesh.context, or any other in sample/presets.py.",
 )
 _MODEL = flags.DEFINE_string(
   "model",
   None,
-  '"tiny", a directory as published, or a Hugging Face repository'
-  ' "owner/name@revision". Unset: the config\'s.',
+  "Model to sample from: tiny, which ships, a directory in a published layout,"
+  " or a Hugging Face repository owner/name@revision. Unset: the model of"
+  " --config.",
 )
 _TASK = flags.DEFINE_enum(
   "task",
   None,
   ["t2v", "i2v"],
-  "Text or image to video. Unset: i2v if there is an --image, else the"
-  " config's.",
+  "t2v is text to video, i2v image to video. Unset: i2v if the first prompt has"
+  " an image, else the task of --config.",
 )
 _AUTOENCODER = flags.DEFINE_string(
-  "autoencoder", None, "DC-AE-V, where the model's directory has none."
+  "autoencoder",
+  None,
+  "Weights of DC-AE-V. Unset: those in the model's directory.",
 )
 _IMAGE_ENCODER = flags.DEFINE_string(
-  "image_encoder", None, "CLIP, where the model's directory has none."
+  "image_encoder",
+  None,
+  "Weights of CLIP. Unset: those in the model's directory.",
 )
 _LORA = flags.DEFINE_multi_string(
-  "lora", [], "A LoRA file, and after a comma its scale; several add up."
+  "lora",
+  [],
+  "LoRA file to merge into the transformer: PATH or PATH,SCALE, with a scale of"
+  " 1 unless given. May be given several times; the updates add up.",
 )
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show.")
+_PROMPT = flags.DEFINE_multi_string(
+  "prompt",
+  [],
+  "Text that describes the video. May be given several times, for several"
+  " videos.",
+)
 _PROMPTS = flags.DEFINE_string(
   "prompts",
   None,
-  "A .txt file with a prompt per line, or a table, .jsonl, .json, .csv or .tsv,"
-  " with prompt and maybe negative_prompt, image, last_image, seed.",
+  "File of prompts: a .txt file with a prompt per line, or a .jsonl, .json,"
+  " .csv or .tsv table with prompt and optionally negative_prompt, image,"
+  " last_image and seed.",
 )
-_IMAGE = flags.DEFINE_string("image", None, "The first frame.")
+_IMAGE = flags.DEFINE_string(
+  "image", None, "Image file with the first frame, for image to video."
+)
 _FRAMES = flags.DEFINE_integer(
-  "frames", None, "Length of the video. Unset: the config's."
+  "frames",
+  None,
+  "Number of frames of the video. Unset: that of --config.",
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "A video is made for each.")
-_OUTPUT = flags.DEFINE_string("output", None, "A directory.", required=True)
+_SEEDS = flags.DEFINE_list(
+  "seeds",
+  ["0"],
+  "Seeds of the initial noise, separated by commas. A video is made for each"
+  " prompt and seed. A row of --prompts that has a seed uses its own only.",
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "Directory to write the videos to.", required=True
+)
 _FREE_TEXT_ENCODER = flags.DEFINE_bool(
-  "free_text_encoder", False, "Give its memory back once all texts are read."
+  "free_text_encoder",
+  False,
+  "Encode all prompts first, then free the memory of the text encoder.",
 )
 _BUDGET = flags.DEFINE_float(
   "memory_budget_gib",
   None,
-  "For encoding and decoding with DC-AE-V, beyond the weights. Unset: most"
-  " of what is free.",
+  "Memory for encoding and decoding with DC-AE-V, beyond the weights, in GiB."
+  " Unset: 85 % of the free memory.",
   lower_bound=1e-6,
 )
 _CRF = flags.DEFINE_integer(
   "crf",
   18,
-  "Quality of the mp4 files, 0 the best.",
+  "Constant rate factor of the mp4 files, from 0 (best quality, largest files)"
+  " to 51.",
   lower_bound=0,
   upper_bound=51,
 )
 
 
 class Job:
-  """What is asked for: everything is checked, nothing loaded.
+  """The videos that the flags ask for; checked, but nothing is loaded yet.
 
   Attributes:
     c: the config.
-    requests: one for each video.
-    clock: started.
+    requests: a `request_list.Request` for each video.
+    clock: a running `clock.Clock`.
   """
 
   def __init__(self, last_image: str | None = None, needs_image: bool = True):
     """Joins the other processes and reads the flags.
 
     Args:
-      last_image: of all requests that have none of their own.
-      needs_image: whether image to video needs one.
+      last_image: file of the last frame, for all requests that name none.
+      needs_image: whether image to video needs an image.
 
     Raises:
-      errors.UserError: for what is sure to fail later.
+      errors.UserError: for flags that are sure to fail later.
     """
     distributed.join()
     from dcvideogen_jax import clock
@@ -111,10 +139,11 @@ class Job:
     """Loads the model, then makes and writes a video for each request.
 
     Args:
-      make: from a pipeline, a request and arguments to a result.
-      texts: from a prompt to all that are read for it.
-      told: what the reports say besides.
-      stoppable: whether Ctrl-C ends a video after the chunk being made.
+      make: called with a pipeline, a request and a dictionary of keyword
+        arguments for the pipeline; returns the result to write.
+      texts: maps a prompt to all texts that are encoded for it.
+      told: settings to add to each video's report.
+      stoppable: whether Ctrl-C ends a video after the current chunk.
     """
     from dcvideogen_jax.sample import model_names, results, settings
 

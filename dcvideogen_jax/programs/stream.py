@@ -1,14 +1,14 @@
-"""Makes videos chunk by chunk, each seeing those before it, of any length.
+"""Makes videos of any length, chunk by chunk; each chunk sees earlier ones.
 
   dcvideogen stream --model=DIR --frames=1600 --window=2 --sink=1 \\
     --prompt="..." --prompt_at="3:..." --output=out
   dcvideogen stream --model=tiny --chunk=2 --frames=32 --window=1 \\
     --prompt="a small red ring stands still over paper" --output=out
 
-A block-causal transformer goes on for as long as is asked for, in memory that
-a window bounds. A chunk is decoded and written before the next one is begun.
-Ctrl-C ends the video after the chunk that is being made. What is written is
-that of `dcvideogen sample`.
+The transformer is block-causal, so a video can be as long as is asked for;
+--window bounds the memory. Each chunk is decoded and written before the next
+one begins. Ctrl-C ends the video after the current chunk. The files written are
+those of `dcvideogen sample`.
 """
 
 from collections.abc import Sequence
@@ -22,47 +22,55 @@ from dcvideogen_jax.sample import presets
 _WINDOW = flags.DEFINE_integer(
   "window",
   None,
-  "Chunks back that a chunk sees, for memory that does not grow. Unset: all,"
-  " and programs are compiled for every chunk.",
+  "Number of earlier chunks that a chunk attends to; it bounds the KV cache."
+  " Unset: all earlier chunks, so that memory grows with the video and programs"
+  " are compiled for every chunk.",
 )
 _SINK = flags.DEFINE_integer(
-  "sink", 0, "Chunks at the very beginning that are seen besides."
+  "sink",
+  0,
+  "Number of chunks at the start of the video that every chunk attends to in"
+  " addition to --window.",
 )
 _CHUNK = flags.DEFINE_integer(
   "chunk",
   None,
-  "Latent frames of a chunk. Unset: as the transformer learnt it. One that was"
-  " trained on whole clips needs it, and makes worse videos.",
+  "Number of latent frames of a chunk. Unset: the number that the transformer"
+  " was trained with. A transformer that was trained on whole clips needs this"
+  " flag, and makes worse videos.",
   lower_bound=1,
 )
 _CLEAN_LEVEL = flags.DEFINE_float(
-  "clean_level", 0.0, "Noise level at which finished chunks are seen."
+  "clean_level",
+  0.0,
+  "Noise level, from 0 (clean), of the copies of finished chunks that later"
+  " chunks attend to.",
 )
 _CONTINUE_FROM = flags.DEFINE_string(
   "continue_from",
   None,
-  "A video to go on from, stretched to the size and taken at 16 frames per"
-  " second (--continue_fps). Its last whole chunks that the first new one sees"
-  " come first in the file, then the --frames.",
+  "Video file to continue, stretched to the output's size and read at 16 frames"
+  " per second (--continue_fps). The output begins with its last whole chunks,"
+  " as many as the first new chunk attends to; the --frames new ones follow.",
 )
 _CONTINUE_FPS = flags.DEFINE_string(
   "continue_fps",
   "16",
-  'Frames per second of --continue_from, taken by their times; "file" takes'
-  " them as they come.",
+  "Frames per second at which --continue_from is read; frames are chosen by"
+  ' their times in the file. "file" takes every frame whatever its time.',
 )
 _PROMPT_AT = flags.DEFINE_multi_string(
   "prompt_at",
   [],
-  '"NUMBER:TEXT", a new prompt from that chunk on; 0, the first that is made,'
-  " has --prompt.",
+  "NUMBER:TEXT, a prompt that replaces --prompt from this chunk on. The first"
+  " chunk that is made has number 0 and --prompt. May be given several times.",
 )
 
 PRESETS = presets
 
 
 def main(argv: Sequence[str]) -> None:
-  """Checks, loads, and writes each video while it is made."""
+  """Makes a video for each prompt and seed, and writes it chunk by chunk."""
   del argv
   path = _CONTINUE_FROM.value
   job = sampling.Job(needs_image=path is None)
@@ -122,10 +130,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check(job: sampling.Job) -> None:
-  """Refuses what streams do not have.
+  """Refuses settings that streams do not support.
 
   Raises:
-    errors.UserError: says what.
+    errors.UserError: for a last image, a size rule or a condition tail.
   """
   if any(request.last_image for request in job.requests):
     raise errors.UserError("a stream has no last image, found one")
