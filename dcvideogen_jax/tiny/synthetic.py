@@ -33,7 +33,7 @@ def _square(x, y):
 
 
 def _polygon(x, y, sides, radius):
-  """Distance to the nearest edge line of a regular polygon."""
+  """Returns the signed distance to the lines of a regular polygon's edges."""
   distance = y
   for i in range(1, sides):
     angle = 2 * math.pi * i / sides
@@ -53,7 +53,7 @@ def _hexagon(x, y):
 
 
 def _star(x, y):
-  """Five points, folded onto one edge by the star's mirror lines."""
+  """A star of five points, folded onto one edge by its mirror lines."""
   cosine, sine = (
     np.float32(math.cos(math.pi / 5)),
     np.float32(math.sin(math.pi / 5)),
@@ -82,8 +82,7 @@ def _ring(x, y):
   return np.abs(np.sqrt(x * x + y * y) - np.float32(0.75)) - np.float32(0.22)
 
 
-# Signed distance (negative inside) on coordinates in which a shape has about
-# radius one.
+# Signed distances (negative inside), in units of the shape's radius.
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
   "circle": _circle,
   "square": _square,
@@ -98,12 +97,12 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 def clip(
   seed: int | Sequence[int], frames: int, height: int, width: int
 ) -> np.ndarray:
-  """One to four shapes that move, turn and grow over a background.
+  """Renders one to four shapes that move, turn and grow over a background.
 
   Edges are anti-aliased. Sizes and speeds are relative to the picture.
 
   Args:
-    seed: non-negative; the same gives the same motion.
+    seed: non-negative; the same seed gives the same clip.
     frames: number of frames.
     height: pixels.
     width: pixels.
@@ -115,7 +114,7 @@ def clip(
   t = np.arange(frames, dtype=np.float32)[:, None, None]
   y = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5)
   x = np.arange(width, dtype=np.float32) + np.float32(0.5)
-  # Colour planes, since numpy is slow along an axis of three.
+  # Colour first, since numpy is slow along a last axis of length 3.
   planes = np.empty((3, frames, height, width), np.float32)
   planes[:] = _background(rng, t, y, x)
   for _ in range(rng.integers(1, 5)):
@@ -125,7 +124,11 @@ def clip(
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
-  """A named colour, slightly off, or any: float32 (3, 1, 1, 1), 0 to 255."""
+  """Draws a named colour with noise, or any colour.
+
+  Returns:
+    float32 (3, 1, 1, 1), 0 to 255.
+  """
   if rng.random() < 0.25:
     colour = rng.uniform(0, 255, 3)
   else:
@@ -135,12 +138,12 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _blend(mask: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-  """`one` where the mask (t, h, w) is 0, `other` where it is 1."""
+  """Blends from `one`, where the mask (t, h, w) is 0, to `other`."""
   return one + mask * (other - one)
 
 
 def _waves(rng, t, y, x, size, speed):
-  """Stripes, a checkerboard or soft blobs in [0, 1] that may drift."""
+  """Draws stripes, a checkerboard or soft blobs in [0, 1], which may drift."""
   period = size * rng.uniform(0.08, 0.5)
   angle = rng.uniform(0, 2 * math.pi)
   c = np.float32(2 * math.pi / period * math.cos(angle))
@@ -161,7 +164,7 @@ def _waves(rng, t, y, x, size, speed):
 
 
 def _background(rng, t, y, x):
-  """Flat, gradient or texture; broadcasts to (3, t, h, w)."""
+  """Draws a flat colour, a gradient or a texture that fits (3, t, h, w)."""
   height, width = len(y), len(x)
   one, other = _colour(rng), _colour(rng)
   kind = rng.integers(4)
@@ -174,14 +177,14 @@ def _background(rng, t, y, x):
     )
     return _blend(np.clip(ramp + 0.5, 0, 1).astype(np.float32), one, other)
   size = min(height, width)
-  # Half the textures stand still, which is cheaper: one frame for all.
+  # Half the textures stand still: computing one frame is cheaper.
   speed = 0.03 * size if kind == 3 else 0.0
   mask = _waves(rng, t if speed else t[:1], y, x, size, speed)
   return _blend(mask * np.float32(rng.uniform(0.3, 1)), one, other)
 
 
 def _path(rng, frames: int, extent: float) -> np.ndarray:
-  """One coordinate over time: straight with bounces, or a swing."""
+  """Draws one coordinate over time: a line that bounces, or a swing."""
   t = np.arange(frames)
   if rng.random() < 0.3:
     swing = np.sin(t * rng.uniform(0.05, 0.4) + rng.uniform(0, 2 * math.pi))
@@ -221,8 +224,8 @@ def _paint_shape(rng, planes, t, y, x) -> None:
 
 
 def _reached(middle: np.ndarray, radius: np.ndarray, extent: int) -> slice:
-  """The rows or columns that a shape touches in any frame."""
-  # No shape reaches further than 1.25 radii (the corners of the square).
+  """Returns the rows or columns that a shape touches in any frame."""
+  # The corners of the square reach furthest, to less than 1.25 radii.
   low = float((middle - 1.25 * radius).min()) - 1
   high = float((middle + 1.25 * radius).max()) + 1
   return slice(max(0, math.floor(low)), min(extent, math.ceil(high)))

@@ -1,9 +1,9 @@
 """A captioned world: one coloured shape that moves over a quiet background.
 
-Pure numpy; the same seed gives the same clip. A caption states five facts, and
-each of them by words of its own, so that a model which gets one wrong can be
-told which. Saturation belongs to the shape alone: `tiny/scorer.py` reads
-colour, shape and motion back from the pixels.
+Pure numpy; the same seed gives the same clip. A caption states five facts, each
+in words of its own, so that a wrong video shows which fact a model missed. Only
+the shape is saturated, which lets `tiny/scorer.py` read its colour, outline and
+motion from the pixels.
 """
 
 import functools
@@ -20,9 +20,10 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.tiny import synthetic
 
 SPLITS = ("train", "heldout")
+# Number of held-out scenes.
 HELD_OUT = 400
 
-# RGB, far apart in hue: orange is missing between red and yellow.
+# RGB. The hues lie far apart, which is why there is no orange.
 COLOURS = {
   "red": (220, 35, 35),
   "yellow": (245, 215, 40),
@@ -33,15 +34,15 @@ COLOURS = {
   "pink": (250, 130, 180),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-# Radius in parts of the shorter side, in the middle of growing or shrinking.
+# Radius as a share of the shorter side; half way through growing or shrinking.
 SIZES = {"small": 0.23, "large": 0.28}
 
 
 class Motion(NamedTuple):
-  """What a shape does from one frame to the next.
+  """How a shape changes from one frame to the next.
 
   Attributes:
-    phrase: words of the caption.
+    phrase: the words of the caption.
     right: picture widths per frame.
     down: picture heights per frame.
     growth: change of the radius's natural logarithm per frame.
@@ -53,6 +54,7 @@ class Motion(NamedTuple):
   growth: float = 0.0
 
 
+# Picture widths or heights, and the logarithm of the radius, per frame.
 SPEED, GROWTH = 1 / 64, 0.03
 MOTIONS = {
   "left": Motion("moves left", right=-SPEED),
@@ -63,23 +65,23 @@ MOTIONS = {
   "grows": Motion("grows", growth=GROWTH),
   "shrinks": Motion("shrinks", growth=-GROWTH),
 }
-# No shape reaches further up, down or aside than this many radii: the triangle.
+# The triangle reaches furthest from its centre: this many radii.
 _REACH = 1.2
-# Shapes begin at a multiple of this, in parts of the picture.
+# Starting positions are multiples of this share of the picture.
 _GRID = 1 / 8
-# A motion goes on for this many frames at least, and then may come to rest.
+# A shape moves for at least this many frames; then it may come to rest.
 MOVING_FRAMES = 16
 _HALF = (MOVING_FRAMES - 1) / 2
 
 
 class Background(NamedTuple):
-  """A nearly grey ground.
+  """A nearly grey background.
 
   Attributes:
-    colour: RGB.
-    across: waves per picture width; 0 and 0 for a plain ground.
-    along: waves per picture height.
-    contrast: levels that the waves add or take.
+    colour: RGB, 0 to 255.
+    across: waves per picture width.
+    along: waves per picture height; a plain background has neither.
+    contrast: amplitude of the waves in grey levels of 255.
   """
 
   colour: tuple[int, int, int]
@@ -99,7 +101,7 @@ BACKGROUNDS = {
   "ocean": Background((28, 36, 50), 0.4, 1.5, 8.0),
 }
 
-# The first is the usual one.
+# `caption` takes the first one by default.
 TEMPLATES = (
   "a {size} {colour} {shape} {motion} over {background}",
   "over {background}, a {size} {colour} {shape} {motion}",
@@ -109,7 +111,15 @@ TEMPLATES = (
 
 
 class Scene(NamedTuple):
-  """Five facts, each a name of the table of that kind."""
+  """The five facts of a scene.
+
+  Attributes:
+    colour: a key of `COLOURS`.
+    shape: one of `SHAPES`.
+    size: a key of `SIZES`.
+    motion: a key of `MOTIONS`.
+    background: a key of `BACKGROUNDS`.
+  """
 
   colour: str
   shape: str
@@ -120,13 +130,13 @@ class Scene(NamedTuple):
 
 @functools.cache
 def scenes(split: str) -> tuple[Scene, ...]:
-  """All combinations of a split, in the order of the tables.
+  """Returns all scenes of a split, in the order of the tables.
 
-  "heldout" is a fixed random choice of `HELD_OUT` combinations, "train" is the
-  rest. Every pair of facts occurs in "train".
+  "heldout" is a fixed random choice of `HELD_OUT` combinations of facts;
+  "train" has all others. Every pair of facts occurs in "train".
 
   Raises:
-    errors.UserError: for another split.
+    errors.UserError: if `split` is not one of `SPLITS`.
   """
   if split not in SPLITS:
     raise errors.UserError(f"the split must be one of {SPLITS}, not {split!r}")
@@ -137,12 +147,12 @@ def scenes(split: str) -> tuple[Scene, ...]:
 
 
 def _digest(scene: Scene) -> bytes:
-  """Random, but the same with every version of everything."""
+  """Sorts scenes in an order that no version of a library can change."""
   return hashlib.sha256(" ".join(scene).encode()).digest()
 
 
 def caption(scene: Scene, variant: int = 0) -> str:
-  """The scene in words, by one of `TEMPLATES`.
+  """Describes the scene in words, by `TEMPLATES[variant]`.
 
   Raises:
     errors.UserError: if there is no such variant.
@@ -163,21 +173,21 @@ def clip(
   height: int = 64,
   width: int = 64,
 ) -> tuple[Scene, str, UInt8[np.ndarray, "t h w c"]]:
-  """One element of an endless sequence: a scene, its caption, its video.
+  """Returns an element of an endless sequence: scene, caption and video.
 
-  Each `len(scenes(split))` elements show every scene once, in a new order. The
-  caption is of a random variant.
+  Every `len(scenes(split))` elements show each scene once, in a new order. The
+  variant of the caption is random.
 
   Args:
     split: one of `SPLITS`.
-    index: non-negative.
-    seed: non-negative; another sequence.
+    index: position in the sequence, non-negative.
+    seed: selects the sequence, non-negative.
     frames: number of frames.
     height: pixels.
     width: pixels.
 
   Raises:
-    errors.UserError: for another split.
+    errors.UserError: if `split` is not one of `SPLITS`.
   """
   every = scenes(split)
   epoch, at = divmod(index, len(every))
@@ -200,15 +210,15 @@ def render(
   height: int = 64,
   width: int = 64,
 ) -> UInt8[np.ndarray, "t h w c"]:
-  """A clip of the scene: place, shade and background vary with the seed.
+  """Renders a clip of the scene; position, shades and waves vary with the seed.
 
-  Sizes are relative to the picture, speeds too, per frame. Edges are
-  anti-aliased. The first frames do not depend on how many are asked for. A
-  shape that reaches the edge, or has grown or shrunk for long, comes to rest,
-  after `MOVING_FRAMES` or more.
+  Sizes and speeds are relative to the picture. Edges are anti-aliased. The
+  first frames do not depend on `frames`. A shape moves until it reaches the
+  edge, which takes at least `MOVING_FRAMES` frames if the picture has room for
+  that; it grows or shrinks for `MOVING_FRAMES` frames.
 
   Args:
-    scene: names of the tables.
+    scene: the scene.
     seed: non-negative.
     frames: number of frames.
     height: pixels.
@@ -222,7 +232,7 @@ def _render(scene, rng, frames, height, width):
   motion = MOTIONS[scene.motion]
   size = SIZES[scene.size]
   t = np.arange(frames, dtype=np.float32)[:, None, None]
-  # Growing and shrinking pass the named size half way.
+  # A growing or shrinking shape has its nominal size half way.
   way = np.clip(t - _HALF, -_HALF, _HALF) * np.float32(motion.growth)
   radius = np.float32(min(height, width) * size) * np.exp(way)
   x, y = (
@@ -243,9 +253,10 @@ def _render(scene, rng, frames, height, width):
 
 
 def _path(rng, step: float, margin: float, t: np.ndarray) -> np.ndarray:
-  """One coordinate over time, in parts of the picture.
+  """Returns one coordinate of the centre over time, as a share of the picture.
 
-  It starts where `MOVING_FRAMES` fit before the far edge, if they do at all.
+  The start leaves room for `MOVING_FRAMES` frames of motion before the far
+  edge, if the picture has that much room.
   """
   room = 1 - 2 * margin
   ahead = min(abs(step) * (MOVING_FRAMES - 1), room)
@@ -255,23 +266,24 @@ def _path(rng, step: float, margin: float, t: np.ndarray) -> np.ndarray:
 
 
 def _margin(scene: Scene, height: int, width: int, extent: int) -> float:
-  """How near a shape's middle comes to an edge, in parts of the extent."""
+  """Returns the centre's least distance to an edge, as a share of the side."""
   growth = math.exp(_HALF * abs(MOTIONS[scene.motion].growth))
   widest = min(height, width) * SIZES[scene.size] * growth
   return math.ceil(_REACH * widest / extent / _GRID) * _GRID
 
 
 def later(scene: Scene, first: int, height: int = 64, width: int = 64) -> Scene:
-  """What a clip shows that begins so many frames into a video of the scene.
+  """Returns what a later clip of a video shows.
 
   Args:
-    scene: of the video.
-    first: frames before the clip.
+    scene: the scene of the video.
+    first: number of the clip's first frame in the video.
     height: pixels.
     width: pixels.
 
   Returns:
-    The scene, or the same standing still once that is sure.
+    The scene, with the motion "still" if the shape is sure to have come to rest
+    by then.
 
   Raises:
     errors.UserError: if the shape may come to rest within the clip.
@@ -293,7 +305,7 @@ def later(scene: Scene, first: int, height: int = 64, width: int = 64) -> Scene:
 
 
 def _ground(background: Background, rng, height: int, width: int) -> np.ndarray:
-  """float32 (h, w, 3): the colour slightly off, and standing waves."""
+  """Returns float32 (h, w, 3): the colour in a random shade, plus waves."""
   phase = rng.uniform(0, 2 * math.pi)
   across = background.across * rng.choice((-1, 1))
   y = np.linspace(0, 1, height)[:, None]
