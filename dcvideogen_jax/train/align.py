@@ -13,17 +13,18 @@ from dcvideogen_jax.train import task as task_lib
 
 
 def align(config: Mapping[str, Any]) -> task_lib.Task:
-  """A patch embedding for new latents learns to give the base's tokens.
+  """Builds the task in which a patch embedding learns the base model's tokens.
 
-  Variables are "params/patch_embed" and "teacher/patch_embed", each with
-  "kernel" and "bias", and the "encoders" of raw video.
+  The student embeds the new latents, the teacher those of the base model. The
+  variables are "params/patch_embed" (student) and "teacher/patch_embed", each
+  with "kernel" and "bias", and "encoders" for raw video.
 
   Args:
-    config: "phase", "embed"; "model" and "base", the fields of `WanDiT` for
-      the new latents and the base's; "align" as `align.loss` takes it; "start"
-      as `weights.check_start` takes it; "encoders" as `inputs.Encoders`;
-      "dtype" of the computation, "frozen_dtype" as `weights.build` takes it
-      but of no use here; "seed".
+    config: "phase", which is "embed"; "model" and "base", the fields of
+      `WanDiT` for the new latents and for the base model; "align" as for
+      `adapt.align.loss`; "start" as for `weights.check_start`; "encoders" as
+      for `inputs.Encoders`; "dtype", that of the computation; "frozen_dtype",
+      which `weights.build` needs but which has no effect here; "seed".
 
   Raises:
     errors.UserError: for a config that does not fit.
@@ -90,7 +91,7 @@ class _Alignment:
   def _tokens(
     self, variables: Mapping[str, Any], batch: task_lib.LatentBatch
   ) -> tuple[align_lib.Tokens, align_lib.Tokens]:
-    """Of the student and of the teacher."""
+    """Returns the tokens of the student and of the teacher."""
 
     def tokens(collection: str, space: task_lib.Space) -> align_lib.Tokens:
       latents = sharding.constrain(batch[space], "batch")

@@ -29,25 +29,44 @@ from dcvideogen_jax.train import step as step_lib
 
 
 class Evaluator(Protocol):
-  """Measures a model during its training, every so many steps and at the end.
+  """Measures a model during its training and after the last step.
 
-  It is called in every process, under the run's mesh, with the task's
-  variables: EMA parameters where the run keeps an EMA, and frozen ones. It
-  returns metrics, which must be finite, and uint8 pictures "h w 3", both by
-  name, the same in every process.
+  It is called in every process, under the run's mesh.
+
+  Attributes:
+    every: steps between two measurements; 0 for one after the last step only.
   """
 
   every: int
 
   def __call__(
     self, variables: Any, step: int
-  ) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]: ...
+  ) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
+    """Measures the model after a step.
+
+    Args:
+      variables: the task's variables: EMA parameters if the run keeps an EMA,
+        otherwise current ones, and the frozen variables.
+      step: number of steps done.
+
+    Returns:
+      Metrics, which must be finite, and pictures, uint8 (h, w, 3), both by name
+      and the same in every process.
+    """
+    ...
 
 
 def batches(
   run: step_lib.TrainPlan, config: Mapping[str, Any], batch_size: int, seed: int
 ) -> grain.DatasetIterator:
-  """This process's part of each global batch of `batch_size` clips."""
+  """Opens this process's part of each global batch.
+
+  Args:
+    run: gives the task and the mesh.
+    config: of the data.
+    batch_size: clips of a global batch.
+    seed: of the order of the clips.
+  """
   index, count = sharding.process_part(run.mesh)
   return run.task.batches(
     config,
@@ -61,7 +80,7 @@ def batches(
 def _held_out(
   run: step_lib.TrainPlan, config: Mapping[str, Any]
 ) -> validation.Validation | None:
-  """The same batches in every run, for validation."""
+  """Builds the validation, on the same batches in every run; None without."""
   if not config["every"]:
     return None
   step_lib.require_divisible("val.batch_size", config["batch_size"], run.mesh)
@@ -74,7 +93,7 @@ def _held_out(
 
 
 class _Silent:
-  """Stands for `report.Report` in all processes but the first."""
+  """Stands in for `report.Report` in all processes but the first."""
 
   def _nothing(self, *args: Any) -> None:
     pass
@@ -88,12 +107,12 @@ def _write_config(
   first: int,
   log: report.Report,
 ) -> None:
-  """Writes config.json, and tells what differs from an earlier start's."""
+  """Writes config.json, and logs how it differs from that of the last start."""
   path = workdir / "config.json"
   new, old = json.loads(json.dumps(config, default=dict)), None
   exists = path.exists()
   if exists:
-    with contextlib.suppress(ValueError):  # Also of bytes that are no text.
+    with contextlib.suppress(ValueError):  # Including UnicodeDecodeError.
       old = documents.parse(path.read_bytes())
   with files.atomic(path) as temporary:
     temporary.write_text(json.dumps(new, indent=2) + "\n")
@@ -119,7 +138,11 @@ def _due(every: int, step: int, config: Mapping[str, Any]) -> bool:
 
 
 def require_finite(step: int, metrics: Mapping[str, float]) -> None:
-  """Raises UserError that names the first metric that is not finite."""
+  """Checks that all metrics of a step are finite.
+
+  Raises:
+    errors.UserError: names the first metric that is not.
+  """
   for name, value in metrics.items():
     if not math.isfinite(value):
       raise errors.UserError(
@@ -129,9 +152,9 @@ def require_finite(step: int, metrics: Mapping[str, float]) -> None:
 
 
 class MetricWindow:
-  """Means of the metrics since they were last asked for.
+  """Averages the metrics of the steps since the last report.
 
-  They are read one step late, so that the device is never waited for.
+  Metrics are read one step late, so that the host need not wait for the device.
   """
 
   def __init__(self):
@@ -139,15 +162,29 @@ class MetricWindow:
     self._seen = []
 
   def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Adds the metrics of a step, and reads those of the step before.
+
+    Raises:
+      errors.UserError: if one of the metrics that are read is not finite.
+    """
     pending, self._pending = self._pending, (step, metrics)
     self._read(pending)
 
   def flush(self) -> None:
-    """Reads the newest step too; raises UserError if anything is not finite."""
+    """Reads the metrics of the newest step too.
+
+    Raises:
+      errors.UserError: if one of them is not finite.
+    """
     pending, self._pending = self._pending, None
     self._read(pending)
 
   def means(self) -> dict[str, float]:
+    """Returns the means since the last call, the newest step included.
+
+    Raises:
+      errors.UserError: as `flush` does.
+    """
     self.flush()
     seen, self._seen = self._seen, []
     return {k: sum(m[k] for m in seen) / len(seen) for k in seen[0]}
@@ -164,10 +201,11 @@ class MetricWindow:
 
 
 class Interrupt:
-  """A context in which SIGTERM waits to be asked for.
+  """A context in which SIGTERM only sets a flag that the loop asks for.
 
-  Several processes get the same answer at the same step. There jax's
-  coordination service receives the signal, if it was started before.
+  In a run of several processes, jax's coordination service receives the signal,
+  if the service was started before, and all processes get the same answer at
+  the same step.
   """
 
   def __init__(self):
@@ -175,7 +213,7 @@ class Interrupt:
     self._alone = jax.process_count() == 1
 
   def __enter__(self) -> "Interrupt":
-    # Only the main thread may set handlers; elsewhere the default stays.
+    # Only the main thread may set handlers; other threads keep the default.
     with contextlib.suppress(ValueError):
       if self._alone:
         self._previous = signal.signal(signal.SIGTERM, self._handle)
@@ -186,7 +224,7 @@ class Interrupt:
       signal.signal(signal.SIGTERM, self._previous)
 
   def received(self, step: int) -> bool:
-    """Whether to save and stop now; to be asked once after every step."""
+    """Returns whether to save and stop now; call it once after every step."""
     if self._alone:
       return self._received
     return multihost_utils.reached_preemption_sync_point(step)
@@ -196,7 +234,7 @@ class Interrupt:
 
 
 class _Run(NamedTuple):
-  """What stays the same from step to step."""
+  """The parts of a run that stay the same from step to step."""
 
   config: Mapping[str, Any]
   plan: step_lib.TrainPlan
@@ -216,22 +254,23 @@ def fit(
   evaluators: Sequence[Evaluator] = (),
   profile: range = range(0),
 ) -> bool:
-  """Trains to `config["steps"]`, continuing what `workdir` holds.
+  """Trains to `config["steps"]`, continuing the run that `workdir` holds.
 
   Args:
-    config: as the files in `configs/` give it.
+    config: a training config, as the files in `configs/` give it.
     workdir: gets config.json, checkpoints/, metrics.jsonl, tensorboard/,
-      strips/ and, with config["history"], history.jsonl. Several processes
+      strips/ and, with config["history"], history.jsonl. All processes of a run
       share it. It may begin with gs://.
-    evaluators: what else is measured during training.
+    evaluators: further measurements during training.
     profile: the steps that are traced into profile/.
 
   Returns:
-    Whether the last step was reached; False after SIGTERM, which saves first.
+    Whether the last step was reached. After SIGTERM the run saves a checkpoint
+    and returns False, unless this was the last step.
 
   Raises:
-    errors.UserError: for a config that does not fit, or a metric that is not
-      finite, which is named.
+    errors.UserError: for a config that does not fit; or if a metric is not
+      finite, which the error names.
   """
   plan = step_lib.plan(config)
   step_lib.require_divisible(
@@ -295,13 +334,14 @@ def _loop(run: _Run, state, frozen, first: int) -> bool:
       log.restart_clock(step)
     if _due(config["log_every"], step, config):
       log.progress(step, seen.means(), work)
-    # Asked once: a signal during the save must not pass for a saved step.
+    # Asked once per step: a later signal must not pass for one whose step was
+    # saved.
     stop = run.interrupt.received(step)
     if not stop:
       _evaluate(run, state, frozen, step)
     if stop or _due(config["save_every"], step, config):
       seen.flush()
-      # A checkpoint never knows of more than the records.
+      # Records are flushed first, so that no checkpoint is ahead of them.
       log.flush()
       if run.history:
         run.history.flush()
@@ -310,7 +350,7 @@ def _loop(run: _Run, state, frozen, first: int) -> bool:
     if stop:
       run.saver.wait()
       log.note(f"SIGTERM: saved step {step}; start again to continue")
-      # Last, as it can take minutes when seconds are left.
+      # Evaluation comes last: it can take minutes, and seconds may be left.
       _evaluate(run, state, frozen, step)
       log.flush()
       return step == config["steps"]
@@ -318,7 +358,7 @@ def _loop(run: _Run, state, frozen, first: int) -> bool:
 
 
 def _work(run: _Run, batch: Mapping[str, jax.Array]) -> report.Work:
-  """What every step does; counted where it is told."""
+  """Measures the work of one step; FLOPs in process 0 only, which logs them."""
   config, count = run.config, 0
   if jax.process_index() == 0:
     shapes = {
@@ -330,7 +370,7 @@ def _work(run: _Run, batch: Mapping[str, jax.Array]) -> report.Work:
 
 
 def _evaluate(run: _Run, state, frozen, step: int) -> None:
-  """Measures whatever is due at this step, and records it."""
+  """Runs the measurements that are due at a step, and records their results."""
   found, images = {}, {}
   if run.held_out and _due(run.config["val"]["every"], step, run.config):
     found |= run.held_out.measure(state, frozen)

@@ -1,4 +1,4 @@
-"""Reconstruction losses and measures on video in [-1, 1], all in float32."""
+"""Losses and measures of reconstruction, on float32 video in [-1, 1]."""
 
 from collections.abc import Mapping
 
@@ -13,20 +13,24 @@ Scalar = Float[Array, ""]
 
 
 def l1(x: Video, y: Video) -> Scalar:
-  """Mean absolute difference."""
+  """Returns the mean absolute difference."""
   return jnp.abs(x - y).mean()
 
 
 def mse(x: Video, y: Video) -> Scalar:
-  """Mean squared difference."""
+  """Returns the mean squared difference."""
   return jnp.square(x - y).mean()
 
 
 def gradient(x: Video, y: Video, scales: int = 3) -> Scalar:
-  """L1 between spatial and temporal differences, at `scales` resolutions.
+  """Returns the L1 distance of spatial and temporal differences.
 
-  Each coarser scale averages 2x2 pixels. It asks for edges and motion in the
-  right place, which plain L1 weighs little.
+  The term asks for edges and motion in the right place, to which plain L1 gives
+  little weight.
+
+  Args:
+    x, y: the videos.
+    scales: number of resolutions; each coarser one averages 2x2 pixels.
   """
   error, total = x - y, jnp.zeros((), jnp.float32)
   for scale in range(scales):
@@ -39,15 +43,24 @@ def gradient(x: Video, y: Video, scales: int = 3) -> Scalar:
 
 
 def dssim(x: Video, y: Video, window: int = 7) -> Scalar:
-  """(1 - SSIM) / 2 per frame and channel, uniform window, range 2."""
+  """Returns the structural dissimilarity (1 - SSIM) / 2.
+
+  Args:
+    x, y, window: as for `ssim`.
+  """
   return (1 - ssim(x, y, window)) / 2
 
 
 def ssim(x: Video, y: Video, window: int = 7) -> Scalar:
-  """Mean structural similarity with a uniform window; frames at least window.
+  """Returns the mean structural similarity (SSIM) with a uniform window.
 
-  A cheap relative of the official Gaussian-window SSIM, for training and
-  validation curves; compare published numbers with `eval.images.ssim`.
+  It is a cheap relative of the official SSIM with a Gaussian window, for
+  training and validation curves. Compare published numbers with
+  `eval.images.ssim`.
+
+  Args:
+    x, y: the videos, whose range of values is 2.
+    window: its side in pixels; frames must be at least as large.
   """
   c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
   mx, my = _blur(x, window), _blur(y, window)
@@ -59,13 +72,16 @@ def ssim(x: Video, y: Video, window: int = 7) -> Scalar:
 
 
 def psnr(x: Video, y: Video) -> Float[Array, " b"]:
-  """Peak signal-to-noise ratio in dB of each clip, peak 2."""
+  """Returns the peak signal-to-noise ratio of each clip in dB, with peak 2."""
   error = jnp.square(x - y).mean(axis=(1, 2, 3, 4))
   return 10 * jnp.log10(4 / jnp.maximum(error, 1e-10))
 
 
 def kl(mean: Video, logvar: Video) -> Scalar:
-  """Divergence of normal distributions from the standard one, per number."""
+  """Returns the mean KL divergence of N(mean, exp(logvar)) from N(0, 1).
+
+  The mean is over samples and all numbers of the latents.
+  """
   return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
 
 
@@ -76,7 +92,7 @@ def _halve(x: Video) -> Video:
 
 
 def _blur(x: Video, window: int) -> Video:
-  """Mean over each window x window patch that lies inside the frame."""
+  """Averages each window x window patch that lies inside the frame."""
   for axis in (2, 3):
     total = jnp.cumsum(x, axis=axis)
     zero = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
@@ -94,9 +110,12 @@ TERMS = {"l1": l1, "mse": mse, "gradient": gradient, "dssim": dssim}
 def weighted(
   x: Video, y: Video, weights: Mapping[str, float]
 ) -> tuple[Scalar, dict[str, Scalar]]:
-  """The weighted sum of the terms of `TERMS`, and each term by name.
+  """Returns the weighted sum of terms of `TERMS`, and each term by name.
 
-  Terms of weight zero are not computed, and need not exist.
+  Args:
+    x, y: the videos, in any floating dtype; terms are computed in float32.
+    weights: by the name of the term. A term of weight 0 is not computed and
+      need not exist.
 
   Raises:
     errors.UserError: for an unknown term, or when no term has a weight.

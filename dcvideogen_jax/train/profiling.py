@@ -1,4 +1,4 @@
-"""Traces of chosen steps, to be seen with xprof or TensorBoard."""
+"""Profiler traces of chosen steps, for xprof or TensorBoard."""
 
 import os
 import re
@@ -11,10 +11,11 @@ from dcvideogen_jax import errors, files
 
 
 def parse(text: str, steps: int) -> range:
-  """The steps that "10-12" or "10" names.
+  """Parses the steps that "10-12" or "10" names.
 
   Raises:
-    errors.UserError: if it is neither, or not within a run of `steps`.
+    errors.UserError: if `text` has neither form, or names steps outside a run
+      of `steps`.
   """
   found = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
   first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
@@ -29,14 +30,14 @@ def parse(text: str, steps: int) -> range:
 class Trace:
   """Profiles chosen steps, in process 0, into a directory.
 
-  Use as a context manager; leaving it ends a trace that was begun.
+  Use as a context manager; leaving it ends a running trace.
   """
 
   def __init__(self, directory: str | os.PathLike[str], steps: range):
-    """Waits for the first of `steps`; there may be none."""
+    """Prepares the trace of `steps`, which may be an empty range."""
     self._directory = files.path(directory)
     self._steps = steps if jax.process_index() == 0 else range(0)
-    # jax writes to this machine only.
+    # jax writes traces to local disks only: remote ones are uploaded from here.
     self._spool: tempfile.TemporaryDirectory | None = None
     self._running = False
 
@@ -47,7 +48,12 @@ class Trace:
     self._stop()
 
   def before(self, step: int, pending: Any) -> None:
-    """Begins, if it is time; `pending` is what the step starts from."""
+    """Starts the trace if `step` is its first, once `pending` is computed.
+
+    Args:
+      step: the step that comes next.
+      pending: arrays from which that step starts.
+    """
     if self._running or step not in self._steps:
       return
     jax.block_until_ready(pending)
@@ -59,7 +65,15 @@ class Trace:
     self._running = True
 
   def after(self, step: int, pending: Any) -> bool:
-    """Ends after the last step, once `pending` is there; whether it did."""
+    """Ends the trace if `step` is its last, once `pending` is computed.
+
+    Args:
+      step: the step that was dispatched last.
+      pending: arrays which that step returned.
+
+    Returns:
+      Whether the trace ended now.
+    """
     if not self._running or step + 1 in self._steps:
       return False
     jax.block_until_ready(pending)

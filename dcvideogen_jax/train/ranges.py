@@ -1,4 +1,4 @@
-"""What the numbers of a training config may be, checked before all else."""
+"""Checks the numbers of a training config before anything is built."""
 
 import math
 import operator
@@ -9,7 +9,7 @@ from dcvideogen_jax import errors
 
 
 class _Range(NamedTuple):
-  """What a number has to be, in words, and whether it is."""
+  """A condition on a number, in words and as a function."""
 
   words: str
   holds: Callable[[float], bool]
@@ -50,7 +50,7 @@ _EVALUATOR_RANGES: Mapping[_Range, str] = {
   _POSITIVE: "shift",
   _FINITE: "guidance",
 }
-# Parts whose keys are the same in every config.
+# Sections of a config that have the same keys in every config.
 _KEYS = {
   "optim": "name lr lr_scale warmup schedule final betas eps clip decay"
   " decay_mask",
@@ -61,11 +61,11 @@ _KEYS = {
 
 
 def check(config: Mapping[str, Any]) -> None:
-  """Refuses numbers that no training can mean; what is not there is not read.
+  """Refuses numbers that make no sense in a training; fields may be missing.
 
   Raises:
-    errors.UserError: names the one that does not fit, or an unknown key of a
-      part whose keys are known.
+    errors.UserError: names the number that does not fit, or an unknown key of a
+      section whose keys are known.
   """
   for part, names in _KEYS.items():
     known = names.split()
@@ -80,7 +80,7 @@ def check(config: Mapping[str, Any]) -> None:
   for i, _ in enumerate(optim.get("betas", ())):
     ranges[f"optim.betas.{i}"] = _SHARE
   for i, _ in enumerate(optim.get("lr_scale", ())):
-    # 0 would be a parameter that is trained for nothing: phases freeze.
+    # A scale of 0 would train a parameter in vain; phases freeze parameters.
     ranges[f"optim.lr_scale.{i}.1"] = _POSITIVE
   for name in config.get("loss") or ():
     ranges[f"loss.{name}"] = _FINITE
@@ -101,7 +101,7 @@ def _by_name(
 
 
 def _find(config: Any, name: str) -> Any:
-  """The value of a dotted name; None where there is none."""
+  """Returns the value of a dotted name, or None if it is missing."""
   for key in name.split("."):
     if isinstance(config, Mapping):
       config = config.get(key)

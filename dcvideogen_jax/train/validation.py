@@ -1,4 +1,4 @@
-"""What a run measures and shows on fixed held-out batches."""
+"""Measures and pictures of a run on fixed held-out batches."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,13 +21,13 @@ _GAP = 2  # pixels
 class Validation:
   """Measures current and EMA parameters on fixed held-out batches.
 
-  What a task draws is the same every time.
+  The random numbers of the task are the same in every measurement.
   """
 
   def __init__(
     self, run: step.TrainPlan, batches: Iterable[Mapping[str, np.ndarray]]
   ):
-    """Keeps `batches`, which hold this process's part of each."""
+    """Puts `batches` on the devices; each is this process's part of a batch."""
     self._batches = [step.put(run.mesh, batch) for batch in batches]
     self._counts: dict[str, int] = {}
     whole = NamedSharding(run.mesh, P())
@@ -50,10 +50,10 @@ class Validation:
       self._reconstruct = jax.jit(reconstruct, out_shardings=whole)
 
   def measure(self, state: step.TrainState, frozen: Any) -> dict[str, float]:
-    """Means over all clips: "val/psnr", and "val/ema_psnr" of the EMA.
+    """Returns means over all clips: "val/psnr", and "val/ema_psnr" of the EMA.
 
-    They are means over what is not NaN. A metric for which nothing counts is
-    left out.
+    Values that are NaN do not count. A metric that is NaN for all clips is left
+    out.
 
     Raises:
       errors.UserError: if a metric is NaN for other samples than in the first
@@ -77,9 +77,10 @@ class Validation:
   def comparison(
     self, state: step.TrainState, frozen: Any
   ) -> np.ndarray | None:
-    """Picture of the first clips as the EMA parameters see them.
+    """Draws the first clips and their reconstructions, with EMA parameters.
 
-    None for a task that reconstructs nothing.
+    Returns:
+      The picture of `comparison_image`; None if the task reconstructs nothing.
     """
     if self._reconstruct is None:
       return None
@@ -89,7 +90,7 @@ class Validation:
     return comparison_image(original, np.asarray(output))
 
   def _add_up(self, variables):
-    """(name, (sum, count)) over all batches, in float64."""
+    """Yields (name, (sum, count)) over all batches, summed in float64."""
     each = [
       jax.device_get(self._sums(variables, batch, number))
       for number, batch in enumerate(self._batches)
@@ -112,10 +113,15 @@ def comparison_image(
   clips: int = 2,
   frames: int = 8,
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Rows original / reconstruction / error for evenly spaced frames.
+  """Draws rows of original, reconstruction and error, for evenly spaced frames.
 
-  The error is the absolute difference times 4, clipped. Asked for
-  more clips or frames than there are, it shows all of them.
+  The error is the absolute difference times 4, clipped to 255.
+
+  Args:
+    original: the clips.
+    output: their reconstructions.
+    clips: number of clips to show, or all if the batch has fewer.
+    frames: number of frames to show of each, or all if it has fewer.
 
   Raises:
     errors.UserError: if the two videos differ in shape.

@@ -1,4 +1,4 @@
-"""Starting points other than the random one, for short trainings."""
+"""Initial parameters from which short trainings learn faster than at random."""
 
 import math
 import re
@@ -11,25 +11,26 @@ import numpy as np
 
 from dcvideogen_jax import errors, tree
 
-# What is left of the random main branches beside the shortcuts.
+# Factor on the random weights of the main branches, beside the shortcuts.
 _BRANCH = 0.1
-# Blocks that come first in their stage keep conv1: the shipped weights were
-# trained from this start, so it stays as it was.
+# The first block of a stage keeps its conv1 unscaled: the shipped weights were
+# trained from this start, so it must not change.
 _WEAKER = re.compile(r".*/conv2/norm/scale|(?!.*/op_list_0/conv1/).*/kernel")
 
 
 def through_shortcuts(params: Any, time: str) -> Any:
-  """DC-AE-V that starts out as little more than its averaging shortcuts.
+  """Makes DC-AE-V start as little more than its averaging shortcuts.
 
-  The input and output convolutions pass colours on, one input channel in four
-  becomes a constant, which gives the last normalisation something to measure
-  brightness against, and the other branches are ten times weaker. So the first
-  output already follows the mean colour of each block of pixels, which a random
-  start takes hundreds of steps to learn.
+  The input and output convolutions pass colours on. One feature channel in four
+  becomes a constant, against which the last normalisation measures brightness.
+  The other branches are ten times weaker. So the first output already follows
+  the mean colour of each block of pixels, which takes hundreds of steps to
+  learn from a random start.
 
   Args:
     params: of `dc_ae_v.DCAEV`, as its `init` gives them.
-    time: its temporal design, which says where a kernel sees the present.
+    time: the model's field, which tells at which tap a kernel sees the current
+      frame.
 
   Returns:
     The same tree with other values.
@@ -60,28 +61,28 @@ def through_shortcuts(params: Any, time: str) -> Any:
 
 
 def _centre(kernel: jax.Array, matrix: np.ndarray, frame: int) -> jax.Array:
-  """Adds a matrix to the centre tap of a frame of a 3x3x3 kernel."""
+  """Adds a matrix to a 3x3x3 kernel at a frame's tap, in the spatial centre."""
   return kernel.at[frame, 1, 1].add(matrix)
 
 
-# Red, green and blue, the three negated, and a constant.
+# Carried channels: red, green and blue, the three negated, and a constant.
 _CARRIED = 7
 _CONSTANT = 3.0
 _SIGNED = np.concatenate([np.eye(3), -np.eye(3)], axis=1)
-# What is left of random kernels beside the channels that are carried, and of
-# the branches beside the main path.
+# Factors on the random kernels of channels that are not carried, and on the
+# kernels of the branches beside the main path.
 _REST = 0.1
 _SIDE = 0.05
 _SIDE_KERNEL = re.compile(r".*/(conv2|proj)/kernel")
 
 
 def through_colours(params: Any) -> Any:
-  """Wan's autoencoder that starts out as a mosaic.
+  """Makes Wan's autoencoder start as a mosaic of mean colours.
 
-  Seven channels carry each block's mean colour from end to end: with both
-  signs, since silu(x) - silu(-x) = x, and a constant that gives the norms
-  something to measure brightness against. A random start takes a thousand
-  steps to learn that much.
+  Seven channels carry each block's mean colour from end to end: every colour
+  with both signs, since silu(x) - silu(-x) = x, and a constant against which
+  the norms measure brightness. From a random start, a model takes a thousand
+  steps to learn as much.
 
   Args:
     params: of `wan_vae.WanVAE`, as its `init` gives them.
@@ -99,7 +100,7 @@ def through_colours(params: Any) -> Any:
     elif taps := _carrying_taps(name):
       leaves[name] = _carry(kernel, np.eye(_CARRIED), taps)
     elif name.endswith("/upsampler/time_conv/kernel"):
-      # Two frames come from the halves of the channels.
+      # Each half of the output channels becomes one of two frames.
       halves = jnp.split(kernel, 2, axis=-1)
       halves = [_carry(x, np.eye(_CARRIED), [(2, 0, 0)]) for x in halves]
       leaves[name] = jnp.concatenate(halves, axis=-1)
@@ -119,12 +120,12 @@ def through_colours(params: Any) -> Any:
 
 
 def _carrying_taps(name: str) -> list[tuple[int, ...]] | None:
-  """Where a kernel of the main path sees what it carries on."""
+  """Returns the taps whose values a main-path kernel carries on, else None."""
   encoding = name.startswith("encoder/")
   if name.endswith("/shortcut/kernel"):
     return [(0, 0, 0)]
   if name.endswith("/resample/kernel"):
-    # Halving looks at the block below and to the right.
+    # Downsampling averages each pixel with those below and to the right.
     return [(0, 0), (0, 1), (1, 0), (1, 1)] if encoding else [(1, 1)]
   if encoding and name.endswith("/time_conv/kernel"):
     return [(1, 0, 0), (2, 0, 0)]
@@ -134,7 +135,11 @@ def _carrying_taps(name: str) -> list[tuple[int, ...]] | None:
 def _carry(
   kernel: jax.Array, matrix: np.ndarray, taps: Sequence[tuple[int, ...]]
 ) -> jax.Array:
-  """The first inputs go through `matrix`, averaged over taps, and no others."""
+  """Makes the first outputs of a kernel `matrix` times its first inputs.
+
+  The inputs are averaged over the taps. Other inputs do not reach these
+  outputs; weights of other outputs are scaled by `_REST`.
+  """
   rows, columns = matrix.shape
   if kernel.shape[-2] < rows or kernel.shape[-1] < columns:
     raise errors.UserError(

@@ -1,4 +1,4 @@
-"""Transformers as training has them: at random, or from files."""
+"""Builds transformers for training, and their weights: random or from files."""
 
 import functools
 import os
@@ -26,17 +26,21 @@ Init = Callable[[jax.Array], Any]
 
 
 def build(config: Mapping[str, Any], phase: phases.Phase) -> wan_dit.WanDiT:
-  """The transformer of a config; trainable parameters may be of other dtypes.
+  """Builds the transformer of a config.
+
+  Its `param_dtype` is that of the frozen parameters; `init` makes trainable
+  ones float32.
 
   Args:
-    config: "model", the fields of `WanDiT`; "dtype", of the computation;
-      "frozen_dtype", of the parameters that `WanDiT` does not keep in float32;
-      where the phase has low-rank updates "lora", their "rank" and "alpha".
+    config: "model", the fields of `WanDiT`; "dtype", that of the computation;
+      "frozen_dtype", that of the frozen parameters which `WanDiT` does not keep
+      in float32; "lora", the "rank" and "alpha" of low-rank updates, if the
+      phase has any.
     phase: a row of `phases.PHASES`.
 
   Raises:
-    errors.UserError: for a model that cannot be built, or an attention that
-      there is not.
+    errors.UserError: for a model that cannot be built, or an unknown kind of
+      attention.
   """
   lora = config["lora"] if phase.lora else {"rank": 0, "alpha": 0.0}
   if phase.lora and not lora["rank"] > 0:
@@ -56,7 +60,7 @@ def build(config: Mapping[str, Any], phase: phases.Phase) -> wan_dit.WanDiT:
 
 
 def dtype(config: Mapping[str, Any], key: str) -> jnp.dtype:
-  """The dtype that a config names.
+  """Returns the dtype that a config names.
 
   Raises:
     errors.UserError: for a name that is not in `DTYPES`.
@@ -65,7 +69,7 @@ def dtype(config: Mapping[str, Any], key: str) -> jnp.dtype:
 
 
 def trainable_in_float32(variables: Any, rules: phases.Rules) -> Any:
-  """What trains becomes float32; the rest stays as it is."""
+  """Casts trainable variables to float32; frozen ones keep their dtypes."""
   return jax.tree.map(
     lambda leaf, trains: leaf.astype(jnp.float32) if trains else leaf,
     variables,
@@ -76,7 +80,7 @@ def trainable_in_float32(variables: Any, rules: phases.Rules) -> Any:
 def new_patch_embed(
   rng: jax.Array, module: wan_dit.WanDiT
 ) -> dict[str, jax.Array]:
-  """`align.init_patch_embed` for a model."""
+  """Applies `align.init_patch_embed` with the sizes of a model."""
   return align.init_patch_embed(
     rng,
     module.patch,
@@ -89,10 +93,16 @@ def new_patch_embed(
 def init(
   module: wan_dit.WanDiT, start: Mapping[str, Any], rules: phases.Rules
 ) -> Init:
-  """rng -> {"params": ..., "lora": ...}, as the official code starts.
+  """Returns rng -> {"params": ..., "lora": ...}, as the official code starts.
 
-  The patch embedding is as of `align.init_patch_embed`; the output projection
-  is zero, and so is the first prediction, unless `start["head"]` is "random".
+  The patch embedding is that of `align.init_patch_embed`. The output
+  projection, and with it the first prediction, is zero unless `start["head"]`
+  is "random".
+
+  Args:
+    module: the model.
+    start: as for `check_start`.
+    rules: which variables train, and therefore are float32.
   """
   example = convert.KINDS["wan_dit"].example(module)
 
@@ -111,19 +121,18 @@ def init(
 
 
 def check_start(start: Mapping[str, Any], name: str) -> None:
-  """Whether a phase can start like this.
+  """Checks that a phase can start from the given weights.
 
   Args:
-    start: "base" and "weights", directories or files that `convert.load` reads,
-      as `phases.Phase.starts` has them; "patch_embed", a file of the first
-      phase that `convert.load_part` reads; each None where there is none;
-      "head", "zero" or "random", what the output projection starts from where
-      it is not copied; "random", True to start from nothing whatever the
-      phase, to try things out.
+    start: "base" and "weights", directories or files that `convert.load` reads
+      (see `phases.Phase.starts`), or None; "patch_embed", a file of the first
+      phase that `convert.load_part` reads, or None; "head", "zero" or "random",
+      the initial output projection where it is not copied; "random", True to
+      let any phase start from random weights, to try things out.
     name: of the phase.
 
   Raises:
-    errors.UserError: if it cannot.
+    errors.UserError: if the phase cannot start like this.
   """
   if set(start) != _KEYS or start["head"] not in _HEADS:
     raise errors.UserError(
@@ -152,20 +161,20 @@ def load(
   where: Mapping[str, Any],
   seed: int,
 ) -> dict[str, Any]:
-  """The variables that a phase starts from.
+  """Loads the variables that a phase starts from.
 
   Args:
     start: as for `check_start`.
     module: the model.
-    init: rng -> variables; gives dtypes, and what no weights give.
-    where: like the variables, with a `jax.sharding.Sharding` for each.
-    seed: of the run, for what starts at random.
+    init: rng -> variables; gives the dtypes, and the leaves that no file holds.
+    where: a tree like the variables, with a `jax.sharding.Sharding` per leaf.
+    seed: of the run, for leaves that start at random.
 
   Returns:
-    "params", and "lora" if `init` has it, each leaf where it shall be.
+    "params", and "lora" if `init` gives it, each leaf sharded as in `where`.
 
   Raises:
-    errors.UserError: if weights cannot be read or are another model's.
+    errors.UserError: if weights cannot be read or are those of another model.
   """
   same, rng = bool(start["weights"]), task_lib.start_key(seed)
   expected = jax.eval_shape(init, rng)
@@ -199,9 +208,10 @@ def load(
 
 
 def _where(target: Any, abstract: Mapping[str, Any]) -> dict[str, Any]:
-  """Shardings of weights that are read: the target's, where it has the same.
+  """Chooses the shardings of weights to read: the target's, by name.
 
-  The few others, of patch embedding and head, go to every device.
+  The few leaves of patch embedding and head, whose shapes may differ, are
+  replicated.
   """
   by_name = tree.flatten(target)
   anywhere = next(iter(by_name.values()))
@@ -220,15 +230,16 @@ def _where(target: Any, abstract: Mapping[str, Any]) -> dict[str, Any]:
 def read_patch_embed(
   source: str | os.PathLike[str], module: wan_dit.WanDiT
 ) -> dict[str, jax.Array]:
-  """A patch embedding from a file of the first phase or a whole transformer.
+  """Reads a patch embedding from a file of the first phase or a transformer.
 
-  Nothing else of it is read.
+  No other tensor of the file is read.
 
   Returns:
-    "kernel" and "bias", as they are stored.
+    "kernel" and "bias", in the dtypes in which they are stored.
 
   Raises:
-    errors.UserError: if there is none, or another model's.
+    errors.UserError: if the file holds no patch embedding, or that of another
+      model.
   """
   tensors = sources.open_source(source, convert.KINDS["wan_dit"].files)
   part = {n: x.read() for n, x in tensors.items() if "patch_embed" in n}
@@ -243,9 +254,14 @@ def read_patch_embed(
 def drawing(
   init: Init, names: Sequence[str], where: Any
 ) -> Callable[[jax.Array], dict[str, Any]]:
-  """Compiled: rng -> the leaves of some names of what `init` gives.
+  """Returns jitted rng -> the named leaves of the variables of `init`.
 
-  They are a nested tree, each where `where` says; the others are not made.
+  The leaves form a nested tree; other leaves are not computed.
+
+  Args:
+    init: rng -> variables.
+    names: of the leaves to keep, with "/" between the levels.
+    where: a tree of shardings like the variables.
   """
 
   def pick(values):
@@ -257,7 +273,13 @@ def drawing(
 
 
 def place(values: Any, expected: Any, where: Any) -> Any:
-  """Casts to the dtypes of `expected` and moves to `where`, leaf by leaf."""
+  """Casts arrays and moves them to their devices, leaf by leaf.
+
+  Args:
+    values: a tree of arrays.
+    expected: a tree like it, whose leaves have the dtypes to cast to.
+    where: a tree like it of the shardings to move to.
+  """
 
   def one(value, like, sharding):
     value = jnp.asarray(value)
