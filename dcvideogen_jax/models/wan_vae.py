@@ -2,19 +2,20 @@
 
 Follows Wan-Video/Wan2.1 `wan/modules/vae.py` (commit 9737cba) and diffusers
 `AutoencoderKLWan` (commit 58eb52c), whose module names it keeps so that the
-conversion table stays short. A clip's first frame has a latent frame of its
-own, every later latent frame stands for `temporal_factor` frames.
+conversion table stays short. The first frame of a clip has a latent frame of
+its own; every later latent frame stands for `temporal_factor` frames.
 
 Deviations: a whole clip is one call and not a loop over its latent frames,
 with the same result; normalisation is always computed in float32; frames that
-fill no latent frame are refused instead of dropped; rows and columns that fill
-no latent are padded instead of dropped; `decode` does not clamp unless asked.
+do not fill a latent frame are refused instead of dropped; rows and columns that
+do not fill a latent are padded instead of dropped; `decode` does not clamp
+unless asked.
 
 Memory. `stream_encode` and `stream_decode` hold some activations of
 `temporal_factor` frames at full resolution and `base_width` channels (0.6 GB
-each at 480x832 in float32) and two frames per convolution. The programs that
-XLA compiles for a CPU need 9.5 + 2.2 GB and 8.5 + 3.8 GB for that. A whole clip
-holds activations of all its frames.
+each at 480x832 in float32), and two cached frames per convolution. The programs
+that XLA compiles for a CPU need 9.5 + 2.2 GB and 8.5 + 3.8 GB for that. A call
+on a whole clip holds activations of all its frames.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,10 +44,10 @@ _exact = precision.of_float32(precision.CONVOLUTIONS)
 
 
 class Posterior(NamedTuple):
-  """Normal distributions of latents.
+  """Normal distributions of latents, not normalised.
 
   Attributes:
-    mean: what both public pipelines take as the latents.
+    mean: the mean, which both public pipelines use as the latents.
     logvar: logarithm of the variance, clipped to [-30, 20].
   """
 
@@ -55,7 +56,10 @@ class Posterior(NamedTuple):
 
 
 class WanVAE(nn.Module):
-  """The autoencoder. Video in [-1, 1]; the defaults are the released model.
+  """Wan's autoencoder: video in [-1, 1] to a posterior of latents, and back.
+
+  The defaults of the fields are the released model. Axes `tz hz wz` count
+  latent frames, rows and columns.
 
   Example:
     module = wan_vae.build(wan_vae.VARIANTS["wan2.1"])
@@ -67,16 +71,16 @@ class WanVAE(nn.Module):
   Attributes:
     latent_channels: channels of the latents.
     base_width: channels at full resolution.
-    multipliers: channels of each level, fine to coarse, in `base_width`s; each
-      level but the first halves height and width.
-    blocks: residual blocks of each level in the encoder; one more in the
-      decoder.
+    multipliers: channels of each level, fine to coarse, as multiples of
+      `base_width`; each level after the first halves height and width.
+    blocks: residual blocks of each level in the encoder; the decoder has one
+      more in each level.
     temporal: whether the step from each level to the next halves the frames.
-    mean: of the latents of many videos, per channel.
-    std: their standard deviation.
-    conv3d: implementation of `ops.conv3d`; None lets it choose.
-    dtype: of the computation; norms are in float32 all the same.
-    param_dtype: of the parameters.
+    mean: mean of the latents of many videos, per channel.
+    std: standard deviation of these latents, per channel.
+    conv3d: implementation of `ops.conv3d`; with None, `ops.conv3d` chooses.
+    dtype: dtype of the computation, except for norms, which run in float32.
+    param_dtype: dtype of the parameters.
   """
 
   latent_channels: int = 16
@@ -99,6 +103,7 @@ class WanVAE(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
+    """Builds both halves and the convolutions around the latents."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     names = ("base_width", "multipliers", "blocks", "temporal", "conv3d")
     shared = {name: getattr(self, name) for name in names}
@@ -115,10 +120,18 @@ class WanVAE(nn.Module):
 
   @property
   def temporal_factor(self) -> int:
-    """Frames per latent frame, but for the first."""
+    """Frames per latent frame after the first, which stands for one frame."""
     return 2 ** sum(self.temporal)
 
   def __call__(self, video: Video) -> Video:
+    """Encodes clips and decodes the means of their posteriors.
+
+    Args:
+      video: as `encode` takes it.
+
+    Returns:
+      The reconstruction of the padded video, not clamped.
+    """
     return self.decode(self.encode(video).mean)
 
   def encode(self, video: Video, tail: str = "refuse") -> Posterior:
@@ -128,26 +141,28 @@ class WanVAE(nn.Module):
       video: float in [-1, 1], 1 + k * `temporal_factor` frames; an image is
         one frame. Rows and columns are padded to a multiple of
         `spatial_factor` by repeating the edge.
-      tail: what becomes of frames that do not fill a latent frame: "refuse"
+      tail: treatment of frames that do not fill a latent frame: "refuse"
         raises; "official" drops them, as the reference does.
 
     Returns:
-      The posterior of 1 + k latent frames, height and width /
-      `spatial_factor` of the padded video; not normalised.
+      The posterior of 1 + k latent frames. Height and width of the padded video
+      are divided by `spatial_factor`.
 
     Raises:
-      errors.UserError: if the frames do not fit.
+      errors.UserError: if there are no frames, or with "refuse" another number
+        than 1 + k * `temporal_factor`.
+      ValueError: if `tail` is unknown.
     """
     video = video[:, : self.whole_frames(video.shape[1], tail)]
     return self._encode(video, first=True)
 
   def encode_next(self, video: Video) -> Posterior:
-    """Continues `encode`, with `"cache"` mutable.
+    """Continues the clip of `encode`, with `"cache"` mutable.
 
-    Takes k * `temporal_factor` frames and gives the posterior of k.
+    Encodes k * `temporal_factor` frames into the posterior of k latent frames.
 
     Raises:
-      errors.UserError: if the frames do not fit.
+      errors.UserError: if the frames are not a multiple of `temporal_factor`.
     """
     if video.shape[1] % self.temporal_factor:
       raise errors.UserError(
@@ -160,8 +175,8 @@ class WanVAE(nn.Module):
     """Decodes clips, or the beginning of clips with `"cache"` mutable.
 
     Args:
-      latents: 1 + k frames, not normalised.
-      clamp: clamp the video to [-1, 1], as both public decoders do.
+      latents: 1 + k latent frames, not normalised.
+      clamp: whether to clamp the video to [-1, 1], as both public decoders do.
 
     Returns:
       1 + k * `temporal_factor` frames.
@@ -169,14 +184,17 @@ class WanVAE(nn.Module):
     return self._decode(latents, clamp, first=True)
 
   def decode_next(self, latents: Latents, clamp: bool = False) -> Video:
-    """Continues `decode`, with `"cache"` mutable.
+    """Continues the clip of `decode`, with `"cache"` mutable.
 
-    Gives k * `temporal_factor` frames for k latent frames.
+    Decodes k latent frames into k * `temporal_factor` frames.
     """
     return self._decode(latents, clamp, first=False)
 
   def normalise(self, latents: Latents) -> Latents:
-    """What a diffusion model works on; needs no variables."""
+    """Returns the normalised latents that a diffusion model works on.
+
+    This method needs no variables: call it on the unbound module.
+    """
     return (latents - self._row(self.mean)) / self._row(self.std)
 
   def denormalise(self, latents: Latents) -> Latents:
@@ -184,7 +202,12 @@ class WanVAE(nn.Module):
     return latents * self._row(self.std) + self._row(self.mean)
 
   def whole_frames(self, frames: int, tail: str = "refuse") -> int:
-    """How many of `frames` frames are encoded; see `encode`."""
+    """Returns how many of `frames` frames `encode` encodes with that `tail`.
+
+    Raises:
+      errors.UserError: if `encode` refuses that many frames.
+      ValueError: if `tail` is unknown.
+    """
     factor = self.temporal_factor
     extra = (frames - 1) % factor
     if tail not in ("refuse", "official"):
@@ -222,23 +245,24 @@ def stream_encode(
 ) -> Iterator[Posterior]:
   """Encodes a video of any length latent frame by latent frame.
 
-  Two compiled programs, one for the first frame and one for every
-  `temporal_factor` frames after it; memory does not grow with the length.
+  Two programs are compiled, one for the first frame and one for every
+  `temporal_factor` frames after it. Memory does not grow with the length.
 
   Args:
     module: the model.
     variables: `{"params": ...}`.
-    video: pieces `b t h w 3` of any number of frames, in order; uint8 means
-      0..255, float means [-1, 1].
+    video: pieces (b, t, h, w, 3) of any number of frames, in order; uint8 in
+      0..255 or float in [-1, 1].
     tail: as in `WanVAE.encode`.
 
   Yields:
     The posterior of each latent frame.
 
   Raises:
-    errors.UserError: if frames are left over at the end, after everything
-      before them was given, or the pieces are no video.
-    ValueError: if there are no frames or the pieces do not fit together.
+    errors.UserError: if a piece is not a video; or, after all whole latent
+      frames were yielded, if frames remain and `tail` is "refuse".
+    ValueError: if there are no frames, or the pieces differ in more than their
+      frames.
   """
   state, seen = None, 0
   video = (pieces.require_video(piece) for piece in video)
@@ -261,21 +285,23 @@ def stream_decode(
   *,
   dtype: Any = np.float32,
 ) -> Iterator[Float[np.ndarray, "b t h w 3"]]:
-  """Decodes latents of any length one frame at a time.
+  """Decodes latents of any length one latent frame at a time.
 
   Args:
     module: the model.
     variables: `{"params": ...}`.
-    latents: pieces `b t h w c` of any number of frames, in order, not
-      normalised.
-    dtype: of the video; uint8 clips and rounds, others are not clamped.
+    latents: pieces (b, t, h, w, c) of any number of latent frames, in order,
+      not normalised.
+    dtype: dtype of the video; uint8 is clipped and rounded, a float dtype is
+      not clamped.
 
   Yields:
     One frame, then `temporal_factor` frames per latent frame, in host memory.
 
   Raises:
-    errors.UserError: if the latents are another model's.
-    ValueError: if there are no latents or the pieces do not fit together.
+    errors.UserError: if the latents do not have the model's channels.
+    ValueError: if there are no latents, or the pieces differ in more than their
+      frames.
   """
   state = None
   for chunk, _ in pieces.regroup(latents, 1, eager=True):
@@ -287,7 +313,7 @@ def stream_decode(
     yield sharding.to_host(video)
 
 
-# The released model, with the defaults as fields.
+# The released model, whose fields are the defaults of `WanVAE`.
 VARIANTS: dict[str, dict[str, Any]] = {"wan2.1": {}}
 
 
@@ -295,8 +321,8 @@ def build(config: Mapping[str, Any], **overrides: Any) -> WanVAE:
   """Builds the module that a configuration describes.
 
   Args:
-    config: fields of `WanVAE`; a row of `VARIANTS` or one's own.
-    **overrides: fields that differ.
+    config: fields of `WanVAE` by name, such as a row of `VARIANTS`.
+    **overrides: fields that replace those of `config`.
 
   Raises:
     ValueError: if a field is unknown or the fields do not fit together.
@@ -306,7 +332,8 @@ def build(config: Mapping[str, Any], **overrides: Any) -> WanVAE:
   return module
 
 
-# Each halves the picture: what is left of 65536 pixels is one.
+# Each level after the first halves the picture, so that 17 reduce 65536 pixels
+# to one.
 _MOST_LEVELS = 17
 
 

@@ -2,11 +2,13 @@
 
 Follows Wan-Video/Wan2.1 `wan/modules/vae.py` (commit 9737cba) and diffusers
 `autoencoder_kl_wan.py` (commit 58eb52c), whose lists of cached features are
-Linen's `"cache"` collection here: with it mutable the input continues what was
-seen before, otherwise it is a whole clip.
+Linen's `"cache"` collection here. With that collection mutable, the input
+continues the clip of the previous call; otherwise the input is a whole clip.
 
-Every block takes `first`: whether its first frame is the first of the clip.
-That frame stands alone, because both resamplings in time leave it as it is.
+`first` tells whether the first input frame is the first frame of the clip. Both
+resamplings in time pass that frame on unchanged. `dtypes` holds `dtype` and
+`param_dtype`; `conv3d` names an implementation of `ops.conv3d`, and None lets
+`ops.conv3d` choose.
 """
 
 import math
@@ -23,9 +25,15 @@ from dcvideogen_jax.ops import attention
 
 
 def conv(features: int, conv3d: str | None = None, **fields: Any) -> nn.Module:
-  """A 3x3x3 convolution that sees the two frames before each frame.
+  """Builds a 3x3x3 convolution over each frame and the two frames before it.
 
-  Its result is a pair, the output first.
+  Args:
+    features: output channels.
+    conv3d: implementation of `ops.conv3d`; None lets it choose.
+    **fields: further fields of `chunk_causal.Conv`.
+
+  Returns:
+    A module that returns a pair; the first element is the output.
   """
   return chunk_causal.Conv(
     features, chunk=1, time="causal", conv3d=conv3d, **fields
@@ -33,10 +41,10 @@ def conv(features: int, conv3d: str | None = None, **fields: Any) -> nn.Module:
 
 
 class UnitNorm(nn.Module):
-  """Scales channels to a root mean square of 1, then each by a parameter.
+  """Root-mean-square normalisation over channels, with a learned scale.
 
   Computed in float32 whatever the input's dtype; returns `dtype`. Unlike
-  `layers.RMSNorm` it guards only against a length of zero.
+  `layers.RMSNorm`, it has no epsilon but a lower bound of the squared length.
   """
 
   dtype: jnp.dtype = jnp.float32
@@ -44,6 +52,11 @@ class UnitNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """Normalises each position.
+
+    Args:
+      x: features.
+    """
     c = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (c,), self.param_dtype)
     scale = scale.astype(jnp.float32).reshape(1, 1, 1, 1, c)
@@ -54,7 +67,10 @@ class UnitNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-  """x + conv(silu(norm(conv(silu(norm(x)))))), x projected if it widens."""
+  """A residual block: x + conv(silu(norm(conv(silu(norm(x)))))).
+
+  The shortcut is projected if the number of channels changes.
+  """
 
   features: int
   dtypes: dict[str, Any]
@@ -62,6 +78,11 @@ class ResBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w f"]:
+    """Applies the block.
+
+    Args:
+      x: features.
+    """
     y = x
     for i in (1, 2):
       y = nn.silu(UnitNorm(**self.dtypes, name=f"norm{i}")(y))
@@ -72,12 +93,17 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-  """Self-attention with one head over the positions of each frame."""
+  """x + self-attention with one head over the positions of each frame."""
 
   dtypes: dict[str, Any]
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """Applies the layer.
+
+    Args:
+      x: features.
+    """
     b, _, h, w, c = x.shape
     y = UnitNorm(**self.dtypes, name="norm")(x)
     y = nn.Conv(3 * c, (1, 1), **self.dtypes, name="to_qkv")(y)
@@ -95,6 +121,11 @@ class MidBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """Applies the three.
+
+    Args:
+      x: features.
+    """
     fields = (x.shape[-1], self.dtypes, self.conv3d)
     x = ResBlock(*fields, name="resnets_0")(x)
     x = Attention(self.dtypes, name="attention")(x)
@@ -102,11 +133,13 @@ class MidBlock(nn.Module):
 
 
 class TimeConv(nn.Module):
-  """Three taps in time, without padding: one matrix product.
+  """A convolution of three frames without padding, as one matrix product.
 
   Attributes:
     features: output channels.
-    stride: frames between two outputs.
+    stride: input frames from one output frame to the next.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
   """
 
   features: int
@@ -116,6 +149,11 @@ class TimeConv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u h w f"]:
+    """Convolves each position over time.
+
+    Args:
+      x: features, 3 frames or more.
+    """
     shape = (3, 1, 1, x.shape[-1], self.features)
     kernel = self.param(
       "kernel", nn.initializers.lecun_normal(), shape, self.param_dtype
@@ -142,6 +180,12 @@ class Down(nn.Module):
   def __call__(
     self, x: Float[Array, "b t h w c"], first: bool
   ) -> Float[Array, "b u h2 w2 c"]:
+    """Applies the block.
+
+    Args:
+      x: features of even height and width.
+      first: whether the first frame of `x` is the first of the clip.
+    """
     c = x.shape[-1]
     x = nn.Conv(
       c,
@@ -163,8 +207,9 @@ class Down(nn.Module):
 class Up(nn.Module):
   """Doubles height and width, and frames after the clip's first if `time`.
 
-  Frames come before pixels, each pair from the channels of one frame; the
-  clip's first frame is not seen by the others here. Halves the channels.
+  Time is upsampled before space: a convolution makes two frames from the
+  channels of each frame. It does not see the clip's first frame. The number of
+  channels is halved.
   """
 
   time: bool
@@ -174,6 +219,12 @@ class Up(nn.Module):
   def __call__(
     self, x: Float[Array, "b t h w c"], first: bool
   ) -> Float[Array, "b u h2 w2 c2"]:
+    """Applies the block.
+
+    Args:
+      x: features.
+      first: whether the first frame of `x` is the first of the clip.
+    """
     c = x.shape[-1]
     if self.time:
       alone, x = x[:, : int(first)], x[:, int(first) :]
@@ -187,12 +238,12 @@ class Up(nn.Module):
 
 
 class UpBlock(nn.Module):
-  """Residual blocks, then perhaps an `Up`.
+  """Residual blocks, followed by an `Up` in all levels but the finest.
 
   Attributes:
-    features: channels of the blocks.
-    blocks: how many there are.
-    time: that of the `Up`; None if there is no such block.
+    features: channels of the residual blocks.
+    blocks: number of residual blocks.
+    time: whether the `Up` doubles the frames; None if no `Up` follows.
   """
 
   features: int
@@ -205,6 +256,12 @@ class UpBlock(nn.Module):
   def __call__(
     self, x: Float[Array, "b t h w c"], first: bool
   ) -> Float[Array, "b u h2 w2 f"]:
+    """Applies the blocks.
+
+    Args:
+      x: features.
+      first: whether the first frame of `x` is the first of the clip.
+    """
     for j in range(self.blocks):
       x = ResBlock(
         self.features, self.dtypes, self.conv3d, name=f"resnets_{j}"
@@ -215,7 +272,11 @@ class UpBlock(nn.Module):
 
 
 class Half(nn.Module):
-  """What the encoder and the decoder share."""
+  """The base class of the encoder and the decoder.
+
+  Fields have the meaning of those of `wan_vae.WanVAE`; `channels` is its
+  `latent_channels`.
+  """
 
   channels: int
   base_width: int
@@ -226,28 +287,41 @@ class Half(nn.Module):
   dtypes: dict[str, Any]
 
   def width(self, level: int) -> int:
+    """Returns the channels of a level."""
     return self.base_width * self.multipliers[level]
 
   def conv(self, features: int, name: str) -> nn.Module:
+    """Builds a 3x3x3 convolution with `features` output channels."""
     return conv(features, self.conv3d, **self.dtypes, name=name)
 
   def middle(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    """Applies the blocks at the coarsest resolution."""
     return MidBlock(self.dtypes, self.conv3d, name="mid_block")(x)
 
   def head(
     self, x: Float[Array, "b t h w c"], features: int
   ) -> Float[Array, "b t h w f"]:
+    """Applies the last norm, activation and convolution."""
     x = UnitNorm(**self.dtypes, name="norm_out")(x)
     return self.conv(features, "conv_out")(nn.silu(x))[0]
 
 
 class Encoder(Half):
-  """Video to what `quant_conv` makes a posterior of."""
+  """Encodes video into features, which `quant_conv` maps to a posterior."""
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b t h w 3"], first: bool
   ) -> Float[Array, "b tz hz wz c2"]:
+    """Applies the encoder.
+
+    Args:
+      x: video in [-1, 1]; height and width fill whole latents.
+      first: whether the first frame of `x` is the first of the clip.
+
+    Returns:
+      Twice as many channels as the latents have.
+    """
     x, _ = self.conv(self.base_width, "conv_in")(x)
     block = 0
     for level in range(len(self.multipliers)):
@@ -268,12 +342,21 @@ class Encoder(Half):
 
 
 class Decoder(Half):
-  """What `post_quant_conv` makes of latents to video."""
+  """Decodes the output of `post_quant_conv` into video."""
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b tz hz wz c"], first: bool
   ) -> Float[Array, "b t h w 3"]:
+    """Applies the decoder.
+
+    Args:
+      x: latents after `post_quant_conv`.
+      first: whether the first frame of `x` is the first of the clip.
+
+    Returns:
+      Video, about in [-1, 1] and not clamped.
+    """
     coarsest = len(self.multipliers) - 1
     x, _ = self.conv(self.width(coarsest), "conv_in")(x)
     x = self.middle(x)
