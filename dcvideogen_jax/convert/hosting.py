@@ -1,4 +1,4 @@
-"""Host memory of one parameter on its way to the devices."""
+"""Buffers in host memory that hold one parameter until the devices get it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,21 +7,21 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-# First and last index, the latter not included, on each axis.
+# (start, stop) on each axis; stop is not included.
 Region = Sequence[tuple[int, int]]
 
-# XLA on a CPU uses host memory as it is from this alignment on.
+# Bytes. XLA on a CPU uses host memory of this alignment without a copy.
 _ALIGNMENT = 64
-# Rows that are transposed at once: as many as a cache line or two holds.
+# Rows that are transposed at once: one or two cache lines of elements.
 _BLOCK = 64
 
 
 class HostShards:
-  """A buffer for each different shard of a parameter that lies here.
+  """A buffer for each distinct shard of a parameter on this process's devices.
 
   Attributes:
-    shape: of the whole parameter.
-    dtype: of the parameter.
+    shape: shape of the whole parameter.
+    dtype: dtype of the parameter.
   """
 
   def __init__(
@@ -30,7 +30,7 @@ class HostShards:
     dtype: np.dtype,
     sharding: Sharding | None = None,
   ):
-    """Allocates; `sharding=None` is one buffer, for the default device."""
+    """Allocates the buffers; without a sharding, one for the default device."""
     self.shape = tuple(shape)
     self.dtype = np.dtype(dtype)
     self._sharding = sharding
@@ -50,7 +50,7 @@ class HostShards:
     }
 
   def needs(self, region: Region) -> bool:
-    """Whether any of the region is in a shard that lies here."""
+    """Whether a region overlaps any of the buffered shards."""
     return any(_overlap(region, shard) for shard in self._buffers)
 
   def write(self, array: np.ndarray, region: Region) -> None:
@@ -69,7 +69,10 @@ class HostShards:
       _copy(buffer[target], array[source])
 
   def to_devices(self) -> jax.Array:
-    """The parameter; the buffers belong to it from now on."""
+    """Returns the parameter, which may use the buffers as its own memory.
+
+    The buffers must not be written afterwards.
+    """
     if self._sharding is None:
       ((_, buffer),) = self._buffers.items()
       return jax.device_put(buffer, may_alias=True)
@@ -99,10 +102,10 @@ def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
-  """`target[...] = source`, cast, without the detours of numpy.
+  """Casts and copies as `target[...] = source` does, but faster.
 
-  Custom dtypes such as bfloat16 are copied as bits, and a transposition goes
-  through blocks that fit into the cache.
+  Custom dtypes such as bfloat16 are copied as bits, and a transposed source is
+  copied in blocks that fit into the cache.
   """
   if target.dtype != source.dtype:
     source = source.astype(target.dtype)

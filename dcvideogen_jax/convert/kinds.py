@@ -1,4 +1,4 @@
-"""The models that can be converted, each with what that takes."""
+"""The kinds of model that can be converted, with what the loader needs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,28 +19,32 @@ Fields = Mapping[str, Any]
 
 
 def _nothing(_: Any) -> None:
-  """Where a kind knows no answer."""
+  """Returns None; the default of a kind without such a function."""
 
 
 class Kind(NamedTuple):
-  """What the loader needs to know of a model.
+  """What the loader needs to know about a kind of model.
 
   Attributes:
-    layouts: tables of names on both sides; the first is written by default.
+    layouts: name of a layout -> its rules; the first is written by default.
     variants: released configurations by name.
     build: configuration -> module.
-    example: module -> shapes of the arguments of `__call__`.
-    ignored: regular expressions of PyTorch names that hold nothing of ours.
-    aliases: further PyTorch names of parameters -> those of the layouts, for
-      what is one array in the model and is stored under either name.
+    example: module -> shapes and dtypes of the arguments of `__call__`.
+    ignored: regular expressions of PyTorch names that are not loaded, because
+      the model here has no such parameter.
+    aliases: additional PyTorch names -> names in the layouts, for an array of
+      the model that a file may store under either name.
     config_from: another library's config.json -> configuration, or None if it
-      is another model's; raises `errors.UserError` for what we cannot do.
+      is another model's; raises `errors.UserError` for a setting that the model
+      here does not have.
     configs: layout -> function from a configuration to the config.json of the
       library with that layout.
-    infer: shapes by our names -> configuration, or None.
-    files: names (`*` for any characters) that the weights have where a
-      directory holds several models.
-    stem: name of the weights in a directory of another library.
+    infer: shapes by JAX name -> configuration, or None if it does not follow
+      from them.
+    files: patterns (`*` for any characters) of the names of the weights in a
+      directory that holds several models.
+    stem: file name of the weights, without suffix, in another library's
+      directory.
   """
 
   layouts: Mapping[str, Sequence[naming.Rule]]

@@ -1,7 +1,7 @@
-"""Tables of names: which weight of PyTorch's is which parameter, and how.
+"""Tables of names: which PyTorch tensor fills which JAX parameter.
 
-A model's table has a `Rule` per kind of weight. Names are matched whole, and
-every name on both sides has to be used exactly once.
+A model's table has one `Rule` per kind of weight. A rule matches whole names,
+and every name on both sides has to be used exactly once.
 """
 
 import re
@@ -17,10 +17,11 @@ Shape = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-  """How axes are ordered: `jax = torch.squeeze(squeezed_axes).transpose(axes)`.
+  """Order of axes: `jax = torch.squeeze(squeezed_axes).transpose(axes)`.
 
   Attributes:
-    axes: of the squeezed tensor, in the order of the JAX array; None keeps it.
+    axes: axes of the squeezed torch tensor in the order of the JAX array; None
+      keeps their order.
     squeezed_axes: axes of the torch tensor that have size 1 and are dropped.
   """
 
@@ -28,16 +29,18 @@ class Layout(NamedTuple):
   squeezed_axes: tuple[int, ...] = ()
 
   def to_jax(self, x: np.ndarray) -> np.ndarray:
+    """Returns a view of a torch tensor's array with the axes of JAX."""
     x = x.squeeze(self.squeezed_axes)
     return x if self.axes is None else x.transpose(self.axes)
 
   def to_torch(self, x: np.ndarray) -> np.ndarray:
+    """Returns a view of a JAX array with the axes of the torch tensor."""
     if self.axes is not None:
       x = x.transpose(np.argsort(self.axes))
     return np.expand_dims(x, self.squeezed_axes)
 
   def jax_shape(self, shape: Shape) -> Shape | None:
-    """None if no tensor of this shape has this layout."""
+    """Returns the JAX shape of a torch shape, or None if it does not fit."""
     if any(i >= len(shape) or shape[i] != 1 for i in self.squeezed_axes):
       return None
     kept = [n for i, n in enumerate(shape) if i not in self.squeezed_axes]
@@ -48,6 +51,7 @@ class Layout(NamedTuple):
     return tuple(kept[axis] for axis in self.axes)
 
   def torch_shape(self, shape: Shape) -> Shape:
+    """Returns the torch shape of a JAX shape."""
     kept = [*shape]
     if self.axes is not None and len(shape) == len(self.axes):
       kept = [shape[axis] for axis in np.argsort(self.axes)]
@@ -57,7 +61,7 @@ class Layout(NamedTuple):
 
   @property
   def rows_axis(self) -> int:
-    """Where the first axis of the torch tensor is in the JAX array."""
+    """The axis of the JAX array that is the torch tensor's first axis."""
     return 0 if self.axes is None else self.axes.index(0)
 
 
@@ -68,17 +72,19 @@ CONV3D = Layout((2, 3, 4, 1, 0))  # (out, in, t, h, w) -> (t, h, w, in, out)
 
 
 class Rule(NamedTuple):
-  """One kind of weight: its name on both sides, with numbers as `{s}`.
+  """One kind of weight and its names in PyTorch and in JAX.
+
+  A placeholder such as `{s}`, in both names, stands for a number.
 
   Attributes:
     torch: name in the state dict.
     jax: name of the parameter, such as "blocks/self_attn/q/kernel".
-    layout: how the axes of the two are ordered.
-    stack: `{i}` of the torch name is the index on the JAX array's first axis,
-      which the torch tensors do not have.
-    part: (k, n) for a tensor that is, in JAX layout, the k-th of n equal parts
-      of the parameter's last axis, as q is of a fused q, k and v. Every part
-      has a rule.
+    layout: order of the axes of the two.
+    stack: whether the parameter stacks layers on its first axis, which the
+      torch tensors do not have; `{i}` in the torch name is the layer's index.
+    part: (k, n) if the tensor, in JAX layout, is the k-th of n equal parts of
+      the parameter's last axis, k from 0, as q is of a fused q, k and v. Every
+      part has its own rule.
   """
 
   torch: str
@@ -96,7 +102,14 @@ def linear(
   stack: bool = False,
   part: tuple[int, int] | None = None,
 ) -> list[Rule]:
-  """Weight and bias of a linear layer or a convolution; see `Rule`."""
+  """Returns the rules of weight and bias of a linear layer or a convolution.
+
+  Args:
+    torch: name of the layer in the state dict.
+    jax: name of the layer in the parameter tree.
+    layout: order of the weight's axes.
+    stack, part: as in `Rule`.
+  """
   return [
     Rule(f"{torch}.weight", f"{jax}/kernel", layout, stack, part),
     Rule(f"{torch}.bias", f"{jax}/bias", COPY, stack, part),
@@ -104,7 +117,13 @@ def linear(
 
 
 def norm(torch: str, jax: str, *, stack: bool = False) -> list[Rule]:
-  """Weight and bias of a norm."""
+  """Returns the rules of weight and bias of a norm.
+
+  Args:
+    torch: name of the norm in the state dict.
+    jax: name of the norm in the parameter tree.
+    stack: as in `Rule`.
+  """
   return [
     Rule(f"{torch}.weight", f"{jax}/scale", COPY, stack),
     Rule(f"{torch}.bias", f"{jax}/bias", COPY, stack),
@@ -112,7 +131,14 @@ def norm(torch: str, jax: str, *, stack: bool = False) -> list[Rule]:
 
 
 class TensorSlot(NamedTuple):
-  """What a tensor fills: a parameter, or a layer or a part of it."""
+  """The parameter, or the layer or part of a parameter, that a tensor fills.
+
+  Attributes:
+    torch: name of the tensor.
+    jax: name of the parameter.
+    layer: index on the first axis of a stacked parameter; None for others.
+    rule: the rule that matches both names.
+  """
 
   torch: str
   jax: str
@@ -120,7 +146,7 @@ class TensorSlot(NamedTuple):
   rule: Rule
 
   def region(self, leaf: Shape) -> list[tuple[int, int]]:
-    """First and last index (not included) on each axis of the parameter."""
+    """Returns (start, stop) on each axis of a parameter of shape `leaf`."""
     region = [(0, n) for n in leaf]
     if self.rule.part is not None:
       k, n = self.rule.part
@@ -131,7 +157,7 @@ class TensorSlot(NamedTuple):
     return region
 
   def torch_shape(self, leaf: Shape) -> Shape:
-    """Shape of the tensor that fills this place of a parameter."""
+    """Returns the torch shape of the tensor for a parameter of shape `leaf`."""
     shape = tuple(stop - start for start, stop in self.region(leaf))
     return self.rule.layout.torch_shape(shape[self.layer is not None :])
 
@@ -143,9 +169,13 @@ def _pattern(name: str) -> re.Pattern[str]:
 def places(
   rules: Sequence[Rule], leaves: Mapping[str, Shape]
 ) -> list[TensorSlot]:
-  """Every tensor that fills parameters of these shapes.
+  """Returns a slot for every tensor that fills the parameters.
 
-  Parameters that no rule knows are left out.
+  Parameters that no rule matches are left out.
+
+  Args:
+    rules: the model's table.
+    leaves: name -> shape of the parameters.
   """
   compiled = [(_pattern(rule.jax), rule) for rule in rules]
   found = []
@@ -167,7 +197,10 @@ def places(
 
 
 def torch_shapes(rules: Sequence[Rule], params: Any) -> dict[str, Shape]:
-  """Shapes by PyTorch name of a parameter tree; its leaves may be abstract."""
+  """Returns PyTorch name -> torch shape for the tensors of a parameter tree.
+
+  The leaves may be `jax.ShapeDtypeStruct`s.
+  """
   leaves = tree.shapes(params)
   return {
     place.torch: place.torch_shape(leaves[place.jax])
@@ -178,9 +211,10 @@ def torch_shapes(rules: Sequence[Rule], params: Any) -> dict[str, Shape]:
 def jax_shapes(
   rules: Sequence[Rule], tensors: Mapping[str, reading.Tensor]
 ) -> dict[str, Shape]:
-  """Shapes by JAX name, as far as the rules know the tensors.
+  """Returns JAX name -> shape for the parameters that the tensors fill.
 
-  A stacked parameter has as many layers as the largest index says.
+  Tensors that no rule matches are left out. The number of layers of a stacked
+  parameter follows from the largest index in its tensors' names.
   """
   compiled = [(_pattern(rule.torch), rule) for rule in rules]
   shapes: dict[str, Shape] = {}
@@ -201,5 +235,5 @@ def jax_shapes(
 
 
 def unknown(rules: Sequence[Rule], leaves: Mapping[str, Shape]) -> list[str]:
-  """Parameters that no rule knows."""
+  """Returns the names of the parameters that no rule matches, sorted."""
   return sorted(leaves.keys() - {p.jax for p in places(rules, leaves)})

@@ -1,8 +1,8 @@
-"""The weights among what a trainer's `.pt` file holds.
+"""Finds the weights in the nested dictionaries of a trainer's `.pt` file.
 
-Trainers nest dictionaries: weights beside their EMA, optimisers, counters and
-settings. Names of nested dictionaries become parts of the names of tensors,
-behind which `wrappings` finds the model.
+Trainers nest dictionaries: weights beside their EMA, optimiser states, counters
+and settings. The keys of nested dictionaries become prefixes of the names of
+tensors, in which `wrappings` finds the names of the model.
 """
 
 import pathlib
@@ -12,22 +12,28 @@ from typing import Any
 from dcvideogen_jax import errors
 from dcvideogen_jax.convert import reading
 
-# Dictionaries inside one another, and entries of all of them.
+# Limits of the depth of nesting, and of the entries of all dictionaries.
 _DEEPEST = 16
 _MOST = 1_000_000
 
 
 def state_dict(path: pathlib.Path, loaded: Any) -> dict[str, reading.Tensor]:
-  """Finds the weights in what a `.pt` file holds.
+  """Lists the weights in the contents of a `.pt` file, by name.
 
-  A dictionary that is the only one with tensors stands for the whole, and so
-  does `model_state_dict` or `state_dict`. As in DC-VideoGen's files, the EMA
-  (`ema_model_state_dict`, a single entry) replaces what has the same name in
-  `model_state_dict`, which may hold more: what was not trained. What is no
-  tensor is left out.
+  Only the tensors of `model_state_dict` or `state_dict` are listed if there is
+  one. Leading keys that all tensors share are not part of their names. EMA
+  weights (`ema_model_state_dict`, a single entry, as in DC-VideoGen's files)
+  replace those of the same name in `model_state_dict`, which may also hold
+  parameters that were not trained. Values that are not tensors are left out.
+
+  Args:
+    path: the file, for messages.
+    loaded: the unpickled contents of the file.
 
   Raises:
-    errors.UserError: if there are no tensors, or their names cannot be told.
+    errors.UserError: if the contents are not a dictionary, hold no tensors, two
+      tensors of one name or a key that is not text, or are nested too deeply;
+      or if the EMA is not a single dictionary.
   """
   if isinstance(loaded, reading.Tensor) or not isinstance(loaded, Mapping):
     kind = "tensor" if isinstance(loaded, reading.Tensor) else type(loaded)
@@ -65,7 +71,7 @@ def state_dict(path: pathlib.Path, loaded: Any) -> dict[str, reading.Tensor]:
 def _tensors(
   path: pathlib.Path, found: Mapping[Any, Any]
 ) -> Iterator[tuple[tuple[str, ...], reading.Tensor]]:
-  """Tensors with the keys of what they are in, but those that all share."""
+  """Yields tensors with their keys, without leading keys that all share."""
   listed = [*_walk(path, found)]
   shared = 0
   while (

@@ -1,8 +1,9 @@
 """Reads the tensors of a `.pt` file without torch.
 
-A pickle is a program, and the ones that hold weights never need more than
-dictionaries of tensors beside a trainer's settings: the unpickler here builds
-the former, leaves blanks for the latter, and refuses everything else.
+A pickle is a program. The pickle of a checkpoint needs no more than
+dictionaries of tensors and a trainer's settings. The unpickler here builds the
+dictionaries, replaces the objects of settings by blanks, and refuses everything
+else.
 """
 
 import collections
@@ -22,12 +23,13 @@ import numpy as np
 from dcvideogen_jax import errors
 from dcvideogen_jax.convert import nested, quantised, reading, tensor_files
 
-# torch's dtypes, which have numpy's names, and its storages that have one.
+# torch's dtypes by name; torch and numpy use the same names.
 _DTYPES = {
   dtype.name: dtype
   for name, dtype in tensor_files.DTYPES.items()
   if name not in tensor_files.PACKED_BITS
 } | {"complex128": np.dtype(np.complex128)}
+# torch's classes of storages -> name of the dtype.
 _STORAGES = {
   "DoubleStorage": "float64",
   "FloatStorage": "float32",
@@ -41,9 +43,9 @@ _STORAGES = {
   "CharStorage": "int8",
   "ByteStorage": "uint8",
   "BoolStorage": "bool",
-  "UntypedStorage": "uint8",  # Of its bytes; the tensor has the dtype.
+  "UntypedStorage": "uint8",  # Its bytes; each tensor states its own dtype.
 }
-# Where the classes of settings come from that trainers keep beside weights.
+# Modules with the classes of settings that trainers store beside weights.
 _SETTINGS = (
   "argparse",
   "collections",
@@ -57,7 +59,7 @@ _SETTINGS = (
   "typing",
 )
 _BUILT_IN = ("dict", "list", "set", "frozenset", "tuple", "int", "float", "str")
-# Bytes of a pickle; that of a model of 14B has less than one.
+# Bytes of the longest pickle that is read; a 14B model's has less than 1 MB.
 _LONGEST = 1 << 27
 
 
@@ -66,8 +68,8 @@ class _Storage(NamedTuple):
 
   Attributes:
     dtype: a key of `_DTYPES`.
-    bytes: that it has.
-    read: dtype -> its elements.
+    bytes: its size.
+    read: dtype -> reader of its elements.
   """
 
   dtype: str
@@ -76,7 +78,7 @@ class _Storage(NamedTuple):
 
 
 class _Blank:
-  """Stands for an object of a trainer's settings, and forgets what it holds."""
+  """Replaces an object of a trainer's settings and discards its contents."""
 
   __slots__ = ()
 
@@ -100,7 +102,7 @@ class _Blank:
 
 
 def _rebuild_tensor(storage, offset, shape, strides, dtype):
-  """A view of a storage; everything is checked before anything is read."""
+  """Makes a tensor that is a view of a storage, after checking its bounds."""
   if not isinstance(storage, _Storage):
     raise ValueError("a tensor has no storage")
   dtype = _DTYPES[dtype or storage.dtype]
@@ -132,7 +134,7 @@ def _rebuild_tensor(storage, offset, shape, strides, dtype):
   def read():
     flat = stored(offset, offset + needed, None)
     steps = [s * dtype.itemsize for s in strides]
-    # Of as_strided, float8 is not known, and bounds are not checked.
+    # numpy's as_strided does not support float8 and does not check bounds.
     array = np.ndarray(shape, dtype, flat, strides=steps)
     array.flags.writeable = False
     return array
@@ -141,7 +143,7 @@ def _rebuild_tensor(storage, offset, shape, strides, dtype):
 
 
 class _WeightsUnpickler(pickle.Unpickler):
-  """Builds dictionaries of tensors; refuses what may be a program."""
+  """Builds dictionaries of tensors and refuses anything that may run code."""
 
   def __init__(self, file, path, storage):
     super().__init__(file)
@@ -153,7 +155,7 @@ class _WeightsUnpickler(pickle.Unpickler):
       return name
     if module in ("torch", "torch.storage") and name in _STORAGES:
       return _STORAGES[name]
-    # Made anew for each file: a pickle can change what it is given.
+    # These functions are new for each file: a pickle can modify what it gets.
     allowed = {
       ("torch._utils", "_rebuild_tensor_v2"): lambda *x: self._tensor(
         *x[:4], None, x[6:]
@@ -181,7 +183,10 @@ class _WeightsUnpickler(pickle.Unpickler):
     )
 
   def _tensor(self, storage, offset, shape, strides, dtype, bits):
-    """A tensor; `bits` are "neg" or "conj", which its storage knows not of."""
+    """Makes a tensor, unless it has torch's "neg" or "conj" `bits`.
+
+    torch applies these bits when the tensor is used, not in its storage.
+    """
     if any(bits):
       raise errors.UserError(
         f"{self._path} holds a tensor that torch negates or conjugates when it "
@@ -196,9 +201,9 @@ class _WeightsUnpickler(pickle.Unpickler):
 
 
 def open_torch(path: pathlib.Path) -> dict[str, reading.Tensor]:
-  """Lists the tensors of what `torch.save` wrote.
+  """Lists the tensors of a file that `torch.save` wrote.
 
-  See `nested.state_dict` for what trainers put around them.
+  `nested.state_dict` finds the weights among what trainers store beside them.
 
   Raises:
     errors.UserError: if the file is damaged or holds more than tensors and
@@ -214,8 +219,7 @@ def open_torch(path: pathlib.Path) -> dict[str, reading.Tensor]:
       f"{path} is truncated or not a PyTorch checkpoint "
       f"(the zip format of torch.save since 1.6): {e}"
     ) from e
-  # A damaged pickle is a program that does anything: there is no list of what
-  # it may raise.
+  # A damaged pickle is an arbitrary program, which may raise any exception.
   except Exception as e:
     reason = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
     raise errors.UserError(
@@ -259,10 +263,10 @@ def _unpickle(path: pathlib.Path, archive: zipfile.ZipFile) -> Any:
 
 
 def _check_memo(pickled: bytes) -> None:
-  """Raises ValueError for a place in the memo that no pickle needs.
+  """Raises ValueError for an index of the memo that no pickle needs.
 
-  Python makes a list as long as the largest place, whatever there is in it: a
-  single damaged byte can ask for 64 GB.
+  Python allocates a memo as long as the largest index, however few objects it
+  holds: a single damaged byte can make it allocate 64 GB.
   """
   for opcode, place, _ in pickletools.genops(pickled):
     if "PUT" in opcode.name and int(place or 0) > len(pickled):
@@ -270,7 +274,7 @@ def _check_memo(pickled: bytes) -> None:
 
 
 def _data_offset(path: pathlib.Path, info: zipfile.ZipInfo) -> int:
-  """Where a stored member's bytes begin."""
+  """Returns the offset of a member's first byte of data in the archive."""
   with path.open("rb") as file:
     file.seek(info.header_offset + 26)
     name, extra = struct.unpack("<HH", file.read(4))

@@ -1,7 +1,8 @@
-"""Knows quantised weights, to refuse them by name.
+"""Recognises quantised weights, and refuses them with the name of their format.
 
-A weight without its scale is another weight, so nothing of these is taken for
-what it is not. Only plain casts to float8, which have no scales, are read.
+A quantised weight without its scale has other values, so quantised weights are
+never loaded as plain ones. Only plain casts to float8, which have no scales,
+are read.
 """
 
 import re
@@ -19,8 +20,8 @@ _EXPECTED = (
   "which is not read here: expected weights in float32, bfloat16 or float16, or"
   " cast to float8 without scales"
 )
-# Names of what is beside quantised weights -> whose they are. The first that
-# matches counts.
+# Patterns of the names of tensors beside quantised weights -> the format, as
+# messages call it. The first match counts.
 _MARKS = {
   re.compile(pattern): what
   for pattern, what in {
@@ -46,7 +47,7 @@ _MARKS = {
   }.items()
 }
 _DTYPES = {"uint8": "4 bits (NVFP4 or MXFP4)", "int8": "int8"}
-# Modules of Python whose tensors a pickle may ask for -> what that means.
+# Python packages whose classes a pickle may ask for -> what it then holds.
 _MODULES = {
   "torchao": "weights quantised by torchao",
   "bitsandbytes": "weights quantised by bitsandbytes",
@@ -56,11 +57,14 @@ _MODULES = {
 
 
 def require_plain(where: str, tensors: Tensors) -> None:
-  """Raises errors.UserError, which names the format, for quantised weights.
+  """Refuses quantised weights.
 
   Args:
-    where: what is read, for the message.
-    tensors: by their names in the file.
+    where: the source, for the message.
+    tensors: tensors by their names in the file.
+
+  Raises:
+    errors.UserError: names the format of the quantised weights.
   """
   for mark, what in _MARKS.items():
     name = next((n for n in tensors if mark.fullmatch(n)), None)
@@ -78,7 +82,16 @@ def require_plain(where: str, tensors: Tensors) -> None:
 def require_floats(
   where: str, tensors: Tensors, names: Collection[str]
 ) -> None:
-  """Raises errors.UserError if weights of these names are no plain floats."""
+  """Refuses weights whose dtype is not a plain floating-point one.
+
+  Args:
+    where: the source, for the message.
+    tensors: tensors by name.
+    names: names of the tensors to check, as far as `tensors` has them.
+
+  Raises:
+    errors.UserError: names a tensor of integers or of a packed dtype.
+  """
   for name in names:
     if name in tensors and not _is_plain(tensors[name].dtype):
       raise errors.UserError(
@@ -88,7 +101,7 @@ def require_floats(
 
 
 def hint(module: str, name: str) -> str:
-  """What a pickle probably holds that asks for a class; "" if unknown."""
+  """Returns what a pickle that asks for a class probably holds, or ""."""
   if name == "_rebuild_qtensor":
     return ": it has weights quantised by PyTorch, " + _EXPECTED
   if what := _MODULES.get(module.partition(".")[0]):
@@ -105,7 +118,7 @@ def _is_plain(dtype: np.dtype) -> bool:
 
 
 def _comfy_format(tensor: reading.Tensor) -> str:
-  """The format that ComfyUI says in a tensor of JSON text."""
+  """Returns the format that ComfyUI stores in a tensor as JSON text, or ""."""
   try:
     return f", format {documents.parse(tensor.read().tobytes())['format']}"
   except (ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""Tensors that have not been read yet, and files that are read in pieces.
+"""Tensors that are read on demand, whole or in pieces.
 
-Files are read, not memory-mapped: pages of a mapping count as the process's
-memory for as long as the mapping lives.
+Files are read, not memory-mapped: the pages of a mapping count as the process's
+memory as long as the mapping exists.
 """
 
 import math
@@ -13,11 +13,11 @@ import numpy as np
 
 from dcvideogen_jax import errors
 
-# What numpy counts elements and bytes with, with 16 bytes each.
+# Up to this number, the bytes of elements of 16 bytes fit numpy's int64 index.
 _MOST_ELEMENTS = 1 << 59
 _MOST_AXES = 32
-# Elements from a first to a last index, not included; into the given bytes, if
-# any, which the result then shares.
+# (start, stop, memory) -> flat elements from start up to stop, not included. If
+# memory, an array of bytes, is given, the result is read into it and shares it.
 Elements = Callable[[int, int, np.ndarray | None], np.ndarray]
 
 
@@ -27,9 +27,9 @@ class Tensor(NamedTuple):
   Attributes:
     shape: of the array.
     dtype: of the array.
-    read: reads all of it.
-    rows: as `Elements`, on the first axis; None if a part is no cheaper than
-      all of it.
+    read: reads the whole array.
+    rows: as `Elements`, but for rows of the first axis; None if reading a part
+      costs as much as reading the whole array.
   """
 
   shape: tuple[int, ...]
@@ -41,7 +41,13 @@ class Tensor(NamedTuple):
 def tensor(
   shape: tuple[int, ...], dtype: np.dtype, elements: Elements
 ) -> Tensor:
-  """A row-major array of a reader of its flat elements."""
+  """Makes the tensor of a row-major array from a reader of its flat elements.
+
+  Args:
+    shape: shape of the array.
+    dtype: dtype of the array.
+    elements: reads flat elements.
+  """
   width = math.prod(shape[1:])
 
   def rows(start, stop, memory=None):
@@ -57,7 +63,17 @@ def tensor(
 
 
 def reader(path: pathlib.Path, offset: int, dtype: np.dtype) -> Elements:
-  """Reads elements that are stored from `offset` of a file on."""
+  """Returns a reader of the elements that start at an offset of a file.
+
+  Args:
+    path: the file.
+    offset: first byte of the first element.
+    dtype: dtype of the elements.
+
+  Returns:
+    The reader. It raises `errors.UserError` if the file cannot be read or is
+    truncated.
+  """
 
   def read(start, stop, memory=None):
     size = (stop - start) * dtype.itemsize
@@ -76,7 +92,7 @@ def reader(path: pathlib.Path, offset: int, dtype: np.dtype) -> Elements:
 
 
 def is_shape(value: Any) -> TypeGuard[Sequence[int]]:
-  """Whether a value is a list of sizes, whose product an index can count."""
+  """Whether a value is a list of axis sizes whose product numpy can index."""
   return (
     are_counts(value)
     and len(value) <= _MOST_AXES
@@ -85,7 +101,7 @@ def is_shape(value: Any) -> TypeGuard[Sequence[int]]:
 
 
 def are_counts(value: Any) -> TypeGuard[Sequence[int]]:
-  """Whether a value is a list of whole numbers that an index can count to."""
+  """Whether a value is a list of whole numbers from 0 that numpy can index."""
   return isinstance(value, list | tuple) and all(
     type(n) is int and 0 <= n < _MOST_ELEMENTS for n in value
   )

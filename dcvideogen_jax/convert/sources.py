@@ -1,7 +1,7 @@
-"""Where weights come from: files, directories and mappings.
+"""Opens the sources of weights: files, directories and mappings.
 
 Every source becomes a dict of `Tensor`s, which know their shape and dtype and
-read their data when asked.
+read their data on demand.
 """
 
 import fnmatch
@@ -35,14 +35,15 @@ def open_source(
   Args:
     source: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, the index
       (`.index.json`) of a checkpoint in several files, a directory that holds
-      one of them or
-      several `.safetensors`, or a mapping from names to arrays.
-    patterns: names (`*` for any characters) of the files that count in a
-      directory, if it holds any: repositories keep several models side by side.
+      one of these or several `.safetensors`, or a mapping from names to arrays.
+    patterns: patterns (`*` for any characters) of file names. If files in a
+      directory match, its other files are ignored, because repositories keep
+      several models side by side.
 
   Raises:
-    errors.UserError: if there is nothing to read, files are missing, damaged
-      or disagree with their index, or hold anything but tensors.
+    errors.UserError: if the source does not exist or holds no checkpoint, or if
+      files are missing, are damaged, disagree with their index, or hold
+      anything but tensors.
   """
   if isinstance(source, Mapping):
     arrays = {name: np.asarray(array) for name, array in source.items()}
@@ -51,7 +52,7 @@ def open_source(
       for name, x in arrays.items()
     }
   path = pathlib.Path(source)
-  # Not the methods of a path: they raise where a name is too long.
+  # os.path, because the methods of a path raise if a name is too long.
   if os.path.isdir(path):
     return _open_directory(path, patterns)
   if not os.path.isfile(path):
@@ -82,14 +83,14 @@ def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def told(source: Source) -> str:
-  """What messages call a source."""
+  """Returns the name of a source for messages."""
   if isinstance(source, Mapping):
     return "the mapping"
   return errors.brief(str(source), 300)
 
 
 def metadata(path: pathlib.Path) -> dict[str, Any]:
-  """The texts, by name, that the header of a safetensors file holds.
+  """Returns the metadata of a safetensors file's header, texts by name.
 
   Raises:
     errors.UserError: if the file is damaged.
@@ -158,7 +159,7 @@ def _together(files: Iterable[pathlib.Path]) -> dict[str, Tensor]:
 
 
 def _open_index(path: pathlib.Path) -> dict[str, Tensor]:
-  """The tensors of a checkpoint in several files, as its index has them."""
+  """Lists the tensors of a checkpoint in several files, as its index does."""
   try:
     where = dict(documents.parse(path.read_bytes())["weight_map"])
     shards = sorted(set(where.values()))
@@ -199,7 +200,7 @@ def _open_index(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _is_shard(name: str) -> bool:
-  """Whether an index may list this: a file of weights in its directory."""
+  """Whether an index may list the name: a file of weights in its directory."""
   suffixes = (".safetensors", *_TORCH_SUFFIXES)
   return pathlib.PurePath(name).name == name and name.endswith(suffixes)
 

@@ -16,7 +16,7 @@ import numpy as np
 from dcvideogen_jax import documents, errors
 from dcvideogen_jax.convert import reading
 
-# Names of dtypes in the header, as of safetensors 0.8.
+# Names of dtypes in the header, as in safetensors 0.8.
 DTYPES = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
@@ -42,7 +42,7 @@ DTYPES = {
   "BOOL": np.dtype(np.bool_),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# Of what is packed, so that an element is no whole number of bytes.
+# Bits per element of packed dtypes, whose elements are not whole bytes.
 PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 # Bytes of the longest header that the safetensors library reads.
@@ -50,10 +50,10 @@ _LONGEST_HEADER = 100_000_000
 
 
 def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
-  """What a file says of its contents, and where they start.
+  """Returns the header of a file and the offset of its data in bytes.
 
   Raises:
-    errors.UserError: if there is no whole header.
+    errors.UserError: if the file cannot be read or its header is damaged.
   """
   try:
     size = path.stat().st_size
@@ -77,10 +77,10 @@ def read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
 
 
 def open_safetensors(path: pathlib.Path) -> dict[str, reading.Tensor]:
-  """Lists the tensors of a file.
+  """Lists the tensors of a `.safetensors` file.
 
   Raises:
-    errors.UserError: if the header is damaged, or does not describe the file.
+    errors.UserError: if the header is damaged or does not describe the file.
   """
   header, start = read_header(path)
   header.pop("__metadata__", None)
@@ -108,7 +108,11 @@ def _damaged(path: pathlib.Path, e: ValueError) -> errors.UserError:
 def _entry(
   name: str, entry: Any
 ) -> tuple[np.dtype, tuple[int, ...], tuple[int, int]]:
-  """Dtype, shape, and first and last byte of a tensor."""
+  """Checks the header's entry of a tensor.
+
+  Returns:
+    Its dtype, its shape, and its first and last byte, the last not included.
+  """
   if not isinstance(entry, Mapping):
     raise ValueError(f"the entry of {name} is no object")
   kind, shape = entry.get("dtype"), entry.get("shape")
@@ -132,7 +136,7 @@ def _entry(
 def _packed(
   path: pathlib.Path, name: str, shape: tuple[int, ...], dtype: np.dtype
 ) -> reading.Tensor:
-  """A tensor of less than a byte each, of which only the shape is known."""
+  """Makes a tensor of packed elements, which is listed but cannot be read."""
 
   def read():
     raise errors.UserError(
@@ -143,7 +147,7 @@ def _packed(
 
 
 def _check_order(ends: list[tuple[int, int, str]], size: int) -> None:
-  """Raises ValueError unless tensors lie one after another, up to the end."""
+  """Raises ValueError unless tensors fill `size` bytes without gaps."""
   at = 0
   for first, last, name in sorted(ends):
     if first != at:

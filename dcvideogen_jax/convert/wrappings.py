@@ -1,8 +1,9 @@
-"""What stands around and inside a model's names, by whoever saved it.
+"""Removes what wrappers and trainers add to the names of a model's tensors.
 
 torch.compile, DDP, FSDP, activation checkpointing, Lightning and every trainer
-put words in front of names, and some between them, in any order. Known are the
-names of the model: whatever stands in front of them is taken off.
+put words in front of names, and some wrappers put them between the parts of a
+name, in any order. The names of the model are known, so everything in front of
+them is removed.
 """
 
 import re
@@ -17,24 +18,30 @@ from dcvideogen_jax.convert import naming, reading
 
 Tensors = Mapping[str, reading.Tensor]
 
-# Words that modules which wrap others put between names.
+# Words that wrapping modules put between the parts of a name.
 _BETWEEN = {
   "_orig_mod",  # torch.compile
   "_checkpoint_wrapped_module",
   "_fsdp_wrapped_module",
   "_fpw_module",
 }
-# FSDP's parameters that are one flat array for many.
+# FSDP's flat parameters: one array that holds many parameters.
 _FLAT = re.compile(r"(.*\.)?_flat_param(_\d+)?")
-# Words of what holds EMA weights, and of models that are trained against one.
+# Words in the prefixes of EMA weights, and of models that a trainer stores
+# beside the model, such as its critic.
 _EMA = {"ema", "averaged", "shadow"}
 _OPPONENTS = {"critic", "discriminator", "fake", "real", "teacher"}
-# Parts of a name that may stand in front of the model's.
+# Number of splits of a name into prefix and model's name that are tried.
 _DEEPEST = 12
 
 
 class Known(NamedTuple):
-  """Names of a model: see `known`."""
+  """The names of a model; see `known`.
+
+  Attributes:
+    names: names with every number replaced by 0.
+    ignored: patterns of names that are not loaded.
+  """
 
   names: frozenset[str]
   ignored: tuple[re.Pattern[str], ...]
@@ -45,12 +52,13 @@ def known(
   ignored: Sequence[str] = (),
   aliases: Collection[str] = (),
 ) -> Known:
-  """The names of a model in all its layouts and in our own, without numbers.
+  """Collects the names of a model in all its layouts and in JAX.
 
   Args:
-    layouts: tables of the model.
-    ignored: regular expressions of names that hold nothing of ours.
-    aliases: further names.
+    layouts: the model's tables.
+    ignored: regular expressions of names that are not loaded, because the model
+      here has no such parameter.
+    aliases: additional names.
   """
   names = {
     name for rules in layouts for r in rules for name in (r.torch, r.jax)
@@ -64,16 +72,16 @@ def known(
 
 
 def count(tensors: Tensors, names: Known) -> int:
-  """How many tensors have a name of the model."""
+  """Counts the tensors that have a name of the model."""
   return sum(_numberless(name) in names.names for name in tensors)
 
 
 def without_inner(where: str, tensors: Tensors) -> dict[str, reading.Tensor]:
-  """The same tensors without the words that wrappers put between names.
+  """Removes the words that wrappers put between the parts of names.
 
   Raises:
-    errors.UserError: if two have the same name then, or FSDP has made one
-      array of many.
+    errors.UserError: if two tensors then have the same name, or if the source,
+      called `where`, holds flat parameters of FSDP.
   """
   plain: dict[str, reading.Tensor] = {}
   for name, tensor in tensors.items():
@@ -93,21 +101,21 @@ def without_inner(where: str, tensors: Tensors) -> dict[str, reading.Tensor]:
 
 
 def unwrap(where: str, kind: str, tensors: Tensors, names: Known) -> Tensors:
-  """The model's tensors under their plain names.
+  """Selects the model's tensors and removes the prefix of their names.
 
-  Of weights and their EMA, the EMA is taken, as DC-VideoGen's own code does; of
-  a generator and its critic, the generator. In the first case and where tensors
-  are left out, a warning says so.
+  If a file holds weights and their EMA, the EMA is taken, as in DC-VideoGen's
+  own code. If it holds a generator and its critic, the generator is taken. A
+  warning names an EMA that is taken, and tensors that are left out.
 
   Args:
-    where: what is read, for messages.
-    kind: the model, for messages.
-    tensors: by the names in the file.
-    names: the model's.
+    where: the source, for messages.
+    kind: the kind of model, for messages.
+    tensors: tensors by their names in the file.
+    names: the names of the model.
 
   Returns:
-    All that stands behind one prefix, also what is not the model's; everything
-    where no name is known.
+    All tensors behind the model's prefix, including those that the model does
+    not have; all tensors of the source if it holds no name of the model.
 
   Raises:
     errors.UserError: if there are several models of the kind.
@@ -117,7 +125,7 @@ def unwrap(where: str, kind: str, tensors: Tensors, names: Known) -> Tensors:
     return tensors
   ema = [p for p in found if _words(p) & _EMA]
   others = [p for p in found if p not in ema]
-  # Of a model and those that it is trained against, the model.
+  # The model is preferred to the models that are trained against it.
   others = [p for p in others if not _words(p) & _OPPONENTS] or others
   prefix = _only(where, kind, others or _frequent(found))
   groups = _split(tensors, [*found])
@@ -135,10 +143,16 @@ def unwrap(where: str, kind: str, tensors: Tensors, names: Known) -> Tensors:
 
 
 def without_passengers(where: str, tensors: Tensors, names: Known) -> Tensors:
-  """The tensors without what repackers and trainers put beside a model.
+  """Leaves out what repackers and trainers store beside a model's weights.
 
-  That is a tokenizer as bytes, a counter or a rate: integers or a single
-  number, whose name has no parts and is not the model's. Bytes are told of.
+  This is a tokenizer as bytes, a counter or a learning rate: an array of
+  integers or a single number whose name has no dot or slash and is not a name
+  of the model. A warning names the arrays that are left out.
+
+  Args:
+    where: the source, for messages.
+    tensors: tensors by name.
+    names: the names of the model.
   """
   passengers = {
     name: t
@@ -165,10 +179,11 @@ def _words(prefix: str) -> set[str]:
 
 
 def _prefixes(tensors: Tensors, names: Known) -> dict[str, int]:
-  """What stands in front of the model's names -> how many times.
+  """Counts the prefixes in front of the model's names.
 
-  The shortest is taken of each name. What is a name by chance is far rarer
-  than the model's, and is not counted unless it may be of EMA weights.
+  Each tensor counts for its shortest prefix. A prefix in front of a name that
+  is the model's by chance is far rarer than the others; it is left out unless
+  it may be a prefix of EMA weights.
   """
   counts: dict[str, int] = {}
   for name in tensors:
@@ -190,7 +205,7 @@ def _frequent(counts: Mapping[str, int]) -> list[str]:
 
 
 def _ways(name: str) -> Iterator[tuple[str, str]]:
-  """A name in two, at each of its dots."""
+  """Yields a name as prefix and rest, split at its start and after each dot."""
   at = 0
   for _ in range(_DEEPEST):
     yield name[:at], name[at:]
@@ -212,7 +227,7 @@ def _only(where: str, kind: str, prefixes: Sequence[str]) -> str:
 def _split(
   tensors: Tensors, prefixes: Sequence[str]
 ) -> dict[str, dict[str, reading.Tensor]]:
-  """Tensors by the longest of the prefixes that they have; "" is the rest."""
+  """Groups tensors by their longest prefix; "" is the group of the others."""
   ordered = sorted({*prefixes, ""}, key=len, reverse=True)
   groups: dict[str, dict[str, reading.Tensor]] = {p: {} for p in ordered}
   for name, tensor in tensors.items():
@@ -222,7 +237,7 @@ def _split(
 
 
 def _with_ema(where, kind, chosen, prefix, ema, groups):
-  """Tensors with those replaced of which there is an EMA."""
+  """Replaces the chosen tensors that have an EMA by it."""
   fitting = [p for p in ema if groups[p].keys() & chosen.keys()]
   if not fitting:
     return chosen
