@@ -1,4 +1,4 @@
-"""Videos and their captions, for training straight from files."""
+"""Reads videos and their captions, for training directly from video files."""
 
 import collections
 import warnings
@@ -38,36 +38,36 @@ def sources(
   process: options_lib.Process,
   skipped: skipping.Skipped,
 ) -> list[buckets.BucketSource]:
-  """The clips of a folder by their size, with their captions.
+  """Returns the clips of a folder by bucket, with their captions.
 
-  All files are looked at first; those that cannot be used are left out with a
-  warning: without a caption, too short or damaged. Another clip of the same
-  size takes the place of one that turns out to be damaged. Which caption a clip
-  comes with is drawn in proportion to the tenth power of their scores.
+  All files are probed first. Videos without a caption and videos that are too
+  short or damaged are left out with a warning. A clip that turns out to be
+  damaged later is replaced by another clip of the same size. A clip comes with
+  one of its captions, drawn in proportion to the tenth power of its score.
 
   Args:
     config: keys
       source: "captioned_videos".
       path: a folder of videos.
-      captions: a table as `tables.read` takes it; None is the .txt files
+      captions: a table as `tables.read` takes it; None reads the .txt files
         beside the videos.
       tokenizer: a directory with a tokenizer.json.
-      frames: of a clip, the first of the video.
-      fps: frames per second of the clips, taken by their times; 16. None takes
-        a file's frames as they come, as the official training does.
+      frames: frames of a clip, from the beginning of the video.
+      fps: frames per second of the clips, resampled by the frames' times; 16.
+        None takes all frames of a file, as the official training does.
       bucket: a name as `buckets.find` takes it; or
-      height, width: of all clips.
-      factor: pixels of a latent's side, which sizes are multiples of; 32.
-      text_tokens: tokens of a row; 512.
-      image_size: of what CLIP sees of the first frame; None for nothing.
-      stretch: shows CLIP the whole first frame, as `clip_images.preprocess`
-        says, and not the middle of what was cut out; False.
-    process: that reads; the first one warns of captions that are cut.
-    skipped: is told of clips that turn out to be damaged.
+      height, width: the size of all clips in pixels.
+      factor: pixels per latent; height and width are multiples of it; 32.
+      text_tokens: tokens of a caption, after padding or cutting; 512.
+      image_size: height and width of the image for CLIP; None omits "pixels".
+      stretch: whether CLIP sees the whole first frame of the file, stretched
+        to a square, instead of the centre of the clip's first frame; False.
+    process: the process that reads. Process 0 warns of captions that are cut.
+    skipped: records the clips that turn out to be damaged.
 
   Raises:
-    errors.UserError: for a bad config, if no video can be used, and from an
-      element if a hundred videos one after another are damaged.
+    errors.UserError: for a bad config or if no video can be used; also when an
+      element is read, if a hundred videos in succession are damaged.
   """
   options = options_lib.checked(
     config,
@@ -105,7 +105,7 @@ def sources(
 def _usable(
   folder: clip_sources.Folder, frames: int, sizes: Sequence[buckets.Size]
 ) -> dict[buckets.Size, list[int]]:
-  """Numbers of the clips that can be trained on, by bucket."""
+  """Returns the numbers of the clips that can be used, by bucket."""
   folder.look()
   usable, out = collections.defaultdict(list), []
   for i in range(len(folder)):
@@ -132,8 +132,9 @@ def _tell_cut(
   tokenizer: tokenize.Tokenizer,
   tokens: int,
 ) -> None:
-  """Warns of captions that are longer than what is read of them."""
-  # A token stands for a byte or more: most need not be counted.
+  """Warns of captions that have more than `tokens` tokens."""
+  # A token stands for at least one byte, so that short captions need not be
+  # tokenised.
   texts = [
     text
     for numbers in usable.values()
@@ -148,7 +149,7 @@ def _tell_cut(
 
 
 class _Draw(grain.transforms.RandomMap):
-  """The place of a clip among those of its size as arrays, with one caption."""
+  """Reads the clip at a position of its bucket, with one of its captions."""
 
   def __init__(self, folder, numbers, size, tokenizer, options, skipped):
     self._folder, self._numbers, self._size = folder, numbers, size

@@ -1,14 +1,17 @@
-"""Which videos a folder holds, and what is said of each.
+"""Lists the videos of a folder with their captions.
 
-Captions come from a table, as `tables` reads it, whose rows have
+Captions come from a table that `tables` reads, or from a .txt file beside each
+video, which holds one caption. The rows of a table have these columns:
 
-  file      relative to the folder or to the table's own, with or without its
-            suffix; also "video", "file_name" and what else `FILE` has
-  caption   one text; also "text" or "prompt"; or "captions", a list of texts
-  score     how well it fits, or "scores", a list; all rows of a file or none
+  file      path of the video, relative to the folder of videos or to the
+            table's folder, with or without its suffix; the column may also be
+            called "video", "file_name" or another name in `FILE`
+  caption   one caption; also "text" or "prompt"; or "captions", a list of texts
+  score     how well the caption fits, or "scores", a list with one score for
+            each caption; either all rows of a video have scores or none
 
-(in .csv and .tsv a list is written as JSON), where rows of the same file add
-up; or, without a table, each from the .txt beside its video, as one text.
+In .csv and .tsv a list is written as JSON. A video may have several rows, whose
+captions are combined.
 """
 
 import os
@@ -21,7 +24,7 @@ from typing import Any, NamedTuple
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import probing, tables
 
-# Of several in a row, the first counts.
+# Columns that may hold the file, in the order in which they take precedence.
 FILE = (
   "file",
   "video",
@@ -34,16 +37,17 @@ FILE = (
 )
 _ONE = ("caption", "text", "prompt")
 _SEVERAL, _SCORE, _SCORES = "captions", "score", "scores"
-_MOST = 1e300  # of a score
+_MOST = 1e300  # Largest score.
 
 
 class Captioned(NamedTuple):
-  """A clip's name and what is said of it.
+  """The name of a clip with its captions.
 
   Attributes:
-    file: as found in the folder, with "/"; some other name if it is no file.
-    captions: none, one or several, not empty.
-    scores: one for each, 0 or more; None if nobody gave any.
+    file: path of the video relative to its folder, with "/"; another unique
+      name if the clip does not come from a file.
+    captions: any number of captions; no caption is empty.
+    scores: a score of 0 or more for each caption, or None without scores.
   """
 
   file: str
@@ -54,15 +58,16 @@ class Captioned(NamedTuple):
 def read(
   folder: str | os.PathLike[str], table: str | os.PathLike[str] | None = None
 ) -> list[Captioned]:
-  """All videos of a folder, and those that the table names, by name.
+  """Returns all videos of a folder and of the table, sorted by name.
 
-  A video that nothing is said of has no captions; one that is not there is
-  among the result all the same.
+  A video without a row in the table has no captions. A video that the table
+  names is included even if its file is missing.
 
   Args:
-    folder: looked through with the folders in it; hidden ones are left out.
-    table: of a kind that `tables.read` knows; None reads the .txt files beside
-      the videos.
+    folder: the folder of videos; searched with its subfolders, except hidden
+      ones.
+    table: a table of a kind that `tables.read` knows; None reads the .txt files
+      beside the videos.
 
   Raises:
     errors.UserError: if the folder is missing or has no videos, or the table
@@ -88,11 +93,17 @@ def read(
 def checked(
   file: str, captions: Any, scores: Any = None, where: str = ""
 ) -> Captioned:
-  """Captions and scores of unknown origin.
+  """Checks captions and scores that a user has given.
+
+  Args:
+    file: name of the clip.
+    captions: a text, a list of texts or None; empty texts are dropped.
+    scores: a number, a list with a number for each caption, or None.
+    where: prefix of an error message.
 
   Raises:
-    errors.UserError: if they are no lists of texts and of numbers, or do not
-      fit each other; the message starts with `where`.
+    errors.UserError: if the captions are not texts, or the scores are not
+      numbers of 0 or more, one for each caption.
   """
   captions = [captions] if isinstance(captions, str) else captions
   captions = [] if captions is None else captions
@@ -133,7 +144,7 @@ def _is_list_of(values, kind) -> bool:
 
 
 def _beside(folder: pathlib.Path, names: Iterable[str]) -> list[Captioned]:
-  """Videos with the texts that lie beside them."""
+  """Returns videos with the captions in the .txt files beside them."""
   clips, unreadable = [], []
   for name in names:
     path = (folder / name).with_suffix(".txt")
@@ -153,7 +164,7 @@ def _beside(folder: pathlib.Path, names: Iterable[str]) -> list[Captioned]:
 
 
 class _Names:
-  """The names of videos by how a table may write them."""
+  """Finds a folder's videos by the names that a table may give them."""
 
   def __init__(self, folder, table, names: Iterable[str]):
     self._folder = os.path.abspath(folder)
@@ -164,7 +175,7 @@ class _Names:
       self._stems.setdefault(posixpath.splitext(name)[0], []).append(name)
 
   def find(self, file: str) -> str:
-    """The name in the folder; of a video that is not there, as written."""
+    """Returns a video's name in the folder, or `file` if it is not there."""
     for written in (file, file.replace("\\", "/")):
       for root in self._roots:
         path = os.path.normpath(os.path.join(root, written))
@@ -177,7 +188,7 @@ class _Names:
 
 
 def _gather(table: pathlib.Path, names: _Names) -> dict[str, Captioned]:
-  """What a table says, by file."""
+  """Reads the captions of a table, by file."""
   rows = tables.read(
     table,
     (*FILE, *_ONE, _SEVERAL, _SCORE, _SCORES),
@@ -209,7 +220,7 @@ def _gather(table: pathlib.Path, names: _Names) -> dict[str, Captioned]:
 
 
 def _first(row: Mapping[str, Any], columns, notes: dict[str, int]) -> Any:
-  """The first value that is given; that others differ from it is noted."""
+  """Returns the value of the first column with one; notes other values."""
   given = [name for name in columns if row.get(name) is not None]
   if not given:
     return None
@@ -223,7 +234,7 @@ def _first(row: Mapping[str, Any], columns, notes: dict[str, int]) -> Any:
 def _joined(
   old: Captioned | None, new: Captioned, where: str, notes: dict[str, int]
 ) -> Captioned:
-  """What two rows say of a file; what both say counts once."""
+  """Combines the captions of two rows of a file; drops duplicates."""
   if old is None or not old.captions:
     return new
   if not new.captions:

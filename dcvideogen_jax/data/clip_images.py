@@ -1,4 +1,4 @@
-"""Images as CLIP's vision tower reads them."""
+"""Prepares images for CLIP's vision tower."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -6,7 +6,8 @@ from PIL import Image
 
 from dcvideogen_jax import errors
 
-# Of red, green and blue in [0, 1], over CLIP's training images.
+# Mean and standard deviation of red, green and blue in [0, 1], over CLIP's
+# training images.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -16,14 +17,15 @@ def preprocess(
 ) -> Float[np.ndarray, "{size} {size} 3"]:
   """Resizes and normalises an image.
 
-  By default as transformers' `CLIPImageProcessor`, which DC-Gen's
-  `pipeline_dc_videogen.py` (commit cae2205) uses: bicubic with antialiasing,
-  rounded to whole levels, the shorter side to `size`, the centre cut out.
+  The default is transformers' `CLIPImageProcessor`, which DC-Gen's
+  `pipeline_dc_videogen.py` (commit cae2205) uses: the shorter side is resized
+  to `size`, bicubic with antialiasing, rounded to whole levels, and the centre
+  is cut out.
 
   Args:
     image: uint8 (h, w, 3), RGB, of any size.
     size: height and width of the result in pixels.
-    stretch: takes the whole image to `size` both ways instead, bicubic without
+    stretch: whether to resize both sides to `size` instead, bicubic without
       antialiasing or rounding, as Wan 2.1 `wan/modules/clip.py` (commit
       9737cba) and DC-VideoGen's training do.
 
@@ -46,7 +48,7 @@ def preprocess(
   else:
     height, width = image.shape[:2]
     short = min(height, width)
-    # Cut down, not rounded, as there.
+    # The longer side is truncated, not rounded, as in `CLIPImageProcessor`.
     height, width = (int(size * side / short) for side in (height, width))
     resized = Image.fromarray(image).resize(
       (width, height), Image.Resampling.BICUBIC
@@ -58,10 +60,10 @@ def preprocess(
 
 
 def _bicubic(x: np.ndarray, size: int, axis: int) -> np.ndarray:
-  """Resamples an axis of float32 as torch's bicubic interpolation does.
+  """Resamples an axis of a float32 array as torch's bicubic interpolation.
 
-  Keys' kernel with a = -0.75 over four samples, whatever the scale; samples
-  outside repeat the edge.
+  The kernel is Keys' with a = -0.75, over four samples at every scale. Samples
+  outside the image repeat its edge.
   """
   length = x.shape[axis]
   scale = np.float32(length / size)
@@ -79,7 +81,7 @@ def _bicubic(x: np.ndarray, size: int, axis: int) -> np.ndarray:
 
 
 def _keys(x: np.ndarray, a: float = -0.75) -> np.ndarray:
-  """Keys' cubic convolution kernel at distances of 0 to 2 samples."""
+  """Returns Keys' cubic convolution kernel at distances of 0 to 2 samples."""
   near = ((a + 2) * x - (a + 3)) * x * x + 1
   far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
   return np.where(x <= 1, near, far)

@@ -1,4 +1,4 @@
-"""Reading the beginning of a captioned video, at the size of a bucket."""
+"""Reads the beginning of a captioned video, in the size of a bucket."""
 
 import contextlib
 import pathlib
@@ -16,10 +16,10 @@ class Loaded(NamedTuple):
   """The beginning of a video.
 
   Attributes:
-    video: (t, h, w, 3), resized and cut.
-    first: the first frame as the file has it.
-    meta: "file", "captions", "scores", "fps" of the clip, and what else is
-      known, such as "file_fps".
+    video: RGB levels, resized and cropped to the size of a bucket.
+    first: the first frame in the size of the file.
+    meta: "file", "captions", "scores" and "fps" of the clip, and further facts
+      of the source, such as "file_fps".
   """
 
   video: UInt8[np.ndarray, "t h w 3"]
@@ -27,22 +27,24 @@ class Loaded(NamedTuple):
   meta: dict[str, Any]
 
   def pixels(self, size: int, stretch: bool) -> np.ndarray:
-    """What CLIP sees of the clip: float32 (size, size, 3).
+    """Returns the first frame prepared for CLIP: float32 (size, size, 3).
 
-    The middle of the first frame as it was cut out, which is what the released
-    pipeline shows; or, stretched, the whole first frame of the file, as in the
-    official training.
+    Args:
+      size: height and width of the result in pixels.
+      stretch: whether to stretch the whole first frame of the file, as in the
+        official training, instead of taking the centre of the clip's first
+        frame, as in the released pipeline.
     """
     image = self.first if stretch else self.video[0]
     return clip_images.preprocess(image, size, stretch=stretch)
 
 
 class Place(NamedTuple):
-  """What is known of a clip before it is read.
+  """The properties of a clip that are known before it is read.
 
   Attributes:
-    size: of its bucket.
-    seconds: of the whole video; None if its frame rate is unknown.
+    size: size of the clip's bucket.
+    seconds: duration of the whole video; None if its frame rate is unknown.
     fps: frames per second of the file; 0 if unknown.
   """
 
@@ -58,7 +60,14 @@ def place(
   fps: float | None,
   seen: video.VideoInfo | errors.UserError | None = None,
 ) -> Place:
-  """Looks at a video; arguments and errors as of `load`."""
+  """Finds the bucket of a video without reading its frames.
+
+  Args:
+    path, frames, sizes, fps, seen: as for `load`.
+
+  Raises:
+    errors.UserError: as `load`.
+  """
   info, size = _look(path, frames, sizes, fps, seen)
   return Place(size, info.seconds or None, info.fps)
 
@@ -71,19 +80,19 @@ def load(
   fps: float | None,
   seen: video.VideoInfo | errors.UserError | None = None,
 ) -> Loaded:
-  """Reads the beginning of a video, for the nearest size.
+  """Reads the beginning of a video, in the bucket of the nearest shape.
 
   Args:
-    path: of the file.
-    clip: its name, and what is said of it.
-    frames: that are needed.
-    sizes: of the buckets.
-    fps: frames per second of the clip; None is as the file has them.
-    seen: what `probing.probe` says of the file; None looks at it.
+    path: path of the video file.
+    clip: name and captions of the clip.
+    frames: frames of the clip.
+    sizes: sizes of the buckets.
+    fps: frames per second of the clip; None keeps the file's frame rate.
+    seen: the result of `probing.probe` for the file; None probes the file.
 
   Raises:
-    errors.UserError: if it is missing, damaged or has fewer frames; without the
-      path, which a list has already.
+    errors.UserError: if the file is missing, damaged or has too few frames. The
+      message says "it" in place of the path, as lists of clips name the file.
   """
   info, size = _look(path, frames, sizes, fps, seen)
   timing.tell(clip.file, info, fps)
@@ -98,7 +107,7 @@ def load(
       shown.append(array)
       if len(shown) == frames:
         break
-  # What the container says is not always so.
+  # A file may hold fewer frames than its container claims.
   _require(len(shown), frames, info, fps)
   meta = {
     "file": clip.file,
@@ -113,7 +122,7 @@ def load(
 def _look(
   path, frames, sizes, fps, seen
 ) -> tuple[video.VideoInfo, buckets.Size]:
-  """What is known of a video, or what the file says; and its bucket."""
+  """Returns what probing a video gives, and the bucket of the video."""
   with _about(path):
     if isinstance(seen, errors.UserError):
       raise seen
@@ -124,7 +133,7 @@ def _look(
 
 @contextlib.contextmanager
 def _about(path: pathlib.Path):
-  """Complaints about a file without its path, which a list has already."""
+  """Replaces the path in a UserError with "it", as a list names the file."""
   try:
     yield
   except errors.UserError as e:

@@ -1,7 +1,7 @@
-"""Where captioned clips come from: files, a TFDS data set, or a made-up world.
+"""Sources of captioned clips: video files, a TFDS data set, a generated world.
 
-All sources give clips alike: the first frames of a video, at 16 per second or
-as the file has them, brought to the size of a bucket.
+All sources have the same methods. A clip is the beginning of a video, at 16
+frames per second or at the file's own frame rate, resized to a bucket's size.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from dcvideogen_jax.data import (
 )
 from dcvideogen_jax.tiny import world
 
-# What the features of a TFDS data set may be called.
+# Names that the features of a TFDS data set may have.
 _VIDEO = ("video", "mp4")
 _CAPTIONS = ("captions", "caption", "text")
 _SCORES = ("scores", "score")
@@ -41,15 +41,15 @@ class Folder:
     table: str | os.PathLike[str] | None = None,
     fps: float | None = timing.FPS,
   ):
-    """Reads the captions.
+    """Lists the videos and reads their captions.
 
     Args:
-      folder: of the videos.
-      table: of captions, as `captions.read` takes it.
-      fps: frames per second of the clips; None is as the files have them.
+      folder: the folder of videos.
+      table: the table of captions, as `captions.read` takes it.
+      fps: frames per second of the clips; None keeps each file's frame rate.
 
     Raises:
-      errors.UserError: as `captions.read`.
+      errors.UserError: for `fps` out of range, and as `captions.read`.
     """
     timing.require(fps, "fps")
     self._folder = pathlib.Path(folder)
@@ -64,7 +64,7 @@ class Folder:
     return self._clips[index]
 
   def about(self) -> dict[str, Any]:
-    """What tells this source from others; the place of the folder does not."""
+    """Identifies the source's content, whatever the path of the folder."""
     digest = hashlib.sha256()
     for clip in self._clips:
       path = self._folder / clip.file
@@ -78,9 +78,9 @@ class Folder:
     }
 
   def look(self) -> None:
-    """Looks at all videos with a caption, so that `place` need not.
+    """Probes all videos with a caption in parallel, so that `place` is fast.
 
-    Many at a time, and once for all: see `probing.probe`.
+    The results are cached on disk; see `probing.probe`.
     """
     names = [clip.file for clip in self._clips if clip.captions]
     self._seen = probing.probe(self._folder, names)
@@ -88,7 +88,16 @@ class Folder:
   def place(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
   ) -> clip_reading.Place:
-    """Looks at a video; see `clip_reading.place`."""
+    """Probes a clip without reading it; see `clip_reading.place`.
+
+    Args:
+      index: number of the clip.
+      frames: frames that a clip needs.
+      sizes: sizes of the buckets.
+
+    Raises:
+      errors.UserError: if the clip cannot be used.
+    """
     file = self._clips[index].file
     return clip_reading.place(
       self._folder / file, frames, sizes, self._fps, self._seen.get(file)
@@ -97,7 +106,16 @@ class Folder:
   def load(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
   ) -> clip_reading.Loaded:
-    """Reads the beginning of a video; see `clip_reading.load`."""
+    """Reads a clip; see `clip_reading.load`.
+
+    Args:
+      index: number of the clip.
+      frames: frames of the clip.
+      sizes: sizes of the buckets.
+
+    Raises:
+      errors.UserError: if the clip cannot be used.
+    """
     clip = self._clips[index]
     path = self._folder / clip.file
     return clip_reading.load(
@@ -108,8 +126,8 @@ class Folder:
 class TensorFlowDataset:
   """A data set that TFDS wrote in the ArrayRecord format: mp4 bytes and text.
 
-  TFDS reads it without TensorFlow. The features are "video" (or "mp4"), bytes
-  of a video file, "caption", "captions" or "text", and maybe "score" or
+  TFDS reads it without TensorFlow. Its features are "video" or "mp4", the bytes
+  of a video file; "caption", "captions" or "text"; and optionally "score" or
   "scores".
   """
 
@@ -123,25 +141,26 @@ class TensorFlowDataset:
     """Opens the data set.
 
     Args:
-      name: as TFDS knows it, "name", "name/config" or "name:version".
-      directory: where TFDS keeps data sets; None is its default.
-      split: which part, such as "train" or "train[:1000]".
-      fps: frames per second of the clips; None is as the files have them.
+      name: name in TFDS: "name", "name/config" or "name:version".
+      directory: directory of TFDS's data sets; None is TFDS's default.
+      split: split of the data set, such as "train" or "train[:1000]".
+      fps: frames per second of the clips; None keeps each file's frame rate.
 
     Raises:
-      errors.UserError: if there is no such data set or it cannot be read.
+      errors.UserError: if the data set does not exist, cannot be read or has no
+        videos, or `fps` is out of range.
     """
     timing.require(fps, "fps")
     self._opened = (name, directory, split, fps)
     self._fps = fps
-    # Takes seconds, and registers every data set it knows of.
+    # This import takes seconds and registers all known data sets.
     import tensorflow_datasets as tfds
 
     try:
       builder = tfds.builder(name, data_dir=directory)
       self._source = builder.as_data_source(split=split)
       features = builder.info.features
-    except Exception as e:  # It raises many kinds, its own and others'.
+    except Exception as e:  # TFDS raises exceptions of many types.
       reason = (str(e).splitlines() or [type(e).__name__])[0]
       raise errors.UserError(
         f"cannot read the data set {name} in {directory or 'the default place'}"
@@ -160,7 +179,7 @@ class TensorFlowDataset:
       )
 
   def __reduce__(self):
-    """Other processes open it themselves."""
+    """Pickles the arguments, so that another process opens the data set."""
     return type(self), self._opened
 
   def __len__(self) -> int:
@@ -170,6 +189,7 @@ class TensorFlowDataset:
     return self._captioned(index, self._source[index])
 
   def about(self) -> dict[str, Any]:
+    """Identifies the data set by its name, version and split."""
     return {
       "kind": "tfds",
       "clips": len(self),
@@ -181,6 +201,12 @@ class TensorFlowDataset:
   def place(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
   ) -> clip_reading.Place:
+    """Probes a clip without reading it; see `clip_reading.place`.
+
+    Args:
+      index, frames, sizes: as for `Folder.place`.
+    """
+
     def place(path):
       return clip_reading.place(path, frames, sizes, self._fps)
 
@@ -189,6 +215,11 @@ class TensorFlowDataset:
   def load(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
   ) -> clip_reading.Loaded:
+    """Reads a clip; see `clip_reading.load`.
+
+    Args:
+      index, frames, sizes: as for `Folder.load`.
+    """
     row = self._source[index]
     clip = self._captioned(index, row)
 
@@ -208,7 +239,7 @@ class TensorFlowDataset:
     )
 
   def _with_file(self, row, function: Callable[[pathlib.Path], Any]) -> Any:
-    """A function of the video, for which it becomes a file for a while."""
+    """Calls a function with the path of a temporary file of the video."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
       file.write(row[self._video])
       file.flush()
@@ -216,16 +247,21 @@ class TensorFlowDataset:
 
 
 class World:
-  """Clips of `data.world`, in its order; the meta has the scene.
+  """Clips of `tiny.world` in its order, rendered in the first of the sizes.
 
-  They are rendered in the size that is asked for, the first of several.
+  The metadata of a clip contains its scene.
   """
 
   def __init__(self, count: int, split: str = "train", seed: int = 0):
     """Checks the arguments.
 
+    Args:
+      count: number of clips.
+      split: "train" or "heldout".
+      seed: seed of the clips.
+
     Raises:
-      errors.UserError: for a number below 1 or another split.
+      errors.UserError: if the number is below 1 or the split does not exist.
     """
     if count < 1:
       raise errors.UserError(f"expected one clip or more, found {count}")
@@ -240,6 +276,7 @@ class World:
     return captions.Captioned(self._name(index), (caption,))
 
   def about(self) -> dict[str, Any]:
+    """Identifies the clips by their number, split and seed."""
     return {
       "kind": "world",
       "clips": self._count,
@@ -250,12 +287,22 @@ class World:
   def place(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
   ) -> clip_reading.Place:
+    """Returns the place of a clip, in the first of the sizes.
+
+    Args:
+      index, frames, sizes: as for `Folder.place`.
+    """
     del index
     return clip_reading.Place(sizes[0], frames / _WORLD_FPS, _WORLD_FPS)
 
   def load(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
   ) -> clip_reading.Loaded:
+    """Renders a clip in the first of the sizes.
+
+    Args:
+      index, frames, sizes: as for `Folder.load`.
+    """
     scene, caption, clip = world.clip(
       self._split, index, self._seed, frames, *sizes[0]
     )

@@ -1,4 +1,4 @@
-"""What all sources of batches are given: a config, and which process asks."""
+"""The arguments that all sources of batches share: a config and a process."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from dcvideogen_jax import errors
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-  """The process that reads, which has a shard of every source of its own.
+  """The process that reads; each process reads its own shard of a source.
 
   Attributes:
-    seed: of the order and of what is random in an element.
-    index: this process among `count`.
+    seed: seed of the order of elements and of random choices in an element.
+    index: number of this process, from 0.
     count: number of processes.
   """
 
@@ -25,11 +25,15 @@ class Process:
 
   @property
   def shard(self) -> slice:
-    """Its elements of a source."""
+    """The slice that selects this process's elements of a source."""
     return slice(self.index, None, self.count)
 
   def grain_seed(self, *numbers: int) -> int:
-    """A seed for Grain, which numbers elements per data set and process."""
+    """Returns a seed for Grain, which differs for each process and `numbers`.
+
+    Grain numbers elements from 0 in each data set and process, so that equal
+    seeds would make equal random choices.
+    """
     sequence = np.random.SeedSequence((self.seed, self.index, *numbers))
     return int(sequence.generate_state(1)[0])
 
@@ -41,19 +45,19 @@ def checked(
   defaults: Mapping[str, Any],
   positive: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """The config with defaults.
+  """Returns a data config completed with defaults, after checking it.
 
   Args:
-    config: "source" and more.
-    sources: what "source" may be.
-    required: keys that need a value, "source" among them.
-    defaults: the other keys.
-    positive: keys of whole numbers from 1 on, or None where that is the
-      default.
+    config: the config, with "source" and the keys of that source.
+    sources: allowed values of "source".
+    required: keys that must have a value, including "source".
+    defaults: the optional keys with their defaults.
+    positive: keys whose value must be a whole number of at least 1; None is
+      allowed where it is the default.
 
   Raises:
-    errors.UserError: for a key that is unknown or missing, another source, or
-      another number.
+    errors.UserError: for a key that is unknown or missing, a source that is not
+      allowed, or a number below 1.
   """
   unknown = sorted(config.keys() - defaults.keys() - set(required))
   missing = [key for key in required if config.get(key) in (None, "")]

@@ -1,4 +1,4 @@
-"""Finds the videos of a folder, looks at many at a time, keeps what it saw."""
+"""Finds the videos of a folder and probes them in parallel, with a cache."""
 
 import concurrent.futures
 import contextlib
@@ -23,12 +23,13 @@ VIDEO_SUFFIXES = (
 
 
 def video_names(folder: str | os.PathLike[str]) -> list[str]:
-  """The videos in a folder and the folders in it, sorted, with "/".
+  """Returns the videos of a folder and its subfolders, sorted.
 
-  Links to folders are followed. Hidden files and folders are left out.
+  The names are paths relative to the folder, with "/". Links to folders are
+  followed. Hidden files and folders are left out.
 
   Raises:
-    errors.UserError: if the folder is missing or has none.
+    errors.UserError: if the folder is missing or has no videos.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
@@ -46,7 +47,7 @@ def video_names(folder: str | os.PathLike[str]) -> list[str]:
 def _visible(
   folder: pathlib.Path, above: Sequence[str] = ()
 ) -> Iterator[pathlib.Path]:
-  """Files below a folder; a link to a folder above it is not followed."""
+  """Yields the files below a folder; skips links to a folder above."""
   real = os.path.realpath(folder)
   if real in above:
     return
@@ -62,15 +63,14 @@ def _visible(
 def probe(
   folder: str | os.PathLike[str], names: Iterable[str]
 ) -> dict[str, video.VideoInfo | errors.UserError]:
-  """What `video.probe` says of each video, or the error that it raises.
+  """Probes videos in parallel; returns the result or the error of each.
 
-  What can be read is kept in `directory()`, and believed as long as the file
-  has the same size and time of change. A video that cannot be read is looked at
-  anew each time.
+  Results are cached in `directory()` and stay valid while a file keeps its size
+  and modification time. Errors are not cached.
 
   Args:
-    folder: where the names begin.
-    names: of the videos.
+    folder: the folder that the names are relative to.
+    names: names of the videos.
   """
   folder = pathlib.Path(folder)
   index = _index(folder)
@@ -92,14 +92,14 @@ def probe(
       info = video.probe(path)
     except errors.UserError as e:
       return e
-    # A comment can be long, and nobody asks for it here.
+    # The comment tag can be long and is not needed here.
     new[name] = [stamp, dataclasses.asdict(info) | {"comment": None}]
     return info
 
   names = list(names)
   try:
     with concurrent.futures.ThreadPoolExecutor() as pool:
-      # A terminal sees a bar where this takes more than a few seconds.
+      # Shows a progress bar on a terminal after 5 seconds.
       seen = tqdm.tqdm(
         pool.map(look, names),
         desc="looking at videos",
@@ -110,25 +110,28 @@ def probe(
       return dict(zip(names, seen, strict=True))
   finally:
     if new:
-      # Without it the next start takes longer, nothing else.
+      # Without the cache only the next start takes longer.
       with contextlib.suppress(errors.UserError):
         _write(index, {**known, **new})
 
 
 def directory() -> pathlib.Path:
-  """Where the files are kept, one for each folder of videos."""
+  """Returns the directory of the cache, with a file for each video folder."""
   return files.cache_directory() / "videos"
 
 
 def _index(folder: pathlib.Path) -> pathlib.Path:
-  """Where the folder's file is."""
+  """Returns the path of a video folder's cache file."""
   place = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()
   return directory() / f"{place[:32]}.json"
 
 
 @functools.cache
 def _reader() -> str:
-  """Changes with what reads videos, and what it says of them."""
+  """Returns a digest of PyAV's version and of the code that reads videos.
+
+  Cached results of another digest are not used.
+  """
   digest = hashlib.sha256(av.__version__.encode())
   for module in (video, containers, decoding, pixels, stills):
     digest.update(pathlib.Path(str(module.__file__)).read_bytes())
@@ -136,7 +139,10 @@ def _reader() -> str:
 
 
 def _read(index: pathlib.Path) -> dict[str, list]:
-  """Rows by name; none if the file is missing, damaged or of other code."""
+  """Reads the cached rows by name.
+
+  There are no rows if the file is missing, damaged or of another `_reader`.
+  """
   try:
     content = json.loads(index.read_text(encoding="utf-8"))
     if content["reader"] != _reader():

@@ -1,15 +1,15 @@
-"""Tables of texts, read alike whatever they hold: prompts or captions.
+"""Reads tables of texts, such as prompts or captions, in several formats.
 
   .jsonl, .ndjson  an object per line
   .json            a list of objects, or an object per line
-  .csv, .tsv       a header and rows; commas, semicolons or tabs, whichever
-                   show columns that are known
-  .txt             a text per line, where a table may be that simple
+  .csv, .tsv       a header and rows; .csv may use commas, semicolons or tabs,
+                   and the delimiter that gives the most known columns is taken
+  .txt             a text per line, if the caller accepts such a table
 
 Text is UTF-8, or UTF-16 with a byte order mark, as spreadsheets and Windows
-editors write it. Lines end at newlines alone: U+2028 inside a text stays. Names
-of columns are known in any case. Null and the empty cell of a spreadsheet are
-nothing; an empty text in JSON is a text.
+editors write it. Only newlines end a line: U+2028 inside a text stays. Names of
+columns are not case-sensitive. Null in JSON and an empty cell of a spreadsheet
+are missing values; an empty text in JSON is an empty text.
 """
 
 import codecs
@@ -40,8 +40,8 @@ class Row(NamedTuple):
   """A row of a table.
 
   Attributes:
-    where: the file and the line, to begin a complaint with.
-    values: by column; what was null or an empty cell is None.
+    where: the file and the line, as a prefix of error messages.
+    values: the values by column; None for null or an empty cell.
   """
 
   where: str
@@ -59,13 +59,14 @@ def read(
   """Reads a table.
 
   Args:
-    path: the file, of any kind above.
-    columns: names that are known, in lower case; others are kept as they are.
-    required: what a table must have, by what it is called in a complaint: one
-      of these columns.
+    path: the file, in any format above.
+    columns: names of the known columns, in lower case. Other columns are kept
+      with their names as written.
+    required: for each thing that a table must have, named as in an error
+      message, the columns of which at least one must be present.
     lists: columns whose cells are JSON in .csv and .tsv.
-    line: the column that the lines of a .txt file, or the texts of a list, are;
-      None takes no such files.
+    line: the column for the lines of a .txt file and for the texts of a JSON
+      list; None refuses both.
 
   Raises:
     errors.UserError: if the file cannot be read, is of another kind, has no
@@ -74,7 +75,7 @@ def read(
   """
   path = pathlib.Path(path)
   kind = path.suffix.lower()
-  # What has no suffix may be a pipe.
+  # A path without a suffix may be a pipe, which holds a text per line.
   plain = line is not None and kind in (_TEXT, "")
   if not plain and kind not in (*_JSON, *_DELIMITERS):
     kinds = [*_JSON, *_DELIMITERS, *([] if line is None else [_TEXT])]
@@ -103,11 +104,11 @@ def read(
 
 
 def read_text(path: pathlib.Path) -> str:
-  """The text of a file, without its byte order mark.
+  """Reads the text of a file, without its byte order mark.
 
   Raises:
-    errors.UserError: if it cannot be read, or is not UTF-8 (or UTF-16 with a
-      byte order mark).
+    errors.UserError: if the file cannot be read, or is not UTF-8 (or UTF-16
+      with a byte order mark).
   """
   try:
     content = path.read_bytes()
@@ -130,10 +131,10 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def require_text(value: Any, what: str) -> str:
-  """The value, if it is a text that UTF-8 can hold, without NUL characters.
+  """Returns the value if it is a text that UTF-8 can encode, without NUL.
 
   Raises:
-    errors.UserError: otherwise; the message begins with `what`.
+    errors.UserError: if it is not; the message begins with `what`.
   """
   if not isinstance(value, str):
     raise errors.UserError(f"{what} is no text: {short(value)}")
@@ -150,10 +151,11 @@ def require_text(value: Any, what: str) -> str:
 
 
 def parse(text: str, where: str) -> Any:
-  """JSON, whose objects have every key once.
+  """Parses JSON whose objects have no key twice.
 
   Raises:
-    errors.UserError: if it is none; the message begins with `where`.
+    errors.UserError: if the text is not such JSON; the message begins with
+      `where`.
   """
   try:
     return documents.parse(text)
@@ -162,12 +164,16 @@ def parse(text: str, where: str) -> Any:
 
 
 def short(value: Any) -> str:
-  """A value for a message: quoted, and cut where it is long."""
+  """Returns a value as it appears in a message: quoted, and cut if long."""
   return _SHORT.repr(str(value) if isinstance(value, os.PathLike) else value)
 
 
 def _names(found: Iterable[str], columns, where: str) -> list[str]:
-  """Names of columns, those that are known in lower case and once each."""
+  """Returns names of columns, with the known ones in lower case.
+
+  Raises:
+    errors.UserError: if a known column appears twice.
+  """
   names = [
     name.strip().lower() if name.strip().lower() in columns else name
     for name in found
@@ -181,7 +187,7 @@ def _names(found: Iterable[str], columns, where: str) -> list[str]:
 def _json_rows(
   text, path, columns, line
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(place, row) of a list's objects, or of every line's."""
+  """Yields (place, row) for each object of a list, or of each line."""
   if text.lstrip().startswith("["):
     placed = [(f"row {n}", x) for n, x in enumerate(parse(text, str(path)), 1)]
   else:
@@ -204,7 +210,7 @@ def _json_rows(
 def _csv_rows(
   text, path, columns, delimiters, lists
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(place, row) of every row below the header."""
+  """Yields (place, row) for each row below the header."""
 
   def rows(delimiter):
     file = io.StringIO(text, newline="")

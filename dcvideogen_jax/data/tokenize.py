@@ -1,9 +1,9 @@
-"""Prompts into tokens of UMT5, as Wan 2.1 does it.
+"""Turns prompts into tokens of UMT5, as Wan 2.1 does.
 
 Follows Wan 2.1 `wan/modules/tokenizers.py` (commit 9737cba) and `WanPipeline`
-of diffusers (commit 58eb52c), which agree. Unknown pieces have the token that
-tokenizer.json gives them, 3; transformers 5 makes them 2, which is T5's and not
-UMT5's.
+of diffusers (commit 58eb52c), which agree. Unknown pieces become token 3, as
+tokenizer.json says. transformers 5 turns them into token 2, which is right for
+T5 but not for UMT5.
 """
 
 import html
@@ -20,7 +20,7 @@ from jaxtyping import Int
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import tables
 
-# Tokens that Wan's transformer attends to.
+# Text tokens that Wan's transformer attends to.
 LENGTH = 512
 
 _PAD, _END = "<pad>", "</s>"
@@ -33,10 +33,10 @@ _WAN = (
 )
 _SHAKE = "镜头晃动，"
 
-# Wan's own (`wan/configs`, commit 9737cba), for image to video with camera
-# shake in front; with the ASCII commas of DC-VideoGen's training, which `clean`
-# makes of the full-width ones anyhow; and the English one of DC-Gen's
-# `generate.py` (commit cae2205).
+# "wan": Wan's own negative prompt (`wan/configs`, commit 9737cba); for image to
+# video it begins with camera shake. "ascii": the same with ASCII commas, as in
+# DC-VideoGen's training; `clean` makes the two equal. "english": the negative
+# prompt of DC-Gen's `generate.py` (commit cae2205).
 NEGATIVE_PROMPTS = {
   "wan": _WAN,
   "wan_i2v": _SHAKE + _WAN,
@@ -54,9 +54,9 @@ NEGATIVE_PROMPTS = {
 
 
 def clean(prompt: str) -> str:
-  """Repairs a prompt: encoding mistakes, HTML entities, white space.
+  """Repairs encoding mistakes, HTML entities and white space of a prompt.
 
-  Full-width letters and punctuation become ASCII on the way.
+  Full-width letters and punctuation become ASCII.
   """
   text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
   return re.sub(r"\s+", " ", text).strip()
@@ -66,14 +66,16 @@ class Tokenizer:
   """Turns prompts into tokens.
 
   Attributes:
-    vocab: tokens that the tokenizer knows; the encoder has as many or more.
+    vocab: number of tokens in the vocabulary; the text encoder must have at
+      least as many embeddings.
   """
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
-    """Takes a tokenizer of the T5 family; see `from_directory`.
+    """Wraps a tokenizer of the T5 family; see `from_directory`.
 
     Raises:
-      errors.UserError: if it has no padding, or does not end texts.
+      errors.UserError: if the tokenizer has no padding token or does not end a
+        text with the end token.
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -95,7 +97,8 @@ class Tokenizer:
     """Reads the tokenizer.json of a directory.
 
     Raises:
-      errors.UserError: if there is none, or it is no tokenizer of T5's kind.
+      errors.UserError: if the directory has no tokenizer.json, or it is not a
+        tokenizer of the T5 family.
     """
     directory = pathlib.Path(directory)
     path = directory / "tokenizer.json"
@@ -108,7 +111,7 @@ class Tokenizer:
       raise errors.UserError(f"there is no tokenizer {path}")
     try:
       tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as e:  # The library raises nothing narrower.
+    except Exception as e:  # tokenizers raises plain Exception.
       raise errors.UserError(f"{path} is not a tokenizer: {e}") from e
     return cls(tokenizer)
 
@@ -121,14 +124,15 @@ class Tokenizer:
     """Cleans and tokenises prompts.
 
     Args:
-      prompts: texts.
-      length: tokens of every row; shorter texts are padded.
-      keep_end: whether a text that is too long keeps its end token, as in
-        both references. DC-VideoGen's trainer slices, and so loses it.
+      prompts: the texts.
+      length: tokens in each row. Shorter texts are padded, longer texts are
+        cut.
+      keep_end: whether a text that is cut still ends with the end token, as in
+        both references. DC-VideoGen's trainer slices the tokens and loses it.
 
     Returns:
-      Tokens and a mask, int32: 1 for tokens of the text, 0 for padding. A row
-      without padding may have been cut.
+      Token ids and a mask, int32: 1 for tokens of the text, 0 for padding. A
+      row without padding may have been cut; `count` tells.
 
     Raises:
       errors.UserError: if `length` is not positive, or a text holds half of a
@@ -151,7 +155,9 @@ class Tokenizer:
     return ids, mask
 
   def count(self, prompts: Sequence[str]) -> np.ndarray:
-    """Tokens of texts, the end token among them, however long: int64 (b,).
+    """Returns the number of tokens of each text before cutting: int64 (b,).
+
+    The end token is counted.
 
     Raises:
       errors.UserError: if a text holds half of a surrogate pair.
@@ -160,7 +166,7 @@ class Tokenizer:
 
   def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
     for prompt in prompts:
-      # Repairing would replace it without a word.
+      # `clean` would silently replace half of a surrogate pair.
       tables.require_text(prompt, "the text")
     encodings = self._tokenizer.encode_batch([clean(p) for p in prompts])
     return [encoding.ids for encoding in encodings]
