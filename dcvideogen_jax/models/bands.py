@@ -1,9 +1,9 @@
-"""How one chunk of DC-AE-V is computed so that it fits a memory budget.
+"""Plans how one chunk of DC-AE-V is computed within a memory budget.
 
-The coarse part of the network, stages from `cut` on, runs on the whole frame;
-the fine part runs on bands of rows, whose convolutions keep their last rows
-(`chunk_causal.Band`). `cut` and the height of a band are chosen here, by
-arithmetic alone.
+The coarse part of the network, the stages from `cut` on, runs on the whole
+frame. The fine part runs on bands of rows, whose convolutions keep their last
+rows (`chunk_causal.Band`). The plan chooses `cut` and the height of a band from
+estimates of memory and work; nothing is compiled or measured.
 """
 
 import dataclasses
@@ -24,21 +24,21 @@ from dcvideogen_jax.ops.conv3d import api
 # for one H100 take 4.2 to 5.3 at the sizes tried (704x1280 to 2176x3840).
 LIVE_COPIES = 5.3
 
-# Of the rows that an encoder's convolutions keep, what XLA holds twice.
+# Fraction of the rows kept by an encoder's convolutions that XLA holds twice.
 _ROWS_TWICE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class BandPlan:
-  """How a chunk is computed; the default is all at once.
+  """How a chunk is computed; by default without bands.
 
   Attributes:
-    cut: the first stage of the coarse part; None computes the chunk whole.
-    rows: rows in a band, at the resolution of stage `cut`.
-    offload: keep the streaming state of the bands in host memory between
-      chunks.
+    cut: first stage of the coarse part; None computes the chunk whole.
+    rows: rows of a band, at the resolution of stage `cut`.
+    offload: whether the streaming state of the bands is offloaded to host
+      memory between chunks.
     bytes: estimated device memory beyond the weights.
-    work: convolution work relative to the whole chunk's.
+    work: work of the convolutions, relative to computing the chunk whole.
   """
 
   cut: int | None = None
@@ -48,17 +48,17 @@ class BandPlan:
   work: float = 1.0
 
 
-# How many times what is counted here a platform takes. XLA for TPUs copies the
-# inputs of convolutions into other layouts: f32t4c32 compiled for v6e took 1.3
-# to 1.9 times that.
+# Factor of the estimated memory by platform. XLA for TPUs copies the inputs of
+# convolutions into other layouts: f32t4c32 compiled for v6e took 1.3 to 1.9
+# times the estimate.
 _OVERHEAD = {"tpu": 1.9}
 
 
 class _Layer(NamedTuple):
-  """A convolution: who owns it, what it runs at, and its sizes."""
+  """A convolution: its stage, resolution, frames and channels."""
 
-  owner: int  # the stage it belongs to
-  at: int  # the stage whose resolution it runs at
+  owner: int  # The stage that the convolution belongs to.
+  at: int  # The stage whose resolution it runs at.
   frames: int
   inputs: int
   outputs: int
@@ -75,21 +75,24 @@ def plan(
   devices: int = 1,
   platform: str | None = None,
 ) -> BandPlan:
-  """Chooses the least work that fits, then the highest bands.
+  """Chooses a plan with the least work that fits, then with the highest bands.
+
+  Plans within 5 % of the least work are treated alike; among them, those
+  without offloading come first.
 
   Args:
-    module: the model; its dtype and temporal design count.
-    height, width: of the video in pixels.
-    budget: bytes of a device's memory for everything but the weights.
-    decode: plans decoding, else encoding.
-    streamed: whether chunks follow each other, so that state has to be kept.
-    devices: that share the columns of the picture; each needs what a narrower
-      picture would.
-    platform: of the devices; None is the default one.
+    module: the model; its dtype and temporal design affect the estimates.
+    height, width: size of the video in pixels.
+    budget: bytes of a device's memory for everything except the weights.
+    decode: whether to plan decoding or encoding.
+    streamed: whether state is kept from chunk to chunk.
+    devices: devices that share the columns of the picture; each needs the
+      memory of a narrower picture.
+    platform: platform of the devices; None for the default device's.
 
   Raises:
-    errors.UserError: if nothing fits; the message gives the least that would.
-      Or for sizes that are no positive whole numbers.
+    errors.UserError: if no plan fits (the message names the smallest budget
+      that would), or if a size is not a positive whole number.
   """
   for name, n in (("height", height), ("width", width), ("devices", devices)):
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
@@ -112,15 +115,19 @@ def plan(
   if whole:
     return whole[0]
   least_work = min(c.work for c in fitting)
-  # A few percent of work buy fewer and larger bands.
+  # A few percent more work are accepted for fewer and larger bands.
   near = [c for c in fitting if c.work <= 1.05 * least_work]
   return max(near, key=lambda c: (not c.offload, c.rows * 2 ** (c.cut or 0)))
 
 
 def lag(module: dc_ae_v.DCAEV, cut: int, decode: bool) -> int:
-  """Rows by which the fine part's result is behind its input.
+  """Returns the rows by which the fine part's result lags behind its input.
 
-  In rows of the result: pixels when decoding, stage `cut` when encoding.
+  Args:
+    module: the model.
+    cut: first stage of the coarse part.
+    decode: whether the rows are counted for decoding, in pixels of the video,
+      or for encoding, at the resolution of stage `cut`.
   """
   rows = 0
   if decode:
@@ -136,7 +143,14 @@ def lag(module: dc_ae_v.DCAEV, cut: int, decode: bool) -> int:
 def count(
   module: dc_ae_v.DCAEV, plan: BandPlan, height: int, decode: bool
 ) -> int:
-  """Bands in a chunk, those that only push the last rows out included."""
+  """Returns the number of bands, including those that flush the last rows.
+
+  Args:
+    module: the model.
+    plan: a plan with bands.
+    height: rows of the video in pixels.
+    decode: whether to count for decoding or for encoding.
+  """
   assert plan.cut is not None
   scale = module.scale_at(plan.cut)
   late = lag(module, plan.cut, decode) * (1 if decode else scale)
@@ -146,7 +160,15 @@ def count(
 def work(
   module: dc_ae_v.DCAEV, height: int, width: int, *, decode: bool
 ) -> int:
-  """FLOPs of the convolutions of one whole chunk; a multiply-add is two."""
+  """Returns the FLOPs of the convolutions of one whole chunk.
+
+  A multiply-add counts as two.
+
+  Args:
+    module: the model.
+    height, width: size of the video in pixels; rounded up to whole latents.
+    decode: whether to count the decoder or the encoder.
+  """
   size = module.spatial_factor
   height, width = (-(-n // size) * size for n in (height, width))
   per_position = sum(
@@ -157,14 +179,14 @@ def work(
 
 
 def _step(module, stage: int) -> int:
-  """Rows of a stage per row of the next coarser one."""
+  """Returns the rows of a stage per row of the next coarser one."""
   return module.scale_at(stage + 1) // module.scale_at(stage)
 
 
 def _candidates(
   module: dc_ae_v.DCAEV, height: int, width: int, decode: bool, streamed: bool
 ) -> Iterator[BandPlan]:
-  """Every way to compute a chunk, with its memory and work."""
+  """Yields every plan to compute a chunk, with its memory and work."""
   size = module.spatial_factor
   height, width = (-(-n // size) * size for n in (height, width))
   layers = list(_layers(module, decode))
@@ -190,16 +212,16 @@ def _candidates(
       )
       for x in some
     )
-    # A convolution of more is cut, and its result put together.
+    # A larger convolution is computed in bands, and its result concatenated.
     return (LIVE_COPIES + (widest > api.MAX_ELEMENTS)) * widest
 
   def state(some, pixel_rows):
     return sum(kept * x.inputs * area(x, pixel_rows) for x in some)
 
   def twice(some, lines=0):
-    """What an encoder's program holds in a second layout: kernels and rows."""
+    """Counts kernels and rows that an encoder holds in a second layout."""
     if decode:
-      return 0  # Within LIVE_COPIES.
+      return 0  # LIVE_COPIES includes a decoder's.
     return 27 * sum(x.inputs * x.outputs for x in some) + _ROWS_TWICE * lines
 
   used = live(layers, height) + state(layers, height) + video + twice(layers)
@@ -209,7 +231,7 @@ def _candidates(
     fine = [x for x in layers if x.owner < cut]
     coarse = [x for x in layers if x.owner >= cut]
     scale = module.scale_at(cut)
-    # What the two parts hand over, and the rows that convolutions keep.
+    # Features between the two parts, and the rows that convolutions keep.
     features = max(x.inputs * x.frames * area(x, height) for x in coarse)
     lines = sum(2 * x.inputs * (x.frames + 1) * area(x, 0, 1) for x in fine)
     for rows in _divisions(height // scale):
@@ -232,12 +254,12 @@ def _candidates(
 
 
 def _divisions(rows: int) -> list[int]:
-  """Band heights worth trying: what 1, 2, 3, ... bands would need."""
+  """Returns the heights that divide the rows into 1, 2, 3, ... bands."""
   return sorted({-(-rows // n) for n in range(1, rows + 1)})
 
 
 def _layers(module: dc_ae_v.DCAEV, decode: bool) -> Iterator[_Layer]:
-  """The convolutions of one half, fine to coarse."""
+  """Yields the convolutions of the encoder or the decoder, fine to coarse."""
   m = module
   coarsest = len(m.widths) - 1
   latent_frames = m.chunk_frames // m.temporal_factor

@@ -1,10 +1,10 @@
-"""The vision tower of CLIP, whose ViT-H/14 sees the images of Wan 2.1.
+"""The vision tower of CLIP, whose ViT-H/14 encodes the images of Wan 2.1.
 
-Follows Wan 2.1 `wan/modules/clip.py` (commit 9737cba), which DC-VideoGen's
-`dc_videogen/wan_blocks/clip.py` (commit cae2205) repeats, and transformers'
+Follows Wan 2.1 `wan/modules/clip.py` (commit 9737cba), of which DC-VideoGen's
+`dc_videogen/wan_blocks/clip.py` (commit cae2205) is a copy, and transformers'
 `CLIPVisionModel` (5.23). Under `blocks/` every parameter has a leading axis of
-layers. GELU is exact, as in OpenCLIP's ViT-H; OpenAI's own towers have another
-one and are not for this module.
+layers. GELU is exact, as in OpenCLIP's ViT-H. OpenAI's own towers use another
+GELU and cannot be loaded into this module.
 
 Norms and the softmax are computed in float32. Wan runs the tower under float16
 autocast, DC-VideoGen in float32.
@@ -24,7 +24,13 @@ from dcvideogen_jax.ops import attention
 
 
 class Attention(nn.Module):
-  """Attention among the image's tokens."""
+  """Attention among the image's tokens.
+
+  Attributes:
+    heads: attention heads.
+    attention: implementation of `ops.attention`; None lets it choose.
+    dense: fields of the linear maps.
+  """
 
   heads: int
   attention: str | None
@@ -32,6 +38,11 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """Attends from every token to every token.
+
+    Args:
+      x: hidden states.
+    """
     b, n, d = x.shape
     dense = functools.partial(layers.Dense, **self.dense)
     qkv = dense(3 * d, name="qkv")(x)
@@ -46,7 +57,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and feed-forward, each of a normed input and added to it."""
+  """Attention and feed-forward, each after a norm and with a residual sum.
+
+  Fields have the meaning of those of `CLIPVision`; `dense` holds the dtypes.
+  """
 
   heads: int
   ffn_width: int
@@ -56,7 +70,15 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, carry: tuple[Array, Array], _):
-    """Carries the hidden states and those before the last block."""
+    """Applies the block in `nn.scan`.
+
+    Args:
+      carry: hidden states, and the hidden states before the previous block.
+      _: no input is scanned over.
+
+    Returns:
+      The new carry, and None as `nn.scan` needs a second result.
+    """
     x, _ = carry
     before = x
     norm = functools.partial(layers.LayerNorm, self.eps, **self.dense)
@@ -72,20 +94,20 @@ class Block(nn.Module):
 
 
 class CLIPVision(nn.Module):
-  """Turns images into the features that Wan's image-to-video models attend to.
+  """Encodes images into the features that image-to-video models attend to.
 
   Attributes:
     image_size: height and width of the images in pixels.
     patch: height and width of a token in pixels.
-    layers: blocks.
-    width: of the hidden states.
+    layers: transformer blocks.
+    width: channels of the hidden states.
     heads: attention heads.
-    ffn_width: hidden width of the feed-forward.
-    eps: of the norms.
-    attention: an implementation of `ops.attention`; None chooses.
+    ffn_width: hidden channels of the feed-forward.
+    eps: epsilon of the norms.
+    attention: implementation of `ops.attention`; None lets it choose.
     remat: whether blocks are rematerialised in the backward pass.
-    dtype: of the computation.
-    param_dtype: of the parameters.
+    dtype: dtype of the computation, except for norms and softmax.
+    param_dtype: dtype of the parameters.
   """
 
   image_size: int
@@ -103,14 +125,15 @@ class CLIPVision(nn.Module):
   @precision.of_float32(precision.PRODUCTS)
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
-    """Features of images: the hidden states before the last block.
+    """Returns the hidden states of images before the last block.
 
-    The last block runs too, a 1/layers of the work, so that the scan is one
-    loop over one set of stacked parameters. Its result is sown as "last", the
-    normed class token as "pooled".
+    The last block is computed too, so that the scan is one loop over one set of
+    stacked parameters. It costs 1/layers of the work. Its result is sown as
+    "last", the normed class token as "pooled".
 
     Args:
-      images: what `data.clip_images` makes, `image_size` pixels square.
+      images: images from `data.clip_images.preprocess`, `image_size` pixels
+        square.
 
     Returns:
       (b, 1 + patches, width), the class token first, in the compute dtype.
@@ -146,7 +169,7 @@ class CLIPVision(nn.Module):
     return penultimate
 
   def _embed(self, images):
-    """Class token and patches, with their positions."""
+    """Embeds the class token and the patches, and adds their positions."""
     p, d = self.patch, self.width
     normal = nn.initializers.normal(d**-0.5)
     tokens = 1 + (self.image_size // p) ** 2
@@ -183,11 +206,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def build(config: Mapping[str, Any], **overrides: Any) -> CLIPVision:
-  """A tower from its fields, such as a row of `VARIANTS`.
+  """Builds the tower that a configuration describes.
+
+  Args:
+    config: fields of `CLIPVision` by name, such as a row of `VARIANTS`.
+    **overrides: fields that replace those of `config`.
 
   Raises:
-    ValueError: for an unknown or a missing field, or a value that the tower
-      cannot have.
+    ValueError: if a field is unknown, missing or invalid.
   """
   module = fields.build(CLIPVision, "CLIP's tower", config, overrides)
   fields.layers("layers", module.layers)

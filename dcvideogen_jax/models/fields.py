@@ -1,7 +1,7 @@
-"""Builds models from their fields, which come from files and flags.
+"""Builds models from their fields, and checks the values.
 
-Whatever JSON can hold may arrive: true where a number is meant, NaN, text, or
-sizes for which no machine has memory.
+Fields come from files and flags, so that any JSON may arrive: true where a
+number is meant, NaN, text, or sizes for which no machine has memory.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import flax.linen as nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# More than any model has; parameters are counted before they are made, and
-# layers one by one.
+# Upper bounds, larger than in any model. They are checked before parameters are
+# counted, which takes the layers one by one.
 _MOST = 10**7
 _MOST_LAYERS = 1000
 
@@ -26,17 +26,17 @@ def build(
   config: Mapping[str, Any],
   overrides: Mapping[str, Any],
 ) -> Module:
-  """A module of its fields; their values are the model's own to check.
+  """Builds a module from its fields, without checking their values.
 
   Args:
-    cls: the module's class; fields that are tuples may be given as lists.
-    what: the model, for messages.
-    config: values by the names of fields.
-    overrides: values that go before those.
+    cls: the module's class; a field of type tuple may be given as a list.
+    what: name of the model, for error messages.
+    config: values by the names of the fields.
+    overrides: values that replace those of `config`.
 
   Raises:
-    ValueError: if a field is unknown or missing, or a list is none, or has
-      another length than its field.
+    ValueError: if a field is unknown or missing, or the value of a field of
+      type tuple is not a list of the right length.
   """
   values = {**config, **overrides}
   known = {f.name: f for f in dataclasses.fields(cls)}
@@ -58,13 +58,16 @@ def build(
 
 
 def count(name: str, value: Any, least: int = 1, most: int = _MOST) -> None:
-  """Raises ValueError unless a value is a whole number from `least` to `most`.
+  """Checks that a value is a whole number from `least` to `most`.
 
   Args:
-    name: of the field, for the message.
-    value: what was found.
-    least: smallest value.
-    most: largest value.
+    name: name of the field, for the error message.
+    value: the field's value.
+    least: smallest valid value.
+    most: largest valid value.
+
+  Raises:
+    ValueError: if the value is not.
   """
   whole = isinstance(value, int) and not isinstance(value, bool)
   if not whole or value < least:
@@ -76,12 +79,20 @@ def count(name: str, value: Any, least: int = 1, most: int = _MOST) -> None:
 
 
 def layers(name: str, value: Any) -> None:
-  """`count` for what is built, or looked up, one by one."""
+  """Checks a number of layers or blocks, which are built one by one.
+
+  Raises:
+    ValueError: if the value is not a whole number from 1 to `_MOST_LAYERS`.
+  """
   count(name, value, most=_MOST_LAYERS)
 
 
 def positive(name: str, value: Any) -> None:
-  """Raises ValueError unless a value is a finite number above 0."""
+  """Checks that a value is a finite number above 0.
+
+  Raises:
+    ValueError: if the value is not.
+  """
   if not (_is_number(value) and value > 0):
     raise ValueError(
       f"{name} is {told(value)}, expected a finite number above 0"
@@ -89,16 +100,25 @@ def positive(name: str, value: Any) -> None:
 
 
 def finite(name: str, value: Any) -> None:
-  """Raises ValueError unless a value is a finite number."""
+  """Checks that a value is a finite number.
+
+  Raises:
+    ValueError: if the value is not.
+  """
   if not _is_number(value):
     raise ValueError(f"{name} is {told(value)}, expected a finite number")
 
 
 def sequence(name: str, value: Any, length: int | None = None) -> tuple:
-  """The values of a list or a tuple.
+  """Returns a list or a tuple as a tuple.
+
+  Args:
+    name: name of the field, for the error message.
+    value: the field's value.
+    length: expected number of values; None for any.
 
   Raises:
-    ValueError: if the value is none, or has another length.
+    ValueError: if the value is not a list or tuple of that length.
   """
   if not isinstance(value, list | tuple):
     raise ValueError(f"{name} is {told(value)}, expected a list")
@@ -110,7 +130,7 @@ def sequence(name: str, value: Any, length: int | None = None) -> tuple:
 
 
 def told(value: Any, most: int = 60) -> str:
-  """A value as a message shows it, cut where it is long."""
+  """Returns a value's text for an error message, at most `most` characters."""
   if isinstance(value, int) and value.bit_length() > 4 * most:
     return f"a number of {value.bit_length()} bits"
   text = repr(value)

@@ -1,4 +1,4 @@
-"""Video and latents of any length, which come in pieces of any length."""
+"""Checks and regroups the pieces in which long videos and latents arrive."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,16 +8,16 @@ import numpy as np
 
 from dcvideogen_jax import errors, sharding
 
-# What floats of a video may exceed -1 and 1 by: decoders overshoot.
+# Decoders overshoot: float pixels may exceed [-1, 1] by this much.
 _OVERSHOOT = 1.0
 
 
 def require_video(piece: Any) -> Any:
-  """A piece of a video on the host, if it is one.
+  """Returns a piece of a video in host memory, after checking its values.
 
   Raises:
-    errors.UserError: unless it is uint8, or float and within [-1, 1] but for
-      what decoders overshoot, and has 3 channels.
+    errors.UserError: if the piece does not have 3 channels, or is neither uint8
+      nor float within [-1, 1] up to the overshoot of decoders.
   """
   piece = sharding.to_host(piece)
   if piece.ndim == 5 and piece.shape[-1] != 3:
@@ -40,7 +40,11 @@ def require_video(piece: Any) -> Any:
 
 
 def require_latents(piece: Any, module: Any) -> None:
-  """Raises UserError unless latents have the channels of an autoencoder."""
+  """Checks that latents are floats with the channels of an autoencoder.
+
+  Raises:
+    errors.UserError: if they are not.
+  """
   floats = jnp.issubdtype(piece.dtype, jnp.floating)
   if not floats or piece.shape[-1] != module.latent_channels:
     raise errors.UserError(
@@ -55,19 +59,23 @@ def regroup(
   eager: bool = False,
   first: int | None = None,
 ) -> Iterator[tuple[np.ndarray, bool]]:
-  """Pieces of `frames` frames each, the last maybe shorter, on the host.
+  """Regroups pieces into pieces of `frames` frames each, in host memory.
+
+  The last piece may be shorter.
 
   Args:
-    pieces: `b t h w c`.
-    frames: of a piece that is given.
-    eager: give a piece as soon as its frames are there.
-    first: frames of the first piece that is given; None is `frames`.
+    pieces: arrays (b, t, h, w, c) of any number of frames, in order.
+    frames: frames of a piece that is yielded.
+    eager: whether to yield a piece as soon as its frames have arrived, before
+      it is known whether another follows.
+    first: frames of the first piece that is yielded; None for `frames`.
 
   Yields:
     (piece, whether it is known to be the last one)
 
   Raises:
-    ValueError: if there are no frames or the pieces do not fit together.
+    ValueError: if there are no frames, or the pieces do not have five axes and
+      the same height, width and channels.
   """
   waiting: list[np.ndarray] = []
   held, size, given = 0, first or frames, False
@@ -82,7 +90,8 @@ def regroup(
       )
     waiting.append(piece)
     held += piece.shape[1]
-    # More than a chunk: what is held back tells that it is not the last.
+    # Unless eager, one frame more than a piece is held: it shows that the piece
+    # is not the last.
     while held > size or (eager and held == size):
       joined = np.concatenate(waiting, axis=1)
       yield joined[:, :size], False

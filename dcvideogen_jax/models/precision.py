@@ -1,10 +1,10 @@
-"""How exactly the encoders and autoencoders multiply in float32.
+"""The precision of float32 products in the encoders and autoencoders.
 
-Left to itself JAX multiplies float32 numbers with the precision that a device
-is fastest with: on a TPU in one pass of bfloat16, on a GPU in TF32. For these
-models that is what half precision is, which shows in the videos. So each of
-them says how exact float32 has to be, and everything that runs it (sampling,
-training, encoding beforehand, evaluation) gets the same numbers.
+By default JAX multiplies float32 numbers with the precision at which a device
+is fastest: on a TPU in one pass of bfloat16, on a GPU in TF32. For these models
+that amounts to half precision, and the difference is visible in the videos.
+Each model therefore sets the precision of its own float32 products, so that
+sampling, training, precomputed latents and evaluation get the same numbers.
 """
 
 import contextlib
@@ -15,22 +15,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Of the autoencoders' convolutions: three passes on a TPU, and TF32 on a GPU,
-# as PyTorch has it.
+# The autoencoders' convolutions: three passes of bfloat16 on a TPU, and TF32 on
+# a GPU, which is PyTorch's default for convolutions.
 CONVOLUTIONS = "high"
-# Of CLIP's and UMT5's products: float32 on every device, as PyTorch has it.
+# The products of CLIP and UMT5: float32 on every device, which is PyTorch's
+# default for matrix products.
 PRODUCTS = "highest"
 
 
 def of_float32(precision: str) -> Callable[[Callable[..., Any]], Any]:
-  """Decorates a method of a module, which computes in the module's `dtype`.
+  """Decorates a method of a module so that its float32 products are precise.
 
-  In float32 its products and convolutions have at least the precision, unless
-  `jax_default_matmul_precision` is set: what was asked for comes first. In half
+  If the module's `dtype` is float32, products and convolutions have at least
+  `precision`, unless the user has set `jax_default_matmul_precision`. In half
   precision nothing changes.
 
   Args:
-    precision: as of `jax.default_matmul_precision`.
+    precision: a value of `jax.default_matmul_precision`.
   """
 
   def decorate(method):
@@ -47,7 +48,7 @@ def of_float32(precision: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def unless_set(precision: str) -> contextlib.AbstractContextManager[Any]:
-  """`jax.default_matmul_precision`, where the user or a caller has set none."""
+  """Returns a context that sets the precision unless a user or caller has."""
   if jax.config.jax_default_matmul_precision is not None:
     return contextlib.nullcontext()
   return jax.default_matmul_precision(precision)

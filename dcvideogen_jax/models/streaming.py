@@ -1,17 +1,17 @@
 """Encodes and decodes video of any length and size in bounded memory.
 
-Clips are fed chunk by chunk through one compiled function and, if a plan says
-so, each chunk in bands of rows: the coarse part of the network whole, the fine
-part band by band through one more compiled function. The result is that of the
-whole clip and the whole frame, up to float rounding.
+Clips pass chunk by chunk through one compiled function. A plan may compute each
+chunk in bands of rows: the coarse part of the network on all rows, the fine
+part band by band through another compiled function. The result equals that of
+the whole clip and the whole frame, up to float rounding.
 
-Video comes and goes in pieces `b t h w 3` of any number of frames, so a file of
-any length never sits in memory. uint8 means 0..255, float means [-1, 1].
+Video comes in pieces (b, t, h, w, 3) of any number of frames, uint8 in 0..255
+or float in [-1, 1], so that a long file is never held in memory as a whole.
 
-Under `jax.set_mesh` every device computes its columns of the picture, of whole
-chunks and of bands alike, and keeps their state (`layers.constrain_columns`).
-The weights should be on all devices of the mesh; several processes must be
-given the same video, and all get all of the result.
+Under `jax.set_mesh`, every device computes its own columns of the picture, of
+whole chunks and of bands, and holds their state (`layers.constrain_columns`).
+The weights should be on all devices of the mesh. Several processes must be
+given the same video, and each gets the whole result.
 """
 
 import functools
@@ -30,7 +30,7 @@ from dcvideogen_jax.models import bands, dc_ae_v, layers, pieces
 Variables = dict[str, Any]
 WHOLE = bands.BandPlan()
 
-# The axis of columns in what each collection of the state holds.
+# Axis of the columns in the arrays of each collection of the state.
 COLUMNS = {"cache": 3, "rows": 4}
 _OF_BANDS = ("cache", "rows")
 TAILS = ("pad", "official")
@@ -50,22 +50,21 @@ def encode(
   Args:
     module: a chunk_causal or causal model.
     variables: `{"params": ...}`.
-    video: pieces `b t h w 3`, in order. Rows and columns are padded to a
+    video: pieces (b, t, h, w, 3), in order. Rows and columns are padded to a
       multiple of `spatial_factor` by repeating the edge.
     plan: how a chunk is computed; from `bands.plan`.
-    tail: what becomes of frames that do not fill a chunk: "pad" repeats the
-      last one; "official" is the reference's fall-back, which sees them with
-      ordinary zero padding in time and without state, and needs a multiple of
-      `temporal_factor` frames.
-    eager: give a chunk as soon as its frames are there; otherwise the next
-      piece is waited for, which lets the last chunk's state go early.
+    tail: treatment of frames that do not fill a chunk. "pad" repeats the last
+      frame. "official", as in the reference, has ordinary zero padding in time
+      and no state, and needs a multiple of `temporal_factor` frames.
+    eager: whether to encode a chunk as soon as its frames have arrived. Waiting
+      for the next piece lets the last chunk free its state early.
 
   Yields:
     The latents of each chunk, unscaled.
 
   Raises:
-    errors.UserError: if the plan or the tail is none for this model, the pieces
-      are no video, or with `tail="official"` the number of frames does not fit.
+    errors.UserError: if the plan does not fit the model, the tail is unknown or
+      does not allow the number of frames, or a piece is not a video.
     ValueError: if there are no frames or the pieces do not fit together.
   """
   _check(module, plan, tail)
@@ -82,7 +81,7 @@ def encode(
             "the official rule for frames that do not fill a chunk needs a "
             f"multiple of {module.temporal_factor} frames, found {seen}"
           )
-        # Fewer frames than a chunk need no more memory than one.
+        # Fewer frames than a chunk's need no plan to fit into memory.
         yield _unchunked(module, "encode", variables, put(chunk))
         return
       chunk = dc_ae_v.pad_edge(chunk, module.chunk_frames)
@@ -105,19 +104,18 @@ def decode(
   Args:
     module: a chunk_causal or causal model.
     variables: `{"params": ...}`.
-    latents: pieces `b t h w c`, in order, unscaled.
+    latents: pieces (b, t, h, w, c), in order, unscaled.
     plan: how a chunk is computed; from `bands.plan`.
-    tail: what becomes of latents that do not fill a chunk: "pad" repeats the
-      last one and cuts the surplus off; "official" as in `encode`.
-    dtype: of the video; uint8 clips and rounds.
+    tail: "pad" repeats the last latent frame to fill a chunk, and cuts the
+      surplus video off; "official" as in `encode`.
+    dtype: dtype of the video; uint8 is clipped and rounded.
     eager: as in `encode`.
 
   Yields:
-    The video of each chunk `b t h w 3`, in host memory.
+    The video of each chunk, (b, t, h, w, 3), in host memory.
 
   Raises:
-    errors.UserError: if the plan or the tail is none for this model, or the
-      latents are another model's.
+    errors.UserError: if the plan, tail or channels do not fit the model.
     ValueError: if there are no latents or the pieces do not fit together.
   """
   _check(module, plan, tail)
@@ -139,7 +137,7 @@ def decode(
 
 
 def _check(module: dc_ae_v.DCAEV, plan: bands.BandPlan, tail: str) -> None:
-  """Raises UserError for a plan or a tail that a model does not have."""
+  """Raises UserError if the plan does not fit or the tail is unknown."""
   if tail not in TAILS:
     raise errors.UserError(
       f"tail must be one of {', '.join(TAILS)}, found {tail!r}"
@@ -174,7 +172,7 @@ def _encode_banded(module, variables, video, state, plan, last):
   rows = plan.rows * scale
 
   def band(i):
-    """Rows of the video; what is below it is never looked at."""
+    """Returns a band of the video; rows below it are zeros, masked later."""
     piece = video[:, :, i * rows : (i + 1) * rows]
     missing = rows - piece.shape[2]
     return put(np.pad(piece, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))))
@@ -254,12 +252,12 @@ def _decode_banded(module, variables, latents, state, plan, last, dtype):
 
 
 class _Bands(NamedTuple):
-  """What a chunk that is computed in bands leaves for the next one.
+  """The streaming state between two chunks that are computed in bands.
 
   Attributes:
     coarse: state of the coarse part; None before the first chunk.
-    fine: state of each band, likewise.
-    empty: shapes of a band's state.
+    fine: state of each band, or None before the first chunk.
+    empty: shapes of a band's state, by collection.
   """
 
   coarse: Any
@@ -268,14 +266,14 @@ class _Bands(NamedTuple):
 
 
 class _Offloaded(NamedTuple):
-  """A band's state in host memory, and where its leaves were; None anywhere."""
+  """A band's state in host memory; `where` is None for uncommitted arrays."""
 
   leaves: list[np.ndarray]
   where: list[Any]
 
 
 def _stored(cache, plan: bands.BandPlan, last: bool):
-  """A band's state between chunks: offloaded if the plan says so."""
+  """Returns a band's state to keep between chunks, offloaded if planned."""
   if last or not plan.offload:
     return None if last else cache
   leaves = jax.tree.leaves(cache)
@@ -289,7 +287,7 @@ def _stored(cache, plan: bands.BandPlan, last: bool):
 
 
 def _loaded(cache, empty):
-  """The state that a band goes on with, nothing if there is none yet."""
+  """Returns a band's state on the devices; zeros before the first chunk."""
   if cache is None:
     return _empty(empty, "cache")
   if not isinstance(cache, _Offloaded):
@@ -307,7 +305,14 @@ def _loaded(cache, empty):
   donate_argnames=("state",),
 )
 def apply(module, method, variables, x, *args, state, dtype=None, **static):
-  """One compiled call that takes and returns the state."""
+  """Calls a method of a module; compiled, returns the result and new state.
+
+  Args:
+    module, method, variables: the model, the method's name, `{"params": ...}`.
+    x, *args, **static: the method's arguments; uint8 pixels become floats.
+    state: the mutable collections by name; donated.
+    dtype: dtype of the result; None keeps the method's.
+  """
   y, state = module.apply(
     {**variables, **state},
     levels.to_float(x),
@@ -321,7 +326,11 @@ def apply(module, method, variables, x, *args, state, dtype=None, **static):
 
 
 def empty_state(module, method, variables, x, *args, **static):
-  """The state before anything was seen: zeros of the right shapes."""
+  """Returns the state of `apply` at the beginning of a clip: zeros.
+
+  Args:
+    module, method, variables, x, *args, **static: as for `state_shapes`.
+  """
   shapes = state_shapes(module, method, variables, x, *args, **static)
   return {name: _empty(shapes, name) for name in shapes}
 
@@ -329,7 +338,12 @@ def empty_state(module, method, variables, x, *args, **static):
 def state_shapes(
   module, method, variables, x, *args, collections=("cache",), **static
 ):
-  """Shapes of the state by collection; the module is traced for them."""
+  """Traces a method and returns the shapes of its state by collection.
+
+  Args:
+    module, method, variables, x, *args, **static: as for `apply`.
+    collections: names of the mutable collections.
+  """
 
   def run(variables, x, *args):
     call = functools.partial(
@@ -348,7 +362,7 @@ def _empty(shapes, name):
 
 @functools.partial(jax.jit, static_argnames=("like", "axis"))
 def _zeros(like: jax.ShapeDtypeStruct, axis: int = 3):
-  """Zeros where `apply` puts its state, so that all chunks are one program."""
+  """Returns zeros sharded like `apply`'s state, so that it compiles once."""
   x = jnp.zeros(like.shape, like.dtype)
   return jnp.moveaxis(
     layers.constrain_columns(jnp.moveaxis(x, axis, 3)), 3, axis
@@ -356,11 +370,7 @@ def _zeros(like: jax.ShapeDtypeStruct, axis: int = 3):
 
 
 def put(x: np.ndarray) -> Any:
-  """Moves `b t h w c` to the devices of the mesh in force, if there is one.
-
-  It is split as `layers.constrain_columns` does, but for what cannot be split
-  evenly.
-  """
+  """Shards (b, t, h, w, c) over the mesh in force like `constrain_output`."""
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
     return x
@@ -385,5 +395,5 @@ def _unchunked(module, method, variables, x):
 
 
 def _from_float(x, dtype):
-  """[-1, 1] to uint8 pixels, or another float."""
+  """Converts pixels in [-1, 1] to uint8 levels, or to another float dtype."""
   return levels.to_uint8(x) if dtype == np.uint8 else x.astype(dtype)

@@ -1,15 +1,17 @@
-"""The text encoder of UMT5, whose XXL size reads the prompts of Wan 2.1.
+"""The text encoder of UMT5, whose XXL size encodes the prompts of Wan 2.1.
 
 Follows Wan 2.1 `wan/modules/t5.py` (commit 9737cba) and transformers'
 `UMT5EncoderModel` (5.23). Modules have Wan's names; under `blocks/` every
 parameter has a leading axis of layers. Each layer has its own table of relative
 positions, and attention logits are not divided by sqrt(e).
 
-In bfloat16 the norms, the logits and the softmax are computed in float32;
-matrix products, the nonlinearity and the residual stream have the compute
-dtype, in the last product of the feed-forward too: Wan's code does the same,
-and transformers keeps `wo` in float32 beside float16 only. float16 would need
-the references' clamps and is refused.
+In bfloat16, norms, logits and softmax are computed in float32. Matrix products,
+the nonlinearity and the residual stream have the compute dtype. This includes
+the last product of the feed-forward, as in Wan's code; transformers keeps that
+kernel (`wo`) in float32 for float16 models only. float16 would need the clamps
+of the references and is refused.
+
+In the submodules, `dense` holds keyword arguments of `layers.Dense`.
 """
 
 import functools
@@ -28,24 +30,25 @@ from dcvideogen_jax.models import fields, layers, precision
 def relative_buckets(
   distances: np.ndarray, buckets: int = 32, max_distance: int = 128
 ) -> np.ndarray:
-  """Numbers the table rows of relative positions, as T5 does both ways.
+  """Maps distances to rows of the position table, as T5's bidirectional rule.
 
-  Half of the rows are for keys after the query; of each half one half is for
-  single distances, the other for distances growing geometrically up to
-  `max_distance`, beyond which everything shares the last row.
+  Half of the rows are for keys after the query. In each half, the first rows
+  are for one distance each, and as many rows are for ranges of distances that
+  grow geometrically up to `max_distance`. All larger distances share the last
+  row.
 
   Args:
-    distances: whole numbers, position of the key minus that of the query.
+    distances: whole numbers, position of the key minus position of the query.
     buckets: rows of the table, a multiple of 4.
-    max_distance: in tokens.
+    max_distance: largest distinguished distance, in tokens.
 
   Returns:
-    int32 of the same shape, 0 to `buckets` - 1.
+    int32 rows of the same shape, 0 to `buckets` - 1.
   """
   half = buckets // 2
   single = half // 2
   size = np.abs(distances)
-  # In float32, as in the references: the rows' limits depend on it.
+  # In float32, as in the references: rounding decides the edges of the ranges.
   ratio = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(single))
   ratio /= np.float32(np.log(max_distance / single))
   far = single + (ratio * np.float32(half - single)).astype(np.int32)
@@ -54,7 +57,10 @@ def relative_buckets(
 
 
 class Attention(nn.Module):
-  """Attention among the text's tokens, biased by relative position."""
+  """Attention among the text's tokens, biased by relative position.
+
+  Fields have the meaning of those of `UMT5Encoder`.
+  """
 
   heads: int
   head_width: int
@@ -66,10 +72,16 @@ class Attention(nn.Module):
   def __call__(
     self, x: Float[Array, "b s d"], mask: Array
   ) -> Float[Array, "b s d"]:
+    """Attends from every token to the tokens that the mask allows.
+
+    Args:
+      x: hidden states.
+      mask: (b, s), not 0 where a token may be attended to.
+    """
     b, s, d = x.shape
     inner = self.heads * self.head_width
     dense = functools.partial(layers.Dense, use_bias=False, **self.dense)
-    # T5 starts q so small because nothing else scales the logits.
+    # T5 initialises q this small because the logits are not divided by sqrt(e).
     small = nn.initializers.normal((d * self.head_width) ** -0.5)
     split = (b, s, self.heads, self.head_width)
     q = dense(inner, kernel_init=small, name="q")(x).reshape(split)
@@ -86,7 +98,7 @@ class Attention(nn.Module):
     return dense(d, name="o")(x.reshape(b, s, inner))
 
   def _bias(self, s, d):
-    """What relative positions add to the logits: float32 (k, s, s)."""
+    """Returns the logits' bias by relative position, float32 (k, s, s)."""
     table = self.param(
       "positions",
       nn.initializers.normal(d**-0.5),
@@ -108,6 +120,11 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    """Maps each token.
+
+    Args:
+      x: hidden states.
+    """
     dense = functools.partial(layers.Dense, use_bias=False, **self.dense)
     gate = layers.gelu(dense(self.hidden, name="gate")(x), approximate=True)
     y = dense(self.hidden, name="fc1")(x) * gate
@@ -115,7 +132,14 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and feed-forward, each of a normed input and added to it."""
+  """Attention and feed-forward, each after a norm and with a residual sum.
+
+  Attributes:
+    attention: fields of `Attention` other than `dense`.
+    ffn_width: hidden channels of the feed-forward.
+    norm: fields of the norms.
+    dense: fields of all linear maps.
+  """
 
   attention: dict[str, Any]
   ffn_width: int
@@ -124,6 +148,15 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b s d"], mask: Array):
+    """Applies the block.
+
+    Args:
+      x: hidden states.
+      mask: (b, s), not 0 where a token may be attended to.
+
+    Returns:
+      The hidden states, and None as `nn.scan` needs a second result.
+    """
     norm = functools.partial(layers.RMSNorm, use_bias=False, **self.norm)
     attention = Attention(**self.attention, dense=self.dense, name="attn")
     x += attention(norm(name="norm1")(x), mask)
@@ -135,7 +168,7 @@ class Block(nn.Module):
 
 
 class UMT5Encoder(nn.Module):
-  """Encodes tokens of text.
+  """Encodes the tokens of a text.
 
   Example:
     module = umt5.build(umt5.VARIANTS["umt5_xxl"])
@@ -143,18 +176,19 @@ class UMT5Encoder(nn.Module):
     text = umt5.zero_padding(hidden, mask, 512)  # What Wan's transformer reads.
 
   Attributes:
-    vocab: tokens that have an embedding.
-    layers: blocks.
-    width: of the hidden states.
+    vocab: number of tokens in the vocabulary.
+    layers: transformer blocks.
+    width: channels of the hidden states.
     heads: attention heads.
-    head_width: of one head; `heads * head_width` need not be `width`.
-    ffn_width: hidden width of the feed-forward.
+    head_width: channels of a head; `heads * head_width` need not be `width`.
+    ffn_width: hidden channels of the feed-forward.
     buckets: rows of each table of relative positions, a multiple of 4.
-    max_distance: in tokens; farther ones count as this far.
-    eps: of the norms.
+    max_distance: distance in tokens beyond which all share a row of the table.
+    eps: epsilon of the norms.
     remat: whether blocks are rematerialised in the backward pass.
-    dtype: of the computation; see the module's docstring for what is float32.
-    param_dtype: of the parameters.
+    dtype: dtype of the computation; the module's docstring lists the parts that
+      are float32.
+    param_dtype: dtype of the parameters.
   """
 
   vocab: int
@@ -175,15 +209,15 @@ class UMT5Encoder(nn.Module):
   def __call__(
     self, ids: Int[Array, "b s"], mask: Int[Array, "b s"]
   ) -> Float[Array, "b s d"]:
-    """Encodes tokens; no length is built in.
+    """Encodes token sequences of any length.
 
     Args:
-      ids: tokens below `vocab`; others give NaN.
+      ids: token numbers below `vocab`; other numbers give NaN.
       mask: not 0 where a token may be attended to.
 
     Returns:
       The hidden states after the last norm, in the compute dtype. Those at
-      masked positions mean nothing; see `zero_padding`.
+      masked positions are meaningless; see `zero_padding`.
     """
     table = self.param(
       "token_embedding",
@@ -224,17 +258,18 @@ def zero_padding(
   mask: Int[Array, "b s"],
   length: int | None = None,
 ) -> Float[Array, "b n d"]:
-  """Hidden states with zeros where the mask is 0, as Wan's transformer expects.
+  """Sets masked hidden states to zero, as Wan's transformer expects.
 
   Args:
     hidden: output of the encoder.
-    mask: what the encoder was given.
-    length: tokens of the result; more zeros follow until then. Padding has no
-      influence on what is kept, so that short texts can be encoded at their
-      own length and become Wan's 512 tokens here. None keeps the length.
+    mask: the mask that the encoder was given.
+    length: tokens of the result, `n`; zeros are appended up to this length. As
+      padding does not influence the other tokens, short texts can be encoded at
+      their own length and padded to Wan's 512 tokens here. None appends
+      nothing.
 
   Raises:
-    ValueError: if there are more than `length` tokens already.
+    ValueError: if `hidden` has more than `length` tokens.
   """
   missing = 0 if length is None else length - hidden.shape[1]
   if missing < 0:
@@ -256,11 +291,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def build(config: Mapping[str, Any], **overrides: Any) -> UMT5Encoder:
-  """An encoder from its fields, such as a row of `VARIANTS`.
+  """Builds the encoder that a configuration describes.
+
+  Args:
+    config: fields of `UMT5Encoder` by name, such as a row of `VARIANTS`.
+    **overrides: fields that replace those of `config`.
 
   Raises:
-    ValueError: for an unknown or a missing field, or a value that the encoder
-      cannot have.
+    ValueError: if a field is unknown, missing or invalid.
   """
   module = fields.build(UMT5Encoder, "UMT5", config, overrides)
   fields.layers("layers", module.layers)
