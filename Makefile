@@ -42,7 +42,7 @@ test-wheel:
 # test` alone.
 ONCE = benchmarks damage launch/test_plan_program.py \
   launch/test_two_processes.py models/test_columns.py models/test_memory.py \
-  test_readme.py tiny/test_autoencoded.py tiny/test_tiny_family.py \
+  test_pages.py tiny/test_autoencoded.py tiny/test_tiny_family.py \
   train/test_autoencoder_mesh.py train/test_denoise_mesh.py \
   train/test_initial.py train/test_killed_phases.py train/test_mesh_shapes.py \
   train/test_phases_in_processes.py train/test_processes.py \

@@ -7,7 +7,8 @@ from dcvideogen_jax.sample import model_names, pipeline
 from dcvideogen_jax.tiny import evaluation
 
 
-# The README's table has 400 prompts; fewer may be a little below it by chance.
+# The table of docs/results.md is of 400 prompts; fewer may fall a little below it
+# by chance.
 @pytest.mark.parametrize(("config", "count"), [("tiny", 48), ("tiny-i2v", 12)])
 def test_shipped_models_follow_held_out_prompts(config, count):
   c = sample.get_config(config)
