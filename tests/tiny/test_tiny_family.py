@@ -7,8 +7,8 @@ from dcvideogen_jax.sample import model_names, pipeline
 from dcvideogen_jax.tiny import evaluation
 
 
-# The table of docs/results.md is of 400 prompts; fewer may fall a little below it
-# by chance.
+# docs/results.md has 400 prompts; fewer may fall a little below its figures by
+# chance.
 @pytest.mark.parametrize(("config", "count"), [("tiny", 48), ("tiny-i2v", 12)])
 def test_shipped_models_follow_held_out_prompts(config, count):
   c = sample.get_config(config)
