@@ -1,15 +1,16 @@
-"""Checkpoints: what a run needs to continue as if it had never stopped.
+"""Checkpoints, from which a run continues as if it had never stopped.
 
-Orbax is used here and nowhere else. A checkpoint is one directory per step
-with the items "state" (arrays, in their shardings), "data" (the position of
-the Grain iterator, one file per process) and "meta" (JSON). Orbax writes into
-a temporary directory and renames it, so a killed process leaves either a whole
-checkpoint or none; in an object store its last file, commit_success.txt, makes
-a checkpoint count. Several processes share the directory and call everything
-together.
+Only this module uses Orbax. A checkpoint is one directory per step with the
+items "state" (arrays, in their shardings), "data" (the position of the Grain
+iterator, one file per process) and "meta" (JSON). Orbax writes into a temporary
+directory and renames it, so a killed process leaves either a whole checkpoint
+or none. In an object store a checkpoint counts once its last file,
+commit_success.txt, exists. Several processes share the directory, and all of
+them make each call together.
 
-"meta" also holds a digest of every leaf and of every position, so that bits
-that flipped on a disk are noticed: Orbax stores arrays without checksums.
+Orbax stores arrays without checksums. "meta" therefore holds a digest of every
+leaf and of every data position, so that bits that flipped on a disk are
+noticed.
 """
 
 import contextlib
@@ -31,18 +32,24 @@ from jax.experimental import multihost_utils
 
 from dcvideogen_jax import differences, digests, errors, files, tree
 
-# Orbax describes an item only if it knows the handler beforehand.
+# Orbax returns an item's metadata only for handlers that were registered.
 _HANDLERS = {
   "state": ocp.StandardCheckpointHandler,
   "data": grain.checkpoint.CheckpointHandler,
   "meta": ocp.JsonCheckpointHandler,
 }
 _DIGESTS = "digests"
-_LONGEST = 2000  # bytes of a message that processes share
+_LONGEST = 2000  # Bytes of a message that processes exchange.
 
 
 class Restored(NamedTuple):
-  """What `restore` found; `data` has been put into the given iterator."""
+  """A checkpoint that `restore` has read; "data" went into the iterator.
+
+  Attributes:
+    step: the checkpoint's step.
+    state: the tree of arrays, in the shardings of the target.
+    meta: the dictionary that was given to `save`, and "step".
+  """
 
   step: int
   state: Any
@@ -64,10 +71,10 @@ class Checkpointer:
     """Opens (and creates) the directory.
 
     Args:
-      directory: one run's checkpoints.
-      keep: how many of the newest to keep.
-      read_only: change nothing there, where another process may be saving; the
-        directory has to exist.
+      directory: holds the checkpoints of one run.
+      keep: number of newest checkpoints to keep; older ones are deleted.
+      read_only: whether nothing in the directory is changed, because another
+        process may be saving to it. The directory must exist.
 
     Raises:
       errors.UserError: if the directory cannot be created.
@@ -77,8 +84,9 @@ class Checkpointer:
     if not read_only:
       files.make_directory(directory)
     if not files.is_remote(self._directory):
-      self._directory = self._directory.absolute()  # Orbax asks for that.
-    # Half-written steps are swept away, but not those of a living process.
+      self._directory = self._directory.absolute()  # Orbax requires it.
+    # Half-written steps are deleted on opening, except in read-only mode, where
+    # another process may be writing them.
     self._options = (
       ocp.CheckpointManagerOptions(read_only=True, create=False)
       if read_only
@@ -119,10 +127,17 @@ class Checkpointer:
   ) -> None:
     """Starts saving; the arrays may be donated as soon as this returns.
 
-    A step that is already there is left as it is.
+    A step that has a checkpoint already is not saved again.
+
+    Args:
+      step: number of training steps that led to `state`.
+      state: tree of arrays, saved in their shardings.
+      data: iterator whose position is saved.
+      meta: further values, which JSON can hold.
 
     Raises:
-      errors.UserError: if the disk has no room for this save or the one before.
+      errors.UserError: if the disk has no room for this save or the previous
+        one.
     """
     if step in self._manager.all_steps():
       return
@@ -144,15 +159,15 @@ class Checkpointer:
       )
 
   def wait(self) -> None:
-    """Blocks until the save under way is on disk; raises as `save`."""
+    """Blocks until the current save is on disk; raises like `save`."""
     with self._saving():
       self._manager.wait_until_finished()
 
   @contextlib.contextmanager
   def _saving(self) -> Iterator[None]:
-    """Tells of a disk that takes no more in one sentence.
+    """Turns the error of a full disk into a `UserError`.
 
-    What fails in an object store is no fault of the input, and raised as it is.
+    Errors of an object store are not the user's fault and are raised unchanged.
     """
     try:
       yield
@@ -172,20 +187,19 @@ class Checkpointer:
   ) -> Restored | None:
     """Restores the newest readable checkpoint, or returns None if none exist.
 
-    Where one cannot be read, or its values are not those that were saved, a
-    warning says so and the one before it is tried. Once that has been read, the
-    others are renamed to "<step>.unreadable", so that a continued run can save
-    these steps again.
+    If a checkpoint cannot be read, or its values differ from those that were
+    saved, it is logged as a warning and the next older one is tried. Once a
+    checkpoint has been read, the newer unreadable ones are renamed to
+    "<step>.unreadable", so that a continued run can save these steps again.
 
     Args:
-      target: tree of `jax.ShapeDtypeStruct`s whose shardings say where each
-        leaf goes.
-      data: iterator to put back to where it was.
+      target: tree of `jax.ShapeDtypeStruct`s with the sharding of each leaf.
+      data: iterator to set to the saved position; None leaves the position out.
 
     Raises:
       errors.UserError: if the newest readable checkpoint holds other leaves
-        than `target` (all of them are listed) or the position of another number
-        of processes, or none can be read.
+        than `target` (all differences are listed), if its data position was
+        saved by another number of processes, or if no checkpoint can be read.
     """
     self.wait()
     steps = sorted(self._manager.all_steps(), reverse=True)
@@ -198,7 +212,8 @@ class Checkpointer:
       # Orbax and TensorStore raise many types for a damaged file.
       except Exception as e:
         problem = _first_line(e)
-      # Raised once all are here, or the others would wait for this process.
+      # The error is raised after the exchange, as the other processes would
+      # wait for this one in it.
       if told := next(filter(None, _gather(wrong)), None):
         raise errors.UserError(told)
       if _everywhere(found is not None):
@@ -228,8 +243,8 @@ class Checkpointer:
     differences.require_equal(
       tree.shapes(target), tree.shapes(stored.tree), f"checkpoint {step}"
     )
-    # The manager's own `restore` waits for all processes, and would wait for
-    # ever where one of them cannot read something.
+    # The manager's own `restore` waits for all processes, and waits for ever if
+    # one of them cannot read a file.
     directory = self._manager.directory / str(step)
     arguments = {
       "state": ocp.args.StandardRestore(target),
@@ -245,9 +260,9 @@ class Checkpointer:
     return Restored(step, found["state"], found["meta"])
 
   def _damage(self, found: Restored, with_data: bool) -> str | None:
-    """What is not as it was saved; takes the digests out of the meta data.
+    """Says what differs from the saved digests, or None; pops them from `meta`.
 
-    Several processes call this together.
+    All processes call this together.
     """
     known = found.meta.pop(_DIGESTS, None)
     where = self._directory / str(found.step)
@@ -259,7 +274,7 @@ class Checkpointer:
       )
       return None
     values = digests.of_tree(found.state)
-    # What is damaged may be the digests themselves.
+    # The digests themselves may be damaged.
     if not isinstance(known, dict) or known.keys() != {"state", "data"}:
       return "its digests are damaged"
     if wrong := [k for k in values if values[k] != known["state"].get(k)]:
@@ -285,10 +300,10 @@ class Checkpointer:
 
 
 def _require_processes(directory: files.Path, step: int) -> None:
-  """Raises unless as many processes as there are now have saved the position.
+  """Checks that the data position was saved by the present number of processes.
 
   Raises:
-    errors.UserError: saying how many have.
+    errors.UserError: if it was saved by another number.
   """
   names = [path.name for path in directory.glob("process_*-of-*.json")]
   saved = {name.removesuffix(".json").rpartition("-")[2] for name in names}
@@ -302,14 +317,14 @@ def _require_processes(directory: files.Path, step: int) -> None:
 
 
 def _everywhere(found: bool) -> bool:
-  """Whether all processes found it, once all of them have asked."""
+  """Whether `found` is true in all processes, which call this together."""
   return all(_gather("x" if found else ""))
 
 
 def _gather(text: str) -> list[str]:
-  """The text that each process has, once all have come here; the end may lack.
+  """Returns the text of each process, cut to `_LONGEST` bytes.
 
-  Several processes call this together.
+  All processes call this together.
   """
   if jax.process_count() == 1:
     return [text]
@@ -321,9 +336,9 @@ def _gather(text: str) -> list[str]:
 
 
 def _full(error: BaseException | None) -> str | None:
-  """Why a disk takes no more, if that is what an error is about."""
+  """Returns the reason if an error, or its cause, is a full disk; else None."""
   while error is not None:
-    # TensorStore raises ValueErrors with the number in the text.
+    # TensorStore raises ValueErrors whose text has the error number.
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if number:
       cause = OSError(int(number[1]), os.strerror(int(number[1])))
@@ -339,10 +354,10 @@ def _full(error: BaseException | None) -> str | None:
 
 @functools.cache
 def _hush() -> None:
-  """Keeps quiet, from now on, what is logged of errors that are raised as well.
+  """Silences log messages about errors that are raised as exceptions anyway.
 
-  Of a save that fails Orbax leaves other writes behind. Each of them ends after
-  its event loop is closed, and TensorStore says so with a traceback.
+  When a save fails, Orbax leaves its other writes running. Each of them ends
+  after its event loop is closed, which TensorStore reports with a traceback.
   """
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(_is_news)
@@ -357,9 +372,9 @@ def _hush() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """Whether a record is not a traceback of what Orbax raises as well.
+  """Whether a log record is no traceback of an error that Orbax raises anyway.
 
-  Asyncio writes those of tasks that Orbax leaves behind when one of them fails.
+  asyncio logs tracebacks of tasks that Orbax leaves running after a failure.
   """
   if not record.exc_info:
     return True
@@ -367,7 +382,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _unused(path: files.Path) -> files.Path:
-  """`path`, or `path` with the first free number behind it."""
+  """Returns `path`, or `path` with the first free number appended."""
   candidate, i = path, 1
   while candidate.exists():
     candidate, i = path.with_name(f"{path.name}.{i}"), i + 1

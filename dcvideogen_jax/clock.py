@@ -1,4 +1,4 @@
-"""Where a program's time goes."""
+"""Measures how much time a program spends in each of its phases."""
 
 import collections
 import contextlib
@@ -12,7 +12,8 @@ from dcvideogen_jax import memory
 
 T = TypeVar("T")
 
-# Lowering to MLIR and XLA's compilation (or the retrieval from its cache).
+# jax's events of lowering to MLIR, and of XLA's compilation or the retrieval
+# from its cache.
 _COMPILATION = (
   "/jax/core/compile/jaxpr_to_mlir_module_duration",
   "/jax/core/compile/backend_compile_duration",
@@ -20,10 +21,14 @@ _COMPILATION = (
 
 
 class Clock:
-  """Seconds of wall time per phase; every moment belongs to one phase.
+  """Counts seconds of wall time per phase; every moment belongs to one phase.
 
-  A phase that is entered inside another one interrupts it. What XLA compiles
-  goes to "compile", whatever the phase it happens in.
+  A phase that is entered inside another one interrupts it. The time of XLA's
+  compilation counts as "compile", in whatever phase it happens. Time outside
+  all phases counts as "other".
+
+  Attributes:
+    seconds: wall time by the name of the phase.
   """
 
   def __init__(self):
@@ -34,6 +39,7 @@ class Clock:
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
+    """Counts the time of the `with` body as that of a phase."""
     self._charge()
     self._phases.append(name)
     try:
@@ -43,7 +49,7 @@ class Clock:
       self._phases.pop()
 
   def over(self, name: str, items: Iterable[T]) -> Iterator[T]:
-    """The items, with the time it takes to produce them in a phase."""
+    """Yields the items; the time to produce them counts as that of a phase."""
     iterator = iter(items)
     done = object()
     while True:
@@ -54,13 +60,13 @@ class Clock:
       yield item
 
   def report(self) -> dict[str, float]:
-    """Seconds so far, rounded to milliseconds, and their sum as "total"."""
+    """Returns seconds by phase, rounded to milliseconds, and their "total"."""
     self._charge()
     seconds = {name: round(s, 3) for name, s in sorted(self.seconds.items())}
     return {**seconds, "total": round(sum(self.seconds.values()), 3)}
 
   def restart(self, keep: str) -> None:
-    """Forgets all phases but one."""
+    """Resets the seconds of all phases except the phase `keep`."""
     self._charge()
     kept = self.seconds[keep]
     self.seconds.clear()
@@ -79,11 +85,11 @@ class Clock:
 
 
 def arrival(frames: int, since: float) -> dict[str, Any]:
-  """When so many frames of a video were there, and with how much memory.
+  """Returns the time and the peak memory at which frames of a video are ready.
 
   Args:
-    frames: so far.
-    since: `time.perf_counter` when the first was asked for.
+    frames: number of frames so far.
+    since: value of `time.perf_counter` when the first frame was asked for.
   """
   return {
     "frames": frames,
@@ -94,6 +100,6 @@ def arrival(frames: int, since: float) -> dict[str, Any]:
 
 
 def told(seconds: Mapping[str, float]) -> str:
-  """A clock's report for people: "3.1 s (decode 1.0, load 2.1)"."""
+  """Formats a clock's report for people: "3.1 s (decode 1.0, load 2.1)"."""
   phases = ", ".join(f"{k} {v:.1f}" for k, v in seconds.items() if k != "total")
   return f"{seconds['total']:.1f} s ({phases})"

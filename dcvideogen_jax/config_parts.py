@@ -1,4 +1,4 @@
-"""What configs are made of: an argument's grammar, meshes, sharding rules."""
+"""Parts of configs: the grammar of their argument, meshes, sharding rules."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from dcvideogen_jax import errors
 
 
 def mesh(**sizes: int) -> dict[str, int]:
-  """Sizes of all mesh axes, 1 unless given; -1 is all devices left."""
+  """Returns the size of each mesh axis: 1 unless given; -1 is what remains."""
   axes = ("data", "fsdp", "tensor", "context", "spatial")
   return dict.fromkeys(axes, 1) | sizes
 
@@ -20,16 +20,16 @@ _NORM = ".*/blocks/.*/(norm_q|norm_k|norm_k_img)"
 
 
 def dit_sharding(*weights: str) -> tuple[tuple[str, Any], ...]:
-  """Where the leaves of a `models.wan_dit` and of its train state go.
+  """Returns the sharding rules of a `models.wan_dit` and of its train state.
 
-  In self-attention, cross-attention and the feed-forward, devices along
-  "tensor" have heads or hidden features of their own; low-rank updates follow.
+  In self-attention, cross-attention and the feed-forward, the mesh axis
+  "tensor" shards the heads or the hidden features, of low-rank updates too.
   Leaves under blocks/ begin with an axis of layers.
 
   Args:
-    *weights: mesh axes that split all leaves besides, where they divide them.
-      Devices that differ along these gather a layer's weights when they need
-      them.
+    *weights: mesh axes that shard all leaves in addition, where they divide
+      them. Devices along these axes gather the weights of a layer when they
+      compute it.
   """
   rest = "+".join(weights)
   w = f"{rest}?"
@@ -50,17 +50,18 @@ def dit_sharding(*weights: str) -> tuple[tuple[str, Any], ...]:
   )
 
 
-# For training. Devices along "context" have other tokens of the same samples,
-# and share the weights as those along "fsdp" do.
+# Rules for training. "context" shards the tokens of a sample and, like "fsdp",
+# also the weights.
 DIT_SHARDING = dit_sharding("fsdp", "context")
 
 
 def sample_sharding(*weights: str) -> tuple[tuple[str, Any], ...]:
-  """Where the parts of a pipeline go; names begin with the part.
+  """Returns the sharding rules of a pipeline; names begin with the part.
 
   Args:
-    *weights: mesh axes that split the transformer besides "tensor", as for
-      `dit_sharding`: without "context", each of these devices has a copy.
+    *weights: mesh axes that shard the transformer in addition to "tensor", as
+      for `dit_sharding`. Without "context", the devices along that axis have
+      copies of the weights.
   """
   return (
     ("(text|image)_encoder/.*", "+".join(mesh())),
@@ -82,8 +83,8 @@ def parse_arg(
 
   Args:
     arg: such as "autoencoder,time=causal,runlocal"; None or "" for defaults.
-    choices: key -> tuple of allowed values, the first of which is the
-      default; a key with False as its value is a switch.
+    choices: key -> tuple of allowed values, the first of which is the default.
+      A key with an empty tuple is a switch, False by default.
 
   Raises:
     errors.UserError: for an unknown key or value.

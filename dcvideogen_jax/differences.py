@@ -1,4 +1,4 @@
-"""Tells how two tables of shapes differ, in a message that people can read."""
+"""Says how two tables of shapes differ, in a message that people can read."""
 
 import re
 from collections.abc import Mapping
@@ -7,21 +7,25 @@ from dcvideogen_jax import errors
 
 Shape = tuple[int, ...]
 
-# Lines of a message about each kind of difference; the rest are counted.
+# Maximum lines of a message per kind of difference; further ones are counted.
 _LINES = 30
 
 
 def require_equal(
   expected: Mapping[str, Shape], found: Mapping[str, Shape], what: str
 ) -> None:
-  """Raises one `errors.UserError` that tells every difference, or returns None.
+  """Raises one error that lists every difference; returns if there is none.
 
-  Names that differ in numbers only, and in the same way, share a line.
+  Names that only differ in their numbers, and lack or have the same shape,
+  share a line.
 
   Args:
-    expected: name -> shape that is needed.
-    found: name -> shape that is there.
-    what: names what was looked at, for the message.
+    expected: name -> required shape.
+    found: name -> actual shape.
+    what: describes the object with the shapes `found`, for the message.
+
+  Raises:
+    errors.UserError: if names or shapes differ.
   """
   if count := number_of(expected, found):
     raise errors.UserError(
@@ -30,7 +34,7 @@ def require_equal(
 
 
 def number_of(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> int:
-  """How many names are missing, unexpected or of another shape."""
+  """Returns how many names are missing, unexpected or of another shape."""
   wrong = sum(
     tuple(expected[name]) != tuple(found[name])
     for name in expected.keys() & found.keys()
@@ -43,12 +47,12 @@ def tell(
   found: Mapping[str, Shape],
   most: int = _LINES,
 ) -> str:
-  """The differences: names missing first, then unexpected, then misshapen.
+  """Lists the differences: missing names, unexpected names, other shapes.
 
   Args:
-    expected: name -> shape that is needed.
-    found: name -> shape that is there.
-    most: how many lines to tell of each kind; the rest is counted.
+    expected: name -> required shape.
+    found: name -> actual shape.
+    most: maximum number of items per kind; further names are counted.
   """
   kinds: dict[str, dict[tuple[str, str], list[str]]] = {}
 
@@ -76,7 +80,7 @@ def tell(
 
 
 def _together(names: list[str]) -> str:
-  """Names that differ in their numbers, as one."""
+  """Joins names that differ in their numbers; of many, the first and last."""
   shown = [errors.brief(name) for name in names]
   if len(names) < 4:
     return ", ".join(shown)

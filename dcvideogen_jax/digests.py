@@ -1,10 +1,10 @@
-"""Digests of arrays that tell whether values are the ones that were saved.
+"""Digests of arrays, which show whether loaded values equal the saved ones.
 
 The digest of an array is the sum over its elements, modulo 2^32, of a hash of
-the element's bits and of its place. It is computed where the array lies, in one
-pass over it, and does not depend on how it is sharded. The hash is a bijection
-for each place, so a change of one element is always noticed; of many elements
-all but one change in 2^32 are.
+the element's bits and its position. It is computed on the array's own devices
+in one pass, and does not depend on the sharding. For each position the hash is
+a bijection, so a change of a single element always changes the digest. A change
+of several elements is missed with a probability of 2^-32.
 """
 
 import json
@@ -19,17 +19,17 @@ from dcvideogen_jax import tree
 
 
 def of_tree(values: Any) -> dict[str, int]:
-  """Name of each leaf, as `tree.names` has it, and its digest.
+  """Returns the digest of each leaf by its name, as in `tree.names`.
 
-  Several processes call this together, and get the same.
+  All processes call this together and get the same digests.
   """
-  # One after another: on CPUs, sums over devices that several programs ask for
-  # at once can wait for each other for ever.
+  # One digest at a time: on CPUs, all-reduces of several programs that run at
+  # once can wait for each other for ever.
   return {name: int(_digest(x)) for name, x in tree.flatten(values).items()}
 
 
 def of_json(value: Any) -> int:
-  """The CRC-32 of what JSON can hold."""
+  """Returns the CRC-32 of a value that JSON can hold."""
   text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
   return zlib.crc32(text.encode())
 
@@ -41,7 +41,7 @@ def _digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     x = jax.random.key_data(x)
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
-  # Elements of 8 bytes become pairs.
+  # Elements of 8 bytes become pairs of uint32.
   unsigned = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
   bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
   place = jnp.uint32(0)

@@ -1,4 +1,4 @@
-"""JSON as it comes from other people's files, and what stands in for files."""
+"""Reads JSON from files of any origin, and recognises failed downloads."""
 
 import json
 from typing import Any
@@ -16,10 +16,11 @@ _STAND_INS = {
 
 
 def parse(text: str | bytes) -> Any:
-  """What JSON holds; a name twice in one object is refused, not overwritten.
+  """Parses JSON; unlike `json.loads`, refuses an object with a name twice.
 
   Raises:
-    ValueError: if it is not JSON, not UTF-8, or nested too deep, in one line.
+    ValueError: if the text is not JSON, not UTF-8, nested too deep, or has a
+      name twice. The message is one line.
   """
   try:
     return json.loads(text, object_pairs_hook=_once)
@@ -28,7 +29,11 @@ def parse(text: str | bytes) -> Any:
 
 
 def stand_in(start: bytes) -> str | None:
-  """What a file is, by its first 32 bytes, that a download left for another."""
+  """Says what a failed download left in place of a file; None if nothing.
+
+  Args:
+    start: the first 32 bytes of the file.
+  """
   for mark, what in _STAND_INS.items():
     if start.startswith(mark):
       return what

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""`UserError`, the exception for problems that the user can fix."""
 
 import re
 from collections.abc import Mapping
@@ -6,31 +6,32 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Characters of a word in a message; longer than any path. Damaged files have
-# names of thousands.
+# Maximum characters of a word in a message, more than any path has. Names in
+# damaged files can have thousands.
 _WORD = 600
 
 
 class UserError(ValueError):
-  """A problem with the input, told in one sentence.
+  """A problem with the input, described in one sentence.
 
   The message says what was wrong, what was expected and what was found.
-  Programs print it without a traceback and exit with code 2. Of very long words
-  the middle is left out.
+  Programs print it without a traceback and exit with code 2. The middle of very
+  long words is left out.
   """
 
   def __init__(self, message: str):
-    """Takes the sentence."""
+    """Keeps the sentence, with very long words shortened."""
     super().__init__(re.sub(rf"\S{{{_WORD},}}", _shortened, message))
 
 
 def choose(what: str, name: str, table: Mapping[str, T]) -> T:
-  """The value of a name in a table.
+  """Looks up a name in a table.
 
   Args:
-    what: a config's key, say, for the message.
-    name: what was found there.
-    table: what may be there.
+    what: describes the origin of the name, such as a config's key, for the
+      message.
+    name: the name to look up.
+    table: the allowed names and their values.
 
   Raises:
     UserError: for a name that is not in the table.
@@ -46,7 +47,7 @@ def _shortened(word: re.Match[str]) -> str:
 
 
 def brief(name: str, most: int = 120) -> str:
-  """A name for a message: one of thousands of characters is cut."""
+  """Shortens a name for a message if it is longer than `most` characters."""
   if len(name) <= most:
     return name
   return f"{name[: most // 2]}...{name[-most // 4 :]} ({len(name)} characters)"

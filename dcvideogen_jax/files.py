@@ -1,15 +1,15 @@
-"""Writing files so that nothing half-written is ever left behind.
+"""Writes files atomically, so that no half-written file is left behind.
 
-What is written lies under a hidden name, `.new-...`, beside its place, and gets
-its own name once it is complete and on the disk: whatever happens, the place
-holds the old or the new. While it is written a lock (flock) is held on it. A
-killed process loses its locks, and the next one that writes into the same
-directory removes what it left.
+A file is written under a hidden name, `.new-...`, beside its target, and gets
+the target's name once it is complete and on the disk. So the target is always
+the old file or the new one. While the file is written, the process holds a lock
+(flock) on it. A killed process loses its locks, and the next process that
+writes into the same directory removes its temporary files.
 
-What begins with gs:// is in an object store. There an object appears as a whole
-once its writing ends, which is as good as a rename; nothing can be appended,
-locked or left half-written; and a directory is but a part of names, so none is
-made.
+Paths that begin with gs:// are in an object store. An object appears as a whole
+once its writing ends, which is as good as a rename. Objects cannot be appended
+to, locked or left half-written. Directories are only parts of names, so none is
+created.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ Path: TypeAlias = pathlib.Path | epath.Path
 CACHE_VARIABLE = "DCVIDEOGEN_CACHE"
 
 _STORE = "gs://"
-# The reasons for which a disk takes no more, which no file can be blamed for.
+# Error numbers of a full disk, an exceeded quota and a file that is too large.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def path(where: str | os.PathLike[str]) -> Path:
-  """A path of this machine, or of an object store.
+  """Returns a local path, or one of an object store for gs://.
 
   Raises:
     errors.UserError: for another scheme than gs://.
@@ -52,20 +52,23 @@ def path(where: str | os.PathLike[str]) -> Path:
 
 
 def is_remote(where: str | os.PathLike[str]) -> bool:
-  """Whether a path is of an object store."""
-  # Of the two slashes pathlib keeps one.
+  """Whether a path is in an object store."""
+  # pathlib keeps only one of the two slashes.
   return os.fspath(where).startswith("gs:/")
 
 
 def make_directory(where: str | os.PathLike[str]) -> Path:
   """Creates the directory and its parents.
 
-  In an object store it is only looked at, so that a name or rights that are
-  wrong are told at once.
+  In an object store the directory is only listed, so that a wrong name or
+  missing rights are reported at once.
+
+  Returns:
+    The directory as a path.
 
   Raises:
-    errors.UserError: if a parent is a file, or it cannot be written to or
-      looked at.
+    errors.UserError: if the directory cannot be created, for instance because a
+      parent is a file, or cannot be listed.
   """
   directory = path(where)
   if is_remote(directory):
@@ -99,7 +102,7 @@ def _look_at(directory: Path) -> None:
 def atomic(
   where: str | os.PathLike[str], mode: int = 0o666
 ) -> Iterator[pathlib.Path]:
-  """Yields a temporary path and puts the file in its place on success.
+  """Yields a temporary path, and renames that file to `where` on success.
 
   The temporary name keeps the suffix, so writers that choose a format by
   suffix work. On any failure the temporary file is removed and `where` is left
@@ -107,12 +110,12 @@ def atomic(
 
   Args:
     where: the file to write.
-    mode: its permissions, of which the process's umask takes some away.
+    mode: its permissions, before the process's umask is applied.
 
   Raises:
     errors.UserError: if the file cannot be created, written or renamed. An
-      OSError of the body that is about another file is raised as it is, and so
-      is what fails in an object store, which is no fault of the input.
+      OSError of the body about another file is raised unchanged, and so are
+      errors of an object store, which are not the user's fault.
   """
   target = path(where)
   if isinstance(target, pathlib.Path):
@@ -133,17 +136,17 @@ def atomic(
 def atomic_directory(
   where: str | os.PathLike[str], keep_other: bool = False
 ) -> Iterator[pathlib.Path]:
-  """Yields a temporary directory and gives it its name on success.
+  """Yields a temporary directory, and renames it to `where` on success.
 
-  On any failure it is removed with all that is in it.
+  On any failure the temporary directory is removed with its contents.
 
   Args:
-    where: a directory of this machine that is not there, or is empty.
-    keep_other: whether one that appears there meanwhile is as good; it is left
-      as it is.
+    where: a local directory that does not exist, or is empty.
+    keep_other: whether to keep a directory that another process has put there
+      meanwhile, instead of raising an error; this one's is then discarded.
 
   Raises:
-    errors.UserError: as `atomic`; also if something else lies there.
+    errors.UserError: as `atomic`; also if `where` exists and is not empty.
   """
   target = pathlib.Path(where)
   with _temporary(target, _create_directory) as temporary:
@@ -166,12 +169,13 @@ def atomic_files(
 ) -> Iterator[pathlib.Path]:
   """Yields a temporary directory whose files move to `directory` on success.
 
-  Each replaces what had its name. On any failure they are removed.
+  Each file replaces one of the same name. On any failure the temporary files
+  are removed.
 
   Args:
-    directory: of this machine; must exist.
-    last: suffix of the files that move when the others have moved, and so tell
-      that all are there.
+    directory: a local directory; must exist.
+    last: suffix of the files that are moved after all others, so that their
+      presence shows that all files are there.
 
   Raises:
     errors.UserError: as `atomic`.
@@ -192,14 +196,14 @@ def atomic_files(
 
 @contextlib.contextmanager
 def lock(where: str | os.PathLike[str]) -> Iterator[bool]:
-  """Yields whether this caller alone holds a lock, which it does not wait for.
+  """Tries to take a lock, without waiting; yields whether it was taken.
 
-  The lock is an empty file, which is there while the lock is held. A process
-  that is killed gives its locks up. Where the file system knows no locks,
-  everybody gets them, which a warning says.
+  The lock is an empty file, which exists while the lock is held. A killed
+  process loses its locks. On a file system without locks every caller gets
+  True, and a warning is logged.
 
   Args:
-    where: a file of this machine; its directory must exist.
+    where: a local file; its directory must exist.
 
   Raises:
     errors.UserError: if the file cannot be created.
@@ -221,7 +225,7 @@ def lock(where: str | os.PathLike[str]) -> Iterator[bool]:
         )
       if not leftovers.is_at(
         handle, target
-      ):  # It was given up, and removed, just now.
+      ):  # Another process has just released and removed the file.
         continue
       try:
         yield True
@@ -234,11 +238,12 @@ def lock(where: str | os.PathLike[str]) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-  """Turns what the disk complains of into one sentence about `target`.
+  """Turns an OSError of the body into one sentence about `target`.
+
+  The body must only write to `target`.
 
   Raises:
-    errors.UserError: for any OSError of the body, which is to do nothing else
-      than to write.
+    errors.UserError: for any OSError of the body.
   """
   try:
     yield
@@ -247,9 +252,9 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def cache_directory() -> pathlib.Path:
-  """Where this user keeps what can be fetched or made again.
+  """Returns the directory for files that can be downloaded or made again.
 
-  $DCVIDEOGEN_CACHE, else dcvideogen_jax in the user's cache directory.
+  It is $DCVIDEOGEN_CACHE, or else dcvideogen_jax in the user's cache directory.
   """
   if chosen := os.environ.get(CACHE_VARIABLE):
     return pathlib.Path(chosen).expanduser()
@@ -258,12 +263,12 @@ def cache_directory() -> pathlib.Path:
 
 
 def is_full(error: OSError) -> bool:
-  """Whether the disk is full, or a quota or limit of it is reached."""
+  """Whether the error is a full disk, or a quota or size limit reached."""
   return error.errno in _FULL
 
 
 def upload(source: str | os.PathLike[str], target: Path) -> None:
-  """Copies the files of a directory of this machine, and all below it."""
+  """Copies all files below a local directory to the directory `target`."""
   for found in sorted(pathlib.Path(source).rglob("*")):
     if found.is_file():
       name = found.relative_to(source).as_posix()
@@ -272,25 +277,26 @@ def upload(source: str | os.PathLike[str], target: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary(target: pathlib.Path, create) -> Iterator[pathlib.Path]:
-  """Yields a locked temporary beside `target`; removes it if it is left.
+  """Yields a locked temporary path beside `target`; removes it if still there.
 
   Args:
-    target: what it is going to be.
-    create: makes the path that it is given and returns an open handle.
+    target: the path that the caller renames the temporary one to.
+    create: makes a file or directory at a given path and returns an open
+      handle.
 
   Raises:
-    errors.UserError: if it cannot be made, or for an OSError of the body that
-      is about it, or about a disk that takes no more.
+    errors.UserError: if the temporary path cannot be made, or for an OSError of
+      the body about that path or about a full disk.
   """
   with writing(target):
     leftovers.sweep(target.parent)
     while True:
-      # Long names stay within the 255 bytes that file systems take.
+      # The stem is cut, as file systems limit names to 255 bytes.
       temporary = target.with_name(
         f"{leftovers.PREFIX}{leftovers.machine()}-{secrets.token_hex(4)}-{target.stem[:40]}"
         f"{target.suffix}"
       )
-      # Another process may sweep it away before it is opened, or locked.
+      # Another process's sweep may remove the path before it is locked.
       try:
         handle = create(temporary)
       except FileNotFoundError:
@@ -314,7 +320,8 @@ def _temporary(target: pathlib.Path, create) -> Iterator[pathlib.Path]:
 
 
 def _create(where: pathlib.Path, mode: int) -> int:
-  # The kernel applies the umask: to ask for it is to change it for all threads.
+  # The kernel applies the umask here. Reading it first would mean changing it
+  # for a moment, in all threads.
   return os.open(where, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
 
@@ -324,14 +331,14 @@ def _create_directory(where: pathlib.Path) -> int:
 
 
 def _is_about(error: OSError, temporary: pathlib.Path) -> bool:
-  """Whether a temporary, or what is in it, could not be written."""
-  if not isinstance(error.filename, str | bytes):  # Writes name no file.
+  """Whether an error is about a temporary path, its contents or a full disk."""
+  if not isinstance(error.filename, str | bytes):  # Errors of writes have none.
     return is_full(error)
   return pathlib.Path(os.fsdecode(error.filename)).is_relative_to(temporary)
 
 
 def _flush(where: pathlib.Path) -> None:
-  """Waits until a file, or the names in a directory, are on the disk."""
+  """Waits until a file, or a directory's list of names, is on the disk."""
   handle = os.open(where, os.O_RDONLY)
   try:
     os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Floating-point work: how much a function does, how much a device can do."""
+"""Counts the FLOPs of functions, and holds the peak FLOP rates of devices."""
 
 import contextlib
 import fractions
@@ -11,9 +11,9 @@ from jax.experimental import xla_metadata
 
 _HOPPER = {"bfloat16": 989.4e12, "float32": 494.7e12}
 
-# FLOPs per second of a device, dense, by what jax calls it and by dtype; the
-# figures are those of data sheets. GPUs round float32 to TF32 and TPUs to
-# bfloat16 in products of matrices, unless a program asks for more.
+# Peak dense FLOPs per second by jax's name of the device and by dtype, from
+# data sheets. In float32 matrix products GPUs round the inputs to TF32 and TPUs
+# to bfloat16, unless a program asks for more precision.
 PEAKS: Mapping[str, Mapping[str, float]] = {
   "NVIDIA A100-SXM4-80GB": {"bfloat16": 312e12, "float32": 156e12},
   "NVIDIA H100 80GB HBM3": _HOPPER,
@@ -24,46 +24,52 @@ PEAKS: Mapping[str, Mapping[str, float]] = {
   "TPU v6 lite": {"bfloat16": 918e12, "float32": 918e12},
 }
 
-_COMPUTED = "computed_blocks"  # Of XLA's metadata, as "3/4".
+_COMPUTED = "computed_blocks"  # Key of XLA's metadata; a value is "3/4".
+# Number of matrix products in cuDNN's attention: the logits and the sum over
+# values in the forward pass, five products in the backward pass.
 _CUDNN_ATTENTION = {
-  # Products of two matrices: logits and values, and what their gradients take.
   "dot_product_attention_fwd_wrapper": 2,
   "dot_product_attention_bwd_wrapper": 5,
 }
 
 
 def peak(devices: Iterable[jax.Device], dtype: str) -> float | None:
-  """FLOPs per second of all devices together; None if one is not in `PEAKS`.
+  """Returns the FLOPs per second of all devices; None if one is not in `PEAKS`.
 
   Args:
-    devices: of a mesh, say.
-    dtype: of the products of matrices, "bfloat16" or "float32".
+    devices: for instance those of a mesh.
+    dtype: dtype of the matrix products, "bfloat16" or "float32".
   """
   known = [PEAKS.get(device.device_kind) for device in devices]
   return None if None in known else sum(peaks[dtype] for peaks in known)
 
 
 def computed(blocks: int, of: int) -> contextlib.AbstractContextManager[None]:
-  """Says that kernels called within compute only so many blocks of their grid.
+  """Declares that kernels called in this context skip blocks of their grid.
 
-  It is kept in the metadata of the kernel's call, and of those for its
-  gradients.
+  The share is kept in the metadata of the kernel's call and of the calls for
+  its gradients, where `count` reads it.
+
+  Args:
+    blocks: number of blocks that are computed.
+    of: number of blocks in the grid.
   """
   return xla_metadata.set_xla_metadata(**{_COMPUTED: f"{blocks}/{of}"})
 
 
 def count(jaxpr: Any, kernels_only: bool = False) -> int:
-  """FLOPs of the convolutions and matrix products in a jaxpr.
+  """Counts the FLOPs of the convolutions and matrix products in a jaxpr.
 
-  A multiply-add is two. Bodies of scans count once per step; kernels of Pallas
-  as much as they say they cost, or once per block of their grid; what is split
-  over devices counts for all of them; of the branches of a conditional the most
-  expensive counts. cuDNN's attention is a call that nothing can be seen of: its
-  products of matrices count. Of a kernel under `computed` only so much counts.
+  A multiply-add is two FLOPs. The body of a scan counts once per step. A Pallas
+  kernel counts its own cost estimate or, without one, its body once per block
+  of its grid; under `computed` only the share that is computed counts. The body
+  of a shard_map counts once per device. Of the branches of a conditional the
+  most expensive one counts. cuDNN's attention is an opaque call, whose matrix
+  products are counted from its shapes.
 
   Args:
     jaxpr: as `jax.jit(f).trace(...).jaxpr.jaxpr`.
-    kernels_only: count Pallas' kernels and cuDNN's attention, and nothing else.
+    kernels_only: whether to count only Pallas kernels and cuDNN's attention.
   """
   return _count(jaxpr, not kernels_only, False)
 
@@ -75,7 +81,7 @@ def _count(jaxpr, everything: bool, in_kernel: bool) -> int:
     if name in _PRODUCTS:
       total += _PRODUCTS[name](eqn) if everything or in_kernel else 0
     elif name in _CUDNN_ATTENTION:
-      # Batch, tokens, heads, width: the layout of `ops.attention`.
+      # The layout of `ops.attention` is batch, tokens, heads, head width.
       q, k = (x.aval.shape for x in eqn.invars[:2])
       total += _CUDNN_ATTENTION[name] * 2 * math.prod(q) * k[1]
     elif name == "pallas_call" and params["cost_estimate"] is not None:
@@ -106,7 +112,7 @@ _PRODUCTS = {"conv_general_dilated": _convolution, "dot_general": _dot}
 
 
 def _part(eqn) -> fractions.Fraction:
-  """How much of a kernel's grid is computed, as `computed` has said."""
+  """Returns the share of a kernel's grid that is computed; see `computed`."""
   metadata = eqn.ctx.xla_metadata
   if eqn.primitive.name == "pallas_call" and metadata:
     return fractions.Fraction(metadata.get(_COMPUTED, 1))
@@ -114,20 +120,20 @@ def _part(eqn) -> fractions.Fraction:
 
 
 def _times(name: str, params) -> int:
-  """How often what an equation calls is done."""
+  """Returns how many times the body of an equation runs."""
   if name == "scan":
     return params["length"]
   if name == "pallas_call":
     return math.prod(params["grid_mapping"].grid)
   if name == "shard_map":
-    # "newly_manual_axes" in newer versions of jax.
+    # Newer versions of jax call the parameter "newly_manual_axes".
     (axes,) = (v for k, v in params.items() if k.endswith("manual_axes"))
     return math.prod(params["mesh"].shape[axis] for axis in axes)
   return 1
 
 
 def inner(params: Mapping[str, Any]) -> Iterator[Any]:
-  """The jaxprs among an equation's parameters."""
+  """Yields the jaxprs among an equation's parameters."""
   for value in params.values():
     for item in value if isinstance(value, tuple) else (value,):
       if hasattr(item, "jaxpr"):

@@ -1,7 +1,7 @@
-"""What killed processes leave behind, told from what living ones write.
+"""Removes temporary files of killed processes, but none of living ones.
 
-Whoever writes holds a lock (flock) on a temporary name, which begins with
-`PREFIX` and names the machine, and gives it up when killed.
+A process that writes holds a lock (flock) on its temporary file, whose name
+begins with `PREFIX` and a code of the machine. The lock ends with the process.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ import shutil
 import time
 
 PREFIX = ".new-"
-# What another machine, or a file system without locks, left is removed once
-# nothing has been written to it for so many seconds.
-_IDLE = 24 * 3600
+# Locks say nothing about temporary files of other machines or on a file system
+# without locks. Such files are removed after this time without a write.
+_IDLE = 24 * 3600  # seconds
 
 
 def sweep(directory: pathlib.Path) -> None:
-  """Removes what killed processes have left in a directory of this machine.
+  """Removes the temporary files of killed processes from a local directory.
 
-  What a living process is writing is locked, and stays.
+  Files that a living process is writing are locked, and stay.
   """
   with contextlib.suppress(OSError):
     for entry in os.scandir(directory):
@@ -35,23 +35,27 @@ def sweep(directory: pathlib.Path) -> None:
 
 @functools.cache
 def machine() -> str:
-  """Stands for this machine: on others the locks held here may not count."""
+  """Returns a code of this machine; other machines may not see its locks."""
   return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
 def try_lock(handle: int) -> bool | None:
-  """Locks an open file or directory; None where there are no locks."""
+  """Tries to lock an open file or directory, without waiting.
+
+  Returns:
+    Whether the lock was taken; None if the file system has no locks.
+  """
   try:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
-  except OSError:  # NFS locks no directories, and other systems nothing.
+  except OSError:  # NFS cannot lock directories, other file systems nothing.
     return None
   return True
 
 
 def is_at(handle: int, where: pathlib.Path) -> bool:
-  """Whether an open file is still the one of that name."""
+  """Whether a path still names the open file."""
   try:
     return os.path.samestat(os.fstat(handle), where.lstat())
   except FileNotFoundError:
@@ -77,6 +81,7 @@ def _is_idle(where: pathlib.Path) -> bool:
 
 
 def remove(where: pathlib.Path) -> None:
+  """Removes a file or a directory with its contents, if it exists."""
   if where.is_dir():
     shutil.rmtree(where, ignore_errors=True)
   else:

@@ -1,4 +1,4 @@
-"""How much memory is free, and how much was needed."""
+"""Reports free memory and peak memory of the host and of devices."""
 
 import contextlib
 import os
@@ -12,19 +12,19 @@ from jax.experimental import multihost_utils
 
 
 def peak_rss() -> int:
-  """The most host memory that this process has held so far, in bytes."""
+  """Returns the peak host memory of this process so far, in bytes."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else peak * 1024
 
 
 def peak_device() -> int | None:
-  """The most memory held on the first device, in bytes; None on a CPU."""
+  """Returns the peak memory of the first device, in bytes; None on a CPU."""
   stats = jax.local_devices()[0].memory_stats()
   return stats and stats.get("peak_bytes_in_use")
 
 
 def free() -> int:
-  """Bytes that are free for computing: on the device, or on a CPU's host."""
+  """Returns the free bytes of the first device or, on a CPU, of the host."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -35,11 +35,11 @@ def free() -> int:
 
 
 def free_on_all() -> int:
-  """The least that is `free` in any process, for what all decide alike.
+  """Returns the minimum of `free` over all processes, in bytes.
 
-  All processes have to call it.
+  All processes call this together, where they must make the same decision.
   """
   if jax.process_count() == 1:
     return free()
-  # float32, since jax would cut int64 to 32 bits.
+  # jax would cut int64 to 32 bits, so the number is gathered as float32.
   return int(multihost_utils.process_allgather(np.float32(free())).min())

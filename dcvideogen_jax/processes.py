@@ -1,8 +1,9 @@
-"""Processes that have joined end together, whichever of them fails.
+"""Ends all joined processes together when one of them fails.
 
-A process whose input is wrong ends, and the others would wait for it inside a
-computation. So it leaves a note with jax's coordination service, where a thread
-of each of the others finds it, says the same, and ends with the same code.
+If only the failing process ended, the others would wait for it inside a
+collective operation. So it leaves a note with jax's coordination service. A
+thread of each other process finds the note, prints the same message and exits
+with the same code.
 """
 
 import atexit
@@ -13,18 +14,19 @@ import sys
 import threading
 import time
 
-from jax._src import distributed  # The service has no other door.
+from jax._src import distributed  # jax has no public client of the service.
 
 _FAILED, _HEARD = "dcvideogen_jax/failed", "dcvideogen_jax/heard"
-_LOOK = 1.0  # seconds between looks for a note
-# Seconds that a process has to find out by itself, as it often does, and all
-# others to have heard.
+_LOOK = 1.0  # Seconds between two looks for a note.
+# Seconds that a process waits after it has found a note, as it often fails by
+# itself with the same error; and seconds that an ending process waits for all
+# others to confirm the note.
 _PATIENCE, _HEARING = 5.0, 20.0
 _ending = threading.Lock()
 
 
 def watch() -> None:
-  """Starts to look for notes of the others; due once they have joined."""
+  """Starts the thread that looks for notes; call it once all have joined."""
   done = threading.Event()
   thread = threading.Thread(target=_watch, args=(done,), daemon=True)
   thread.start()
@@ -37,7 +39,7 @@ def watch() -> None:
 
 
 def joined() -> bool:
-  """Whether there are others."""
+  """Whether this process has joined others."""
   state = distributed.global_state
   return state.client is not None and state.num_processes > 1
 
@@ -45,18 +47,21 @@ def joined() -> bool:
 def end(message: str, code: int) -> None:
   """Ends this process and those that it has joined; returns if it is alone.
 
-  Nothing is cleaned up in the others, which may be in the middle of anything.
+  The other processes are ended at once, without any clean-up.
 
   Args:
-    message: one line, which all of them print.
-    code: exit code of all of them.
+    message: one line, which all processes print.
+    code: exit code of all processes.
   """
   if not joined():
     return
   client = distributed.global_state.client
-  _ending.acquire()  # Never given back: one thread ends the process.
+  # The lock is never released, so that only one thread ends the process.
+  _ending.acquire()
   note = json.dumps([distributed.global_state.process_id, message, code])
-  with contextlib.suppress(Exception):  # Another one was first, or is gone.
+  # This raises if another process has left its note first, or the service is
+  # gone.
+  with contextlib.suppress(Exception):
     client.key_value_set(_FAILED, note)
   _exit(message, code)
 
@@ -66,7 +71,7 @@ def _watch(done: threading.Event) -> None:
   while not done.wait(_LOOK):
     try:
       note = client.key_value_try_get(_FAILED)
-    except Exception:  # There is none, or the service is gone.
+    except Exception:  # No note is there, or the service is gone.
       continue
     done.wait(_PATIENCE)
     if _ending.acquire(blocking=False):
@@ -76,16 +81,16 @@ def _watch(done: threading.Event) -> None:
 
 
 def _exit(message: str, code: int) -> None:
-  """Prints, waits until all others have heard, and exits."""
+  """Prints the message, waits until all others have the note, and exits."""
   print(f"error: {message}", file=sys.stderr, flush=True)
   state, until = distributed.global_state, time.monotonic() + _HEARING
-  with contextlib.suppress(Exception):  # The service is gone, as all may be.
+  with contextlib.suppress(Exception):  # The service may be gone.
     state.client.key_value_set(f"{_HEARD}/{state.process_id}", "")
     while time.monotonic() < until:
       if len(state.client.key_value_dir_get(_HEARD)) == state.num_processes:
         break
       time.sleep(_LOOK / 10)
   if state.process_id == 0:
-    time.sleep(_LOOK)  # It runs the service, which the others still ask.
+    time.sleep(_LOOK)  # Process 0 runs the service, which others still ask.
   sys.stdout.flush()
   os._exit(code)

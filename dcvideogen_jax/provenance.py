@@ -1,4 +1,4 @@
-"""What programs write beside their results."""
+"""The parts of a report that every program writes beside its results."""
 
 import json
 import platform
@@ -15,10 +15,15 @@ from dcvideogen_jax import memory
 
 
 def report(clock: clock_lib.Clock, **parts: Any) -> dict[str, Any]:
-  """The parts of a report, and what every report has.
+  """Adds to the parts of a report the entries that every report has.
+
+  Args:
+    clock: measured the program's phases.
+    **parts: entries of this report.
 
   Returns:
-    the parts; "seconds" by phase; "memory", peaks in bytes; "versions".
+    The parts, with "seconds" by phase, "memory" (peaks in bytes) and
+    "versions".
   """
   return {
     **parts,
@@ -32,6 +37,7 @@ def report(clock: clock_lib.Clock, **parts: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
+  """Returns the versions of the libraries, and the kind of the first device."""
   return {
     "dcvideogen_jax": dcvideogen_jax.__version__,
     "jax": jax.__version__,
@@ -43,7 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def to_json(metrics: dict[str, Any]) -> str:
-  """JSON for people, with the values of many frames on one line."""
+  """Formats a report as indented JSON, with a list of numbers on one line."""
   text = (
     json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
   )

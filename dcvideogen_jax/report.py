@@ -1,8 +1,8 @@
 """Metrics of a run: a progress line, metrics.jsonl and TensorBoard events.
 
-In an object store nothing grows: there `flush` writes the records and events
-anew, as a whole. It is due before each checkpoint, so that who continues from
-it finds what led to it; for those who watch it happens once a minute, too.
+Object stores cannot append, so there `flush` rewrites the files as a whole. It
+runs before each checkpoint, so that a resumed run sees its own history, and
+once a minute for people who watch.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ from tensorboardX.proto import event_pb2
 
 from dcvideogen_jax import errors, files
 
-_PERIOD = 60  # seconds
+_PERIOD = 60  # Seconds between two flushes to an object store.
 
 
 class Records:
-  """A file of JSON objects, one a line, that tell of a run's steps.
+  """A file of JSON objects, one per line, each with the "step" it belongs to.
 
-  Reopened at an earlier step it drops the records of later ones, and a line
-  that a kill cut in half.
+  Reopening the file at an earlier step drops the records of later steps, and a
+  line that was cut in half when a process was killed.
   """
 
   def __init__(self, path: str | os.PathLike[str], first_step: int):
-    """Opens the file, or the one to be, to continue after a step."""
+    """Opens the file to continue after `first_step`; it need not exist yet."""
     self._path = files.path(path)
-    # All of them, which an object store gets each time.
+    # All lines, for an object store, where the file is rewritten each time.
     self._lines: list[str] = []
     self._waiting = self._path.exists()
     if self._waiting:
@@ -44,7 +44,7 @@ class Records:
       self._lines = []
 
   def add(self, record: Mapping[str, Any]) -> None:
-    """Appends a record, which has its "step"."""
+    """Appends a record, which must have a "step"."""
     line = json.dumps(record) + "\n"
     if files.is_remote(self._path):
       self._lines.append(line)
@@ -54,7 +54,7 @@ class Records:
         out.write(line)
 
   def flush(self) -> None:
-    """Writes what waits, in an object store; elsewhere nothing does."""
+    """Rewrites the file in an object store; local lines are written already."""
     if self._waiting:
       with files.atomic(self._path) as temporary:
         temporary.write_text("".join(self._lines))
@@ -62,7 +62,7 @@ class Records:
 
 
 def _up_to(text: str, step: int) -> list[str]:
-  """The whole lines of text that tell of `step` or an earlier one."""
+  """Returns the complete lines of a text whose "step" is at most `step`."""
   kept = []
   for line in text.splitlines():
     try:
@@ -74,11 +74,11 @@ def _up_to(text: str, step: int) -> list[str]:
 
 
 class History:
-  """Appends to history.jsonl what this process read for each step.
+  """Appends digests of the samples that this process read to history.jsonl.
 
   A line is {"step": n, "samples": [digest of each sample]}. Process i > 0
-  writes history.<i>.jsonl. Reopening a run at an earlier step drops what was
-  read after that step, so what stays led to the parameters.
+  writes history.<i>.jsonl. Reopening a run at an earlier step drops the lines
+  of later steps, so the remaining samples are those that led to the parameters.
   """
 
   def __init__(self, directory: str | os.PathLike[str], first_step: int):
@@ -94,12 +94,12 @@ class History:
     self._records.add({"step": step, "samples": samples})
 
   def flush(self) -> None:
-    """Writes what waits; due before a checkpoint."""
+    """Writes all lines; call it before a checkpoint is saved."""
     self._records.flush()
 
 
 def _digest(arrays: tuple[np.ndarray, ...]) -> str:
-  """16 hexadecimal digits that stand for the content of one sample."""
+  """Returns a digest of the arrays of one sample, 16 hexadecimal digits."""
   found = hashlib.blake2b(digest_size=8)
   for array in arrays:
     found.update(np.ascontiguousarray(array).tobytes())
@@ -107,12 +107,12 @@ def _digest(arrays: tuple[np.ndarray, ...]) -> str:
 
 
 class Work(NamedTuple):
-  """What a step does, for its speed.
+  """The work of a training step, from which its speed follows.
 
   Attributes:
-    clips: of a batch.
-    flops: that the model needs; 0 is not known.
-    peak: FLOPs per second of all devices; None is not known.
+    clips: number of clips in a batch.
+    flops: FLOPs of the model in a step; 0 if unknown.
+    peak: peak FLOPs per second of all devices; None if unknown.
   """
 
   clips: int
@@ -120,9 +120,12 @@ class Work(NamedTuple):
   peak: float | None = None
 
   def speed(self, seconds: float) -> tuple[dict[str, float], str]:
-    """Metrics of a step that takes so long, and how a line shows them.
+    """Returns the speed of a step, as metrics and as text for a progress line.
 
-    "mfu", the utilisation, is "flops_per_second" over the peak.
+    "mfu", the model FLOPs utilisation, is "flops_per_second" over the peak.
+
+    Args:
+      seconds: duration of the step.
     """
     metrics = {
       "seconds_per_step": seconds,
@@ -139,10 +142,10 @@ class Work(NamedTuple):
 
 
 class Report:
-  """Writes what a run measures; use one per run, on the first process only.
+  """Writes the metrics of a run; use one per run, in process 0 only.
 
-  Reopening a run at an earlier step drops what was logged after that step, so
-  a resumed run leaves the same records as an uninterrupted one.
+  Reopening a run at an earlier step drops the records of later steps, so a
+  resumed run leaves the same records as an uninterrupted one.
   """
 
   def __init__(
@@ -155,8 +158,8 @@ class Report:
 
     Args:
       directory: gets metrics.jsonl, tensorboard/ and strips/.
-      total_steps: of the whole run, for the remaining time.
-      first_step: where this process starts.
+      total_steps: number of steps of the whole run, for the remaining time.
+      first_step: number of steps that are done already.
 
     Raises:
       errors.UserError: if the directory cannot be written to.
@@ -182,14 +185,14 @@ class Report:
       self.flush()
       self._board.close()
     except errors.UserError:
-      if kind is None:  # Otherwise what has ended the run is told.
+      if kind is None:  # Otherwise the error that ended the run is raised.
         raise
     finally:
       if self._spool:
         self._spool.cleanup()
 
   def flush(self) -> None:
-    """Sees to it that what was recorded is in the directory."""
+    """Makes sure that all records are in the directory."""
     self._records.flush()
     self._board.flush()
     if self._spool:
@@ -197,15 +200,20 @@ class Report:
     self._flushed = time.monotonic()
 
   def note(self, text: str) -> None:
-    """Prints one line at once, so that a wait is not read as a hang."""
+    """Prints one line without buffering, so that a wait does not look stuck."""
     print(text, flush=True)
 
   def progress(
     self, step: int, metrics: Mapping[str, float], work: Work
   ) -> None:
-    """Prints the progress line and records the metrics with their speed.
+    """Prints the progress line and records the metrics with the speed.
 
-    The speed is that since the last call or `restart_clock`.
+    The speed is the mean since the last call or `restart_clock`.
+
+    Args:
+      step: number of steps done.
+      metrics: values by name.
+      work: the work of one step.
     """
     last, then = self._mark
     now = time.monotonic()
@@ -220,7 +228,7 @@ class Report:
     self.record(step, {**metrics, **speed})
 
   def restart_clock(self, step: int) -> None:
-    """Leaves what happened so far (compiling, evaluating) out of the speed."""
+    """Excludes the time so far (compiling, evaluating) from the next speed."""
     self._mark = (step, time.monotonic())
 
   def record(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -235,8 +243,8 @@ class Report:
     """Writes a PNG under strips/ and shows it in TensorBoard.
 
     Args:
-      step: becomes part of the file name.
-      name: likewise.
+      step: number of steps done; part of the file name.
+      name: the image's name in TensorBoard and in the file name.
       pixels: uint8 "h w 3".
 
     Returns:
@@ -254,12 +262,12 @@ class Report:
 class _Board:
   """Writes TensorBoard events in the caller's thread.
 
-  A `SummaryWriter` writes in a thread of its own, which ends at the first
-  error; ten events later the program would wait for it for ever.
+  tensorboardX's `SummaryWriter` writes in a thread of its own, which ends at
+  the first error; ten events later the program would wait for it for ever.
   """
 
   def __init__(self, directory: str, purge_step: int):
-    """Opens a new file, which hides what was written of later steps."""
+    """Opens a new file, which hides earlier events from `purge_step` on."""
     os.makedirs(directory, exist_ok=True)
     self._path = files.path(directory)
     prefix = os.path.join(directory, "events")
@@ -268,7 +276,7 @@ class _Board:
     self._write(step=purge_step, session_log=begin)
 
   def add(self, step: int, value: Any) -> None:
-    """Appends a summary of a step."""
+    """Appends the summary `value` of a step."""
     self._write(step=step, summary=value)
 
   def _write(self, **fields: Any) -> None:
@@ -282,7 +290,7 @@ class _Board:
       self._writer.flush()
 
   def close(self) -> None:
-    """Does so, and closes the file."""
+    """Puts all events on the disk and closes the file."""
     with files.writing(self._path):
       self._writer.close()
 

@@ -1,4 +1,4 @@
-"""Mesh from a config, partition rules over leaf names, logical constraints."""
+"""Meshes from configs, partition rules for parameters, activation sharding."""
 
 import math
 import warnings
@@ -13,15 +13,19 @@ from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import errors, tree
 
-# A batch is split over the first two; "fsdp" also splits the train state,
-# "tensor" the work of single matrix products, "context" the tokens of a sample
-# and "spatial" the columns of the autoencoder's images, as "context" does, too.
+# Mesh axes, and the dimensions that each of them shards:
+#
+#   data     the batch
+#   fsdp     the batch, and the train state
+#   tensor   heads and hidden features, within single matrix products
+#   context  the tokens of a sample, and columns of the autoencoder's images
+#   spatial  columns of the autoencoder's images
 AXES = ("data", "fsdp", "tensor", "context", "spatial")
 BATCH = P(AXES[:2])
 
-# Logical activation axis -> mesh axes. A name that is not here is an error.
-# "heads" are those of attention, where a device has all tokens of a sample;
-# "hidden" are features or heads where tokens are split.
+# Logical activation axis -> mesh axes. Any other name is an error. "heads" are
+# the heads inside attention, where each device has all tokens of a sample;
+# "hidden" are features or heads where the tokens are sharded.
 LOGICAL: dict[str | None, tuple[str, ...]] = {
   "batch": AXES[:2],
   "tokens": ("context",),
@@ -30,19 +34,24 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
   "columns": ("context", "spatial"),
   None: (),
 }
-# What need not be a multiple of its devices: the last of them get less. Models
-# are also started and asked with batches smaller than those that they train on.
+# Logical axes that may be padded: the last shards hold fewer elements. "batch"
+# is one of them, as models are also initialised and run with batches that are
+# smaller than in training.
 UNEVEN = ("batch", "tokens", "columns")
 
-# Bytes of a leaf that should not lie whole on every device without a word.
+# Bytes from which on a leaf that is replicated against its rule is warned of.
 _LARGE = 2**26
-# What was said of such leaves; planning asks again and again.
+# Warnings already given, as planning computes shardings again and again.
 _said: set[str] = set()
 
-# Rule values: "replicate"; mesh axes such as "fsdp" or "fsdp+context", which
-# split the largest dimension that they divide; or an explicit tuple with a mesh
-# axis, a tuple of them or None per dimension. There, "fsdp+context?" splits a
-# dimension as far as it divides: over both, over "fsdp", or not at all.
+# A rule is a regular expression over leaf names, and one of these values:
+#
+# - "replicate";
+# - mesh axes such as "fsdp" or "fsdp+context", which shard the largest
+#   dimension that they divide;
+# - a tuple with an entry per dimension: a mesh axis, a tuple of mesh axes, or
+#   None. The entry "fsdp+context?" shards the dimension as far as it divides:
+#   over both axes, over "fsdp" alone, or not at all.
 Axis = str | tuple[str, ...] | None
 Rule = tuple[str, str | tuple[Axis, ...]]
 
@@ -50,15 +59,15 @@ Rule = tuple[str, str | tuple[Axis, ...]]
 def make_mesh(
   config: Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """A mesh with all of `AXES`.
+  """Makes a mesh with all of `AXES`.
 
   Devices that are near each other become neighbours on the last axes.
 
   Args:
-    config: axis sizes, such as {"data": 2, "fsdp": 4}; a left-out axis has
-      size 1 and at most one may be -1, which means all devices that are left.
-    devices: all of them unless given; also those of a
-      `jax.experimental.topologies` description, which need not exist.
+    config: axis sizes, such as {"data": 2, "fsdp": 4}. An axis that is left out
+      has size 1. At most one size may be -1, for all remaining devices.
+    devices: devices of the mesh; None is all of `jax.devices()`. Devices of a
+      `jax.experimental.topologies` description, which need not exist, work too.
 
   Raises:
     errors.UserError: for an unknown axis, a size that is neither positive nor
@@ -83,7 +92,8 @@ def make_mesh(
       f"the mesh {sizes} needs {math.prod(sizes.values())} devices, "
       f"found {len(devices)}"
     )
-  # jax.make_mesh splits an axis of a torus between two of the mesh on v5e only.
+  # Unlike this function, jax.make_mesh splits an axis of the torus between two
+  # mesh axes only on v5e.
   grid = mesh_utils.create_device_mesh(
     tuple(sizes.values()), devices, allow_split_physical_axes=True
   )
@@ -91,12 +101,12 @@ def make_mesh(
 
 
 def batch_devices(mesh: Mesh) -> int:
-  """How many parts a batch is split into."""
+  """Returns the number of shards of a batch."""
   return num_shards(mesh, "batch")
 
 
 def num_shards(mesh: Mesh | AbstractMesh, logical: str | None) -> int:
-  """Over how many devices `mesh` splits a logical axis.
+  """Returns the number of shards of a logical axis.
 
   A mesh axis that `mesh` does not have counts as one device.
 
@@ -115,13 +125,13 @@ def _product(axes: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
 
 
 def process_part(mesh: Mesh) -> tuple[int, int]:
-  """(index, count): which part of each batch this process has to read.
+  """Returns (index, count): the part of each batch that this process reads.
 
-  Processes whose devices differ along "tensor", "context" or "spatial" only
+  Processes whose devices differ only along "tensor", "context" or "spatial"
   read the same part.
 
   Raises:
-    errors.UserError: if the mesh gives processes parts that overlap.
+    errors.UserError: if the mesh gives processes overlapping or unequal parts.
   """
   size = batch_devices(mesh)
   rows: dict[int, set[int]] = {}
@@ -142,7 +152,7 @@ def process_part(mesh: Mesh) -> tuple[int, int]:
 def _spec(
   name: str, shape: tuple[int, ...], rule: Any, mesh: Mesh
 ) -> tuple[P, str | None]:
-  """The spec of one leaf, and why a rule does not fit it (None if it does)."""
+  """Returns the spec of a leaf, and why its rule does not fit, or None."""
   if rule == "replicate":
     return P(), None
   if isinstance(rule, str):
@@ -168,19 +178,19 @@ def _spec(
 
 
 def _is_optional(value: Any) -> bool:
-  """Whether a dimension's axes are left out where they do not divide it."""
+  """Whether a dimension's mesh axes are dropped if they do not divide it."""
   return isinstance(value, str) and value.endswith("?")
 
 
 def _axes(value: Any) -> tuple[str, ...]:
-  """The mesh axes of one dimension of a rule."""
+  """Returns the mesh axes of one dimension of a rule."""
   if isinstance(value, str):
     return tuple(value.removesuffix("?").split("+"))
   return tuple(value or ())
 
 
 def _brief(axes: Sequence[str], mesh: Mesh) -> Axis:
-  """What a spec says of axes; of several, those of one device are left out."""
+  """Returns mesh axes as a spec's entry; several lose those of size 1."""
   if len(axes) > 1:
     axes = [axis for axis in axes if mesh.shape[axis] > 1]
   return tuple(axes) if len(axes) > 1 else axes[0] if axes else None
@@ -189,7 +199,10 @@ def _brief(axes: Sequence[str], mesh: Mesh) -> Axis:
 def _largest(
   name: str, shape: tuple[int, ...], axes: Sequence[str], mesh: Mesh
 ) -> tuple[P, str | None]:
-  """`_spec` of the largest dimension that all (or the first) axes divide."""
+  """`_spec` for mesh axes: shards the largest dimension that they divide.
+
+  If no dimension is divided by all axes, the last axis is dropped, and so on.
+  """
   if unknown := [axis for axis in axes if axis not in mesh.shape]:
     return P(), f"{name} {shape}: {unknown[0]!r} is no mesh axis"
   for count in range(len(axes), 0, -1):
@@ -202,23 +215,24 @@ def _largest(
 
 
 def _repeated(spec: Sequence[tuple[str, ...]]) -> str | None:
-  """The first mesh axis that a spec names a second time."""
+  """Returns the first mesh axis that a spec names twice, or None."""
   axes = [axis for part in spec for axis in part]
   return next((a for i, a in enumerate(axes) if a in axes[:i]), None)
 
 
 def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
-  """A tree of `PartitionSpec`s for `state`, from rules over leaf names.
+  """Returns a tree of `PartitionSpec`s for `state`, from rules over leaf names.
 
-  The value "fsdp" falls back to a copy on every device where no dimension is
-  divisible (small biases, scalars), and "fsdp+context" to "fsdp". An explicit
-  tuple falls back only where it says so. Leaves of 64 MiB and more that lie
-  whole on every device although their rule names mesh axes are warned of, once.
+  The value "fsdp" falls back to replication where no dimension is divisible
+  (small biases, scalars), and "fsdp+context" to "fsdp". A tuple falls back only
+  with "?". Leaves of 64 MiB and more that are replicated although their rule
+  names mesh axes are warned of, once.
 
   Args:
     state: arrays or `jax.ShapeDtypeStruct`s, usually the whole train state.
-    mesh: as from `make_mesh`.
-    rules: ordered (regular expression, value); values as in `Rule`.
+    mesh: a mesh from `make_mesh`.
+    rules: ordered pairs of a regular expression and a value; see `Rule`. The
+      first rule that matches the whole name of a leaf counts.
 
   Raises:
     errors.UserError: lists all leaves that no rule covers, or all rules that
@@ -241,12 +255,12 @@ def specs(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
 def _say_copied(
   state: Any, mesh: Mesh, found: Mapping[str, Any], out: Sequence[P]
 ) -> None:
-  """Warns of large leaves that are on every device, against their rule.
+  """Warns of large leaves that are replicated although their rule shards them.
 
   Args:
     state, mesh: as for `specs`.
-    found: the rule of each leaf, by its name.
-    out: the spec of each leaf, in the same order.
+    found: the value of each leaf's rule, by the leaf's name.
+    out: the spec of each leaf, in flatten order.
   """
   large = []
   for (name, leaf), spec in zip(tree.flatten(state).items(), out, strict=True):
@@ -270,14 +284,18 @@ def _say_copied(
 
 
 def _named(rule: Any) -> bool:
-  """Whether a rule names mesh axes to split a leaf over."""
+  """Whether the value of a rule names mesh axes to shard a leaf over."""
   if isinstance(rule, str):
     return rule != "replicate"
   return any(_axes(value) for value in rule)
 
 
 def shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
-  """`specs` as a tree of `NamedSharding`s.
+  """Returns `specs` as a tree of `NamedSharding`s.
+
+  Args:
+    state, mesh: as for `specs`.
+    rules: as for `specs`.
 
   Raises:
     errors.UserError: as `specs`.
@@ -290,19 +308,20 @@ def shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
-  """Constrains the sharding of an activation; returns `x` without a mesh.
+  """Constrains the sharding of an activation; without a mesh, returns `x`.
 
-  The mesh is the one set by `jax.set_mesh`, so model code stays free of it. A
-  mesh axis that it does not have counts as one device.
+  The mesh is the one set by `jax.set_mesh`, so models need not know it. A mesh
+  axis that it does not have counts as one device.
 
   Args:
     x: any array.
-    *logical_axes: one name of `LOGICAL` per dimension; trailing ones may be
-      left out and are, like None, not split.
+    *logical_axes: one name of `LOGICAL` per dimension. Dimensions with None,
+      and trailing ones that are left out, are not sharded.
 
   Raises:
     errors.UserError: for an unknown name, two names that share a mesh axis, or
-      a dimension that the mesh does not divide and is not in `UNEVEN`.
+      a dimension that the mesh does not divide and whose name is not in
+      `UNEVEN`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -318,7 +337,7 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
 
 
 def activation_spec(mesh: Mesh | AbstractMesh, *logical_axes: str | None) -> P:
-  """The spec of an activation whose dimensions have these logical names.
+  """Returns the spec of an activation whose dimensions have these names.
 
   Raises:
     errors.UserError: for an unknown name, or two that share a mesh axis.
@@ -337,9 +356,14 @@ def activation_spec(mesh: Mesh | AbstractMesh, *logical_axes: str | None) -> P:
 def divisible_spec(
   mesh: Mesh | AbstractMesh, shape: Sequence[int], *logical_axes: str | None
 ) -> P:
-  """`activation_spec`, without the names whose devices do not divide the shape.
+  """Returns `activation_spec`, with only the names that divide the shape.
 
-  What enters or leaves a program cannot be split unevenly.
+  Arrays that enter or leave a compiled program cannot be sharded unevenly.
+
+  Args:
+    mesh: the mesh.
+    shape: shape of the array.
+    *logical_axes: as for `activation_spec`.
   """
   return activation_spec(
     mesh,
@@ -351,10 +375,10 @@ def divisible_spec(
 
 
 def to_host(x: Any) -> np.ndarray:
-  """The whole of an array in this process's memory.
+  """Copies a whole array to this process's host memory.
 
-  Where an array is spread over several processes, all of them have to call
-  this, in the same order.
+  If the array is sharded over several processes, all of them must call this, in
+  the same order.
   """
   if not isinstance(x, jax.Array) or x.is_fully_addressable:
     return np.asarray(x)

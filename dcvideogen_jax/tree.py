@@ -1,4 +1,4 @@
-"""Names of leaves, and ordered rules over them."""
+"""Names of the leaves of pytrees, and ordered rules over these names."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 def names(tree: Any) -> list[str]:
-  """Names of the leaves such as "params/encoder/kernel", in flatten order.
+  """Returns names of leaves such as "params/encoder/kernel", in flatten order.
 
-  Attribute, dictionary and sequence keys are all joined with "/". Like
-  `jax.tree`, this counts None as an empty subtree, not as a leaf.
+  Attribute, dictionary and sequence keys are all joined with "/". As in
+  `jax.tree`, None is an empty subtree, not a leaf.
   """
   paths = jax.tree_util.tree_flatten_with_path(tree)[0]
   return [
@@ -24,19 +24,19 @@ def names(tree: Any) -> list[str]:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Leaf name -> leaf, in flatten order."""
+  """Returns the leaves by their names, in flatten order."""
   return dict(zip(names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  """Leaf name -> shape; leaves are arrays or `jax.ShapeDtypeStruct`s."""
+  """Returns shapes by leaf name, of arrays or `jax.ShapeDtypeStruct`s."""
   return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
 
 
 def match(
   rules: Sequence[tuple[str, T]], leaves: Iterable[str]
 ) -> dict[str, T]:
-  """Value of the first rule whose regular expression matches a whole name.
+  """Returns, by name, the value of the first rule that matches a whole name.
 
   Args:
     rules: ordered (regular expression, value) pairs.
@@ -71,7 +71,7 @@ def match(
 
 
 def match_tree(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
-  """`match` for each leaf of `tree`, as a tree of the same structure.
+  """Returns `match` for each leaf of `tree`, as a tree of the same structure.
 
   Raises:
     errors.UserError: as `match`.
@@ -84,15 +84,15 @@ def match_tree(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
 
 
 def split(tree: Mapping[str, Any], mask: Mapping[str, Any]) -> tuple[Any, Any]:
-  """(kept, rest): the leaves where `mask` is true, and the others.
+  """Splits a tree into (kept, rest): leaves where `mask` is true, and others.
 
   Args:
     tree: nested dictionaries.
-    mask: the same with bools, as `match_tree` gives it.
+    mask: nested dictionaries of the same structure with bools, as from
+      `match_tree`.
 
   Returns:
-    Nested dictionaries without the leaves, and the then empty dictionaries,
-    of the other part.
+    Two trees of nested dictionaries, without empty ones.
   """
   kept: dict[str, Any] = {}
   rest: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def split(tree: Mapping[str, Any], mask: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def merge(kept: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-  """Undoes `split`.
+  """Merges two trees again that `split` has made.
 
   Raises:
     ValueError: if both hold the same leaf.
