@@ -1,4 +1,4 @@
-"""Prompts that change in a stream, and the video that it goes on from."""
+"""Prompts that change in a stream, and the video that a stream continues."""
 
 import collections
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ from dcvideogen_jax.sample import sizes
 
 
 def prompts(first: str, changes: Iterable[str]) -> dict[int, str]:
-  """The texts of a stream by the number of the chunk from which they hold.
+  """Parses the prompts of a stream, by the chunk from which they hold.
 
   Args:
-    first: holds from the first chunk that is made, number 0.
-    changes: each "NUMBER:TEXT".
+    first: the prompt from the first new chunk on, number 0.
+    changes: further prompts, each "NUMBER:TEXT".
 
   Raises:
     errors.UserError: for a change that cannot be read.
@@ -42,17 +42,18 @@ def frames(
   per_chunk: int,
   most: int | None,
 ) -> UInt8[np.ndarray, "t h w 3"]:
-  """The last whole chunks of a video, as far as they are seen.
+  """Reads the last whole chunks of a video, as many as a new chunk sees.
 
   Args:
     path: the video.
-    fps: frames per second, taken by their times; None takes them as they come.
-    size: to stretch them to.
+    fps: rate in frames per second, at which frames are picked by their times;
+      None takes every frame.
+    size: gives the height and width to which frames are stretched.
     per_chunk: frames of a chunk.
-    most: chunks that the first new one sees; None is all of them.
+    most: chunks that the first new chunk sees; None is all of them.
 
   Raises:
-    errors.UserError: if the video is damaged or has not one whole chunk.
+    errors.UserError: if the video is damaged or shorter than one chunk.
   """
   info = video_files.probe(path)
   found = collections.deque(

@@ -1,4 +1,4 @@
-"""From noise to latents: the guided model, compiled, step by step."""
+"""Turns noise into latents with the compiled, guided model, step by step."""
 
 import contextlib
 import functools
@@ -16,20 +16,20 @@ from dcvideogen_jax.latents import denoiser
 from dcvideogen_jax.models import wan_dit
 from dcvideogen_jax.sample import arguments, options, placement
 
-# Both branches of guidance go through the model at once up to so many tokens;
-# beyond, one branch keeps a device busy and needs half the activations.
+# Up to this many tokens per device, the two branches of guidance share one
+# batch. Beyond, one branch keeps a device busy and needs half the activations.
 _BATCHED_TOKENS = 16384
 
 
 class Denoising(NamedTuple):
-  """How latents are denoised: what was asked for, checked.
+  """How latents are denoised, from checked options.
 
   Attributes:
-    options: solver and grid.
-    plan: of the steps.
-    scale: of the guidance.
-    guided: whether that takes both branches.
-    batched: see `guidance.guided`.
+    options: solver and grid of noise levels.
+    plan: the solver's steps.
+    scale: guidance scale.
+    guided: whether the scale takes both branches of guidance.
+    batched: whether both branches share one batch; see `guidance.guided`.
     negative: the negative prompt.
   """
 
@@ -46,12 +46,12 @@ def batched_by_default(
   shape: tuple[int, ...],
   layout: placement.Layout | None = None,
 ) -> bool:
-  """Whether guidance sends both branches through the transformer at once.
+  """Decides whether the two branches of guidance share one batch.
 
   Args:
     module: the transformer.
     shape: of the latents, `b t h w c`.
-    layout: of several devices, which share samples and tokens.
+    layout: the devices that share samples and tokens; None is one device.
   """
   tokens = 2 * math.prod(shape[:-1]) // math.prod(module.patch)
   if layout is not None:
@@ -65,7 +65,13 @@ def batched_by_default(
 def prepare(
   pipeline: Any, asked: options.Options, module: Any, shape: tuple[int, ...]
 ) -> Denoising:
-  """How a pipeline denoises latents of a shape, `b t h w c`.
+  """Checks options, and settles how a pipeline denoises latents.
+
+  Args:
+    pipeline: `pipeline.DCVideoGen`.
+    asked: the options.
+    module: the transformer.
+    shape: of the latents, `b t h w c`.
 
   Raises:
     errors.UserError: for options that do not fit.
@@ -88,7 +94,12 @@ def prepare(
 def jit_step(
   module: Any, guided: bool, batched: bool, where: Any
 ) -> jax.stages.Wrapped:
-  """`sampler.jit_step` of a model; one object, which jax compiles once."""
+  """Returns the `sampler.jit_step` of a model, cached so that it compiles once.
+
+  Args:
+    module, guided, batched: as for `denoiser.velocity`.
+    where: sharding of the latents and of the solver's state, or None.
+  """
   model = functools.partial(denoiser.velocity, module, guided, batched)
   return sampler.jit_step(model, where)
 
@@ -102,7 +113,7 @@ def _jit_all_steps(module, guided, batched, where):
 
 @functools.cache
 def jit_cache(module: Any, batched: bool) -> jax.stages.Wrapped:
-  """`denoiser.cache`, jitted; one object, which jax compiles once."""
+  """Returns the jitted `denoiser.cache`, cached so that it compiles once."""
   return jax.jit(functools.partial(denoiser.cache, module, batched))
 
 
@@ -119,15 +130,15 @@ def run(
   one_program: bool = False,
   caches: denoiser.Caches = (),
 ) -> Float[Array, "b t h w c"]:
-  """Samples latents.
+  """Samples latents from noise.
 
   Args:
     pipeline: `pipeline.DCVideoGen`.
-    transformer: its own, or one with other chunks.
-    how: the steps and the guidance; without `uncond` there is none.
-    noise: standard normal, on all devices of the layout, as all inputs.
+    transformer: that of the pipeline, or the same with other chunks.
+    how: the steps and the guidance, which is off if `uncond` is None.
+    noise: standard normal. Like all inputs, it is replicated over the layout.
     cond, uncond, caches: as for `denoiser.velocity`.
-    phase, on_step, one_program: as of `options.VideoOptions`.
+    phase, on_step, one_program: as in `options.VideoOptions`.
   """
   module, variables = transformer
   layout, plan = pipeline.layout, how.plan

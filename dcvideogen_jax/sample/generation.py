@@ -1,4 +1,4 @@
-"""What sampling gives: latents that are decoded when asked."""
+"""The result of sampling: latents that are decoded on demand."""
 
 import dataclasses
 import os
@@ -12,17 +12,17 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.sample import sizes
 
-FPS = 16  # of Wan's and DC-VideoGen's videos
+FPS = 16  # frames per second of Wan's and DC-VideoGen's videos
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """Latents and what decodes them.
+  """Latents, and the function that decodes them.
 
   Attributes:
-    latents: float32 `b t h w c`, as the diffusion model left them.
+    latents: float32, scaled as the diffusion model returned them.
     size: of the video.
-    settings: what was done, ready for JSON.
+    settings: all settings of the run, ready for JSON.
   """
 
   latents: Float[Array, "b t h w c"]
@@ -33,9 +33,9 @@ class Generation:
   def chunks(
     self, sample: int | None = None
   ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
-    """Decodes piece by piece; of all samples, or of one.
+    """Decodes the video of all samples, or of one, piece by piece.
 
-    Memory does not grow with the number of frames.
+    The memory that this takes does not grow with the number of frames.
 
     Raises:
       errors.UserError: if there is no such sample.
@@ -49,7 +49,7 @@ class Generation:
     return self._decode(self.latents[sample : sample + 1])
 
   def video(self) -> UInt8[np.ndarray, "b t h w 3"]:
-    """The whole video in host memory."""
+    """Decodes the whole video of all samples into host memory."""
     return np.concatenate(list(self.chunks()), axis=1)
 
   def save(
@@ -59,12 +59,12 @@ class Generation:
 
     Args:
       path: ends in .mp4.
-      sample: which one.
+      sample: number of the sample, from 0.
       **options: of `data.video.VideoWriter`, such as `crf`.
 
     Raises:
-      errors.UserError: if there is no such sample, or the file cannot be
-        written; there is none then.
+      errors.UserError: if there is no such sample, or if the file cannot be
+        written, in which case none is left behind.
     """
     save(self.chunks(sample), path, **options)
 

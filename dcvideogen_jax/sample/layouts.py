@@ -1,10 +1,10 @@
-"""Where the parts of a published model lie, and fetching them.
+"""Finds the parts of a published model, and fetches them.
 
-Known are the directories and repositories of DC-VideoGen
+The known layouts are the directories and repositories of DC-VideoGen
 (`dc-ai/DC-Gen-Wan2.1-T2V-14B` and `-I2V-14B`, published first together as
 `nvidia/DC-VideoGen-Wan2.1-14B`), of Wan 2.1 in diffusers' form and of Wan 2.1
-itself. What a directory's `parts.json` says (see `sample.parts_file`) comes
-before what the directory itself holds.
+itself. A part that a directory's `parts.json` names (see `sample.parts_file`)
+takes precedence over a part in the directory itself.
 """
 
 import fnmatch
@@ -19,8 +19,8 @@ from dcvideogen_jax.sample import hub, parts_file
 
 TASKS = ("t2v", "i2v")
 
-# Where a part may lie, in the order in which they are tried. {task} is t2v or
-# i2v. A `*` stands for any characters.
+# Where a part may lie, in the order in which the places are tried. {task} is
+# t2v or i2v. A `*` stands for any characters but "/".
 _PLACES = {
   "transformer": (
     "transformer_{task}",
@@ -34,7 +34,7 @@ _PLACES = {
   "image_encoder": ("image_encoder", "models_clip_*.pth"),
   "scheduler": ("scheduler/scheduler_config.json",),
 }
-# A part that is the whole directory when one of its files is found in it.
+# Files of a transformer that lie in the directory itself, not in a folder.
 _ROOT = "diffusion_pytorch_model*"
 
 _CONFIG = "config.json"
@@ -42,9 +42,10 @@ _INDEX = ".safetensors.index.json"
 
 
 class Paths(NamedTuple):
-  """Where each part lies; None for what is not there or not needed.
+  """Where each part lies; None for a part that is missing or not needed.
 
-  `text_tokens` is no part: what a directory says of its transformer, or None.
+  `text_tokens` is not a part: it is the number of text tokens that a
+  directory's `parts.json` gives for its transformer, or None.
   """
 
   transformer: pathlib.Path | None = None
@@ -64,23 +65,24 @@ def locate(
   autoencoder: str | os.PathLike[str] | None = None,
   image_encoder: str | os.PathLike[str] | None = None,
 ) -> Paths:
-  """Finds all parts that a task needs, fetching what is not here.
+  """Finds all parts that a task needs, and fetches files that are not here.
 
   Args:
     source: a directory, or a Hugging Face repository (see `hub.is_repository`).
     task: "t2v" or "i2v".
-    autoencoder: DC-AE-V or, by its published names, Wan's, where `source` has
-      none or another one shall be used: its file or directory, a directory or a
-      repository that holds it as one of several parts.
-    image_encoder: CLIP, likewise; None is Wan's own for DC-VideoGen's
-      repository of image to video, which has none.
+    autoencoder: DC-AE-V, or Wan's autoencoder by its published names, if
+      `source` has none or another one is wanted: its file or directory, or a
+      directory or repository that holds it among other parts.
+    image_encoder: CLIP, likewise. DC-VideoGen's image-to-video repository has
+      none; for it, None means Wan's own.
 
   Returns:
-    One of the two autoencoders, CLIP for image to video only.
+    The paths, with one of the two autoencoders, and with CLIP for image to
+    video only.
 
   Raises:
-    errors.UserError: names all parts that are missing; or if something cannot
-      be fetched, several files could be the same part, or the repository is
+    errors.UserError: names all parts that are missing. Also if a part cannot be
+      fetched, if several files could be the same part, or if the repository is
       known to be for the other task.
   """
   for other, repository in hub.REPOSITORIES.items():
@@ -103,14 +105,16 @@ def find(
 ) -> Paths:
   """Looks for the parts of a model in a directory or repository.
 
-  Of a repository only what the task needs is fetched, after it is known that
-  all parts are there: nothing twice in different formats, and what the official
-  code takes from another repository from there. Where the network cannot be
-  reached, what was fetched before is used, and a warning says so. Without a
-  revision the newest commit is taken, and the paths have it in them.
+  Only the files that the task needs are fetched from a repository, and only
+  once all parts are found in its list of files. Weights that are published in
+  several formats are fetched in one. A part that the official code takes from
+  another repository is fetched from that one. If the network cannot be reached,
+  files that were fetched before are used, with a warning. Without a revision
+  the newest commit is used, which is part of the paths.
 
   Args:
-    source: as published, or a directory with a `parts.json`.
+    source: a published directory or repository, or a directory with a
+      `parts.json`.
     task: "t2v" or "i2v".
     without: parts that come from elsewhere.
 
@@ -136,7 +140,10 @@ def find(
 def _download(
   repository: str, task: str, without: Collection[str]
 ) -> pathlib.Path:
-  """The snapshot's directory, whose name is the commit; see `find`."""
+  """Fetches the parts of a task; returns the snapshot's directory.
+
+  The name of the directory is the commit.
+  """
 
   def choose(names: list[str]) -> list[str]:
     entries = _entries(names)
@@ -158,7 +165,10 @@ def _download(
 
 
 def _companions(repository: str, task: str) -> dict[str, str]:
-  """Part -> repository; only DC-VideoGen's of image to video lacks one."""
+  """Returns the repositories of the parts that a repository lacks, by part.
+
+  Only DC-VideoGen's image-to-video repository lacks one.
+  """
   lacks = task == "i2v" and hub.name(repository) == hub.REPOSITORIES["i2v"]
   return {"image_encoder": hub.CLIP} if lacks else {}
 
@@ -166,7 +176,7 @@ def _companions(repository: str, task: str) -> dict[str, str]:
 def _given(
   source: str | os.PathLike[str], parts: tuple[str, ...], task: str
 ) -> dict[str, pathlib.Path]:
-  """A part that the user names: {which of `parts` it is: its path}."""
+  """Finds a part that the user names: {which of `parts` it is: its path}."""
   path = pathlib.Path(source)
   if hub.is_repository(source):
 
@@ -194,10 +204,10 @@ def _needed(
   source: object,
   given: Collection[str],
 ) -> dict[str, Any]:
-  """What a task needs of what was found.
+  """Selects the parts that a task needs from those that were found.
 
   Raises:
-    errors.UserError: names all that is missing.
+    errors.UserError: names all parts that are missing.
   """
   kinds = ("dc_ae_v", "wan_vae")
   autoencoders = [part for part in kinds if part in given] or [
@@ -229,9 +239,9 @@ def _describe(part: str, task: str) -> str:
 def _inside(
   directory: pathlib.Path, parts: Iterable[str], task: str
 ) -> dict[str, pathlib.Path | None]:
-  """Where parts lie that a directory holds or knows of."""
+  """Returns where parts lie that a directory holds or its parts.json names."""
   named = parts_file.read(directory, _PLACES).paths
-  # As deep as parts lie.
+  # No part lies deeper than two levels.
   entries = {
     path.relative_to(directory).as_posix()
     for pattern in ("*", "*/*")
@@ -249,7 +259,7 @@ def _inside(
 
 
 def _entries(names: Iterable[str]) -> set[str]:
-  """Files, and the directories that they are in."""
+  """Returns the files and the directories that they are in."""
   entries = set(names)
   for name in names:
     entries |= {p.as_posix() for p in pathlib.PurePosixPath(name).parents}
@@ -259,7 +269,7 @@ def _entries(names: Iterable[str]) -> set[str]:
 def _find(
   part: str, entries: Collection[str], task: str, source: object
 ) -> str | None:
-  """Where a part lies; "." if it is spread over the directory itself."""
+  """Returns a part's place, "." for the directory itself, or None."""
   for place in _PLACES[part]:
     pattern = place.format(task=task)
     fitting = sorted(name for name in entries if _fits(name, pattern))
@@ -275,7 +285,7 @@ def _find(
 
 
 def _fits(name: str, pattern: str) -> bool:
-  """Whether a name is one that the pattern means; `*` is not for "/"."""
+  """Returns whether a name matches a pattern, whose `*` does not match "/"."""
   return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(
     name, pattern
   )
@@ -283,12 +293,12 @@ def _fits(name: str, pattern: str) -> bool:
 
 # --- Hugging Face ------------------------------------------------------------
 
-# What a name has before its suffix where the weights are there a second time.
+# Marks the file name of a second copy of the weights, in another dtype or EMA.
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32|ema|non_ema)[.-]")
 
 
 def _files(names: Iterable[str], part: str, place: str) -> list[str]:
-  """The files of a part, without its weights in further formats."""
+  """Returns the files of a part, with its weights in one format only."""
   folder = "" if place == "." else place
   inside = [name for name in names if os.path.dirname(name) == folder]
   config = os.path.join(folder if inside else os.path.dirname(place), _CONFIG)
@@ -303,11 +313,11 @@ def _files(names: Iterable[str], part: str, place: str) -> list[str]:
 
 
 def _weights(names: Iterable[str]) -> list[str]:
-  """Of the files of a directory, the weights: all of one format."""
+  """Selects the weights among the files of a directory, in one format only."""
   for suffixes in ((".safetensors", _INDEX), (".pt", ".pth", ".bin")):
     weights = [name for name in names if name.endswith(suffixes)]
     weights = [x for x in weights if not _VARIANT.search(x)] or weights
-    # Beside an index, a single file holds all of it once more.
+    # A single file beside an index repeats the weights of the index's shards.
     indices = (name for name in weights if name.endswith(_INDEX))
     whole = {name.removesuffix(".index.json") for name in indices}
     if weights := [name for name in weights if name not in whole]:

@@ -1,4 +1,4 @@
-"""What `--model`, `--source`, `--config` and `--lora` of programs may be."""
+"""Parses the flags `--model`, `--source`, `--config` and `--lora`."""
 
 import importlib.resources
 import math
@@ -10,12 +10,12 @@ from typing import Any
 from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.sample import hub
 
-# Shipped weights, by the name one gives as --model.
+# Directories of shipped weights, by their names for --model.
 _SHIPPED = {"tiny": "dc_ae_v_tiny"}
 
 
 def weights(name: str) -> pathlib.Path:
-  """A path, or the path of shipped weights by name.
+  """Returns the path of weights, given by path or as the name of shipped ones.
 
   Raises:
     errors.UserError: if there is no such file or directory.
@@ -34,7 +34,7 @@ def weights(name: str) -> pathlib.Path:
 
 
 def video(name: str) -> str:
-  """A path; "demo", where there is no such file, is the clip that ships."""
+  """Returns a video's path; "demo" is the shipped clip unless it is a file."""
   if name != "demo" or os.path.exists(name):
     return name
   assets = importlib.resources.files("dcvideogen_jax") / "assets"
@@ -42,7 +42,7 @@ def video(name: str) -> str:
 
 
 def lora(text: str) -> tuple[str, float]:
-  """A file of low-rank updates and its scale, "PATH" or "PATH,SCALE".
+  """Parses a file of low-rank updates and its scale: "PATH" or "PATH,SCALE".
 
   Raises:
     errors.UserError: if there is no such file, or the scale is not finite.
@@ -65,15 +65,15 @@ def lora(text: str) -> tuple[str, float]:
 def merge_loras(
   kind: str, module: Any, variables: Any, loras: list[tuple[str, float]]
 ) -> Any:
-  """The variables with the sum of all updates, of which it tells.
+  """Adds low-rank updates to a model's parameters, and prints what changes.
 
   Args:
-    kind: of `convert.KINDS`.
-    module, variables: the model; the memory of its parameters is given away.
-    loras: as of `lora`.
+    kind: a key of `convert.KINDS`.
+    module, variables: the model; its parameters are donated.
+    loras: files and their scales, as `lora` returns them.
 
   Raises:
-    errors.UserError: if a file is damaged or of another model.
+    errors.UserError: if a file is damaged or belongs to another model.
   """
   found = []
   for path, scale in loras:
@@ -90,10 +90,10 @@ def merge_loras(
 
 
 def pipeline(name: str) -> str:
-  """A directory of a whole text-to-video model, or a repository's name.
+  """Returns the directory or repository of a whole model; "tiny" ships.
 
   Raises:
-    errors.UserError: if it is neither.
+    errors.UserError: if `name` is neither.
   """
   if name == "tiny":
     assets = importlib.resources.files("dcvideogen_jax") / "assets"
@@ -107,7 +107,7 @@ def pipeline(name: str) -> str:
 
 
 def config(text: str | None) -> str | Mapping[str, Any] | None:
-  """What `convert.load` takes as `config`, from the text of a flag.
+  """Parses the text of a flag into the `config` that `convert.load` takes.
 
   Raises:
     errors.UserError: if a file cannot be read or the JSON is not an object.
@@ -122,7 +122,7 @@ def config(text: str | None) -> str | Mapping[str, Any] | None:
 
 
 def fields(text: str, flag: str) -> dict[str, Any]:
-  """The JSON object that a flag holds, or the .json file that it names.
+  """Parses the JSON object that a flag holds, or the .json file that it names.
 
   Raises:
     errors.UserError: if a file cannot be read or the JSON is not an object.
@@ -146,7 +146,7 @@ def fields(text: str, flag: str) -> dict[str, Any]:
 
 
 def variant(kind: str, module: Any) -> str:
-  """The released variant a module is, or "own configuration"."""
+  """Returns a module's released variant by name, or "own configuration"."""
   found = convert.api.config_of(module)
   for name, fields in convert.KINDS[kind].variants.items():
     released = convert.KINDS[kind].build(fields)

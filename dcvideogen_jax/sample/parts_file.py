@@ -1,7 +1,7 @@
-"""What a directory says of its model in `parts.json`.
+"""Reads `parts.json`, in which a directory describes its model.
 
-Where parts lie that are elsewhere, and for how many tokens of a text the
-transformer was trained, where they are not Wan's 512:
+The file gives the paths of parts that lie elsewhere. It also gives the number
+of text tokens that the transformer was trained with, if it is not Wan's 512:
 
     {"dc_ae_v": "../dc_ae_v", "image_encoder": "/models/clip",
      "text_tokens": 32}
@@ -17,29 +17,29 @@ from typing import Any, NamedTuple
 from dcvideogen_jax import documents, errors
 
 NAME = "parts.json"
-# What is no path.
+# Keys whose values are not paths.
 OPTIONS = ("text_tokens",)
-# Of a text: far more than any model was trained for.
+# Largest number of text tokens: far more than any model was trained with.
 _MOST_TOKENS = 1 << 16
 
 
 class PartsFile(NamedTuple):
-  """The paths of parts by their names, and `OPTIONS`."""
+  """The paths of parts by name, and the values of the `OPTIONS` given."""
 
   paths: Mapping[str, pathlib.Path]
   options: Mapping[str, Any]
 
 
 def read(directory: pathlib.Path, parts: Collection[str]) -> PartsFile:
-  """Reads the file, if there is one.
+  """Reads the file of a directory; without one, nothing is given.
 
   Args:
     directory: that of the model.
-    parts: names that may be used.
+    parts: names of parts that the file may use.
 
   Raises:
-    errors.UserError: if it is damaged, names something unknown or what does not
-      exist, or gives no number of tokens.
+    errors.UserError: if the file is damaged, has an unknown key, names a path
+      that does not exist, or gives a number of tokens out of range.
   """
   path = directory / NAME
   if not path.is_file():

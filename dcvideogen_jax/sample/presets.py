@@ -2,16 +2,16 @@
 
   dcvideogen sample --config=dc-t2v-14b,size=720p --prompt="..." --output=out
 
-What follows --config= names a model and, after commas, `size` and `target`, a
-slice of TPUs whose chips share each video; --config.steps=20 overrides a value.
-Steps and guidance are those of arXiv 2509.25182 and of the released scripts;
-`shift` is read from the checkpoint's scheduler unless it is set here. An image
-keeps its shape: for image to video a size is an area.
+--config= takes the name of a model and, after commas, `size` and `target`, a
+TPU slice whose chips share each video. --config.steps=20 overrides a value.
+Steps and guidance scale are those of arXiv 2509.25182 and of the released
+scripts. `shift` is read from the checkpoint's scheduler unless it is set here.
+For image to video the size is an area: the video keeps the image's shape.
 
-T2V compiled for devices that were not there (`dcvideogen plan`, jax 0.10.2):
-weights and peak of one device in GiB, seconds that no guided step can stay
-below. I2V with 14B takes up to 67.8 GiB on an H100; on v6e_2x4 it has not been
-compiled.
+The table is for T2V, compiled ahead of time without the hardware (`dcvideogen
+plan`, jax 0.10.2): weights and peak memory of one device in GiB, and a lower
+bound on the seconds of a guided step. I2V with 14B takes up to 67.8 GiB on an
+H100; it has not been compiled for v6e_2x4.
 
   model device   size   weights  peak        step
   1.3B  h100     480p    17.2   28.2 of 72.8   0.06
@@ -37,11 +37,11 @@ from ml_collections import config_dict
 
 from dcvideogen_jax import config_parts
 
-# Repository, directory or shipped model; --model=owner/name@commit pins one.
-# DC-VideoGen was first published as nvidia/DC-VideoGen-Wan2.1-14B, which can be
-# given as --model too; CLIP for dc-i2v-14b is that of
-# Wan-AI/Wan2.1-I2V-14B-720P-Diffusers. Nobody has published DC-VideoGen with
-# 1.3B, which configs/adapt.py makes.
+# Repositories, directories and shipped models; --model=owner/name@commit pins a
+# commit. DC-VideoGen was first published as nvidia/DC-VideoGen-Wan2.1-14B,
+# which --model takes too. CLIP for dc-i2v-14b comes from
+# Wan-AI/Wan2.1-I2V-14B-720P-Diffusers. DC-VideoGen with 1.3B has not been
+# published; configs/adapt.py trains it.
 SOURCES = {
   "tiny": "tiny",
   "tiny-i2v": "tiny",
@@ -54,7 +54,7 @@ SOURCES = {
   "wan-i2v-14b-480p": "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
   "wan-flf2v-14b": "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
 }
-# The transformer in it; task, frames, steps, guidance.
+# The transformer's variant, task, frames, steps and guidance scale per model.
 MODELS = {
   "tiny": (None, "t2v", 16, 20, 3.0),
   "tiny-i2v": (None, "i2v", 16, 20, 3.0),
@@ -73,9 +73,9 @@ SIZES = {
   "1080p": (1080, 1920),
   "2160p": (2160, 3840),
 }
-# By devices: how they share a video, and how its transformer's weights are
-# split. The two passes of the guidance go to halves of a slice, the tokens of
-# each to its four chips, which have 12 or 40 heads between them.
+# Mesh and sharding of the transformer's weights, per target. On a slice of 2x4
+# chips each half takes one branch of the guidance. Its four chips share the
+# tokens, and divide the 12 or 40 heads evenly.
 _TARGETS = {
   "any": (config_parts.mesh(), config_parts.SAMPLE_SHARDING),
   "v6e_2x4": (
@@ -86,7 +86,7 @@ _TARGETS = {
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """The config for an argument such as "dc-t2v-14b,size=720p"."""
+  """Returns the config for an argument such as "dc-t2v-14b,size=720p"."""
   arg = config_parts.parse_arg(
     arg,
     {
@@ -96,7 +96,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     },
   )
   c = ml_collections.ConfigDict()
-  # What `dcvideogen plan`, which reads no weights, takes the transformer for.
+  # The transformer that `dcvideogen plan` assumes, since it reads no weights.
   c.variant = config_dict.placeholder(str)
   c.model = SOURCES[arg.model]
   c.variant, c.task, c.frames, c.steps, c.guidance_scale = MODELS[arg.model]
@@ -108,29 +108,33 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     height, width = SIZES["720p"]
   if arg.size != "default":
     height, width = SIZES[arg.size]
-  # With an image, height and width of None keep its shape at this area.
+  # If height and width are None, the video has the image's shape and this area.
   c.area = height * width
   c.height, c.width = (config_dict.placeholder(int) for _ in range(2))
   if c.task == "t2v":
     c.height, c.width = height, width
-  # The transformer's; None is the best for the device. See `ops.attention`.
+  # The transformer's attention, a name of `ops.attention`; None chooses the
+  # best for the device.
   c.attention = config_dict.placeholder(str)
-  # "exact" honours the size; "official" rounds down (720 rows become 704).
+  # "exact" keeps the size; "official" rounds it down (720 rows become 704).
   c.size_rule = "exact"
-  # Of image to video, where frames do not fill the autoencoder's chunk: "pad"
-  # repeats the last; "official" pads with zeros; None is as the size rule.
+  # How image to video encodes frames that do not fill the autoencoder's chunk:
+  # "pad" repeats the last frame; "official" pads with zeros; None follows the
+  # size rule.
   c.condition_tail = config_dict.placeholder(str)
   c.shift = config_dict.placeholder(float)
-  # "unipc", "dpm++" or "euler", and a grid of noise levels; None is as the
-  # checkpoint says.
+  # Solver ("unipc", "dpm++" or "euler") and grid of noise levels; None takes
+  # the checkpoint's.
   c.solver = config_dict.placeholder(str)
   c.grid = config_dict.placeholder(str)
-  # A text, or the name of one: "wan", "wan_i2v", "english"; None is Wan's own.
+  # A text, or the name of one: "wan", "wan_i2v", "english". None takes Wan's
+  # own for the task.
   c.negative_prompt = config_dict.placeholder(str)
-  # Both branches of the guidance at once; None decides by the tokens.
+  # Whether both branches of the guidance share one batch; None decides by the
+  # number of tokens.
   c.batched = config_dict.placeholder(bool)
-  # How several devices share the work, and the weights.
+  # How several devices share the computation and the weights.
   c.mesh, c.sharding = _TARGETS[arg.target]
-  # None is bfloat16, on a CPU float32.
+  # None is bfloat16, but float32 on a CPU.
   c.dtype = config_dict.placeholder(str)
   return c

@@ -1,4 +1,4 @@
-"""What sampling writes: a video, a contact sheet and a report."""
+"""Writes the results of sampling: a video, a contact sheet and a report."""
 
 import contextlib
 import json
@@ -34,17 +34,18 @@ def write(
   """Decodes into PATH.mp4 chunk by chunk, with PATH.png and PATH.json.
 
   Args:
-    path: without a suffix.
-    request: of which the title is made.
-    result: decoded, and of a stream made, here.
-    clock: whose seconds are reported.
-    settings: written besides those of the result, into the mp4 too.
-    crf: quality of the mp4, 0 the best.
-    interrupted: asked after each chunk whether it shall be the last one.
+    path: of the files, without a suffix.
+    request: gives the title of the contact sheet.
+    result: is decoded here; a stream is also generated here.
+    clock: its phases are reported in seconds.
+    settings: written into the report and the mp4, beside those of the result.
+    crf: quality of the mp4; 0 is the best.
+    interrupted: called after each chunk; True makes that chunk the last one.
 
   Raises:
     errors.UserError: if a file cannot be written.
-    KeyboardInterrupt: after the files are there, if `interrupted` ended them.
+    KeyboardInterrupt: if `interrupted` ended the video; the files are complete.
+    RuntimeError: if the decoder gives fewer frames than the size says.
   """
   settings = {**settings, "fps": generation.FPS, **result.settings}
   frames, shown, chunks = result.size.frames, [], []
@@ -64,7 +65,7 @@ def write(
         with clock.phase("write"):
           writer.write(chunk[0])
         shown += [
-          # A copy, as a view would keep the chunk.
+          # A view of the frame would keep the whole chunk in memory.
           contact_sheet.column(f"frame {count + i}", frame.copy())
           for i, frame in enumerate(chunk[0])
           if count + i in wanted
@@ -93,11 +94,11 @@ def write(
 def interruptible(allowed: bool = True) -> Iterator[Callable[[], bool]]:
   """Lets Ctrl-C end a stream after the chunk that is being made.
 
-  A second one ends the program at once, as the first does where several
-  processes make a video together, or without `allowed`.
+  A second Ctrl-C ends the program at once. So does the first if `allowed` is
+  False or if several processes make a video together.
 
   Yields:
-    Whether there was one.
+    A function that returns whether Ctrl-C was pressed.
   """
   default, seen = signal.default_int_handler, []
   if (

@@ -1,4 +1,4 @@
-"""A sampling config of `presets.get_config`, checked, as arguments."""
+"""Checks a sampling config of `presets`, and turns it into arguments."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ DTYPES = {None: None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def check(c: Any) -> None:
-  """Refuses, before anything is loaded, what is sure to fail later.
+  """Refuses, before anything is loaded, a config that would fail later.
 
   Raises:
-    errors.UserError: says what is wrong.
+    errors.UserError: names the field that does not fit.
   """
   if c.height is not None or c.width is not None:
     sizes.checked(c.frames, c.height, c.width)
@@ -45,14 +45,23 @@ def check(c: Any) -> None:
 
 
 def solver_options(options: flow.Options, c: Any) -> flow.Options:
-  """The checkpoint's solver and grid, with the config's changes."""
+  """Returns the checkpoint's solver and grid, with the config's changes."""
   if c.solver not in (None, options.solver):
     options = options._replace(solver=c.solver, solver_options={})
   return options if c.grid is None else options._replace(grid=c.grid)
 
 
 def negative_prompt(pipeline: Any, c: Any, request: Any) -> str:
-  """The request's, else the config's, else the model's own."""
+  """Returns the negative prompt of a request.
+
+  It is the request's own if it has one, otherwise that of the config, otherwise
+  that of the model.
+
+  Args:
+    pipeline: `pipeline.DCVideoGen`.
+    c: the config.
+    request: of `request_list`.
+  """
   text = request.negative_prompt
   text = c.negative_prompt if text is None else text
   if text is None:
@@ -63,7 +72,13 @@ def negative_prompt(pipeline: Any, c: Any, request: Any) -> str:
 def of_request(
   pipeline: Any, c: Any, request: request_list.Request
 ) -> dict[str, Any]:
-  """What `generate` and `generate_stream` have in common, for one video."""
+  """Returns the arguments that `generate` and `generate_stream` share.
+
+  Args:
+    pipeline: `pipeline.DCVideoGen`.
+    c: the config.
+    request: the video to make.
+  """
   return {
     "negative_prompt": negative_prompt(pipeline, c, request),
     "image": request_list.read_image(request.image),

@@ -1,4 +1,4 @@
-"""Which sizes can be generated, and the latents they need."""
+"""Checks and rounds the sizes of videos."""
 
 import math
 import operator
@@ -8,7 +8,7 @@ from dcvideogen_jax import errors
 
 # Pixels of the official image-to-video default, 720 x 1280.
 AREA = 720 * 1280
-# Of a side, in pixels.
+# Longest side, in pixels.
 _LONGEST = 2**16
 
 RULES = ("exact", "official")
@@ -23,10 +23,14 @@ class Size(NamedTuple):
 
 
 def checked(frames: Any, height: Any, width: Any) -> Size:
-  """A size of three positive whole numbers.
+  """Checks three positive whole numbers and returns them as a size.
+
+  Args:
+    frames: number of frames.
+    height, width: in pixels, at most 2^16.
 
   Raises:
-    errors.UserError: names the one that is not.
+    errors.UserError: names the number that does not fit.
   """
   size = {"frames": frames, "height": height, "width": width}
   for name, n in size.items():
@@ -50,18 +54,19 @@ def asked(
   multiple: int,
   rule: str,
 ) -> Size:
-  """The size that arguments name, before a rule rounds it.
+  """Returns the size that arguments ask for, before a rule rounds it.
 
   Args:
-    frames, height, width: as given; without both sides an image's shape
-      counts, and without an image they are 480 and 832.
+    frames, height, width: as given. If both sides are None, the video has the
+      image's shape, or 480 x 832 pixels without an image.
     area: pixels of a video that has the image's shape.
-    image: height and width, or None.
-    multiple: pixels that the official rule rounds an image's sides down to.
-    rule: out of `RULES`.
+    image: height and width of the image, or None.
+    multiple: under the official rule, the sides of a video in an image's shape
+      are rounded down to multiples of this.
+    rule: one of `RULES`.
 
   Raises:
-    errors.UserError: if they make no size.
+    errors.UserError: if the arguments do not make a size.
   """
   if rule not in RULES:
     raise errors.UserError(
@@ -78,25 +83,25 @@ def asked(
         raise errors.UserError(
           f"area must be from 1 to {_LONGEST**2} pixels, found {area!r}"
         )
-      # Two exact sides are even, as players like them.
+      # The exact rule makes both sides even, as video players prefer.
       rounding = multiple if rule == "official" else 2
       height, width = of_image(*image, area, rounding)
   return checked(frames, height, width)
 
 
 def official(size: Size, spatial: int, temporal: int, first: int) -> Size:
-  """What the official pipelines make of a size: they round down.
+  """Rounds a size down, as the official pipelines do.
 
   720 rows become 704 and 81 frames 80 with DC-AE-V.
 
   Args:
     size: what was asked for.
-    spatial: pixels that height and width become multiples of.
+    spatial: height and width become multiples of this.
     temporal: frames per latent frame.
-    first: frames that the first latent frame has less.
+    first: number of frames by which the first latent frame is shorter.
 
   Raises:
-    errors.UserError: if nothing is left.
+    errors.UserError: if a side becomes 0.
   """
   frames = (size.frames + first) // temporal * temporal - first
   rounded = Size(
@@ -115,7 +120,7 @@ def official(size: Size, spatial: int, temporal: int, first: int) -> Size:
 def of_image(
   height: int, width: int, area: int = AREA, multiple: int = 1
 ) -> tuple[int, int]:
-  """Height and width of about `area` pixels, shaped as an image.
+  """Returns height and width of about `area` pixels in the shape of an image.
 
   Args:
     height, width: of the image.

@@ -1,4 +1,4 @@
-"""Video made chunk by chunk, as long as is asked for, decoded as it comes."""
+"""Starts streams: videos of any length, made and decoded chunk by chunk."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,8 @@ from dcvideogen_jax.sample import (
 )
 from dcvideogen_jax.sample import options as options_lib
 
-# A text, or the text from each chunk on: {0: "a cat sits", 3: "it jumps"}.
+# One prompt, or prompts by the chunk from which they hold:
+# {0: "a cat sits", 3: "it jumps"}.
 Prompts = arguments.Prompt | Mapping[int, arguments.Prompt]
 
 
@@ -22,14 +23,14 @@ Stream = chunkwise.Stream
 
 
 def start(pipeline: Any, prompt: Prompts, **options: Any) -> Stream:
-  """Prepares a stream; the model runs when it is iterated.
+  """Prepares a stream; the model runs when the stream is iterated.
 
   Args:
     pipeline: `pipeline.DCVideoGen`, with DC-AE-V.
-    prompt: for the whole video, or from each chunk on: {number: prompt} with
-      the number 0. What earlier chunks left is not computed again for a new
-      prompt.
-    **options: of `options.StreamOptions`, of which `frames` are needed.
+    prompt: one for the whole video, or {number of a chunk: prompt from this
+      chunk on}, including chunk 0. The KV cache of earlier chunks is not
+      recomputed for a new prompt.
+    **options: of `options.StreamOptions`; `frames` is required.
 
   Raises:
     errors.UserError: for arguments or frames that do not fit.
@@ -89,7 +90,7 @@ def start(pipeline: Any, prompt: Prompts, **options: Any) -> Stream:
 
 
 def _size(pipeline, asked, first, given):
-  """Of what is made; that of the given frames where none is asked for."""
+  """Returns the size of the new frames, by default that of the given ones."""
   height, width = asked.height, asked.width
   if given is not None and height is None and width is None:
     height, width = given.shape[1:3]
@@ -103,13 +104,29 @@ def _size(pipeline, asked, first, given):
 
 
 def frames_of_chunk(pipeline: Any, chunk: int | None = None) -> int:
-  """Frames of the video in a chunk; arguments and errors as of `start`."""
+  """Returns how many video frames a chunk has.
+
+  Args:
+    pipeline: as for `start`.
+    chunk: latent frames; None is the transformer's own number.
+
+  Raises:
+    errors.UserError: if `chunk` is not positive, or None for a transformer that
+      was trained on whole clips.
+  """
   module = _in_chunks(pipeline.parts.transformer.module, chunk)
   return module.chunk * module.patch[0] * pipeline.parts.space.temporal
 
 
 def check(window: Any, sink: Any, clean_level: Any) -> None:
-  """Raises UserError unless they are what `start` takes."""
+  """Checks options of a stream.
+
+  Args:
+    window, sink, clean_level: as in `options.StreamOptions`.
+
+  Raises:
+    errors.UserError: names the option that does not fit.
+  """
   if window is not None and (not isinstance(window, int) or window < 1):
     raise errors.UserError(f"the window has 1 chunk or more, found {window!r}")
   if not isinstance(sink, int) or sink < 0:
@@ -126,7 +143,7 @@ def check(window: Any, sink: Any, clean_level: Any) -> None:
 
 
 def _in_chunks(module, chunk):
-  """The transformer with the chunk that is asked for, or its own."""
+  """Returns the transformer with the given chunk, or with its own."""
   chunk = module.chunk if chunk is None else chunk
   if chunk is None:
     raise errors.UserError(
@@ -141,7 +158,7 @@ def _in_chunks(module, chunk):
 
 
 def _check_chunk(space, per_chunk):
-  """DC-AE-V sees both ways within its own chunks, which must not be cut."""
+  """Refuses chunks that cut those of DC-AE-V, which sees both ways in them."""
   frames = space.module.frames_multiple
   if per_chunk % frames:
     raise errors.UserError(
@@ -152,7 +169,7 @@ def _check_chunk(space, per_chunk):
 
 
 def _texts(prompt: Prompts) -> dict[int, arguments.Prompt]:
-  """The prompt from each chunk on, in order."""
+  """Returns the prompts by the chunk from which they hold, in order."""
   given = prompt if isinstance(prompt, Mapping) else {0: prompt}
   if any(not isinstance(n, int) or n < 0 for n in given) or 0 not in given:
     raise errors.UserError(
@@ -179,7 +196,7 @@ def _check_given(given, per_chunk):
 
 
 def _first(task, image, given):
-  """The first frame for image to video, checked; None for text to video."""
+  """Checks and returns the first frame; None for text to video."""
   if given is not None and image is not None:
     raise errors.UserError("give an image or a video to go on from, not both")
   if task == "i2v" and given is not None:
