@@ -1,9 +1,8 @@
-"""Aspect buckets: the few sizes that clips of any shape are brought to.
+"""Aspect buckets: a small set of sizes to which clips of any shape are resized.
 
-The sizes of DC-VideoGen's training (dc-ai-projects/DC-Gen at commit 562077c).
-Deviation: a clip goes to the bucket whose ratio of height to width is nearest,
-by its logarithm; the official code compares with rounded ratios that it has
-written down.
+The sizes are those of DC-VideoGen's training (dc-ai-projects/DC-Gen at commit
+562077c). Deviation: a clip goes to the bucket with the nearest logarithm of
+height over width. The official code compares with a table of rounded ratios.
 """
 
 import functools
@@ -22,7 +21,7 @@ from dcvideogen_jax.data import options
 
 
 class Size(NamedTuple):
-  """Pixels of a video."""
+  """Height and width of a video in pixels."""
 
   height: int
   width: int
@@ -35,7 +34,7 @@ def _sizes(text: str) -> tuple[Size, ...]:
   return tuple(Size(*map(int, size.split("x"))) for size in text.split())
 
 
-# By the pixels that a latent's side stands for, then by name.
+# The sizes by the autoencoder's pixels per latent, then by name.
 BUCKETS: dict[int, dict[str, tuple[Size, ...]]] = {
   32: {
     "480": _sizes(
@@ -69,15 +68,16 @@ BUCKETS: dict[int, dict[str, tuple[Size, ...]]] = {
 
 
 def find(name: str, factor: int = 32) -> tuple[Size, ...]:
-  """The sizes that a name stands for.
+  """Returns the sizes of a named bucket set, or parses a list of sizes.
 
   Args:
-    name: such as "480", or sizes of one's own, such as "64x64" or
-      "64x96,96x64".
-    factor: pixels of a latent's side, of which sizes are multiples.
+    name: a name in `BUCKETS` such as "480", or sizes written as HEIGHTxWIDTH,
+      such as "64x64" or "64x96,96x64".
+    factor: pixels per latent; height and width must be multiples of it.
 
   Raises:
-    errors.UserError: if there are none, or one is no multiple.
+    errors.UserError: for an unknown name, or a size that is not a multiple of
+      `factor`.
   """
   known = BUCKETS.get(factor, {})
   if name in known:
@@ -99,7 +99,15 @@ def find(name: str, factor: int = 32) -> tuple[Size, ...]:
 
 
 def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
-  """The size whose shape is most like that of a video; the first of equals."""
+  """Returns the size with the aspect ratio nearest to a video's.
+
+  Of two sizes that are equally near, the first is taken.
+
+  Args:
+    height: height of the video.
+    width: width of the video, in the same unit.
+    sizes: the sizes to choose from.
+  """
   ratio = math.log(height / width)
   return min(sizes, key=lambda s: abs(math.log(s.height / s.width) - ratio))
 
@@ -107,10 +115,10 @@ def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
 def fit(
   frame: UInt8[np.ndarray, "h w 3"], size: Size
 ) -> UInt8[np.ndarray, "{size.height} {size.width} 3"]:
-  """Resizes a frame so that it covers the size, and cuts the centre out.
+  """Resizes a frame to cover the size, then crops the centre.
 
-  Bilinear without antialiasing, as torch's interpolation does and as the
-  official training has it; rounded to whole levels.
+  Resizing is bilinear without antialiasing, as torch's interpolation in the
+  official training, and rounds to whole levels.
   """
   if frame.shape[:2] == size:
     return frame
@@ -124,7 +132,7 @@ def fit(
 
 
 def _resample(x, size: int, extent: int, axis: int):
-  """The middle `extent` of `size` samples of an axis, float32."""
+  """Resamples an axis to `size` samples and returns the middle `extent`."""
   near, far, weight = _taps(x.shape[axis], size, extent)
   weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
   first = np.take(x, near, axis).astype(np.float32)
@@ -133,7 +141,7 @@ def _resample(x, size: int, extent: int, axis: int):
 
 @functools.lru_cache(maxsize=64)
 def _taps(length: int, size: int, extent: int):
-  """Where samples come from: two places, and the weight of the second."""
+  """Returns the two source indices of each sample and the second's weight."""
   place = np.arange(extent, dtype=np.float32) + (size - extent) // 2
   place = (place + np.float32(0.5)) * np.float32(length / size)
   place = np.maximum(place - np.float32(0.5), 0)
@@ -149,9 +157,9 @@ class BucketSource(NamedTuple):
   """The clips of one bucket.
 
   Attributes:
-    name: for messages.
-    source: random access to elements.
-    transform: makes an element into arrays, with a random generator.
+    name: name of the bucket in messages.
+    source: sequence of elements.
+    transform: turns an element into arrays, with a random generator.
   """
 
   name: str
@@ -162,14 +170,19 @@ class BucketSource(NamedTuple):
 def mixed(
   sources: Sequence[BucketSource], process: options.Process, batch_size: int
 ) -> grain.MapDataset:
-  """The endless batches of a process, each of one bucket.
+  """Returns the endless batches of a process, each from one bucket.
 
-  Every clip comes once an epoch of its bucket, in a new order each. A bucket's
-  turn comes in proportion to its clips; those with fewer clips than there are
-  processes are left out, with a warning.
+  In each epoch of a bucket its clips are shuffled anew, and each clip comes
+  once. Buckets alternate in proportion to their number of clips. A bucket with
+  fewer clips than processes is left out with a warning.
+
+  Args:
+    sources: the buckets.
+    process: the process that reads.
+    batch_size: clips in a batch of this process.
 
   Raises:
-    errors.UserError: if no bucket has clips enough.
+    errors.UserError: if every bucket has fewer clips than there are processes.
   """
   datasets, counts = [], []
   for number, (name, source, transform) in enumerate(sources):

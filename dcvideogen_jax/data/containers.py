@@ -1,6 +1,6 @@
-"""Telling truncated video files from their outermost structure.
+"""Detects truncated video files by their outermost structure.
 
-libav reads a file that was cut off up to its end and says nothing.
+libav reads a truncated file to its end without an error.
 """
 
 import os
@@ -13,7 +13,7 @@ from dcvideogen_jax import documents, errors
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
 _CLUSTER = b"\x1f\x43\xb6\x75"
-# What may stand in a segment and in a cluster (RFC 9559).
+# IDs of elements that a file, a segment and a cluster may contain (RFC 9559).
 _ELEMENTS = {
   _EBML,
   _SEGMENT,
@@ -24,25 +24,26 @@ _ELEMENTS = {
     " a0 ab a7 5854 af".split(),
   ),
 }
-# Boxes that stand at the top of an mp4 or mov; anything else behind the media
-# is a trailer of somebody else's.
+# Top-level boxes of an mp4 or mov. Anything else after the media is a trailer
+# that another program has appended.
 _BOXES = (
   *(b"ftyp", b"styp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"ssix"),
   *(b"free", b"skip", b"wide", b"pnot", b"meta", b"uuid", b"udta", b"emsg"),
   *(b"prft", b"pdin", b"idat"),
 )
-# A size that says that it was not known when it was written.
+# Size of a chunk whose size was unknown when it was written.
 _UNKNOWN = 0xFFFFFFFF
 
 
 def check_complete(path: str | os.PathLike[str]) -> None:
-  """Refuses an mp4, mov, mkv, webm, avi or gif that is shorter than it claims.
+  """Checks that an mp4, mov, mkv, webm, avi or gif is as long as it claims.
 
-  Says nothing about others, but what a download left in place of one.
+  Files in other formats pass, except for a pointer or a web page that a
+  download has left in place of a file.
 
   Raises:
     errors.UserError: if the file is truncated or only stands in for another.
-    OSError: if it cannot be read.
+    OSError: if the file cannot be read.
   """
   path = pathlib.Path(path)
   length = path.stat().st_size
@@ -68,10 +69,12 @@ def check_complete(path: str | os.PathLike[str]) -> None:
 
 
 def fragmented(path: str | os.PathLike[str]) -> bool:
-  """Whether an mp4 or mov has movie fragments, so that its index is no whole.
+  """Returns whether an mp4 or mov has movie fragments.
+
+  The index of a fragmented file does not list all frames.
 
   Raises:
-    OSError: if it cannot be read.
+    OSError: if the file cannot be read.
   """
   path = pathlib.Path(path)
   with path.open("rb") as f:
@@ -80,7 +83,11 @@ def fragmented(path: str | os.PathLike[str]) -> bool:
 
 
 def _boxes(f, length: int) -> Iterator[tuple[bytes, int]]:
-  """Type and end of the top-level boxes (ISO/IEC 14496-12, section 4.2)."""
+  """Yields type and end of the top-level boxes.
+
+  Follows ISO/IEC 14496-12, section 4.2. The end is a position in bytes, which a
+  truncated file does not reach.
+  """
   position = 0
   kinds: set[bytes] = set()
   while position + 8 <= length:
@@ -90,7 +97,7 @@ def _boxes(f, length: int) -> Iterator[tuple[bytes, int]]:
     size = struct.unpack(">I", header[:4])[0]
     if size == 1 and len(header) == 16:
       size = struct.unpack(">Q", header[8:])[0]
-    if size < 8:  # 0 means "to the end of the file"
+    if size < 8:  # 0 means that the box extends to the end of the file.
       break
     whole = {b"moov", b"mdat"} <= kinds or b"moof" in kinds
     if kind not in _BOXES and whole and position + size > length:
@@ -101,10 +108,10 @@ def _boxes(f, length: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _chunks(f, length: int) -> int:
-  """End of the chunks of an AVI, as far as they tell.
+  """Returns the byte at which the chunks of an AVI end.
 
-  An AVI that went through a pipe has sizes of all ones, or zeros, around the
-  chunks of its frames, whose own sizes are true.
+  An AVI that was written to a pipe has lists of unknown size, all ones or
+  zeros. Only the chunks of the frames inside have correct sizes.
   """
   position, end = 12, 0
   f.seek(4)
@@ -124,7 +131,10 @@ def _chunks(f, length: int) -> int:
 
 
 def _gif(f) -> int:
-  """End of what a GIF has begun (GIF89a, section 17)."""
+  """Returns the byte at which the last block of a GIF ends (GIF89a).
+
+  A block that the file does not complete ends after the file.
+  """
 
   def table(flags):
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
@@ -135,9 +145,9 @@ def _gif(f) -> int:
   if position <= len(content):
     position += table(content[10])
   while position < len(content) and content[position] in b"\x21\x2c":
-    if content[position] == 0x21:  # an extension
+    if content[position] == 0x21:  # An extension.
       position += 2
-    elif position + 9 < len(content):  # a picture
+    elif position + 9 < len(content):  # An image.
       position += 11 + table(content[position + 9])
     else:
       return len(content) + 1
@@ -148,9 +158,10 @@ def _gif(f) -> int:
 
 
 def _segment(start: bytes) -> tuple[int, int] | None:
-  """Where the content of the segment begins and ends (RFC 8794, section 6).
+  """Returns the bytes at which the content of the segment begins and ends.
 
-  None where there is none; the end is 0 if that was left open.
+  Follows RFC 8794, section 6. The end is 0 if the file gives no size. Returns
+  None if there is no segment.
   """
   header_size, width = _variable_integer(start, 4)
   position = 4 + width + header_size
@@ -162,13 +173,13 @@ def _segment(start: bytes) -> tuple[int, int] | None:
 
 
 def check_clusters(path: str | os.PathLike[str]) -> None:
-  """Refuses an mkv or webm whose blocks do not follow each other to its end.
+  """Checks that the elements of an mkv or webm follow each other to its end.
 
-  libav looks for the next cluster where they do not, and says nothing.
+  Where they do not, libav skips to the next cluster without an error.
 
   Raises:
     errors.UserError: if the file is truncated or damaged.
-    OSError: if it cannot be read.
+    OSError: if the file cannot be read.
   """
   path = pathlib.Path(path)
   length = path.stat().st_size
@@ -196,7 +207,7 @@ def check_clusters(path: str | os.PathLike[str]) -> None:
 
 
 def _variable_integer(content: bytes, position: int) -> tuple[int, int]:
-  """Value and width in bytes of an EBML variable-size integer."""
+  """Returns value and width in bytes of an EBML variable-size integer."""
   first = content[position] if position < len(content) else 0
   width = 9 - first.bit_length()
   encoded = int.from_bytes(content[position : position + width], "big")

@@ -1,4 +1,4 @@
-"""Which frames of a file are shown, and when: containers and decoders."""
+"""Decodes video files: which frames are displayed, and at which times."""
 
 import contextlib
 import math
@@ -14,33 +14,40 @@ from av import filter as av_filter
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import containers, pixels, stills
 
-# Formats in which every frame has a time of its own; in others, a frame that
-# was sought may be taken for its neighbour.
+# Formats that store the time of every frame. Seeking in other formats may give
+# a frame the time of its neighbour.
 _INDEXED = ("mov", "matroska")
-# Tags in no known encoding are no damage, which PyAV before 19 has to be told.
+# PyAV before 19 raises an error for metadata tags that are not valid text,
+# unless it is told to replace them.
 _ANY_TAGS = (
   {"metadata_errors": "replace"}
   if int(av.__version__.split(".")[0]) < 19
   else {}
 )
-# Pictures that FFmpeg's deinterlacer takes.
+# Smallest height and width in pixels that FFmpeg's deinterlacer accepts.
 _LEAST_INTERLACED = 16
-# Decoders of text and of art made from it: FFmpeg takes any .txt for such.
+# FFmpeg's decoders of text art, which it also uses for any .txt file.
 _TEXT = ("ansi", "bintext", "xbin", "idf")
-# So many pixels does it count that a stream is marked as the usual one.
+# In choosing a stream, the default flag counts as much as this many pixels.
 _MARKED = 5_000_000
 
-# Seconds from the first frame of the video on, the frame, how it is shown.
+# The time in seconds from the first frame of the video, the frame, and how the
+# frame is displayed.
 Decoded = tuple[float, av.VideoFrame, pixels.Geometry]
 
 
 def _reason(error: Exception) -> str:
-  """What went wrong, without libav's numbers and file names."""
+  """Returns the message of an error without libav's numbers and file names."""
   text = getattr(error, "strerror", None) or str(error)
   return " ".join(text.split()) or type(error).__name__
 
 
 def existing(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns the path of an existing file.
+
+  Raises:
+    errors.UserError: if the path does not exist or is not a file.
+  """
   path = pathlib.Path(path)
   if not path.exists():
     raise errors.UserError(f"{path} does not exist")
@@ -55,10 +62,14 @@ def _warn(path: pathlib.Path, what: str) -> None:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path):
-  """Yields (container, the video stream that players show)."""
+  """Opens a video; yields the container and the stream that players show.
+
+  Raises:
+    errors.UserError: if the file is truncated, damaged or not a video.
+  """
   try:
     containers.check_complete(path)
-    # Tags are no part of the picture, and may be in any encoding.
+    # Metadata tags do not matter here, and may be in any encoding.
     container = av.open(str(path), **_ANY_TAGS)
   except (av.FFmpegError, OSError) as e:
     raise errors.UserError(
@@ -66,7 +77,7 @@ def opened(path: pathlib.Path):
     ) from e
   with container:
     stream = _chosen(container, path)
-    # Where a media box has no size of its own, its end is known by the index.
+    # Where the media box of an mp4 gives no size, the index tells its end.
     length = path.stat().st_size
     if container.format.name.startswith("mov") and len(stream.index_entries):
       last = stream.index_entries[-1]
@@ -75,16 +86,16 @@ def opened(path: pathlib.Path):
           f"{path} is truncated: it should have {last.pos + last.size} bytes "
           f"at least and has {length}"
         )
-    # With a thread per frame, FFmpeg sometimes hands a frame out before the
-    # thread that decodes it has flagged it as damaged.
+    # With a thread per frame, FFmpeg sometimes returns a damaged frame before
+    # the decoding thread has flagged it.
     stream.thread_type = "SLICE"
-    # Some decoders make a picture up without this.
+    # Without this, some decoders conceal damage instead of reporting it.
     stream.codec_context.options = {"err_detect": "explode"}
     yield container, stream
 
 
 def _chosen(container, path) -> av.VideoStream:
-  """The largest of the streams, or a smaller one that is marked, as FFmpeg."""
+  """Chooses a stream as FFmpeg does: the largest, preferring a default flag."""
   flags = av.stream.Disposition
   streams = [
     s
@@ -118,7 +129,12 @@ def _chosen(container, path) -> av.VideoStream:
 
 
 def times(container, stream, path) -> np.ndarray:
-  """When the packets that are shown begin, in seconds, sorted.
+  """Returns the sorted times in seconds at which displayed packets begin.
+
+  Args:
+    container: an open container.
+    stream: the video stream of the container.
+    path: path of the file.
 
   Raises:
     errors.UserError: if the file cannot be read to its end.
@@ -129,7 +145,8 @@ def times(container, stream, path) -> np.ndarray:
   if container.format.name.startswith("mov") and not containers.fragmented(
     path
   ):
-    # Times of decoding, which differ from those of showing by a constant.
+    # These are decoding times. Once sorted, they differ from display times by a
+    # constant.
     index = [
       (e.timestamp, e.size) for e in stream.index_entries if not e.is_discard
     ]
@@ -141,9 +158,9 @@ def times(container, stream, path) -> np.ndarray:
     try:
       for packet in container.demux(stream):
         if hidden and packet.size and not bytes(packet)[0] & 0x10:
-          continue  # a picture that others are made from (RFC 6386, 9.1)
+          continue  # A frame that is not displayed (RFC 6386, section 9.1).
         if packet.size and packet.dts is not None:
-          # Of files that were put together, the next begins after the last.
+          # In concatenated files the timestamps start anew.
           if last is not None and packet.dts < last:
             shift += last + period - packet.dts
           last = packet.dts
@@ -160,7 +177,7 @@ def times(container, stream, path) -> np.ndarray:
 
 
 def pictures(path: pathlib.Path, start: float) -> Iterator[Decoded]:
-  """Yields the pictures of an image file that are shown from `start` on."""
+  """Yields the pictures of an image file from `start` seconds on."""
   for seconds, length, array in stills.pictures(path):
     if seconds >= start or seconds + length / 2 > start:
       frame = av.VideoFrame.from_ndarray(array, format="rgb24")
@@ -168,12 +185,12 @@ def pictures(path: pathlib.Path, start: float) -> Iterator[Decoded]:
 
 
 def decoded(path: pathlib.Path, start: float) -> Iterator[Decoded]:
-  """Yields what is shown from `start` seconds on, which may be nothing."""
+  """Yields the displayed frames from `start` seconds on, possibly none."""
   frames = _timed(path, start, seek=start > 0)
   first = next(frames, None)
   if first is None and start > 0:
-    # Without an index, and with leading pictures that need the frames before
-    # the key frame, the way there is from the beginning.
+    # Seeking fails without an index, and where leading pictures need frames
+    # before the key frame. Decoding then starts at the beginning.
     frames = _timed(path, start, seek=False)
     first = next(frames, None)
   if first is not None:
@@ -184,7 +201,8 @@ def decoded(path: pathlib.Path, start: float) -> Iterator[Decoded]:
 def _timed(path: pathlib.Path, start: float, seek: bool) -> Iterator[Decoded]:
   """Yields intact frames from `start` seconds on.
 
-  With `seek`, none if that does not lead to a key frame before `start`.
+  With `seek`, yields nothing if seeking does not lead to a key frame before
+  `start`.
   """
   with opened(path) as (container, stream):
     period = 1 / float(stream.average_rate or 1000)
@@ -237,7 +255,7 @@ def _timed(path: pathlib.Path, start: float, seek: bool) -> Iterator[Decoded]:
 
 
 def _check(path, frame, geometry, index) -> None:
-  """Refuses what cannot be shown, and says what is shown in an odd way."""
+  """Refuses frames that cannot be displayed, and warns of black corners."""
   if reason := pixels.refusal(frame, geometry):
     raise errors.UserError(f"{path} {reason}")
   if geometry.angle and not index:
@@ -248,7 +266,7 @@ def _check(path, frame, geometry, index) -> None:
 
 
 def _decoded(container, stream, path) -> Iterator[av.VideoFrame]:
-  """Yields frames; after seeking, the first of them may be corrupt."""
+  """Yields decoded frames; after seeking, the first of them may be corrupt."""
   index = 0
   try:
     for packet in container.demux(stream):
@@ -264,7 +282,7 @@ def _decoded(container, stream, path) -> Iterator[av.VideoFrame]:
 def _deinterlaced(
   frames: Iterator[av.VideoFrame],
 ) -> Iterator[av.VideoFrame]:
-  """Yields as many frames, those that are interlaced as whole pictures."""
+  """Yields the same number of frames, with interlaced ones deinterlaced."""
   graph, fits = None, None
   for frame in frames:
     kind = (frame.width, frame.height, frame.format.name, frame.time_base)
@@ -296,7 +314,7 @@ def _deinterlaced(
 
 
 def _pushed(graph, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
-  """What a filter gives for a frame; None is the end."""
+  """Yields the frames that a filter returns for a frame; None ends it."""
   graph.push(frame)
   with contextlib.suppress(av.BlockingIOError, av.EOFError):
     while True:

@@ -1,18 +1,19 @@
-"""Endless, shuffled, exactly resumable batches for training, on Grain.
+"""Endless, shuffled batches for training that resume exactly, on Grain.
 
-Every random choice is made from the number of the element it is for, so order
-and content are the same for any number of threads. Batches are dictionaries of
-arrays with a leading axis, by the "source" of a data config:
+Every random choice depends only on the number of its element, so that order and
+content of the batches are the same for any number of threads. A batch is a
+dictionary of arrays with a leading axis. Its keys depend on the "source" of the
+data config:
 
-  records, videos, synthetic, world, mix, see `random_clips.elements`:
+  records, videos, synthetic, world, mix; see `random_clips.elements`:
     video   uint8 (b, frames, height, width, 3)
-  captioned_videos, see `captioned.sources`:
-    video   uint8 (b, frames, h, w, 3), of the size of a bucket
-    ids     int32 (b, text_tokens), the tokens of a caption
-    mask    int32 (b, text_tokens), 1 for tokens of the text
-    pixels  float32 (b, image_size, image_size, 3), what CLIP sees of the first
-            frame, with an image_size
-  latents, see `latents.sources`; all float32, as far as the folder has them:
+  captioned_videos; see `captioned.sources`:
+    video   uint8 (b, frames, h, w, 3), in the size of a bucket
+    ids     int32 (b, text_tokens), the token ids of a caption
+    mask    int32 (b, text_tokens), 1 for tokens of the text, 0 for padding
+    pixels  float32 (b, image_size, image_size, 3), the first frame prepared for
+            CLIP, if the config has an image_size
+  latents; see `latents.sources`; all float32, as far as the folder has them:
     base, deep, base_condition, deep_condition  (b, t, h, w, c)
     text    (b, text_tokens, e)
     image   (b, m, e)
@@ -33,7 +34,7 @@ from dcvideogen_jax.data import (
   skipping,
 )
 
-# What autoencoders are trained on, and what transformers are.
+# Sources that autoencoders are trained on; `CAPTIONED` is for transformers.
 CLIPS = random_clips.SOURCES
 _BUCKETED = {
   "latents": latents.sources,
@@ -52,30 +53,31 @@ def batches(
   num_threads: int = 4,
   sources: Sequence[str] = (*CLIPS, *CAPTIONED),
 ) -> grain.DatasetIterator:
-  """An endless iterator over batches.
+  """Returns an endless iterator over batches.
 
-  Its `get_state()` and `set_state(state)` continue at exactly the next batch,
-  with any number of threads. Call `close()` when done. Batches of `CAPTIONED`
-  sources are of one bucket each: all processes take the same bucket at the same
-  step, and a bucket's turn comes in proportion to its clips.
+  With `get_state()` and `set_state(state)` the iterator resumes at exactly the
+  next batch, with any number of threads. Call `close()` at the end. A batch of
+  a `CAPTIONED` source comes from one bucket. All processes take the same bucket
+  at the same step, and buckets alternate in proportion to their clips.
 
-  Videos that cannot be used are left out with a warning. A clip of another one
-  takes the place of one that turns out to be damaged: the same one in every
-  run, named at once and listed when the iterator is closed.
+  Videos that cannot be used are left out with a warning. A clip that turns out
+  to be damaged later is replaced by a clip of another video, the same one in
+  every run. A warning names the damaged video at once, and closing the iterator
+  lists all of them.
 
   Args:
-    config: "source", and the other keys of its source.
+    config: data config, with "source" and the keys of that source.
     batch_size: clips per batch of this process.
-    seed: of the order, of augmentation, and of which caption a clip comes with.
-    shard_index: this process among `shard_count`; their clips are disjoint.
+    seed: seed of the order, of augmentation and of the choice of captions.
+    shard_index: number of this process; processes read disjoint clips.
     shard_count: number of processes.
-    num_threads: readers; 0 reads in the calling thread.
-    sources: those that the caller can use.
+    num_threads: number of reading threads; 0 reads in the calling thread.
+    sources: sources that the caller supports.
 
   Raises:
     errors.UserError: for a bad config, a number that is out of range or a
-      folder that cannot be used, and while iterating when a record turns out to
-      be damaged, or a hundred videos one after another.
+      folder that cannot be used; while iterating, if a record or a hundred
+      videos in succession are damaged.
   """
   if batch_size <= 0:
     raise errors.UserError(f"batch_size must be positive, not {batch_size}")

@@ -1,8 +1,8 @@
-"""From a decoded frame to the upright sRGB picture that a player shows.
+"""Converts a decoded frame to the upright sRGB picture that a player shows.
 
-Size, orientation and colours are decided here, for probing and for reading:
-pixels that are not square, display matrices, matrices that are not tagged, wide
-gamuts and HDR, transparency.
+This module decides size, orientation and colours, for probing and for reading:
+non-square pixels, display matrices, untagged colour matrices, wide gamuts, HDR
+and transparency.
 """
 
 import functools
@@ -16,8 +16,8 @@ from av.sidedata.sidedata import Type
 from av.video import reformatter
 from jaxtyping import UInt8, UInt16
 
-# Without the last two, swscale repeats chroma samples instead of interpolating
-# them, which is seven times as far from the picture on smooth colours.
+# Without the last two flags, swscale repeats chroma samples instead of
+# interpolating them, and the error on smooth colours is seven times as large.
 SCALING = (
   reformatter.Interpolation.BICUBIC
   | reformatter.Interpolation.FULL_CHR_H_INT
@@ -25,7 +25,7 @@ SCALING = (
 )
 BT709 = reformatter.Colorspace.ITU709
 
-# The numbers of ITU-T H.273; 0, 2 and 3 stand for what is not known.
+# Code points of ITU-T H.273; 0, 2 and 3 mean that a property is unknown.
 _PQ, _HLG = 16, 18
 _OTHER_TRANSFERS = {8: "linear", 9: "logarithmic", 10: "logarithmic", 17: "DCI"}
 _OTHER_MATRICES = {
@@ -39,32 +39,31 @@ _OTHER_MATRICES = {
   16: "YCgCo",
   17: "YCgCo",
 }
-# x and y of red, green, blue and white. The primaries of standard definition
-# are so near those of BT.709 that players and FFmpeg leave them as they are.
+# Chromaticities x and y of red, green, blue and white. The primaries of
+# standard definition are so close to those of BT.709 that players and FFmpeg do
+# not convert them.
 _D65 = (0.3127, 0.3290)
 _BT709 = (0.640, 0.330, 0.300, 0.600, 0.150, 0.060, *_D65)
 _BT2020 = (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, *_D65)
 _P3 = (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, *_D65)
 _WIDE = {9: _BT2020, 11: _P3, 12: _P3}
-# Diffuse white of HDR in cd/m2, which becomes white (ITU-R BT.2408), and the
-# screen that HLG's gamma of 1.2 is for (ITU-R BT.2100).
+# In cd/m2: the diffuse white of HDR, which becomes white (ITU-R BT.2408), and
+# the peak of the screen for which HLG's gamma is 1.2 (ITU-R BT.2100).
 _WHITE, _HLG_PEAK = 203.0, 1000.0
-# What swscale makes of white in 16 bits.
-_FULL = 65283
-# No camera's pixel is wider or higher than this.
-_MOST_ASPECT = 10
+_FULL = 65283  # swscale's 16-bit code of white.
+_MOST_ASPECT = 10  # Largest ratio of the sides of a pixel that is accepted.
 
 
 class Geometry(NamedTuple):
-  """How a stored picture lies on the screen.
+  """How a stored picture is displayed.
 
   Attributes:
     aspect: width of a pixel over its height.
-    transposed: whether rows are shown as columns.
-    mirrored: whether left and right are exchanged, after that.
-    flipped: whether top and bottom are exchanged, after that.
-    angle: degrees by which the picture is turned counterclockwise within its
-      frame instead, where the file asks for no quarter turn; else 0.
+    transposed: whether rows are displayed as columns.
+    mirrored: whether left and right are exchanged, after transposing.
+    flipped: whether top and bottom are exchanged, after transposing.
+    angle: counterclockwise rotation in degrees within the frame, if the file
+      asks for a rotation that is not a multiple of 90 degrees; otherwise 0.
   """
 
   aspect: float
@@ -74,17 +73,20 @@ class Geometry(NamedTuple):
   angle: float
 
   def shown(self, height: int, width: int) -> tuple[int, int]:
-    """(height, width) on the screen of stored ones; rows keep their number."""
+    """Returns the displayed (height, width) of a stored height and width.
+
+    Non-square pixels change the number of columns, not of rows.
+    """
     width = max(1, round(width * self.aspect))
     return (width, height) if self.transposed else (height, width)
 
 
 def geometry(frame: av.VideoFrame, aspect: float | None) -> Geometry:
-  """How a frame is shown, as FFmpeg's autorotation has it.
+  """Returns how a frame is displayed, following FFmpeg's autorotation.
 
   Args:
-    frame: as decoded, with its display matrix.
-    aspect: width of a pixel over its height; None or 0 if the file is silent.
+    frame: the decoded frame, with its display matrix.
+    aspect: width of a pixel over its height; None or 0 if the file gives none.
   """
   aspect = float(aspect or 1)
   matrix = frame.side_data.get(Type.DISPLAYMATRIX)
@@ -101,7 +103,7 @@ def geometry(frame: av.VideoFrame, aspect: float | None) -> Geometry:
 
 
 def refusal(frame: av.VideoFrame, geometry: Geometry) -> str | None:
-  """Why a frame cannot be shown in its colours or shape; None if it can."""
+  """Returns why a frame cannot be displayed correctly, or None if it can."""
   if not 1 / _MOST_ASPECT <= geometry.aspect <= _MOST_ASPECT:
     return f"claims pixels that are {geometry.aspect:.4g} times as wide as high"
   color = None
@@ -109,7 +111,8 @@ def refusal(frame: av.VideoFrame, geometry: Geometry) -> str | None:
     color = _OTHER_MATRICES.get(frame.colorspace)
   color = color or _OTHER_TRANSFERS.get(frame.color_trc)
   if color is None and frame.color_trc not in (_PQ, _HLG):
-    # The base layer of profile 5 makes sense with its metadata alone.
+    # The base layer of Dolby Vision's profile 5 needs the metadata, which is
+    # not applied here.
     if frame.side_data.get(Type.DOVI_METADATA) is not None:
       color = "Dolby Vision's"
   if color is not None:
@@ -120,16 +123,16 @@ def refusal(frame: av.VideoFrame, geometry: Geometry) -> str | None:
 def to_rgb(
   frame: av.VideoFrame, geometry: Geometry, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """The upright picture in sRGB, transparent parts on white.
+  """Converts a frame to upright sRGB, with transparent parts on white.
 
-  HDR is brought to a screen without HDR: diffuse white (203 cd/m2) becomes
-  white, and what is brighter or more colourful than the screen is clipped.
+  HDR is converted to a standard dynamic range: diffuse white (203 cd/m2)
+  becomes white, and brighter or more saturated colours are clipped.
 
   Args:
-    frame: as decoded.
-    geometry: how it is shown.
+    frame: the decoded frame.
+    geometry: how the frame is displayed.
     size: (height, width) to resize to (bicubic) while converting; None is the
-      size that is shown.
+      displayed size.
   """
   height, width = size or geometry.shown(frame.height, frame.width)
   if geometry.transposed:
@@ -167,7 +170,11 @@ def _is_rgb(frame: av.VideoFrame) -> bool:
 
 
 def _matrix(frame: av.VideoFrame) -> int | None:
-  """Where nothing is tagged, BT.709 for high definition, as players have it."""
+  """Returns the colour matrix of an untagged frame, as players choose it.
+
+  High definition gets BT.709, standard definition BT.601. None leaves the
+  matrix of a tagged frame as it is.
+  """
   if frame.colorspace not in (0, 2, 3) or _is_rgb(frame):
     return None
   high = frame.width >= 1280 or frame.height > 576
@@ -177,7 +184,7 @@ def _matrix(frame: av.VideoFrame) -> int | None:
 def on_white(
   array: UInt8[np.ndarray, "h w 4"],
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """A picture that is partly transparent, on white paper."""
+  """Blends a partly transparent picture with a white background."""
   if array[..., 3].min() == 255:
     return array[..., :3]
   alpha = array[..., 3:].astype(np.uint32)
@@ -189,12 +196,12 @@ def on_white(
 def narrow(
   array: UInt16[np.ndarray, "h w 3"], transfer: int, primaries: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Brings a wide gamut or HDR to sRGB.
+  """Converts a wide gamut or HDR to sRGB.
 
   Args:
-    array: 16 bits of R'G'B', as swscale has them.
-    transfer, primaries: by the numbers of ITU-T H.273. HDR whose primaries are
-      not tagged is BT.2020's.
+    array: R'G'B' in 16 bits, as swscale gives it.
+    transfer, primaries: code points of ITU-T H.273. HDR whose primaries are
+      unknown is taken to be BT.2020.
   """
   hdr = transfer in (_PQ, _HLG)
   linear = _to_linear(transfer if hdr else 0)[array]
@@ -206,10 +213,11 @@ def narrow(
 
 @functools.cache
 def _to_linear(transfer: int) -> np.ndarray:
-  """Linear light of swscale's 16-bit codes, 1 for white: float32 (65536,).
+  """Returns the linear light of swscale's 16-bit codes: float32 (65536,).
 
-  ITU-R BT.2100 for HDR; for others the screen of ITU-R BT.1886. HLG's gamma is
-  taken of each primary, as FFmpeg's zscale has it, not of the luminance.
+  White is 1. HDR follows ITU-R BT.2100; other transfers are those of the
+  reference display of ITU-R BT.1886. HLG's gamma is applied to each primary
+  instead of the luminance, as in FFmpeg's zscale.
   """
   x = np.minimum(np.arange(65536) / _FULL, 1)
   if transfer == _PQ:
@@ -229,7 +237,7 @@ def _to_linear(transfer: int) -> np.ndarray:
 
 @functools.cache
 def _from_linear(srgb: bool) -> np.ndarray:
-  """8-bit codes of linear light in 16 bits: uint8 (65536,)."""
+  """Returns the 8-bit codes of linear light in 16 bits: uint8 (65536,)."""
   x = np.linspace(0, 1, 65536)
   y = x ** (1 / 2.4)
   if srgb:
@@ -239,7 +247,7 @@ def _from_linear(srgb: bool) -> np.ndarray:
 
 @functools.cache
 def _gamut(primaries: tuple[float, ...]) -> np.ndarray:
-  """Linear RGB of other primaries to BT.709's: float32 (3, 3)."""
+  """Returns the matrix from linear RGB of `primaries` to BT.709: (3, 3)."""
 
   def to_xyz(primaries):
     x, y = np.array(primaries).reshape(4, 2).T

@@ -1,4 +1,4 @@
-"""Clips without captions, at random places: of files, or generated."""
+"""Clips without captions, cut from files at random places or generated."""
 
 import bisect
 import math
@@ -17,7 +17,7 @@ from dcvideogen_jax.data import probing, records, skipping, video
 from dcvideogen_jax.tiny import synthetic, world
 
 SOURCES = ("records", "videos", "synthetic", "world", "mix")
-# What needs no files.
+# Sources that need no files.
 _GENERATED = ("synthetic", "world")
 _DEFAULTS = {
   "path": None,
@@ -37,26 +37,28 @@ def elements(
   process: options_lib.Process,
   skipped: skipping.Skipped,
 ) -> grain.MapDataset:
-  """The endless clips of a process: {"video": uint8 (t, h, w, 3)}.
+  """Returns the endless clips of a process: {"video": uint8 (t, h, w, 3)}.
 
   Args:
     config: keys
       source: "records" (a folder of ArrayRecord shards), "videos" (a folder
-        of video files, random places and scales), "synthetic" (generated),
-        "world" (generated from captions, see `world`), or "mix" (of parts).
+        of video files, cut at random times and scales), "synthetic"
+        (generated), "world" (generated from captions, see `tiny.world`), or
+        "mix" (several of these).
       path: the folder, for "records", "videos" and a mix with either.
-      frames, height, width: of a clip; a random part of what is read.
+      frames, height, width: size of a clip, cut from a larger clip at random.
       parts: for "mix", the sources; ("records", "synthetic").
-      weights: for "mix", how often a clip is of each part; (0.8, 0.2).
+      weights: for "mix", the share of clips from each source; (0.8, 0.2).
       split: for "world", "train" or "heldout" scenes; "train".
-      flip: mirror every other clip; True.
-      reverse: play every other clip backwards; False.
-      max_stride: take every n-th frame, n up to this where clips are long
-        enough; 1.
-      max_zoom: for "videos", the shorter side is resized to between one and
-        this many times what the crop needs, if the file has it; 2.0.
-    process: that reads.
-    skipped: is told of what cannot be read.
+      flip: mirror a clip with probability 1/2; True.
+      reverse: play a clip backwards with probability 1/2; False.
+      max_stride: take every n-th frame, with n drawn from 1 to this number, or
+        less where a clip is too short; 1.
+      max_zoom: for "videos", the frame is resized to a random scale, from the
+        smallest that covers the crop to this many times as much, but not above
+        the file's own size; 2.0.
+    process: the process that reads.
+    skipped: records the videos that cannot be read.
 
   Raises:
     errors.UserError: for a bad config, or if no video can be used.
@@ -71,7 +73,7 @@ def elements(
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config with defaults, or one sentence about what is wrong."""
+  """Returns the config with defaults, after checking it."""
   options = options_lib.checked(
     config,
     SOURCES,
@@ -99,7 +101,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_mix(parts, weights) -> None:
-  """Raises an error unless each part has a weight."""
+  """Checks that the parts are different sources and that each has a weight."""
   plain = [source for source in SOURCES if source != "mix"]
   unknown = [part for part in parts if part not in plain]
   if unknown or not parts or len(set(parts)) < len(parts):
@@ -118,7 +120,7 @@ def _check_mix(parts, weights) -> None:
 def _endless(
   source: Sequence, process: options_lib.Process, transform
 ) -> grain.MapDataset:
-  """The process's shard of the source, shuffled anew in every epoch."""
+  """Returns the process's shard of the source, shuffled anew in each epoch."""
   if len(range(len(source))[process.shard]) == 0:
     raise errors.UserError(
       f"{source!r} has {len(source)} clips, too few for {process.count} "
@@ -186,7 +188,7 @@ def _by(shape) -> str:
 
 
 class _Crop(grain.transforms.RandomMap):
-  """A random part of a clip, perhaps mirrored, backwards, faster."""
+  """Cuts a random part of a clip, with a random stride, flip and direction."""
 
   def __init__(self, options):
     self._size = _size(options)
@@ -219,9 +221,10 @@ class _Crop(grain.transforms.RandomMap):
 
 
 class _VideoFiles:
-  """A folder's videos; an element is the number of one, for one clip.
+  """The videos of a folder; an element is the number of a video.
 
-  Long files count more often: about once a second of video.
+  A video has about one element for each second, so that long videos are drawn
+  more often.
   """
 
   def __init__(self, path: str | os.PathLike[str], frames: int):
@@ -266,7 +269,7 @@ class _VideoFiles:
 
 
 class _ReadVideo(grain.transforms.RandomMap):
-  """A clip from a random time, at a random scale, of a file."""
+  """Reads a clip of a video file at a random time and a random scale."""
 
   def __init__(self, source, options, skipped):
     self._source, self._options, self._skipped = source, options, skipped
@@ -288,8 +291,8 @@ class _ReadVideo(grain.transforms.RandomMap):
     stride = rng.integers(1, max(1, min(self._options["max_stride"], fits)) + 1)
     span = int((frames - 1) * stride + 1)
     first = int(rng.integers(0, info.frames - span + 1))
-    # The crop decides everything else; it must not draw a stride of its own
-    # from frames that were not read.
+    # The stride is applied here, to exactly the frames that are read. Left with
+    # `frames` frames, `_Crop` can only draw a stride of 1.
     pictures = video.read_frames(
       path,
       start=first / info.fps if info.fps else 0.0,
@@ -302,7 +305,10 @@ class _ReadVideo(grain.transforms.RandomMap):
     return self._crop.random_map({"video": clip[:frames]}, rng)
 
   def _scale(self, info: video.VideoInfo, rng) -> tuple[int, int]:
-    """(height, width) to read at: the aspect ratio kept, the crop inside."""
+    """Draws the (height, width) to read at.
+
+    The aspect ratio is kept and the crop fits inside.
+    """
     height, width = self._options["height"], self._options["width"]
     least = max(height / info.height, width / info.width)
     most = max(least, min(1.0, least * self._options["max_zoom"]))

@@ -1,9 +1,9 @@
-"""Clips that cannot be read are replaced by others, counted and named.
+"""Replaces clips that cannot be read by others, counts them and names them.
 
-Which clip takes the place of which depends on nothing but the number of the
-element, so that a training that is started again sees the same ones. Grain
-cannot do it: after an exception in a transform its threads go on, and the
-iterator ends later in another error.
+The replacement depends only on the number of the element, so that a training
+that is resumed sees the same clips. Grain cannot replace elements: after an
+exception in a transform its threads continue, and the iterator ends later with
+another error.
 """
 
 import collections
@@ -19,19 +19,24 @@ import numpy as np
 from dcvideogen_jax import errors
 
 _T = TypeVar("_T")
-_TRIES = 100
-_LISTED = 20
+_TRIES = 100  # Most clips that are tried for one element.
+_LISTED = 20  # Most items that a message lists.
 
 
 class Skipped:
-  """What could not be read so far; several threads may tell."""
+  """Counts the clips that could not be read, by file. Safe across threads."""
 
   def __init__(self):
     self._lock = threading.Lock()
     self._counts: collections.Counter[str] = collections.Counter()
 
   def add(self, name: str, reason: str) -> None:
-    """Counts a clip; the first of a file is told."""
+    """Counts a clip, and warns of the first clip of a file.
+
+    Args:
+      name: name of the file.
+      reason: why the clip cannot be read.
+    """
     with self._lock:
       self._counts[name] += 1
       first = self._counts[name] == 1
@@ -43,7 +48,7 @@ class Skipped:
       )
 
   def tell(self) -> None:
-    """Lists the files once more, if there are any."""
+    """Warns with a list of all files so far, and resets the counts."""
     with self._lock:
       counts, self._counts = self._counts, collections.Counter()
     if counts:
@@ -56,13 +61,13 @@ class Skipped:
 
 
 def listed(items: Sequence[str]) -> str:
-  """The first of many, and how many more there are."""
+  """Joins the first items, and adds how many more there are."""
   more = len(items) - _LISTED
   return ", ".join(items[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def candidates(numbers: Sequence[_T], place: int) -> list[_T]:
-  """The one at a place and those after it, the first after the last."""
+  """Returns up to a hundred numbers, from `place` on and around the end."""
   count = min(len(numbers), _TRIES)
   return [numbers[(place + i) % len(numbers)] for i in range(count)]
 
@@ -74,18 +79,19 @@ def first(
   rng: np.random.Generator,
   skipped: Skipped,
 ) -> Any:
-  """What is read of the first candidate that can be read.
+  """Reads the first candidate that can be read.
 
   Args:
-    found: as of `candidates`; the first is the one that is wanted.
-    read: of a candidate and a generator.
-    name: of a candidate, for people.
-    rng: is given to the first; later ones each get one of their own, however
-      much was drawn from this one.
-    skipped: is told of those that cannot be read.
+    found: the candidates, as `candidates` returns them; the first is the clip
+      that is wanted, and the others may replace it.
+    read: reads a candidate, with a random generator.
+    name: returns the name of a candidate for messages.
+    rng: generator for the first candidate. Each later candidate gets its own
+      generator, which does not depend on how much was drawn from this one.
+    skipped: records the candidates that cannot be read.
 
   Raises:
-    errors.UserError: if none can be read.
+    errors.UserError: if no candidate can be read.
   """
   spare = copy.deepcopy(rng)
   seed = int(spare.integers(2**63))
@@ -115,12 +121,15 @@ class Telling(grain.DatasetIterator):
     return next(self._parent)
 
   def get_state(self) -> dict[str, Any]:
+    """Returns the position of the next batch."""
     return self._parent.get_state()
 
   def set_state(self, state: dict[str, Any]) -> None:
+    """Continues at the position that `get_state` returned."""
     self._parent.set_state(state)
 
   def close(self) -> None:
+    """Closes the iterator, and lists the skipped clips the first time."""
     closed = self._closed
     super().close()
     if not closed:

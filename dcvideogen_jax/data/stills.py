@@ -1,4 +1,4 @@
-"""Reading photographs and animations as uint8 sRGB arrays, on Pillow."""
+"""Reads photographs and animations as uint8 sRGB arrays, with Pillow."""
 
 import contextlib
 import io
@@ -17,17 +17,17 @@ from jaxtyping import UInt8
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import containers, pixels
 
-# What is read here. Of other formats some run programs, and some are videos
-# that Pillow cannot decode. HEIF is known where pillow-heif is installed.
+# The formats that are read. Some other formats of Pillow run programs, and some
+# are videos that Pillow cannot decode. HEIF needs pillow-heif.
 _FORMATS = (
   *("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000"),
   *("PPM", "HEIF"),
 )
-# Several pictures in a file are an animation in these formats. In others they
-# are pages, previews or a second eye.
+# In these formats, several pictures in a file are an animation. In other
+# formats they are pages, previews or a stereo pair.
 _ANIMATIONS = ("GIF", "WEBP", "AVIF", "PNG")
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# Of a picture in an animation that has no duration, as browsers have it.
+# Duration of a picture in an animation whose file gives none, as in browsers.
 _SECONDS = 0.1
 _DAMAGE = (
   OSError,
@@ -40,7 +40,10 @@ _DAMAGE = (
 
 
 def count(path: str | os.PathLike[str]) -> int:
-  """Pictures that an image or animation shows, by its content; 0 if none."""
+  """Returns how many pictures an image or animation has, by its content.
+
+  A file that is neither, or is damaged, counts 0.
+  """
   try:
     with _open(path) as image:
       return _count(image)
@@ -51,13 +54,13 @@ def count(path: str | os.PathLike[str]) -> int:
 
 
 def read(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
-  """Reads an image, upright, in sRGB, transparent parts on white.
+  """Reads an image: upright, in sRGB, with transparent parts on white.
 
-  Of an animation, the first picture is taken, which is said.
+  An animation gives its first picture, with a warning.
 
   Raises:
-    errors.UserError: if the file is missing, damaged or no image, or has
-      colours that are not read here.
+    errors.UserError: if the file is missing, damaged or not an image, or holds
+      floating-point colours.
   """
   with _reading(path) as image:
     if (number := _count(image)) > 1:
@@ -72,10 +75,11 @@ def read(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
 def pictures(
   path: str | os.PathLike[str],
 ) -> Iterator[tuple[float, float, UInt8[np.ndarray, "h w 3"]]]:
-  """Yields the pictures of an animation, or the one of an image.
+  """Yields the pictures of an animation, or the single picture of an image.
 
   Yields:
-    (when it begins, how long it is shown, the picture); seconds.
+    The time in seconds at which a picture begins, its duration in seconds (0
+    for an image), and the picture.
 
   Raises:
     errors.UserError: as `read`.
@@ -85,7 +89,7 @@ def pictures(
     for i in range(number):
       image.seek(i)
       array = _to_rgb(image, path)
-      # Known once the picture is loaded.
+      # Pillow knows the duration only after the picture is loaded.
       seconds = (image.info.get("duration") or 1000 * _SECONDS) / 1000
       yield start, seconds if number > 1 else 0.0, array
       start += seconds
@@ -115,7 +119,7 @@ def _is_heif(path) -> bool:
 
 @contextlib.contextmanager
 def _reading(path):
-  """Yields an open image; what goes wrong with it becomes one sentence."""
+  """Yields an open image; turns errors of Pillow into a UserError."""
   path = pathlib.Path(path)
   if not path.exists():
     raise errors.UserError(f"{path} does not exist")
@@ -125,7 +129,7 @@ def _reading(path):
     containers.check_complete(path)
     with _open(path) as image:
       yield image
-  except errors.UserError:  # It is a ValueError, and says all.
+  except errors.UserError:  # A ValueError, which `_DAMAGE` includes.
     raise
   except _DAMAGE as e:
     if isinstance(e, PIL.UnidentifiedImageError):
@@ -142,7 +146,7 @@ def _reading(path):
 
 
 def _to_rgb(image: PIL.Image.Image, path) -> UInt8[np.ndarray, "h w 3"]:
-  """A picture upright, in sRGB, on white."""
+  """Converts a picture to upright sRGB on white."""
   profile = image.info.get("icc_profile")
   image = PIL.ImageOps.exif_transpose(image)
   if image.mode == "F":
@@ -167,7 +171,7 @@ def _to_rgb(image: PIL.Image.Image, path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _to_srgb(image, profile: bytes, path) -> PIL.Image.Image:
-  """Through the ICC profile of the file."""
+  """Converts a picture from the file's ICC profile to sRGB."""
   if image.mode in ("P", "1"):
     image = image.convert("RGB")
   try:

@@ -1,4 +1,4 @@
-"""Reading and writing video files as uint8 RGB frames, on PyAV."""
+"""Reads and writes video files as uint8 RGB frames, with PyAV."""
 
 import contextlib
 import dataclasses
@@ -15,24 +15,23 @@ import numpy as np
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.data import containers, decoding, pixels, stills
 
-# By the numbers of ITU-T H.273.
+# Code points of ITU-T H.273.
 _BT709_TAG = 1
 _SRGB_TAG = 13
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-  """What a video file shows.
+  """The properties of a video file.
 
   Attributes:
-    height: square pixels, as displayed: pixels that are not square become so,
-      and the picture is upright.
-    width: square pixels, as displayed.
-    fps: average frames per second; 0 if the file does not tell.
-    frames: number of frames that are shown; those that an edit list hides are
-      not counted.
-    seconds: from the beginning of the first frame to the end of the last; 0 if
-      the file does not tell.
+    height: displayed height in square pixels, after rotation to upright.
+    width: displayed width in square pixels, after rotation to upright.
+    fps: average frames per second; 0 if unknown.
+    frames: number of displayed frames; frames that an edit list hides are not
+      counted.
+    seconds: time from the beginning of the first frame to the end of the last;
+      0 if unknown.
     comment: the container's comment tag, or None.
   """
 
@@ -46,15 +45,15 @@ class VideoInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """A decoded frame, which becomes an array only when that is asked for.
+  """A decoded frame, which `rgb` converts to an array.
 
   Attributes:
-    seconds: when it is shown, from the first frame of the video on. Later
-      frames have larger numbers, also where a file's timestamps start anew.
-    height: pixels of the video's first frame, as displayed.
-    width: pixels of the video's first frame, as displayed.
-    decoded: as PyAV has it.
-    geometry: how it is shown.
+    seconds: display time, counted from the first frame of the video. Times
+      increase, even where a file's timestamps start anew.
+    height: displayed height of the video's first frame in pixels.
+    width: displayed width of the video's first frame in pixels.
+    decoded: the frame as PyAV decodes it.
+    geometry: how the stored picture is displayed.
   """
 
   seconds: float
@@ -64,7 +63,7 @@ class Frame:
   geometry: pixels.Geometry
 
   def rgb(self, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The upright picture: uint8 (h, w, 3), sRGB.
+    """Returns the upright picture: uint8 (h, w, 3), sRGB.
 
     Args:
       size: (height, width) to resize to (bicubic) while converting; None is
@@ -75,18 +74,18 @@ class Frame:
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
-  """Whether a file holds one image, no animation or video, by its content."""
+  """Returns whether a file is a single image, judged by its content."""
   return stills.count(path) == 1
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-  """Opens a video, decodes its first frame and counts what is shown.
+  """Opens a video, decodes its first frame and counts its displayed frames.
 
-  The frames of an mp4 are counted in its index; other files are read to their
-  end, without being decoded.
+  The frames of an mp4 are counted in its index. Other files are read to their
+  end without decoding.
 
   Raises:
-    errors.UserError: as `frames`, for the part that is looked at.
+    errors.UserError: as `frames`, for the part of the file that is read.
   """
   path = decoding.existing(path)
   first = next(frames(path))
@@ -100,7 +99,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     times = decoding.times(container, stream, path)
   if len(times) > 1 and times[-1] > times[0]:
     measured = (len(times) - 1) / (times[-1] - times[0])
-    # What the container says is exact, unless it is wrong.
+    # The container's frame rate is exact if the times roughly confirm it.
     if abs(fps / measured - 1) > 0.02:
       fps = float(measured)
   elif not len(times):
@@ -112,23 +111,23 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 def frames(
   path: str | os.PathLike[str], *, start: float = 0.0
 ) -> Iterator[Frame]:
-  """Yields the frames that a player shows, with their times.
+  """Yields the frames that a player displays, with their times.
 
-  Interlaced recordings are deinterlaced by FFmpeg's bwdif, a frame for each
-  that is stored. Only a few frames are in memory at a time. Errors come at the
-  frame where the damage is met, the first of them at the first frame asked
-  for.
+  Interlaced recordings are deinterlaced by FFmpeg's bwdif, with one frame for
+  each stored frame. Only a few frames are in memory at a time. Nothing is
+  checked before the first frame is asked for, and damage further on raises an
+  error when its frame is reached.
 
   Args:
     path: a video file, an animation, or an image, which is a video of one
       frame.
     start: seconds of video to skip, counted from the first frame. A frame
-      that begins up to half a frame earlier still comes.
+      that begins up to half a frame earlier is still given.
 
   Raises:
-    errors.UserError: if the file is missing, is no video, is truncated or
+    errors.UserError: if the file is missing, is not a video, is truncated or
       damaged, has no video stream or no frames from `start` on, or has colours
-      that are not read here.
+      that cannot be converted.
   """
   path = decoding.existing(path)
   if stills.count(path):
@@ -154,8 +153,8 @@ def read_frames(
   """Yields the frames of a video one by one: uint8 (h, w, 3), sRGB, upright.
 
   Args:
-    path: as of `frames`.
-    max_frames: stop after so many frames.
+    path: as for `frames`.
+    max_frames: most frames to read; None reads all.
     size: (height, width) to resize to (bicubic) while converting; None is the
       size of the first frame.
     start: seconds of video to skip, counted from the first frame.
@@ -174,12 +173,13 @@ def read_frames(
 class VideoWriter:
   """Writes uint8 frames to an mp4 (H.264) that appears only when complete.
 
-  Even sizes are stored as yuv420p, which every player shows. Odd sizes are
-  stored as yuv444p, which keeps them, and crf=0 is lossless but for colours:
-  browsers and phones play neither, which a warning says. Colours are BT.709,
-  tagged as such.
+  Even sizes are stored as yuv420p, which every player shows. An odd size is
+  stored as yuv444p, which can represent it. crf=0 is lossless except for the
+  colour conversion. Browsers and phones play neither odd sizes nor crf=0, and a
+  warning says so. Colours are BT.709 and tagged as BT.709.
 
-  Use as a context manager; an exception inside leaves no file.
+  Use the writer as a context manager; after an exception inside there is no
+  file.
   """
 
   def __init__(
@@ -192,9 +192,10 @@ class VideoWriter:
     """Checks the arguments; the file is opened on entering the context.
 
     Args:
-      path: where the mp4 goes; its folder must exist.
-      fps: frames per second.
-      crf: x264's quality, 0 (lossless but for colour conversion) to 51.
+      path: path of the mp4; its folder must exist.
+      fps: frames per second, 0.001 to 1000.
+      crf: x264's constant rate factor, 0 (lossless except for the colour
+        conversion) to 51 (worst).
       comment: text for the container's comment tag.
 
     Raises:
@@ -301,7 +302,7 @@ class VideoWriter:
 
   @contextlib.contextmanager
   def _writing(self):
-    """Turns libav's complaints into one sentence."""
+    """Turns errors of libav into a UserError."""
     try:
       yield
     except (av.FFmpegError, av.codec.codec.UnknownCodecError) as e:
@@ -309,12 +310,12 @@ class VideoWriter:
       raise errors.UserError(f"cannot write {self._path}: {reason}") from e
 
   def _abandon(self) -> None:
-    """Closes the container; after a failure, what closing says is noise."""
+    """Closes the container after a failure, and ignores further errors."""
     with contextlib.suppress(av.FFmpegError):
       self._container.close()
 
   def _verify(self) -> None:
-    """A full disk can go unnoticed by libav, so the result is read back."""
+    """Reads the file back, because libav can miss that the disk is full."""
     try:
       containers.check_complete(self._temporary)
       with av.open(str(self._temporary)) as container:
@@ -330,15 +331,15 @@ class VideoWriter:
 
 @functools.cache
 def _repeatable() -> dict[str, str]:
-  """Options with which x264 gives the same bytes for the same frames.
+  """Returns options with which x264 gives equal bytes for equal frames.
 
-  With AVX-512 its macroblock tree reads memory that nobody has written (x264
-  core 165, in PyAV 18.1): files of the same frames then differ, by 9 levels and
-  more, with what the process did before. Without AVX-512 they are what zeros in
-  that memory give.
+  With AVX-512, x264's macroblock tree reads uninitialised memory (x264 core
+  165, in PyAV 18.1). Files of the same frames then differ by 9 levels and more,
+  depending on what the process did before. Without AVX-512, the files are those
+  that zeros in that memory would give.
   """
   try:
     avx512 = "avx512f" in pathlib.Path("/proc/cpuinfo").read_text()
   except OSError:
-    avx512 = False  # Only Linux tells.
+    avx512 = False  # /proc/cpuinfo exists on Linux only.
   return {"x264-params": "asm=avx2"} if avx512 else {}
