@@ -5,13 +5,13 @@ import numpy as np
 from tests.adapt import tiny_models
 
 FRAMES, TEXT = 2, 5
-# The base has twice as many tokens each way.
+# Latents per side: with patches of 2 the base has twice the tokens per side.
 _SIDES = {"base": 8, "deep": 2}
 _CHANNELS = {"base": 4, "deep": 6}
 
 
 def config(phase="head", kind="t2v", **changes):
-  """A config without files; of a base where the phase says so."""
+  """Returns a config that needs no files; the phase "base" trains the base."""
   space = "base" if phase == "base" else "deep"
   found = {
     "task": "align" if phase == "embed" else "denoise",
@@ -41,13 +41,13 @@ def config(phase="head", kind="t2v", **changes):
 
 
 def started(phase, **start):
-  """Changes of a config that starts from files."""
+  """Returns the changes of a config that starts from files."""
   defaults = config(phase)["start"] | {"random": False}
   return {"start": defaults | {k: v and str(v) for k, v in start.items()}}
 
 
 def batch(size=4, kind="t2v", text=TEXT, seed=0, frames=FRAMES):
-  """Clips as `data.latents` gives them; texts end before the last token."""
+  """Returns a batch like `data.latents`; texts end before the last token."""
   rng = np.random.default_rng(seed)
 
   def random(*shape):

@@ -12,7 +12,7 @@ from dcvideogen_jax.train import loop, step
 
 
 def config(arg):
-  """As a dictionary, for the eight fake devices and without files."""
+  """Returns a config as dictionary, for eight fake devices and no files."""
   found = adapt.get_config(arg)
   found.batch_size = found.val.batch_size = 8
   found.start.random = True
@@ -117,5 +117,5 @@ def test_runlocal_takes_a_step(arg):
   assert all(np.isfinite(float(x)) for x in metrics.values())
   after = tree.flatten(state.params)
   still = {name for name, x in before.items() if (after[name] == x).all()}
-  # While `b` is zero, `a` is not reached.
+  # `a` has no gradient while `b` is zero.
   assert still == {name for name in before if name.endswith("/a")}

@@ -1,4 +1,4 @@
-"""Alignment of patch embeddings, beside torch and by properties."""
+"""Alignment of patch embeddings, compared with torch and by properties."""
 
 import functools
 
@@ -27,7 +27,7 @@ def random(*shape, seed=0):
 
 
 def torch_losses(student, teacher):
-  """What the official code computes, channels first."""
+  """Computes the losses as the official code does, channels first."""
   import torch
   import torch.nn.functional as F
 

@@ -1,4 +1,4 @@
-"""A transformer for new latents from another, leaf by leaf."""
+"""A transformer for new latents made from another one, leaf by leaf."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,12 @@ def shapes(flat):
 
 
 def assembled(target, source, same_space=False, patch_embed=None):
-  """(target's random leaves, source's, what became of them, names of new)."""
+  """Assembles the target from the source.
+
+  Returns:
+    Random leaves of the target and of the source, the assembled leaves, and the
+    names of those that are new.
+  """
   new, old = leaves(target, 1), leaves(source, 2)
   names = assemble.new_parameters(shapes(new), shapes(old), same_space)
   found = assemble.assemble(
@@ -74,7 +79,7 @@ def test_image_to_video_from_text_to_video(same_space):
 
 
 def test_image_to_video_begins_as_text_to_video():
-  """Whatever the image is; but it learns to look at it."""
+  """The image changes no output at first, but its weights get gradients."""
   _, old, found, _ = assembled("deep_i2v", "deep_t2v", same_space=True)
   rng = np.random.default_rng(0)
   noisy, image, text, features = (

@@ -1,4 +1,4 @@
-"""What trains in which phase, group by group."""
+"""Which groups of parameters each phase trains."""
 
 import pytest
 
@@ -6,10 +6,11 @@ from dcvideogen_jax import errors, tree
 from dcvideogen_jax.adapt import phases
 from tests.adapt import tiny_models
 
-# Every group of leaves of a transformer, as the paper and the official code
-# treat it end to end: trained fully, by a low-rank update, or not at all.
-# Original names: patch_embedding, head, head.modulation; time_embedding.{0,2},
-# time_projection.1, blocks.*.self_attn.{q,k,v,o}, blocks.*.ffn.{0,2}; the rest.
+# How the paper and the official code treat each group of a transformer's leaves
+# in the end-to-end phase: trained fully ("full"), by a low-rank update
+# ("lora"), or not at all ("frozen"). Original names of "full": patch_embedding,
+# head, head.modulation; of "lora": time_embedding.{0,2}, time_projection.1,
+# blocks.*.self_attn.{q,k,v,o}, blocks.*.ffn.{0,2}.
 GROUPS = {
   "patch_embed": "full",
   "head": "full",
@@ -49,7 +50,7 @@ LEAVES = {"kernel", "bias", "scale", "a", "b"}
 
 
 def groups(name, phase):
-  """Group -> what becomes of it, of the variables that a phase has."""
+  """Returns how a phase treats each group: "full", "lora" or "frozen"."""
   row = phases.PHASES[phase]
   module = tiny_models.module(
     name, lora_rank=2 if row.lora else 0, lora_alpha=4.0
@@ -65,7 +66,7 @@ def groups(name, phase):
       assert value, f"{leaf} is there, and does not train"
     kind = {"params": "full", "lora": "lora"}[collection] if value else "frozen"
     found.setdefault(group, set()).add(kind)
-  # Beside an update the layer itself, its bias too, stays as it is.
+  # A layer with a low-rank update is itself frozen, and so is its bias.
   return {
     group: "lora" if kinds == {"lora", "frozen"} else kinds.pop()
     for group, kinds in found.items()

@@ -1,4 +1,4 @@
-"""Rescaled positions, and how blocks are computed again."""
+"""Rescaled rotary positions, and rematerialisation of blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def inputs(module, shape=(1, 2, 4, 4)):
 
 
 def grid(monkeypatch, name, size, **changes):
-  """Angles of the tokens as (frames, rows, columns, pairs)."""
+  """Returns the tokens' rotary angles as (frames, rows, columns, pairs)."""
   found, angles = [], rope.angles
   monkeypatch.setattr(rope, "angles", lambda *a: found.append(a) or angles(*a))
   module = tiny_models.module(name, **changes)
@@ -33,7 +33,7 @@ def grid(monkeypatch, name, size, **changes):
 
 
 def test_a_coarse_grid_spans_that_of_the_base(monkeypatch):
-  """Every token is where the first of the four is that it stands for."""
+  """A coarse token has the position of the first fine token that it covers."""
   fine = grid(monkeypatch, "base_t2v", 8)
   coarse = grid(monkeypatch, "deep_t2v", 2, rope_scale=(1, 2, 2))
   np.testing.assert_array_equal(coarse, fine[:, :4:2, :4:2])

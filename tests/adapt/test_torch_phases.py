@@ -13,7 +13,7 @@ from tests.adapt import runs, tiny_models, torch_peer
 pytestmark = pytest.mark.parity
 
 STEPS = 3
-# The official numbers but for the lengths.
+# The official values, except for the numbers of steps.
 OPTIMISERS = {
   "embed": {"lr": 2e-4, "betas": (0.9, 0.9), "clip": 0.0, "warmup": 0},
   "head": {"lr": 1e-4, "betas": (0.9, 0.999), "clip": 0.1, "warmup": 0},
@@ -28,12 +28,12 @@ COMMON = {
   "decay": 0.0,
   "decay_mask": ((".*", False),),
 }
-# diffusers takes what comes before the last 512 tokens for the image's.
+# diffusers takes all tokens before the last 512 as those of the image.
 TEXT = {"t2v": 5, "i2v": 512}
 
 
 def start(task, seed, head):
-  """Variables that are random all over, but for what starts as zero."""
+  """Returns random variables; those that start as zero are zero."""
   abstract = jax.eval_shape(task.init, jax.random.key(0))
   variables = tiny_models.random(abstract, seed)
   zero = {"params/head/kernel", "params/head/bias"} if head == "zero" else set()
@@ -47,7 +47,7 @@ def start(task, seed, head):
 
 
 def ours(task, variables, drawn, optimiser):
-  """What `torch_peer.train` gives, by our names."""
+  """Trains as `torch_peer.train` does; parameters have this project's names."""
   mask = tree.match_tree(task.trainable, variables)
   params, frozen = tree.split(variables, mask)
   transform = optim.build(optimiser, STEPS)
@@ -72,7 +72,7 @@ def ours(task, variables, drawn, optimiser):
 
 
 def renamed(module, trained):
-  """A tree of what trains as torch's names -> arrays."""
+  """Returns the trained parameters by torch's names."""
   found = {}
   if "lora" in trained:
     found |= torch_peer.updates(trained["lora"], module.layers)
@@ -89,7 +89,7 @@ def renamed(module, trained):
 
 
 def assert_close(found, expected, tolerance):
-  """Relative to the largest of all."""
+  """Asserts closeness relative to the largest value of all arrays."""
   assert found.keys() == expected.keys()
   largest = max(np.abs(x).max() for x in expected.values())
   assert largest > 0
@@ -100,7 +100,7 @@ def assert_close(found, expected, tolerance):
 
 
 def peer_of(phase, kind, variables):
-  """(module, the same phase in torch)."""
+  """Returns the module and the same phase in torch."""
   module = tiny_models.module(f"deep_{kind}")
   if phase == "embed":
     return module, torch_peer.Aligner(

@@ -35,18 +35,18 @@ def module(name, **changes):
 
 @functools.cache
 def abstract(module):
-  """Variables as shapes and dtypes."""
+  """Returns the module's variables as shapes and dtypes."""
   example = convert.KINDS["wan_dit"].example(module)
   return jax.eval_shape(module.init, jax.random.key(0), *example)
 
 
 def variables(module, seed=0, scale=0.2):
-  """All leaves random, none of them zero or one."""
+  """Returns random variables, without the zeros and ones of initialisers."""
   return random(abstract(module), seed, scale)
 
 
 def random(abstract, seed=0, scale=0.2):
-  """A tree of arrays like one of shapes and dtypes."""
+  """Returns random arrays for a tree of shapes and dtypes."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), abstract

@@ -8,7 +8,8 @@ import numpy as np
 from dcvideogen_jax import convert
 from dcvideogen_jax.convert import wan_dit
 
-# What PEFT updates, by diffusers' names; blocks have a number before.
+# Layers with low-rank updates, by diffusers' names; those of _BLOCK_LORA follow
+# "blocks.NUMBER.".
 _LORA = (
   "condition_embedder.time_embedder.linear_1",
   "condition_embedder.time_embedder.linear_2",
@@ -22,7 +23,7 @@ _BLOCK_LORA = (
   "ffn.net.0.proj",
   "ffn.net.2",
 )
-# What trains as a whole in the second and third phase.
+# Prefixes of the parameters that the second and third phase train fully.
 _WHOLE = ("patch_embedding.", "proj_out.", "scale_shift_table")
 
 
@@ -37,10 +38,10 @@ def channels_first(x):
 
 
 class Denoiser:
-  """A transformer of diffusers, of which a phase's parameters train."""
+  """diffusers' transformer, with the parameters of a phase trainable."""
 
   def __init__(self, module, params, phase, lora=None):
-    """Takes the weights of ours, and where the phase has them its updates."""
+    """Loads this project's weights, and low-rank updates if they are given."""
     import diffusers
     import torch
 
@@ -79,7 +80,7 @@ class Denoiser:
       found[name].data = torch.from_numpy(value)
 
   def loss(self, drawn, negative):
-    """The weighted loss of what `denoise` has drawn."""
+    """Computes the weighted loss of a batch that `denoise` has drawn."""
     import torch
 
     x0, noise = (channels_first(drawn[key]) for key in ("deep", "noise"))
@@ -155,7 +156,9 @@ def _convolution(patch_embed):
 
 
 def train(peer, drawn, negative, optimiser, rates):
-  """AdamW with clipping, as the official trainer: a step for each draw.
+  """Trains with AdamW and clipping, as the official trainer does.
+
+  Takes a step for each batch drawn.
 
   Returns:
     The losses, the first step's gradients before clipping, and the changes of
@@ -191,7 +194,7 @@ def train(peer, drawn, negative, optimiser, rates):
 
 
 def updates(lora, layers):
-  """Ours under the names that PEFT gives them inside diffusers' model."""
+  """Renames this project's updates as PEFT does inside diffusers' model."""
   modules = {
     "time_embed/linear_1": _LORA[0],
     "time_embed/linear_2": _LORA[1],

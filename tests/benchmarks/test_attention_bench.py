@@ -1,4 +1,4 @@
-"""Rows of the benchmark of attention: all that can be timed, and its work."""
+"""Rows of the attention benchmark: which implementations, and their FLOPs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The chains of the tiny family: their stages, and what is made of the arms."""
+"""The tiny family's chains: their stages, and the results of the ablation."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from dcvideogen_jax.tiny import chain, family
 
 
 def configured(argument):
-  """The (config file's argument, overridden keys) of a stage that trains."""
+  """Returns the --config value and the overridden keys of a training stage."""
   given = dict(
     item.removeprefix("--").split("=", 1) for item in argument if "=" in item
   )
@@ -111,7 +111,7 @@ def test_ablation_needs_a_base(programs, tmp_path):
 
 
 def test_streams_of_finished_models(programs, tmp_path):
-  """Commands that a parser of their flags takes; models whose parts exist."""
+  """Once all stages are done, the models' parts.json files point to them."""
   refused = programs.run(
     "launch.reproduce", f"--workdir={tmp_path}", "--streams"
   )

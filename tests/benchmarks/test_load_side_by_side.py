@@ -1,4 +1,4 @@
-"""Both sides load the same tiny checkpoint; what is measured is sane."""
+"""Both sides load the same tiny checkpoint; the measurements are plausible."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def test_both_sides_hold_the_same(tiny):
   assert 2e6 < report["file_bytes"] < 1e8
   for side in report["sides"].values():
     assert side["load_s"][0] > 0 and side["read_s"][0] > 0
-    # Whoever loads less than the files has not read them.
+    # A side whose memory grew by less than the files has not read them all.
     assert side["grown_bytes"][0] > report["file_bytes"]
   assert json.loads(json.dumps(report)) == report
   rows = load.table(report).splitlines()

@@ -1,4 +1,4 @@
-"""The measurements that `ops.conv3d` chooses by."""
+"""The measurements by which `ops.conv3d` chooses an implementation."""
 
 import json
 

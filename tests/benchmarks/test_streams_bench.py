@@ -1,4 +1,4 @@
-"""benchmarks.streams on the whole model that ships."""
+"""benchmarks.streams with the pipeline that ships."""
 
 import json
 
@@ -12,7 +12,7 @@ def run(programs, output, *flags):
 
 
 def test_streams(programs, tmp_path):
-  """Two prompts, clips after one and three times eight frames."""
+  """Two prompts; clips that end after 8 and after 24 frames."""
   output = tmp_path / "report.json"
   finished = run(
     programs,

@@ -27,19 +27,19 @@ MODELS = {
   "i2v": I2V,
   "flf2v": FLF2V,
 }
-# The smallest whose fields can be inferred: heads of 128 channels.
+# The smallest model whose fields can be inferred: heads of 128 channels.
 INFERRED = T2V | {"width": 128, "heads": 1, "layers": 2}
 
 
 def shapes(kind, fields, layout):
-  """Official name -> shape."""
+  """Returns shapes by their official names."""
   module = convert.KINDS[kind].build(fields)
   rules = convert.KINDS[kind].layouts[layout]
   return naming.torch_shapes(rules, matching.parameters(kind, module))
 
 
 def state_dict(kind, fields, layout, dtype=np.float32, seed=0):
-  """Official name -> random array."""
+  """Returns random arrays by their official names."""
   random = np.random.default_rng(seed)
   return {
     name: (0.2 * random.normal(size=shape)).astype(dtype)
@@ -48,7 +48,7 @@ def state_dict(kind, fields, layout, dtype=np.float32, seed=0):
 
 
 def write_sharded(directory, tensors, count, stem="diffusion_pytorch_model"):
-  """`count` files and their index; every n-th tensor is in the same file."""
+  """Writes `count` files, to which tensors go in turn, and their index."""
   directory.mkdir(parents=True, exist_ok=True)
   files = [
     f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
@@ -78,7 +78,7 @@ def random_weights(name="t2v", layout="diffusers", **options):
 
 
 def mixed_dtypes():
-  """As diffusers stores a model that it keeps in bfloat16."""
+  """Returns weights in the dtypes of diffusers' file of a bfloat16 model."""
   return {
     name: x
     if "norm" in name or "table" in name or "time_embedder" in name

@@ -8,5 +8,5 @@ from tests.convert import lora_files
 
 @pytest.fixture(scope="session")
 def base():
-  """Its module and variables."""
+  """Returns the transformer's module and variables."""
   return convert.load("wan_dit", lora_files.weights(), lora_files.FIELDS)

@@ -6,7 +6,7 @@ from dcvideogen_jax import convert
 from tests.convert import checkpoints
 
 FIELDS = checkpoints.T2V
-# Some layers of some kernels, each with a rank and an alpha of its own.
+# Updated layers: (rank, alpha) of each.
 RANKS = {
   "blocks.0.self_attn.q": (2, 4.0),
   "blocks.2.self_attn.q": (3, 3.0),
@@ -23,7 +23,7 @@ def weights(layout="original", dtype=np.float32):
 
 
 def factors(ranks=RANKS, fields=FIELDS, seed=1):
-  """Module -> (down, up), in the original layout."""
+  """Returns (down, up) by the module's name in the original layout."""
   random = np.random.default_rng(seed)
   shapes = checkpoints.shapes("wan_dit", fields, "original")
   found = {}
@@ -37,7 +37,7 @@ def factors(ranks=RANKS, fields=FIELDS, seed=1):
 
 
 def diffusers_name(module):
-  """A module of the original layout as diffusers calls it."""
+  """Returns diffusers' name for a module of the original layout."""
   rules = convert.KINDS["wan_dit"].layouts
   table = {rule.torch: rule.jax for rule in rules["original"]}
   names = {rule.jax: rule.torch for rule in rules["diffusers"]}
@@ -67,7 +67,7 @@ SPELLINGS = {
     "lora_down.weight",
     "lora_up.weight",
   ),
-  # kohya's are those whose names have no dots.
+  # `spelt` replaces dots by underscores where the key contains "kohya".
   "kohya_lycoris": ("lycoris_{}", "lora_down.weight", "lora_up.weight"),
   "kohya_lycoris_diffusers": (
     "lycoris_{}",
@@ -83,7 +83,7 @@ SPELLINGS = {
 
 
 def spelt(spelling, found, alphas=None):
-  """Factors as one of the trainers writes them."""
+  """Returns the tensors of factors as one of the trainers writes them."""
   pattern, down, up = SPELLINGS[spelling]
   tensors = {}
   for module, (a, b) in found.items():
@@ -97,7 +97,7 @@ def spelt(spelling, found, alphas=None):
 
 
 def merged_by_hand(found, alphas=None, scale=1.0, dtype=np.float32):
-  """The state dict with `scale * alpha / rank * up @ down` added."""
+  """Returns the state dict with `scale * alpha / rank * up @ down` added."""
   state = {n: x.astype(np.float64) for n, x in weights(dtype=dtype).items()}
   for module, (a, b) in found.items():
     alpha = len(a) if alphas is None else alphas[module][1]

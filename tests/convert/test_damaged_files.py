@@ -1,4 +1,4 @@
-"""Files that are damaged or absurd: one sentence each, and nothing is read."""
+"""Damaged or absurd files are refused with one sentence."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ from tests.convert import checkpoints
 
 
 def write(path, header, data=b"", length=None):
-  """A file with this header, text or an object."""
+  """Writes a file with this header, which is bytes or an object."""
   text = header if isinstance(header, bytes) else json.dumps(header).encode()
   length = len(text) if length is None else length
   path.write_bytes(struct.pack("<Q", length) + text + data)
@@ -91,7 +91,7 @@ NARROW = {
 
 @pytest.mark.parametrize("name", NARROW)
 def test_every_dtype_of_the_format_is_known(tmp_path, name):
-  """So that what is wrong with a quantised file is not its container."""
+  """Otherwise a quantised file would be refused as a damaged container."""
   x = np.array([[1, 2], [3, 4], [5, 6]]).astype(NARROW[name])
   header = {"x": entry(0, x.nbytes, x.shape, name)}
   path = write(tmp_path / "x.safetensors", header, x.tobytes())
@@ -193,7 +193,7 @@ class Storage:
 
 
 def pt(path, value, data=b"\0" * 64):
-  """Writes what torch would, if it could be brought to write this."""
+  """Writes a file in torch's format, with content that torch never writes."""
   out = [b"\x80\x02"]
 
   def put(x):
@@ -237,7 +237,7 @@ def view(offset, shape, strides, storage=None):
 @pytest.mark.parametrize(
   ("tensor", "message"),
   [
-    # Together one inside the storage, each far outside.
+    # The strides lead far outside the storage; only their sum stays inside.
     (view(0, (2, 2), (-1000, 1001)), "not whole numbers of 0 or more"),
     (view(-4, (2,), (1,)), "not whole numbers of 0 or more"),
     (view(0, (-2, -2), (1, 1)), "not whole numbers of 0 or more"),
@@ -284,7 +284,7 @@ def test_files_that_repeat_a_name_are_both_named(tmp_path):
 
 
 def test_views_cannot_be_written_through(tmp_path):
-  """Else a write to one element would be one to others that overlap it."""
+  """Elements may overlap: a write to one would change the others."""
   data = np.arange(16, dtype=np.float32)
   content = {"x": view(1, (3, 2), (1, 4)), "y": view(2, (3,), (0,))}
   path = pt(tmp_path / "x.pt", content, data.tobytes())
@@ -328,7 +328,7 @@ def test_pickles_that_hold_no_weights(tmp_path, content, message):
 
 
 def test_pickles_that_are_no_pickles(tmp_path):
-  """Whatever a damaged pickle makes Python do, it is one sentence."""
+  """Whatever exception a damaged pickle causes, it becomes one sentence."""
   path = tmp_path / "x.pt"
   content = {"x": view(0, (4,), (1,)), "y": view(0, (2, 2), (1, 2))}
   whole = pt(path, content).read_bytes()

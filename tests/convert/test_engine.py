@@ -1,4 +1,4 @@
-"""Rules: layouts, stacked layers, parts of fused weights, what is told."""
+"""Rules: layouts, stacked layers, parts of fused weights, error messages."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def arrays(dtype=np.float32):
 
 
 def in_rows(array, log=None):
-  """A tensor that is read a few elements at a time."""
+  """Returns a tensor that is read a few elements at a time."""
   flat = array.reshape(-1)
 
   def elements(start, stop, memory=None):
@@ -161,7 +161,7 @@ def test_nan_in_any_layer_is_named(tensor, value):
 
 
 def shard(name, shape, mesh):
-  """Layers over "data", the last axis that divides over "fsdp"."""
+  """Splits the last axis that the devices along "fsdp" divide."""
   spec = [None] * len(shape)
   for axis, n in enumerate(shape):
     if n % mesh.shape["fsdp"] == 0:
@@ -234,7 +234,7 @@ def test_rows_of_other_hosts_are_not_read(monkeypatch):
 
 
 def test_a_loaded_parameter_is_the_buffer_that_was_filled():
-  """On a CPU nothing is copied once more."""
+  """On a CPU the parameter uses the filled buffer without a copy."""
   host = hosting.HostShards((300, 70), np.dtype(np.float32))
   values = np.random.default_rng(0).normal(size=(70, 300)).astype(np.float32)
   host.write(values.T, [(0, 300), (0, 70)])

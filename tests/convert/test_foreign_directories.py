@@ -12,7 +12,7 @@ pytestmark = pytest.mark.parity
 
 
 def foreign(kind):
-  """The class that opens a kind's directories, and a tiny configuration."""
+  """Returns the class that opens a kind's directories, and a tiny config."""
   if kind == "wan_vae":
     from diffusers import AutoencoderKLWan
 
@@ -58,7 +58,7 @@ def make(kind):
 
 
 def outputs(kind, module):
-  """What the module makes of a random input."""
+  """Runs the module on a random input."""
   import torch
 
   torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""What holds for every kind, in every layout, at full size, on shapes alone."""
+"""Properties of every kind and layout at full size, checked on shapes alone."""
 
 import math
 

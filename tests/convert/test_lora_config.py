@@ -1,4 +1,4 @@
-"""What stands beside low-rank updates: found, believed, checked."""
+"""Descriptions of low-rank updates, beside the file or in its header."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from tests.convert import lora_files
 
 PLAIN = {"peft_type": "LORA", "lora_alpha": 6}
 RANKS = {"blocks.0.self_attn.q": (2, 2.0), "blocks.1.ffn.2": (4, 4.0)}
-# A nesting that Python's parser gives up on.
+# Nested deeper than Python's JSON parser can read.
 DEEP = "[" * 200_000
 
 
 def written(path, config, spelling="peft", found=None, header=False):
-  """A file of updates, and its description beside it or in its header."""
+  """Writes a file of updates, with a description beside it or in its header."""
   found = lora_files.factors(RANKS) if found is None else found
   text = config if isinstance(config, str) else json.dumps(config)
   metadata = {"lora_adapter_metadata": text} if header else {}
@@ -107,7 +107,7 @@ def test_a_description_of_other_weights(base, tmp_path):
 
 
 def factor_of(base, source):
-  """What one update was multiplied by."""
+  """Returns the factor by which one update was multiplied."""
   lora = convert.load_lora("wan_dit", source, base[0])
   a, b = lora_files.factors(RANKS)["blocks.1.ffn.2"]
   found = lora.factors["blocks/ffn/linear_2/kernel"]
@@ -133,7 +133,7 @@ def test_no_alpha_is_told(base, tmp_path):
 
 
 def test_a_file_that_was_renamed(base, tmp_path):
-  """The description is its own if nothing else's."""
+  """A description belongs to a renamed file unless it has a file of its own."""
   path = written(tmp_path / "style.safetensors", PLAIN)
   with pytest.warns(UserWarning, match="style.safetensors: alpha is taken fr"):
     np.testing.assert_allclose(factor_of(base, path), 6 / 4, rtol=1e-5)

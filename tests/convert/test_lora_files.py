@@ -1,4 +1,4 @@
-"""Low-rank updates in every spelling: found, scaled, merged, kept apart."""
+"""Low-rank updates in every spelling are found, scaled and merged."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_every_spelling_is_merged_right(base, spelling, alphas):
   lora_files.assert_merged(
     params, base, lora_files.merged_by_hand(found, alphas, 0.7)
   )
-  # What was given is as it was.
+  # The parameters that were given are unchanged.
   lora_files.assert_merged(base[1]["params"], base, lora_files.weights())
 
 
@@ -129,7 +129,7 @@ def test_merged_in_float32_then_cast():
   wrong = 0
   for name, x in state.items():
     assert found[name].dtype == half
-    # Where float32 rounds to another side of a half, rarely.
+    # float32 sums rarely fall on the other side of a rounding boundary.
     wrong += (found[name] != x.astype(np.float32).astype(half)).sum()
   assert wrong <= 2
 
@@ -240,7 +240,10 @@ def test_other_adapters_are_refused(base, tmp_path, config):
 
 
 def trainer_file(found):
-  """DC-VideoGen's: weights and updates together, alpha twice the rank."""
+  """Returns a file as DC-VideoGen's trainer writes it.
+
+  It holds weights and updates together; alpha is twice the rank.
+  """
   tensors = {}
   for name, x in lora_files.weights().items():
     module, _, leaf = name.rpartition(".")

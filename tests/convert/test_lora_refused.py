@@ -1,4 +1,4 @@
-"""Updates of which nothing may be passed over in silence."""
+"""Low-rank updates that do not fit are refused: no tensor is ignored."""
 
 import re
 
@@ -170,7 +170,7 @@ def test_a_scale_that_is_not_finite(base, scale):
 
 @pytest.mark.parametrize("size", [1e25, 2e3])
 def test_a_merge_that_is_not_finite(size):
-  """Of finite factors: too large for float32, and for a half's range."""
+  """The factors are finite, but their product exceeds float32 or float16."""
   half = np.float16
   module, variables = convert.load(
     "wan_dit", lora_files.weights(dtype=half), lora_files.FIELDS

@@ -15,14 +15,17 @@ from dcvideogen_jax import convert, errors, tree
 from tests.convert import checkpoints
 
 ALPHA, RANK = 6.0, 3
-# What the third phase trains as a whole.
+# Parameters that the third phase trains fully.
 WHOLE = ("patch_embed/kernel", "patch_embed/bias", "head/kernel", "head/bias")
 WHOLE = (*WHOLE, "head_modulation")
 
 
 @functools.cache
 def trained(name="i2v"):
-  """A base, and what a run has made of it: random factors, new ends."""
+  """Returns a base, and changes as a run makes them.
+
+  The changes are random low-rank factors, and new patch embedding and head.
+  """
   fields = checkpoints.MODELS[name] | {"patch": (1, 1, 1)}
   weights = checkpoints.state_dict("wan_dit", fields, "diffusers")
   module, variables = convert.load("wan_dit", weights, fields)
@@ -45,7 +48,7 @@ def nested(leaves):
 
 
 def merged(params, changes):
-  """By hand, in float64: name -> array."""
+  """Merges the changes in float64; returns arrays by name."""
   leaves = {n: np.float64(x) for n, x in tree.flatten(params).items()}
   leaves |= {
     n: np.float64(x) for n, x in tree.flatten(changes["params"]).items()
@@ -79,7 +82,7 @@ def test_is_read_back(tmp_path, layout, name):
 
 
 def test_the_factors_keep_every_bit(tmp_path):
-  """As a collection beside the weights, the update is what was trained."""
+  """The collection that is read back has exactly the trained factors."""
   module, _, changes = trained()
   changes = {"lora": changes["lora"]}
   path, _ = convert.save_adapter(tmp_path, "wan_dit", changes, float(RANK))
@@ -119,7 +122,7 @@ def test_the_collection_stands_for_its_product():
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
 @pytest.mark.parametrize("without", ["alpha", "header"])
 def test_the_file_works_alone(tmp_path, layout, without):
-  """Renamed, in another folder, and with only one of the two that say alpha."""
+  """The file is renamed, in another folder, and has alpha in one place only."""
   module, params, changes = trained()
   path, _ = convert.save_adapter(
     tmp_path / "a", "wan_dit", changes, ALPHA, layout=layout
@@ -129,7 +132,7 @@ def test_the_file_works_alone(tmp_path, layout, without):
     metadata = file.metadata()
   if without == "alpha":
     tensors = {n: x for n, x in tensors.items() if not n.endswith(".alpha")}
-  else:  # Readers of other headers know no modules that are replaced.
+  else:  # Without the header, replaced modules cannot be recognised.
     metadata, changes = None, {"lora": changes["lora"], "params": {}}
     tensors = {n: x for n, x in tensors.items() if "lora" in n or "alpha" in n}
   (tmp_path / "b").mkdir()
@@ -215,7 +218,7 @@ def test_refusals(tmp_path):
 
 
 def assert_peft_merges(base, directory, layout, module, params, changes):
-  """PEFT's model computes what we merge, apart and merged."""
+  """Asserts that PEFT merges the directory to the same weights."""
   import peft
 
   model = peft.PeftModel.from_pretrained(base, str(directory))
@@ -343,7 +346,7 @@ def test_diffusers_reads_updates_alone_at_full_strength(tmp_path):
 
 
 def bare(state):
-  """Modules that hold a state dict under its names, linear where they are."""
+  """Builds modules that hold a state dict; 2-D weights become linear layers."""
   import torch
 
   root = torch.nn.Module()

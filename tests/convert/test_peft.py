@@ -1,4 +1,4 @@
-"""Updates that PEFT and diffusers write give what they merge themselves."""
+"""Updates of PEFT and diffusers are merged as those libraries merge them."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def numpy(state_dict):
 
 
 def randomise(module):
-  """PEFT starts with an update of zero."""
+  """Draws random updates: PEFT starts with updates of zero."""
   import torch
 
   for name, x in module.named_parameters():
@@ -119,7 +119,7 @@ def test_biases_that_peft_has_trained(transformer, tmp_path, bias):
 
 @pytest.mark.parametrize("start", ["pissa", "olora", "gaussian"])
 def test_the_base_of_peft(transformer, tmp_path, start):
-  """What alters the base is refused; what PEFT converts is read."""
+  """Updates of an altered base are refused unless PEFT has converted them."""
   import peft
 
   base = {n: x.copy() for n, x in numpy(transformer.state_dict()).items()}
@@ -153,7 +153,7 @@ LYCORIS = {
 
 @pytest.mark.parametrize("kind", LYCORIS)
 def test_a_file_of_lycoris(transformer, tmp_path, kind):
-  """What was trained, by the outputs of its layers, is right."""
+  """Merged weights are those computed from the outputs of LyCORIS's layers."""
   import lycoris
   import torch
 
@@ -219,8 +219,10 @@ def test_a_file_of_diffusers(transformer, tmp_path, options):
 
 
 def test_mixed_ranks_through_diffusers(transformer, tmp_path):
-  """Read without a description, for which diffusers makes anchored patterns,
-  and saved with it."""
+  """Mixed ranks load without a description, and with that of diffusers.
+
+  diffusers describes them by anchored patterns.
+  """
   import diffusers
   import safetensors.torch
   import torch

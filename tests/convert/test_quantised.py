@@ -1,4 +1,4 @@
-"""Quantised weights are refused by the name of their format, never misread."""
+"""Quantised weights are never misread: the refusal names their format."""
 
 import json
 
@@ -21,7 +21,7 @@ def plain():
 
 
 def quantised(plain, prefix="", **beside):
-  """One layer as a tool writes it: what replaces or accompanies its weight."""
+  """Replaces a layer's weight by the tensors that a quantising tool writes."""
   tensors = dict(plain)
   weight = tensors.pop(f"{NAME}.weight")
   for suffix, value in beside.items():
@@ -107,7 +107,7 @@ def test_the_mark_of_a_file_without_its_scales(plain, marker):
   "dtype", [np.int8, np.uint8, np.int16, np.int64, ml_dtypes.float8_e8m0fnu]
 )
 def test_numbers_without_scales_are_no_weights(plain, dtype):
-  """They were taken for floats, each of them wrong."""
+  """Taken as floats, every one of them would be wrong."""
   tensors = quantised(plain, weight=lambda x: np.ones_like(x).astype(dtype))
   told = rf"{NAME}\.weight holds {np.dtype(dtype).name}, quantised in a form"
   with pytest.raises(errors.UserError, match=told):
@@ -138,7 +138,7 @@ def test_a_config_that_says_so(tmp_path, plain):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "uint16"])
 def test_dtypes_of_pt(tmp_path, name):
-  """What torch has no storage for: bytes with a dtype beside them."""
+  """torch has no storage class for these and saves bytes with a dtype."""
   import torch
 
   from dcvideogen_jax.convert import sources

@@ -44,7 +44,7 @@ def wan_dit_config():
 
 @pytest.mark.parity
 def test_diffusers_says_that_it_ignores_it(tmp_path):
-  """The model opens; that it computes something else is not passed over."""
+  """diffusers opens the model and warns that it ignores rope_scale."""
   import diffusers
 
   save(tmp_path, "diffusers", (1, 2, 2))

@@ -1,4 +1,4 @@
-"""Files, indices and directories: what is read, and what is told of damage."""
+"""Files, indices and directories are read, and damage is reported."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_rows_are_those_of_the_tensor(tmp_path, values):
 
 
 def test_tensors_that_begin_late_in_a_large_file(tmp_path):
-  """After a gigabyte of another one, of which nothing is on the disk."""
+  """A sparse file: the tensor follows a gigabyte of another one."""
   size = 1 << 30
   header = json.dumps(
     {
@@ -212,7 +212,7 @@ ONE, TWO = np.float32([1, 2]), np.float32([3, 4, 5])
     ({"a": ONE}, {"a": ONE}),
     ({"model_state_dict": {"a": ONE}}, {"a": ONE}),
     ({"ema_model_state_dict": {0.9999: {"a": TWO}}}, {"a": TWO}),
-    # Averages of what was trained, over all there is.
+    # An EMA of some tensors; the model's own complete it.
     (
       {
         "model_state_dict": {"a": ONE, "b": TWO},

@@ -35,7 +35,7 @@ def test_every_layout_and_back_bit_for_bit(name, layout):
   again = convert.load("wan_dit", there, checkpoints.MODELS[name])
   back = convert.to_torch("wan_dit", *again, layout)
   checkpoints.assert_same(back, expected)
-  # Our own names, in our own layout.
+  # This project's own names and layout.
   own = tree.flatten(variables["params"])
   again = convert.load("wan_dit", own, checkpoints.MODELS[name])
   checkpoints.assert_same(convert.to_torch("wan_dit", *again, layout), expected)
@@ -141,7 +141,7 @@ def test_config_json_both_ways(name, layout):
 
 
 def test_released_config_files():
-  """Of Wan-AI/Wan2.1-T2V-1.3B and Wan-AI/Wan2.1-I2V-14B-480P-Diffusers."""
+  """Configs of Wan-AI/Wan2.1-T2V-1.3B and Wan2.1-I2V-14B-480P-Diffusers."""
   original = {
     "_class_name": "WanModel",
     "_diffusers_version": "0.30.0",

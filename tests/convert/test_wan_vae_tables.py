@@ -18,7 +18,10 @@ FIELDS = {"base_width": 6}
 
 @functools.cache
 def state_dict(layout):
-  """What diffusers 0.42.1 holds, or `Wan2.1_VAE.pth` (commit 9737cba)."""
+  """Returns weights named as in diffusers 0.42.1 or in `Wan2.1_VAE.pth`.
+
+  The names of `Wan2.1_VAE.pth` are those of Wan 2.1 commit 9737cba.
+  """
   weights = golden_data.weights("wan_vae", NAME)
   if layout == "diffusers":
     return weights

@@ -1,4 +1,4 @@
-"""Whole checkpoints as trainers save them, and what is told of the rest."""
+"""Whole checkpoints as trainers save them; warnings name what is left out."""
 
 import itertools
 import warnings
@@ -15,7 +15,7 @@ LAYOUTS = ("diffusers", "original")
 
 @pytest.fixture(scope="module")
 def plain():
-  """Official names of both layouts -> the same model."""
+  """Returns a random state dict for each layout."""
   return {
     layout: checkpoints.state_dict("wan_dit", FIELDS, layout)
     for layout in LAYOUTS
@@ -32,7 +32,7 @@ def prefixed(prefix, tensors):
 
 
 def inside(word, tensors):
-  """As if every block was wrapped."""
+  """Renames tensors as if every block were wrapped."""
   return {
     name.replace("blocks.", "blocks.").replace(
       f"blocks.{i}.", f"blocks.{i}.{word}."
@@ -96,7 +96,7 @@ def half(tensors):
   ],
 )
 def test_averages_come_before_what_they_are_of(plain, averaged, other):
-  """As in DC-VideoGen's own files; a line says so."""
+  """As in DC-VideoGen's own files; a warning says that the average is taken."""
   weights = plain["original"]
   both = {**prefixed(other, weights), **prefixed(averaged, half(weights))}
   with pytest.warns(UserWarning, match=f"is the average behind '{averaged}'"):
@@ -170,14 +170,14 @@ def test_one_model_of_a_file_with_all(plain):
 
 
 def test_unknown_names_behind_the_prefix_are_not_passed_over(plain):
-  """What is left out is what is elsewhere; the model itself has to fit."""
+  """Only tensors outside the model's prefix may be left out."""
   weights = plain["original"] | {"blocks.0.extra.weight": np.ones(2, "f4")}
   with pytest.raises(errors.UserError, match=r"unexpected blocks\.0\.extra"):
     load(prefixed("module.", weights))
 
 
 def test_when_no_name_fits(plain):
-  """What was expected and what was found, not a list of all that is missing."""
+  """The message has examples of expected and found names, not a full list."""
   content = {f"net.layer{i}.w": np.ones(2, np.float32) for i in range(9)}
   with pytest.raises(errors.UserError) as caught:
     load(content)
@@ -192,7 +192,7 @@ def test_when_no_name_fits(plain):
     load({})
 
 
-# --- passengers --------------------------------------------------------------
+# --- other tensors among weights ---------------------------------------------
 
 
 TEXT = {
@@ -216,7 +216,7 @@ def load_text(source):
 
 
 def test_what_lies_among_weights(umt5):
-  """A tokenizer is told of; counters of averages and steps are nothing."""
+  """A tokenizer causes a warning; counters of averages are ignored."""
   counters = {"n_averaged": np.int64(5), "decay": np.float32(0.99)}
   with warnings.catch_warnings():
     warnings.simplefilter("error")
@@ -290,7 +290,7 @@ def test_embeddings_as_safetensors_and_torch_write_them(tmp_path):
 
 
 def content(name, weights):
-  """What each trainer gives to torch.save."""
+  """Returns what each trainer gives to torch.save."""
   import argparse
   import collections
   import pathlib

@@ -1,4 +1,4 @@
-"""Directories that are written: whole, in the names of each library."""
+"""Directories are written completely, in the names of each library."""
 
 import functools
 import pathlib
@@ -109,7 +109,7 @@ def test_unknown_layouts():
   [(np.nan, None), (np.inf, None), (1e30, np.float16), (3.4e38, "bfloat16")],
 )
 def test_nothing_that_is_not_finite_is_written(tmp_path, value, dtype):
-  """No training's NaN, and nothing that a smaller dtype cannot hold."""
+  """Neither NaN of a training, nor values that a smaller dtype cannot hold."""
   module, variables = loaded()
   bias = variables["params"]["head"]["bias"]
   variables["params"]["head"]["bias"] = bias.at[1].set(value)
@@ -132,7 +132,7 @@ def test_nothing_that_is_not_finite_is_written(tmp_path, value, dtype):
   ],
 )
 def test_what_the_dtype_asked_for_cannot_hold(stored, value, dtype):
-  """It became infinity without a word."""
+  """Without the error these values would silently become infinity."""
   weights = {
     name: x.astype(stored) for name, x in checkpoints.random_weights().items()
   }

@@ -1,4 +1,4 @@
-"""The server of programs, which tests/launch has too."""
+"""The fixture `programs` of tests/launch, which runs programs in one server."""
 
 from tests.launch.conftest import programs
 
