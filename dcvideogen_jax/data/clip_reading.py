@@ -60,7 +60,7 @@ def place(
   fps: float | None,
   seen: video.VideoInfo | errors.UserError | None = None,
 ) -> Place:
-  """Finds the bucket of a video without reading its frames.
+  """Returns bucket, duration and frame rate of a video without loading it.
 
   Args:
     path, frames, sizes, fps, seen: as for `load`.

@@ -178,8 +178,7 @@ class VideoWriter:
   colour conversion. Browsers and phones play neither odd sizes nor crf=0, and a
   warning says so. Colours are BT.709 and tagged as BT.709.
 
-  Use the writer as a context manager; after an exception inside there is no
-  file.
+  Use the writer as a context manager. An exception inside leaves no file.
   """
 
   def __init__(

@@ -337,7 +337,7 @@ class WanVAELatents(LatentSpace):
   def encode(
     self, video: Iterable[Any], size: Size, budget: float, tail: str = "pad"
   ) -> Latents:
-    """Encodes the first 1 + 4k frames, one latent frame at a time."""
+    """Encodes the first 1 + 4k frames, one latent frame after another."""
     del size, budget, tail  # Wan's encoder has neither bands nor chunks.
     module = self.decoder()
     posteriors = wan_vae.stream_encode(

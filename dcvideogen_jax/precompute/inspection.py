@@ -43,7 +43,7 @@ class Clip(NamedTuple):
 
 
 def report(job: encoding.Job, numbers: Sequence[int]) -> tuple[str, bool]:
-  """Reports on clips from their files' indices and captions, without encoding.
+  """Probes clips and reports on them, without decoding or encoding the clips.
 
   Args:
     job: what would be encoded. Its output folder is not used.
