@@ -1,4 +1,4 @@
-"""PyTorch weights into JAX and back."""
+"""Converts PyTorch weights to JAX and back."""
 
 from dcvideogen_jax.convert.api import KINDS as KINDS
 from dcvideogen_jax.convert.api import config_of as config_of

@@ -1,4 +1,4 @@
-"""Loads, recognises and converts models, whatever layout their weights have."""
+"""Loads, recognises and converts models in every layout of their weights."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +39,9 @@ def load(
 ) -> tuple[Any, Variables]:
   """Loads a model from PyTorch or converted weights.
 
-  Every layout of the kind and our own names are tried; the one that fits
-  counts. Parameters are made one at a time, straight on their devices.
+  Every layout of the kind is tried, and the names of the JAX parameters; the
+  one that fits best is used. Parameters are made one at a time, directly on
+  their devices.
 
   Args:
     kind: a key of `KINDS`.
@@ -51,23 +52,23 @@ def load(
       weights or, without one, recognises a released variant or infers the
       fields from the shapes (the heads of Wan's transformer are then assumed
       to have 128 channels, as in all released ones).
-    dtype: of the parameters, but those that the model keeps in float32, and of
-      the computation; None keeps every parameter as it is stored (float64
-      becomes float32, float8 becomes bfloat16), computes in float32.
+    dtype: dtype of the computation and of the parameters, except those that the
+      model keeps in float32; None computes in float32 and keeps the stored
+      dtype of every parameter (float64 becomes float32, float8 bfloat16).
     sharding: a `jax.sharding.Sharding` for all parameters, a tree of them like
       `{"params": ...}`, or a function from the abstract tree to that tree, such
       as `functools.partial(sharding.shardings, mesh=mesh, rules=rules)`.
-    merge_lora: whether low-rank updates that lie beside their base weights, in
-      a trainer's file, are added to them; otherwise they are left out (see
+    merge_lora: whether low-rank updates that a trainer's file holds beside
+      their base weights are added to them; otherwise they are left out (see
       `load_lora`).
 
   Returns:
     The module and its variables, `{"params": ...}`.
 
   Raises:
-    errors.UserError: if the source is missing, damaged, quantised, not finite,
-      not safe to read or does not fit the configuration; every difference is
-      listed.
+    errors.UserError: if the source is missing, damaged, quantised, not finite
+      or not safe to read, or if it does not fit the configuration; every
+      difference is listed.
   """
   tensors = _open(kind, source)
   weights, updates = _split(kind, source, tensors)
@@ -93,10 +94,10 @@ def load(
 def load_part(
   kind: str, source: sources.Source, module: nn.Module
 ) -> dict[str, Any]:
-  """Loads the parameters that a file holds, for a model that has more.
+  """Loads some of a model's parameters: those that a file holds.
 
-  For the file of DC-VideoGen's first phase, say, which holds the patch
-  embedding, or for the modules that lie as a whole beside low-rank updates.
+  Such a file is that of DC-VideoGen's first phase, which holds the patch
+  embedding, or one with whole modules beside low-rank updates.
 
   Args:
     kind: a key of `KINDS`.
@@ -108,8 +109,8 @@ def load_part(
     the source.
 
   Raises:
-    errors.UserError: as `load`, also if nothing or only some layers of a
-      parameter are there.
+    errors.UserError: as `load` does, and also if the source holds no parameter
+      of the model, or only some layers of one.
   """
   weights, _ = _split(kind, source, _open(kind, source))
   expected = matching.parameters(kind, module)
@@ -119,7 +120,7 @@ def load_part(
 def _read_part(
   kind: str, source: sources.Source, weights: Tensors, expected: Any
 ) -> dict[str, Any]:
-  """The parameters that tensors by their plain names hold."""
+  """Converts the parameters that tensors, by their plain names, hold."""
   what, rules = _layout(kind, source, weights, expected)
   named = {
     place.jax
@@ -144,24 +145,25 @@ def load_lora(
 ) -> lora.Lora:
   """Loads low-rank updates, in any spelling that `lora_names` knows.
 
-  Where tensors do not say alpha, PEFT's adapter_config.json and the metadata
-  that diffusers writes do (see `lora_config`); in a trainer's file, where
-  updates lie beside their weights, `lora.trainer_scaling` holds. Elsewhere it
-  is the rank, with a warning. What PEFT has trained as a whole
-  (`modules_to_save`, biases) is part of the result.
+  If no tensor holds alpha, it is read from PEFT's adapter_config.json or from
+  the metadata that diffusers writes (see `lora_config`). In a trainer's file,
+  which holds updates beside their base weights, `lora.trainer_scaling` applies.
+  Elsewhere alpha is taken to be the rank, with a warning. Modules and biases
+  that PEFT trained as a whole (`modules_to_save`) are part of the result.
 
   Args:
     kind: a key of `KINDS`.
-    source: as for `load`; a trainer's weights that lie there too are left out.
+    source: as for `load`; base weights that a trainer stored there are left
+      out.
     module: the model that the updates are for.
-    scale: multiplies the updates.
+    scale: factor of the updates.
 
   Raises:
     errors.UserError: if the source is damaged, holds no update, or holds names
       or shapes that are not the model's; all are listed. Also if it holds
-      adapters that are no plain LoRA, or of an altered base; for a scale that
-      is not finite, or is not 1 where modules are replaced, which cannot be
-      done by half.
+      adapters that are not plain LoRA, or updates of an altered base; if the
+      scale is not finite; or if it is not 1 and the source replaces whole
+      modules, which cannot be scaled.
   """
   if not math.isfinite(scale):
     raise errors.UserError(
@@ -174,13 +176,19 @@ def load_lora(
 def with_lora(
   kind: str, module: nn.Module, updates: lora.Lora
 ) -> tuple[Any, Variables]:
-  """A model that computes updates apart from its weights.
+  """Makes a model that computes low-rank updates apart from its weights.
+
+  Args:
+    kind: a key of `KINDS`.
+    module: the model without updates.
+    updates: from `load_lora` or `lora.add`.
 
   Returns:
     The module with `lora_rank`, and `{"lora": ...}` for its variables.
 
   Raises:
-    errors.UserError: if a layer that is updated cannot do that.
+    errors.UserError: if an update belongs to a layer that cannot compute it
+      apart.
   """
   module = module.clone(lora_rank=updates.rank, lora_alpha=float(updates.rank))
   example = KINDS[kind].example(module)
@@ -194,13 +202,13 @@ def to_torch(
   variables: Variables,
   layout: str | None = None,
 ) -> dict[str, np.ndarray]:
-  """The PyTorch state dict, bit for bit, as numpy arrays.
+  """Converts a model to a PyTorch state dict of numpy arrays, bit for bit.
 
   Args:
     kind: a key of `KINDS`.
     module: the model.
     variables: `{"params": ...}`.
-    layout: one of the kind's; None is the first.
+    layout: name of one of the kind's layouts; None is the first.
 
   Raises:
     errors.UserError: if the variables are not those of the module, or the
@@ -216,7 +224,14 @@ def to_tensors(
   variables: Variables,
   layout: str | None = None,
 ) -> dict[str, sources.Tensor]:
-  """`to_torch`, made tensor by tensor when it is read."""
+  """Converts as `to_torch` does, but each tensor only when it is read.
+
+  Args:
+    kind, module, variables, layout: as for `to_torch`.
+
+  Raises:
+    errors.UserError: as `to_torch` does.
+  """
   rules = rules_of(kind, layout)
   params = variables["params"]
   differences.require_equal(
@@ -228,7 +243,7 @@ def to_tensors(
 
 
 def rules_of(kind: str, layout: str | None) -> Sequence[naming.Rule]:
-  """The table of a layout; None is the kind's first.
+  """Returns the rules of a layout; None is the kind's first layout.
 
   Raises:
     errors.UserError: if the kind has no such layout.
@@ -242,7 +257,7 @@ def rules_of(kind: str, layout: str | None) -> Sequence[naming.Rule]:
 
 
 def config_of(module: Any) -> dict[str, Any]:
-  """The fields that make the architecture, without those of one run."""
+  """Returns the fields of the architecture, without those of a single run."""
   run = {"parent", "name", "dtype", "param_dtype", "remat", "conv3d"}
   run |= {"attention", "lora_rank", "lora_alpha"}
   return {
@@ -265,7 +280,7 @@ def _open(kind: str, source: sources.Source) -> Tensors:
 def _split(
   kind: str, source: sources.Source, tensors: Tensors
 ) -> tuple[Tensors, Tensors]:
-  """Weights, by their plain names, and low-rank updates."""
+  """Splits tensors into weights, by their plain names, and low-rank updates."""
   where, names = sources.told(source), matching.names(kind)
   weights, updates = lora_names.split(tensors)
   weights = wrappings.unwrap(where, kind, weights, names)
@@ -286,7 +301,7 @@ def _read_lora(
   expected: Any,
   scale: float = 1.0,
 ) -> lora.Lora:
-  """Updates with the alpha that belongs to them."""
+  """Reads updates with their alpha, and the modules trained as a whole."""
   weights: Tensors = {}
   description = lora_config.find(source)
   with_base = any(name.endswith(".base_layer.weight") for name in tensors)
@@ -298,7 +313,7 @@ def _read_lora(
     scaling = lora.unknown_scaling(sources.told(source))
   if with_base:
     _, tensors = lora_names.split(tensors)
-  # Others are not passed over: they are no updates of the model.
+  # In any other file, tensors that are not updates are reported as an error.
   elif description and description.whole:
     weights, tensors = _split(kind, source, tensors)
   layouts = KINDS[kind].layouts
@@ -320,7 +335,10 @@ def _read_lora(
 def _layout(
   kind: str, source: sources.Source, weights: Tensors, expected: Any
 ) -> tuple[str, Sequence[naming.Rule]]:
-  """What is loaded and how it was understood, for messages, and its table.
+  """Finds the layout of weights.
+
+  Returns:
+    What is loaded and in which layout, for messages; and the layout's rules.
 
   Raises:
     errors.UserError: for quantised weights.
@@ -346,7 +364,7 @@ def _build(kind, source, config, weights: Tensors, dtype) -> nn.Module:
 
 
 def _shardings(sharding: Any, expected: Any) -> Callable[..., Any]:
-  """Name and shape of a parameter -> its sharding."""
+  """Returns a function from a parameter's name and shape to its sharding."""
   if callable(sharding):
     sharding = sharding({"params": expected})
   if sharding is None or isinstance(sharding, jax.sharding.Sharding):

@@ -1,9 +1,9 @@
 """Names of CLIP's vision tower and its config.json, in every layout.
 
-"transformers" is `CLIPVisionModel` as all its versions read it and as those
-before 5 write it; "transformers5" lacks the prefix; "original" is
-`models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth` of Wan-Video/Wan2.1
-(commit 9737cba), which fuses q, k and v.
+"transformers" has the names of `CLIPVisionModel` that all versions of
+transformers read and those before 5 write; "transformers5" lacks their prefix;
+"original" is `models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth` of
+Wan-Video/Wan2.1 (commit 9737cba), which fuses q, k and v.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def _transformers(prefix: str) -> list[Rule]:
     Rule(f"{embeddings}.class_embedding", "class_embedding"),
     Rule(f"{embeddings}.position_embedding.weight", "position_embedding"),
     Rule(f"{embeddings}.patch_embedding.weight", "patch_embedding", CONV2D),
-    # Misspelt there.
+    # transformers misspells this name.
     *norm(f"{prefix}pre_layrnorm", "pre_norm"),
     *norm(f"{prefix}post_layernorm", "post_norm"),
     *norm(f"{block}.layer_norm1", "blocks/norm1", stack=True),
@@ -61,7 +61,7 @@ LAYOUTS = {
   "transformers5": _transformers(""),
   "original": _original(),
 }
-# Position indices, projections to the space shared with text, the text tower.
+# Position indices, projections into the space shared with text, text tower.
 IGNORED = [
   r"(vision_model\.)?embeddings\.position_ids",
   r"visual_projection\.weight",
@@ -72,8 +72,8 @@ IGNORED = [
   r"log_scale",
 ]
 
-# Fields of ours -> name in config.json, and what transformers takes where the
-# file leaves it out, as it does for its defaults.
+# Field -> name in config.json, and transformers' default. transformers leaves
+# out values that are the default.
 _FIELDS: dict[str, tuple[str, Any]] = {
   "image_size": ("image_size", 224),
   "patch": ("patch_size", 32),
@@ -86,10 +86,11 @@ _FIELDS: dict[str, tuple[str, Any]] = {
 
 
 def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Fields from the config.json of transformers, of a tower or a whole CLIP.
+  """Reads the fields in a config.json of transformers, of a tower or a CLIP.
 
   Returns:
-    What `models.clip_vision.build` takes, or None if this is another model's.
+    The fields that `models.clip_vision.build` takes, or None if the config.json
+    is another model's.
 
   Raises:
     errors.UserError: if the nonlinearity is not the exact GELU.
@@ -109,7 +110,7 @@ def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """The config.json that `CLIPVisionModel.from_pretrained` reads."""
+  """Returns the config.json that `CLIPVisionModel.from_pretrained` reads."""
   return {
     "architectures": ["CLIPVisionModel"],
     "model_type": "clip_vision_model",

@@ -11,7 +11,7 @@ def _stages(half: str) -> list[Rule]:
     *linear(f"{torch}.conv2.conv", f"{jax}/conv2", CONV3D)[:1],
     *norm(f"{torch}.conv2.norm", f"{jax}/conv2/norm"),
     *linear(f"{torch}.conv.conv", f"{jax}/conv", CONV3D),
-    # Attention is ours: no official weights have it.
+    # Attention is an addition of this package; no official weights have it.
     *norm(f"{torch}.norm", f"{jax}/norm"),
   ]
   for x in ("q", "k", "v", "out"):

@@ -1,7 +1,8 @@
-"""Converts weights between PyTorch and JAX, both ways, from one table.
+"""Converts weights from PyTorch to JAX and back, with one table for both ways.
 
-Loading reads pieces of tensors straight into the host memory of a parameter's
-shards, a parameter at a time, so that neither side is ever held twice.
+Loading reads pieces of tensors directly into the host buffers of a parameter's
+shards, one parameter at a time, so neither the state dict nor the parameters
+are held twice.
 """
 
 import concurrent.futures
@@ -18,7 +19,7 @@ import numpy as np
 from dcvideogen_jax import differences, errors, tree
 from dcvideogen_jax.convert import hosting, naming, sources
 
-# Bytes of a tensor that a thread reads at once, and threads.
+# Bytes of a tensor that a thread reads at once, and the number of threads.
 _PIECE = 4 << 20
 _THREADS = 4
 
@@ -32,21 +33,23 @@ def torch_to_jax(
 ) -> Any:
   """Fills a parameter tree from a PyTorch state dict.
 
-  Parameters are made one after another: host memory peaks at what the devices
-  share with the host (everything, on a CPU), plus two parameters' local shards
-  and the pieces that are being read.
+  Parameters are made one after another. Peak host memory is what the devices
+  share with the host (on a CPU, all parameters), plus the local shards of two
+  parameters and the pieces that are being read.
 
   Args:
     rules: the model's table.
     tensors: the state dict.
-    expected: the parameter tree as `jax.ShapeDtypeStruct`s; gives the dtypes.
+    expected: the parameter tree as `jax.ShapeDtypeStruct`s; the result has its
+      dtypes.
     what: what is being loaded, for messages.
     shardings: name and shape of a parameter -> `jax.sharding.Sharding`; None
       for the default device.
 
   Raises:
-    errors.UserError: lists every missing, unexpected and misshapen name, or
-      names the tensor that holds a NaN or an infinity.
+    errors.UserError: lists every name that is missing, unexpected or has
+      another shape; or names a tensor that holds NaN, infinity or values that
+      the dtype cannot hold.
   """
   wanted = tree.flatten(expected)
   _require_rules(rules, tree.shapes(expected))
@@ -72,7 +75,7 @@ def torch_to_jax(
       for future in filling:
         future.result()
       params[name] = host.to_devices()
-      if previous is not None:  # At most two parameters are under way.
+      if previous is not None:  # At most two parameters are in flight.
         previous.block_until_ready()
       previous = params[name]
   return flax.traverse_util.unflatten_dict(params, sep="/")
@@ -81,7 +84,9 @@ def torch_to_jax(
 def torch_tensors(
   rules: Sequence[naming.Rule], params: Any
 ) -> dict[str, sources.Tensor]:
-  """The PyTorch state dict of a parameter tree, made tensor by tensor.
+  """Returns the PyTorch state dict of a parameter tree.
+
+  Each tensor is made when it is read.
 
   Raises:
     errors.UserError: if a parameter has no rule.
@@ -99,7 +104,7 @@ def torch_tensors(
 
 
 def _take(leaf: Any, place: naming.TensorSlot) -> np.ndarray:
-  """The torch tensor that fills this place of a parameter."""
+  """Returns the torch tensor of a slot of the parameter `leaf`."""
   array = np.asarray(leaf)
   array = array[tuple(slice(*ends) for ends in place.region(array.shape))]
   array = array if place.layer is None else array[0]
@@ -117,7 +122,7 @@ def _require_rules(
 def _pieces(
   tensor: sources.Tensor, place: naming.TensorSlot
 ) -> Iterator[tuple[int, int] | None]:
-  """Ranges of rows of a tensor to read at once; None stands for all of it."""
+  """Yields ranges of rows to read at once; None stands for all rows."""
   if (
     tensor.rows is None
     or 0 in place.rule.layout.squeezed_axes
@@ -129,7 +134,7 @@ def _pieces(
 
 
 def _ranges(tensor: sources.Tensor) -> Iterator[tuple[int, int]]:
-  """All rows of a tensor, about `_PIECE` bytes at a time."""
+  """Yields ranges that cover all rows, each of about `_PIECE` bytes."""
   step = max(1, _PIECE // max(1, _row_bytes(tensor)))
   for start in range(0, tensor.shape[0], step):
     yield start, min(start + step, tensor.shape[0])
@@ -146,7 +151,7 @@ def _fill(
   place: naming.TensorSlot,
   rows: tuple[int, int] | None,
 ) -> None:
-  """Copies rows of a tensor to where they belong in a parameter."""
+  """Copies rows of a tensor to their place in the buffers of a parameter."""
   region = place.region(host.shape)
   layout = place.rule.layout
   if rows is not None:
@@ -156,7 +161,7 @@ def _fill(
   if not host.needs(region):
     return
   stored = tensor.read() if rows is None else _read(tensor, *rows)
-  with np.errstate(over="ignore"):  # What does not fit is told below.
+  with np.errstate(over="ignore"):  # Values that overflow are reported below.
     array = stored.astype(host.dtype, copy=False)
   if not finite(array):
     reason = "NaN or infinity"
@@ -168,7 +173,7 @@ def _fill(
 
 
 def same(a: sources.Tensor, b: sources.Tensor) -> bool:
-  """Whether two tensors hold the same; they are read in pieces."""
+  """Whether two tensors have equal values and dtypes; reads them in pieces."""
   if a is b:
     return True
   if a.shape != b.shape or a.dtype != b.dtype:
@@ -185,11 +190,11 @@ _scratch = threading.local()
 
 
 def _read(tensor: sources.Tensor, start: int, stop: int) -> np.ndarray:
-  """Rows in memory that is this thread's until it reads again.
+  """Reads rows into this thread's buffer, which its next read overwrites.
 
-  Fresh memory for every piece would cost half as much again as the rest.
+  Allocating memory for every piece would add half to the time of loading.
   """
-  assert tensor.rows is not None  # Or `_pieces` gave no rows.
+  assert tensor.rows is not None  # Otherwise `_pieces` yields None.
   size = (stop - start) * _row_bytes(tensor)
   memory = getattr(_scratch, "memory", None)
   if memory is None or memory.size < size:
@@ -201,6 +206,6 @@ def finite(x: np.ndarray) -> bool:
   """Whether no element is NaN or infinite."""
   if not jnp.issubdtype(x.dtype, jnp.floating):
     return True
-  if x.dtype == jnp.bfloat16:  # Its own isfinite is ten times slower.
+  if x.dtype == jnp.bfloat16:  # np.isfinite is ten times slower for it.
     return not ((x.view(np.uint16) & 0x7F80) == 0x7F80).any()
   return bool(np.isfinite(x).all())

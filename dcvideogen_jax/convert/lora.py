@@ -1,7 +1,8 @@
-"""Low-rank updates (LoRA, arXiv 2106.09685): read, merged or kept apart.
+"""Reads low-rank updates (LoRA, arXiv 2106.09685), merged or kept apart.
 
-`lora_names` tells which files are understood. A name that is nothing of the
-model is an error: updates that are silently left out look like bad training.
+`lora_names` lists the files that are understood. A name that is not the model's
+is an error, because an update that is left out silently looks like bad
+training.
 """
 
 import functools
@@ -17,24 +18,24 @@ import numpy as np
 from dcvideogen_jax import differences, errors, tree
 from dcvideogen_jax.convert import engine, lora_names, naming, quantised
 
-# An update and its rank -> what its product is multiplied by.
+# (update, rank) -> factor of the product of the update's two matrices.
 Scaling = Callable[[lora_names.Update, int], float]
 Factors = tuple[np.ndarray, np.ndarray]
 
 
 class Lora(NamedTuple):
-  """Updates of a model's parameters, by our names, in float32.
+  """Updates of a model's parameters, by JAX name, in float32.
 
   Attributes:
-    factors: name of a kernel -> a, of the kernel's shape but for the rank on
-      its last axis, and b (rank, out), with a leading axis of layers where the
-      kernel has it. The update is `a @ b`; scales are contained, and smaller
-      ranks and layers without an update are filled with zeros.
-    deltas: name of a parameter -> what is added to it, of the same shape.
-    matched: how many tensors of the source these come from.
-    whole: name of a parameter -> what takes its place, of the same shape; from
+    factors: name of a kernel -> the factors a and b. a has the kernel's shape,
+      but the rank on its last axis; b is (rank, out), with a leading axis of
+      layers if the kernel has one. The update is `a @ b`, with scales included;
+      zeros fill smaller ranks and layers without an update.
+    deltas: name of a parameter -> array of the same shape that is added to it.
+    matched: number of tensors of the source that were read.
+    whole: name of a parameter -> array of the same shape that replaces it, from
       files with modules that were trained as a whole.
-    source: where these come from, for messages.
+    source: the source of the updates, for messages.
   """
 
   factors: dict[str, Factors]
@@ -45,24 +46,27 @@ class Lora(NamedTuple):
 
   @property
   def rank(self) -> int:
-    """The largest rank."""
+    """The largest rank of the factors; 0 without factors."""
     return max((a.shape[-1] for a, _ in self.factors.values()), default=0)
 
 
 def trainer_scaling(update: lora_names.Update, rank: int) -> float:
-  """What DC-VideoGen trains and merges with: alpha is twice the rank.
+  """Returns DC-VideoGen's factor: it trains and merges with alpha = 2 * rank.
 
-  Its files do not say so (DC-Gen `convert_lora_into_base.py`, commit 562077c).
+  Its files do not hold alpha (DC-Gen `convert_lora_into_base.py`, commit
+  562077c).
   """
   del update, rank
   return 2.0
 
 
 def unknown_scaling(what: str) -> Scaling:
-  """That of files which do not say alpha: the rank, as others read them too.
+  """Returns the scaling of files without alpha, which is taken to be the rank.
+
+  Other libraries read such files in the same way.
 
   Args:
-    what: names the file, for the one warning.
+    what: the file, for the one warning that is given.
   """
 
   @functools.cache
@@ -88,21 +92,20 @@ def read(
   scaling: Scaling,
   scale: float = 1.0,
 ) -> Lora:
-  """Reads updates of a model.
+  """Reads the updates of a model.
 
   Args:
-    tensors: what a file holds.
-    layouts: tables of the model; the names of one of them are used.
+    tensors: the tensors of a file.
+    layouts: the model's tables; the names of one of them are used.
     expected: the parameter tree as `jax.ShapeDtypeStruct`s.
-    what: what is read, for messages.
-    scaling: for updates that have no `.alpha` tensor, which stands for
-      alpha / rank.
-    scale: multiplies everything.
+    what: the source, for messages.
+    scaling: gives alpha / rank for updates without an `.alpha` tensor.
+    scale: factor of all updates.
 
   Raises:
-    errors.UserError: lists every name that is nothing of the model, every
-      missing half and every shape that does not fit; or names the tensor that
-      is not finite, times its scale, that has rank 0, or that is quantised.
+    errors.UserError: lists every name that is not the model's, every factor
+      that lacks the other and every shape that does not fit; or names a tensor
+      that is not finite, alone or times its scale, has rank 0 or is quantised.
   """
   leaves = tree.shapes(expected)
   names = lora_names.parse(tensors, layouts, leaves)
@@ -113,7 +116,7 @@ def read(
   )
   if not tensors:
     raise errors.UserError(f"{what} holds no low-rank update")
-  # An alpha may be a whole number; a factor of whole numbers lacks its scales.
+  # Alpha may have an integer dtype. A factor of integers is quantised.
   weights = [name for name in tensors if not name.endswith(".alpha")]
   quantised.require_floats(what, tensors, weights)
   values = _Values(tensors, what, scaling, scale)
@@ -137,7 +140,7 @@ def read(
 
 
 class _Values(NamedTuple):
-  """Reads tensors, checks them, and finds what updates are multiplied by."""
+  """Reads and checks tensors, and computes the factors of updates."""
 
   tensors: lora_names.Tensors
   what: str
@@ -145,7 +148,7 @@ class _Values(NamedTuple):
   scale: float
 
   def of(self, name: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # Of float64.
+    with np.errstate(over="ignore"):  # float64 may overflow; checked below.
       array = np.asarray(self.tensors[name].read(), np.float32)
     if not engine.finite(array):
       raise errors.UserError(f"{self.what}: {name} holds NaN or infinity")
@@ -154,7 +157,7 @@ class _Values(NamedTuple):
   def scaled(
     self, name: str, array: np.ndarray, update: lora_names.Update | None
   ) -> np.ndarray:
-    """A tensor times its update's scale, or times that of everything."""
+    """Multiplies a tensor by its update's factor; without one, by `scale`."""
     by = self.factor(update) if update else self.scale
     with np.errstate(over="ignore", invalid="ignore"):
       product = array * np.float32(by)
@@ -174,7 +177,7 @@ class _Values(NamedTuple):
 
 
 class _Piece(NamedTuple):
-  """The factors of one place of a kernel."""
+  """The factors of one slot of a kernel."""
 
   place: naming.TensorSlot
   a: np.ndarray
@@ -182,7 +185,7 @@ class _Piece(NamedTuple):
 
 
 def _assemble(shape: naming.Shape, pieces: Sequence[_Piece]) -> Factors:
-  """The factors of a whole kernel; parts of one layer have their own ranks."""
+  """Assembles the factors of a kernel; its parts may have different ranks."""
   used: dict[int | None, int] = {}
   starts = []
   for piece in pieces:
@@ -201,7 +204,7 @@ def _assemble(shape: naming.Shape, pieces: Sequence[_Piece]) -> Factors:
 
 
 def add(loras: Sequence[Lora]) -> Lora:
-  """One update that is the sum of several.
+  """Adds several updates into one.
 
   Raises:
     errors.UserError: if two of them replace the same parameter.
@@ -228,21 +231,22 @@ def add(loras: Sequence[Lora]) -> Lora:
 
 
 def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
-  """The parameters with the update added, in float32, then cast back.
+  """Adds an update to parameters, in float32, and casts them back.
 
-  What the update holds as a whole takes its place first.
+  Parameters that the update holds as a whole are replaced first.
 
   Args:
-    params: of the model that `lora` was read for.
-    lora: what is added.
-    donate: whether the memory of changed parameters may be used again, which
-      makes `params` unusable.
+    params: the parameters of the model that `lora` was read for.
+    lora: the update.
+    donate: whether the memory of changed parameters may be reused, which makes
+      `params` unusable.
 
   Returns:
-    The tree, with unchanged parameters as they are; dtypes and shardings stay.
+    The parameter tree. Unchanged parameters are the same arrays; dtypes and
+    shardings are kept.
 
   Raises:
-    errors.UserError: names parameters that would hold a NaN or an infinity.
+    errors.UserError: names the parameters that would hold NaN or infinity.
   """
   leaves = tree.flatten(params)
   finite = {}
@@ -272,7 +276,7 @@ def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
 
 @functools.cache
 def _with_check(function):
-  """`function`, and whether what it gives is finite."""
+  """Makes `function` also return whether its result is finite."""
 
   def checked(*operands):
     merged = function(*operands)
@@ -290,7 +294,7 @@ def _add(w, delta):
 
 
 def _add_product(w, a, b):
-  """w + a @ b, layer by layer: a single layer is in float32 at a time."""
+  """Returns w + a @ b, layer by layer: one layer at a time is in float32."""
 
   def one(operands):
     w, a, b = operands
@@ -300,12 +304,12 @@ def _add_product(w, a, b):
 
 
 def collection(lora: Lora, expected: Any) -> dict[str, Any]:
-  """The update as variables of the collection "lora" of `layers.Dense`.
+  """Converts an update to the collection "lora" of `layers.Dense`.
 
   Args:
-    lora: what the model shall compute apart from its weights.
+    lora: the update that the model computes apart from its weights.
     expected: the collection as `jax.ShapeDtypeStruct`s, of a model with
-      `lora_rank=lora.rank`; its `lora_alpha` has to be that rank too.
+      `lora_rank` and `lora_alpha` equal to `lora.rank`.
 
   Raises:
     errors.UserError: if an update belongs to a layer that cannot keep it apart.
@@ -333,14 +337,15 @@ def collection(lora: Lora, expected: Any) -> dict[str, Any]:
 
 
 def from_collection(variables: Mapping[str, Any], alpha: float) -> Lora:
-  """The update that the variables of the collection "lora" stand for.
+  """Converts the collection "lora" of `layers.Dense` to an update.
 
-  The inverse of `collection`: `merge` adds what `layers.Dense` computes apart.
+  This is the inverse of `collection`: `merge` can then add to the weights what
+  `layers.Dense` computes apart.
 
   Args:
     variables: the collection, `a` (in, rank) and `b` (rank, out) by module,
-      with a leading axis of layers where the model has one.
-    alpha: `lora_alpha` of the model; `lora_rank` is that of the factors.
+      with a leading axis of layers if the module has one.
+    alpha: the model's `lora_alpha`; its `lora_rank` is the rank of the factors.
   """
   leaves = {
     n: np.asarray(x, np.float32) for n, x in tree.flatten(variables).items()

@@ -1,9 +1,10 @@
-"""Reads how strong low-rank updates are, where their tensors do not say it.
+"""Reads alpha of low-rank updates from their description in JSON.
 
-PEFT writes adapter_config.json beside its weights, diffusers the same fields
-into the header of its files. Which alpha a module has is found as PEFT 0.21
-finds it: the first pattern that matches, in the order of the file, goes before
-`lora_alpha`. What the fields ask for beyond plain low-rank updates is refused.
+The description is used if the tensors do not give alpha. PEFT writes it as
+adapter_config.json beside its weights; diffusers writes the same fields into
+the header of its files. A module's alpha is found as in PEFT 0.21: the first
+pattern that matches, in the order of the file, takes precedence over
+`lora_alpha`. Fields that ask for more than plain low-rank updates are refused.
 """
 
 import json
@@ -19,13 +20,13 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.convert import lora_names, sources
 
 NAME = "adapter_config.json"
-# The entry of a safetensors header, and what its keys may begin with.
+# The entry of a safetensors header, and prefixes that its keys may have.
 HEADER = "lora_adapter_metadata"
 PREFIXES = ("transformer.", "base_model.model.")
 
-# PEFT's value where a description has no lora_alpha.
+# PEFT's default of lora_alpha.
 _ALPHA = 8.0
-# Ways to start an adapter that leave the weights of the base as they are.
+# Values of init_lora_weights that leave the base's weights as they are.
 _UNCHANGED_BASE = ("gaussian", "eva", "orthogonal", "mica")
 # Fields that make the update more than a product of two factors.
 _VARIANTS = (
@@ -42,22 +43,22 @@ _VARIANTS = (
   "trainable_token_indices",
 )
 
-# Values in messages: short, whatever they are.
+# Shortens values for messages.
 _short = reprlib.repr
 _Number = TypeVar("_Number", int, float)
 
 
 class Description(NamedTuple):
-  """What a file says of low-rank updates.
+  """The description of low-rank updates.
 
   Attributes:
-    where: the file.
-    alpha: of modules that no pattern names.
-    rank: likewise; None if it is not said.
-    alphas: patterns of modules' names and their alpha, in order.
-    ranks: likewise.
-    rooted: whether alpha is divided by the root of the rank (rsLoRA).
-    whole: whether weights lie in the file that replace those of the base.
+    where: the file that holds the description.
+    alpha: alpha of modules that no pattern matches.
+    rank: rank of modules that no pattern matches; None if it is not given.
+    alphas: pairs of a pattern of modules' names and their alpha, in order.
+    ranks: pairs of a pattern of modules' names and their rank, in order.
+    rooted: whether alpha is divided by the square root of the rank (rsLoRA).
+    whole: whether the weights include some that replace those of the base.
   """
 
   where: pathlib.Path
@@ -69,13 +70,13 @@ class Description(NamedTuple):
   whole: bool
 
   def factor(self, update: lora_names.Update, rank: int) -> float:
-    """What the product of an update is multiplied by.
+    """Returns the number by which the product of an update is multiplied.
 
-    Patterns are searched in the name that the module has in the model and in
-    the one that it has in the file, without what PEFT puts before it.
+    Patterns are matched against the module's name in the model and against its
+    name in the file, without PEFT's prefix.
 
     Raises:
-      errors.UserError: if the description has another rank.
+      errors.UserError: if the description gives the module another rank.
     """
     names = (
       update.place.torch.removesuffix(".weight"),
@@ -99,18 +100,19 @@ class Description(NamedTuple):
 
 
 def find(source: sources.Source) -> Description | None:
-  """The description of low-rank updates; None where there is none.
+  """Finds the description of low-rank updates; returns None without one.
 
-  It is adapter_config.json in a directory or beside adapter_model.*, or in the
-  header of a safetensors file. An adapter_config.json with no adapter_model.*
-  is taken to be of the file beside it, which is said.
+  It is adapter_config.json in a directory or beside adapter_model.*, or an
+  entry in the header of a safetensors file. An adapter_config.json without an
+  adapter_model.* is taken to describe the file beside it, with a warning.
 
   Args:
     source: as for `sources.open_source`.
 
   Raises:
-    errors.UserError: if it is damaged, holds numbers that are none, or is of
-      updates that are more than a product of two factors or not of the base.
+    errors.UserError: if the description is damaged or has a value that is not a
+      number, or if its updates are more than a product of two factors or belong
+      to an altered base; or if a directory holds several files of updates.
   """
   if isinstance(source, Mapping):
     return None
@@ -131,7 +133,7 @@ def find(source: sources.Source) -> Description | None:
 
 
 def _header(path: pathlib.Path) -> str | None:
-  """The description in a header; of a directory, that of its only file."""
+  """Returns the description in the header of the (only) safetensors file."""
   paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
   found = {
     file: sources.metadata(file).get(HEADER)
@@ -154,7 +156,7 @@ def _read(path: pathlib.Path) -> Description:
 
 
 def _parse(where: pathlib.Path, text: str | bytes) -> Description:
-  """Checks the fields that matter here."""
+  """Parses a description, and checks the fields that are used."""
   try:
     fields = json.loads(text)
   except (ValueError, TypeError, RecursionError) as e:
@@ -187,7 +189,7 @@ def _parse(where: pathlib.Path, text: str | bytes) -> Description:
 
 
 def _require_plain(where: pathlib.Path, fields: Mapping[str, Any]) -> None:
-  """Raises UserError unless updates are products of two factors on the base."""
+  """Raises UserError unless the updates are plain LoRA of an unaltered base."""
   found = [f"{n}={_short(fields[n])}" for n in _VARIANTS if fields.get(n)]
   if (kind := fields.get("peft_type", "LORA")) != "LORA":
     found.insert(0, f"peft_type={_short(kind)}")
@@ -214,7 +216,7 @@ def _patterns(
   name: str,
   convert: Callable[[pathlib.Path, str, Any], _Number],
 ) -> list[tuple[re.Pattern[str], _Number]]:
-  """Regular expressions of whole names or their ends, as PEFT reads them."""
+  """Compiles patterns that match whole names or their ends, as PEFT's do."""
   patterns = fields.get(name) or {}
   if not isinstance(patterns, dict):
     raise errors.UserError(
@@ -236,7 +238,7 @@ def _patterns(
 def _matching(
   patterns: Sequence[tuple[re.Pattern[str], _Number]], names: Sequence[str]
 ) -> list[_Number]:
-  """The values of all patterns that match one of the names."""
+  """Returns the values of all patterns that match one of the names."""
   return [
     value
     for expression, value in patterns
@@ -246,7 +248,7 @@ def _matching(
 
 def _number(where: pathlib.Path, name: str, value: Any) -> float:
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  # Larger ones are infinite as float32.
+  # Larger numbers could be infinite in float32.
   if not is_number or not abs(value) < 2.0**127 or math.isnan(value):
     raise errors.UserError(
       f"{where}: expected {name} to be a finite number, found {_short(value)}"

@@ -1,14 +1,18 @@
-"""What the names in files of low-rank updates say, whoever wrote them.
+"""Finds modules and factors in the tensor names of files of low-rank updates.
 
-Known are the names of PEFT and diffusers (`transformer.blocks.0.attn1.to_q.
-lora_A.weight`), of Wan's own layout and ComfyUI (`diffusion_model.blocks.0.
-self_attn.q.lora_down.weight`), of kohya and musubi (`lora_unet_blocks_0_self_
-attn_q.lora_up.weight`), of LyCORIS (`lycoris_blocks_0_attn1_to_q.lora_up.
-weight`), with or without `.alpha`, and whole differences that extracted files
-and LyCORIS hold: `.diff` of weights, norms included, `.diff_b` of biases,
-`.diff_m` of modulations, `.w_norm` and `.b_norm`.
+The names of these writers are known, with or without `.alpha`:
 
-Updates that are no sums of low-rank products are refused by their names.
+- PEFT and diffusers: `transformer.blocks.0.attn1.to_q.lora_A.weight`,
+- Wan's own layout and ComfyUI:
+  `diffusion_model.blocks.0.self_attn.q.lora_down.weight`,
+- kohya and musubi: `lora_unet_blocks_0_self_attn_q.lora_up.weight`,
+- LyCORIS: `lycoris_blocks_0_attn1_to_q.lora_up.weight`.
+
+Extracted files and LyCORIS also hold differences of whole parameters: `.diff`
+of weights, including those of norms, `.diff_b` of biases, `.diff_m` of
+modulations, `.w_norm` and `.b_norm` of norms.
+
+Adapters of other kinds are recognised by their names and refused.
 """
 
 import re
@@ -20,7 +24,7 @@ from dcvideogen_jax.convert import naming, sources
 
 Tensors = Mapping[str, sources.Tensor]
 
-# What a name may start with, with every dot made an underscore.
+# Prefixes of names, in which every dot has become an underscore.
 _PREFIXES = (
   "base_model_model_",
   "model_",
@@ -36,9 +40,10 @@ _PREFIXES = (
   "lycoris_",
   "_",
 )
-# Before `.down` and `.up`, in early files of diffusers and transformers.
+# Early files of diffusers and transformers have these before `.down` and `.up`.
 _OLD = r"(lora|lora_linear_layer)"
-# What a tensor is, by the end of its name; adapters may have names.
+# Role of a tensor -> pattern of the end of its name, which may also contain the
+# name of an adapter.
 _ROLES = {
   role: re.compile(rf"(?P<module>.+)\.{pattern}")
   for role, pattern in {
@@ -48,7 +53,7 @@ _ROLES = {
     **{x: x for x in ("alpha", "diff", "diff_b", "diff_m", "w_norm", "b_norm")},
   }.items()
 }
-# Adapters of other kinds, by what only they have in their names.
+# Other kinds of adapter -> words that only their tensors' names have.
 _OTHER_KINDS = {
   kind: re.compile(rf".*[._]({pattern})([._].*)?")
   for kind, pattern in {
@@ -67,7 +72,7 @@ _OTHER_KINDS = {
     "LoRA of embeddings": r"lora_embedding_[AB]",
   }.items()
 }
-# Where a difference belongs: what follows the name of the module.
+# Role of a difference -> what follows the module in the parameter's flat name.
 _SUFFIXES = {
   "diff": ("_weight", ""),
   "diff_b": ("_bias",),
@@ -79,7 +84,15 @@ _SUFFIXES = {
 
 
 class Update(NamedTuple):
-  """The tensors of a low-rank update; `module` as the file calls it."""
+  """The tensors of a low-rank update.
+
+  Attributes:
+    module: name of the module in the file.
+    place: the kernel, or part of one, that is updated.
+    down: name of the factor (rank, in).
+    up: name of the factor (out, rank).
+    alpha: name of the tensor of alpha; None if the file holds none.
+  """
 
   module: str
   place: naming.TensorSlot
@@ -89,7 +102,13 @@ class Update(NamedTuple):
 
 
 class Delta(NamedTuple):
-  """A difference; `of` is the update by whose scale it is multiplied."""
+  """A difference that is added to a parameter.
+
+  Attributes:
+    name: name of the tensor.
+    place: the parameter, or part of one, that is updated.
+    of: the update whose factor also scales the difference, or None.
+  """
 
   name: str
   place: naming.TensorSlot
@@ -97,16 +116,17 @@ class Delta(NamedTuple):
 
 
 class Names(NamedTuple):
-  """What a file holds for a model, as far as names tell."""
+  """The updates and differences of a model that the names in a file tell."""
 
   updates: list[Update]
   deltas: list[Delta]
 
 
 def split(tensors: Tensors) -> tuple[Tensors, Tensors]:
-  """Weights and, apart from them, the low-rank updates that lie among them.
+  """Splits tensors into weights and low-rank updates.
 
-  PEFT's names of weights that have an update (`.base_layer.`) become plain.
+  PEFT inserts `.base_layer.` into the names of weights that have an update; it
+  is removed.
   """
   updates = {n: t for n, t in tensors.items() if _role(n)[1] is not None}
   if not updates:
@@ -120,11 +140,14 @@ def split(tensors: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def require_low_rank(tensors: Tensors, what: str) -> None:
-  """Raises `errors.UserError` if there are adapters of another kind.
+  """Refuses adapters of other kinds than LoRA.
 
   Args:
-    tensors: what a file holds.
-    what: names the file.
+    tensors: the tensors of a file.
+    what: the file, for the message.
+
+  Raises:
+    errors.UserError: names the kind of adapter.
   """
   for kind, expression in _OTHER_KINDS.items():
     if name := next((n for n in tensors if expression.fullmatch(n)), None):
@@ -139,14 +162,14 @@ def parse(
   layouts: Mapping[str, Sequence[naming.Rule]],
   leaves: Mapping[str, naming.Shape],
 ) -> Names:
-  """Finds what tensors update, in the layout that knows most of them.
+  """Finds the parameters that tensors update, in the layout that fits best.
 
-  Tensors of other models are left out.
+  Tensors that are not the model's are left out.
 
   Args:
-    tensors: what a file holds.
-    layouts: tables of the model.
-    leaves: shapes of the model's parameters.
+    tensors: the tensors of a file.
+    layouts: the model's tables.
+    leaves: name -> shape of the model's parameters.
   """
   modules: dict[str, dict[str, str]] = {}
   for name in tensors:
@@ -163,7 +186,13 @@ def parse(
 def expected_shapes(
   names: Names, tensors: Tensors, leaves: Mapping[str, naming.Shape]
 ) -> dict[str, naming.Shape]:
-  """Name -> shape of all tensors that there should be."""
+  """Returns name -> shape of the tensors that the updates should consist of.
+
+  Args:
+    names: from `parse`.
+    tensors: the tensors of the file, which give ranks.
+    leaves: name -> shape of the model's parameters.
+  """
   found = {name: tensor.shape for name, tensor in tensors.items()}
   shapes = {}
   for update in names.updates:
@@ -172,7 +201,7 @@ def expected_shapes(
     up = found.get(update.up, ())
     rank = [*down[:1], *up[1:2], 0][0]
     shapes[update.down] = (rank, *weight[1:])
-    # Those of convolutions end in ones.
+    # The up factor of a convolution has kernel axes of size 1 at its end.
     shapes[update.up] = (weight[0], rank, *(1 for _ in up[2:]))
     if update.alpha is not None:
       shapes[update.alpha] = tuple(1 for _ in found[update.alpha])
@@ -185,7 +214,7 @@ def expected_shapes(
 
 
 def _role(name: str) -> tuple[str, str | None]:
-  """The module that a tensor belongs to, and what it is of it."""
+  """Returns a tensor's module and role; the role is None if it has no role."""
   for role, expression in _ROLES.items():
     if match := expression.fullmatch(name):
       return match["module"], role
@@ -196,7 +225,7 @@ def _resolve(
   modules: Mapping[str, Mapping[str, str]],
   targets: Mapping[str, naming.TensorSlot],
 ) -> Names:
-  """Finds modules among the tensors of one layout, by flat name."""
+  """Finds the slots of modules in one layout by their flat names."""
   names = Names([], [])
   for module, roles in modules.items():
     flat = _flat(module)
@@ -216,7 +245,7 @@ def _resolve(
 
 
 def _flat(name: str) -> str:
-  """A name in kohya's manner, without what is around the model."""
+  """Returns a name with underscores for dots, as kohya's, without prefixes."""
   flat = name.replace(".", "_")
   while prefix := next((p for p in _PREFIXES if flat.startswith(p)), None):
     flat = flat.removeprefix(prefix)
@@ -224,6 +253,6 @@ def _flat(name: str) -> str:
 
 
 def _is_linear(place: naming.TensorSlot) -> bool:
-  """Whether a kernel maps the other axes to its last, as in layers."""
+  """Whether a kernel maps its other axes to its last, as linear layers do."""
   axes = place.rule.layout.axes
   return axes is not None and axes[-1] == 0

@@ -1,16 +1,17 @@
-"""Writes low-rank updates as PEFT reads them: one file and its description.
+"""Writes low-rank updates for PEFT: one file of weights and its description.
 
-What a run has trained as a whole (the patch embedding and the head in
-DC-VideoGen's third phase) lies in the same file: modules as PEFT's
-`modules_to_save`, single arrays, such as the head's modulation, by their plain
-names. Alpha is in the file too, as an `.alpha` tensor per module and in the
-header as diffusers has it, so that the file works alone. PEFT 0.21 puts all of
-it where it belongs:
+The same file holds the parameters that a run has trained as a whole (the patch
+embedding and the head in DC-VideoGen's third phase): modules as PEFT's
+`modules_to_save`, and single arrays, such as the head's modulation, by their
+plain names. The file also holds alpha, as an `.alpha` tensor per module and in
+the header as diffusers writes it, so it can be used without its description.
+PEFT 0.21 loads all of these parameters:
 
     model = diffusers.WanTransformer3DModel.from_pretrained(base)
     model = peft.PeftModel.from_pretrained(model, directory)
 
-On a base of another latent space the file is enough, since both ends are in it:
+A base of another latent space can be used as well, because the file holds both
+the patch embedding and the head:
 
     wan = diffusers.WanTransformer3DModel.from_pretrained(
       "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", subfolder="transformer")
@@ -21,7 +22,7 @@ On a base of another latent space the file is enough, since both ends are in it:
     model.load_state_dict(
       {n: x for n, x in rest if not n.startswith(ends)}, strict=False)
 
-diffusers reads low-rank updates alone, without anything trained as a whole:
+diffusers reads the low-rank updates, but no parameters trained as a whole:
 
     model.load_lora_adapter(directory, prefix="base_model.model",
       weight_name="adapter_model.safetensors")
@@ -50,7 +51,7 @@ from dcvideogen_jax.convert import (
 
 _PREFIX = "base_model.model."
 _DOWN = ".lora_A.weight"
-# What a module's own parameters are called in PyTorch.
+# PyTorch's names of a module's own parameters.
 _OWN = ("weight", "bias")
 
 
@@ -66,26 +67,27 @@ def save_adapter(
 ) -> list[pathlib.Path]:
   """Writes adapter_model.safetensors and adapter_config.json.
 
-  `load_lora` reads them, and `load_part` what was trained as a whole.
+  `load_lora` reads both files; `load_part` reads the parameters that were
+  trained as a whole.
 
   Args:
-    directory: is made if it is missing.
+    directory: directory to write; it is made if it is missing.
     kind: a key of `KINDS`.
-    variables: "lora", the collection of `layers.Dense`, and "params", those
-      that take the place of the base's; there may be none.
-    alpha: `lora_alpha` of the model; its rank is that of the factors. It is
-      stored in float32, whatever `dtype` is.
-    layout: one of the kind's, whose names are used; None is the first.
-    dtype: of the stored weights; None keeps them as they are.
-    base: what the update is for, for readers of the description.
+    variables: "lora", the collection of `layers.Dense`, and "params", the
+      parameters that replace those of the base, which may be left out.
+    alpha: the model's `lora_alpha`, stored in float32 whatever `dtype` is. The
+      rank is that of the factors.
+    layout: name of one of the kind's layouts; None is the first.
+    dtype: dtype of the stored weights; None keeps that of the variables.
+    base: name or path of the base model, for the description.
 
   Returns:
-    The files, the weights first.
+    The paths of the files, the weights first.
 
   Raises:
-    errors.UserError: if there is no update, something has no name in PyTorch,
-      the layout is unknown, something is not finite or cannot be written, or
-      other weights lie there.
+    errors.UserError: if there is no update, a parameter has no name in PyTorch,
+      the layout is unknown, a value is not finite, a file cannot be written, or
+      the directory already holds other weights.
   """
   rules = api.rules_of(kind, layout)
   factors = tree.flatten(variables["lora"])
@@ -138,7 +140,7 @@ def _require_finite(kind: str, alpha: float, leaves: Mapping[str, Any]) -> None:
 def _alphas(
   tensors: Mapping[str, sources.Tensor], alpha: float
 ) -> dict[str, sources.Tensor]:
-  """Alpha for every module with an update."""
+  """Returns the tensor of alpha of every module with an update."""
   value = np.float32(alpha)
   read = functools.partial(np.asarray, value)
   return {
@@ -151,9 +153,10 @@ def _alphas(
 def _updates(
   rules: Sequence[naming.Rule], factors: Mapping[str, Any]
 ) -> tuple[dict[str, sources.Tensor], list[str]]:
-  """Both factors of every linear layer, and what PEFT finds the layers by.
+  """Returns both factors of every linear layer, and PEFT's target_modules.
 
-  Those of blocks are found by the end of their names, which no other has.
+  PEFT finds the layers of blocks by the end of their names, which no other
+  layer has.
   """
   kernels = {}
   for name, a in factors.items():
@@ -178,12 +181,12 @@ def _updates(
 
 
 def _transposed(leaf: Any, layer: int | None) -> np.ndarray:
-  """One layer's factor, transposed as PyTorch has it."""
+  """Returns a factor, or a layer of a stacked one, transposed for PyTorch."""
   array = np.asarray(leaf if layer is None else leaf[layer])
   return np.ascontiguousarray(array.T)
 
 
 def _modules(tensors: Mapping[str, Any]) -> list[str]:
-  """The modules that parameters belong to, but for those that have none."""
+  """Returns the modules that have a weight or bias among the tensors."""
   split = [name.rpartition(".") for name in tensors]
   return sorted({module for module, _, own in split if own in _OWN})

@@ -1,4 +1,4 @@
-"""Finds out which model weights are of, and in which layout."""
+"""Finds which model weights belong to, and in which layout they are."""
 
 import collections
 import functools
@@ -24,22 +24,30 @@ from dcvideogen_jax.models import fields as model_fields
 
 Tensors = Mapping[str, sources.Tensor]
 
-# The layout of our own names.
+# The layout whose names and shapes are those of the JAX parameters.
 OWN = "jax"
 
 
 @functools.cache
 def names(kind: str) -> wrappings.Known:
-  """All names that tensors of a kind may have."""
+  """Returns all names that tensors of a kind may have."""
   about = kinds.KINDS[kind]
   return wrappings.known(about.layouts.values(), about.ignored, about.aliases)
 
 
 def require_known(kind: str, where: str, tensors: Tensors) -> None:
-  """Raises errors.UserError if no name is one of the kind's, or few are.
+  """Refuses tensors whose names are not those of the kind.
 
-  A few are those of any model with blocks and norms. The message says what the
-  names are instead, as far as that is known.
+  Models with blocks and norms have some names in common. Tensors are refused if
+  none of their names fits, or if another kind has more than twice as many.
+
+  Args:
+    kind: a key of `kinds.KINDS`.
+    where: the source, for the message.
+    tensors: tensors by their plain names.
+
+  Raises:
+    errors.UserError: says which kind the names belong to, if one is known.
   """
   if not tensors:
     raise errors.UserError(f"{where} holds no weights of {kind}")
@@ -58,10 +66,15 @@ def require_known(kind: str, where: str, tensors: Tensors) -> None:
 
 
 def by_one_name(kind: str, where: str, tensors: Tensors) -> Tensors:
-  """Tensors that may be stored under several names, under that of the table.
+  """Renames tensors from the kind's aliases to the names of its layouts.
+
+  Args:
+    kind: a key of `kinds.KINDS`.
+    where: the source, for the message.
+    tensors: tensors by their plain names.
 
   Raises:
-    errors.UserError: if they are stored under several and differ.
+    errors.UserError: if an array is stored under both names and they differ.
   """
   found = dict(tensors)
   for alias, name in kinds.KINDS[kind].aliases.items():
@@ -78,7 +91,7 @@ def by_one_name(kind: str, where: str, tensors: Tensors) -> Tensors:
 
 @functools.cache
 def parameters(kind: str, module: nn.Module) -> Any:
-  """The parameter tree as shapes and dtypes."""
+  """Returns the parameter tree as `jax.ShapeDtypeStruct`s."""
   example = kinds.KINDS[kind].example(module)
   variables = jax.eval_shape(module.init, jax.random.key(0), *example)
   return variables["params"]
@@ -87,9 +100,17 @@ def parameters(kind: str, module: nn.Module) -> Any:
 def nearest_layout(
   kind: str, tensors: Tensors, expected: Any
 ) -> tuple[str, Sequence[naming.Rule]]:
-  """The layout that knows most names, and of those the one that fits best.
+  """Finds the layout that has most of the names and, among several, fits best.
 
-  Our own names and layouts count for every kind.
+  The layout `OWN` of the JAX parameters is tried for every kind.
+
+  Args:
+    kind: a key of `kinds.KINDS`.
+    tensors: tensors by their plain names.
+    expected: the parameter tree as `jax.ShapeDtypeStruct`s.
+
+  Returns:
+    The name of the layout, and its rules.
   """
   own = [naming.Rule(name, name) for name in tree.names(expected)]
   layouts = {**kinds.KINDS[kind].layouts, OWN: own}
@@ -115,7 +136,18 @@ def find_config(
   config: str | Mapping[str, Any] | None,
   tensors: Tensors,
 ) -> Mapping[str, Any]:
-  """The fields that were given, stored beside the weights, or recognised."""
+  """Returns the fields that are given, stored beside the weights or recognised.
+
+  Args:
+    kind: a key of `kinds.KINDS`.
+    source: the source of the weights, which may have a config.json beside it.
+    config: as for `api.load`.
+    tensors: the weights by their plain names.
+
+  Raises:
+    errors.UserError: for an unknown variant, a configuration that is damaged,
+      quantised or of another model, or weights that need a configuration.
+  """
   variants = kinds.KINDS[kind].variants
   if isinstance(config, str):
     if config not in variants:
@@ -138,10 +170,10 @@ def find_config(
 def _read_config(
   kind: str, path: pathlib.Path, strict: bool
 ) -> Mapping[str, Any] | None:
-  """The fields in a config.json; None if it is another model's.
+  """Reads the fields in a config.json; returns None if it is another model's.
 
-  Other libraries keep several models beside one config.json; our own files
-  hold a single model, which is then demanded if `strict`.
+  Other libraries keep several models beside one config.json. This package's
+  config.json describes a single model; if `strict`, another kind is an error.
   """
   try:
     fields = documents.parse(path.read_bytes())
@@ -167,7 +199,7 @@ def _read_config(
 def _foreign(
   kind: str, config: Mapping[str, Any], where: object
 ) -> Mapping[str, Any] | None:
-  """The fields in what another library calls a configuration, if it is one."""
+  """Reads another library's configuration; None if it is not of this kind."""
   try:
     return kinds.KINDS[kind].config_from(config)
   except errors.UserError:
@@ -177,7 +209,7 @@ def _foreign(
 
 
 def _infer(kind: str, tensors: Tensors) -> Mapping[str, Any] | None:
-  """The fields that the shapes tell, in any layout."""
+  """Infers the fields from shapes, in the first layout that allows it."""
   for rules in kinds.KINDS[kind].layouts.values():
     if fields := kinds.KINDS[kind].infer(naming.jax_shapes(rules, tensors)):
       return fields
@@ -185,7 +217,7 @@ def _infer(kind: str, tensors: Tensors) -> Mapping[str, Any] | None:
 
 
 def _recognise(kind: str, source: sources.Source, tensors: Tensors) -> str:
-  """The released variant whose names and shapes these are."""
+  """Returns the released variant with exactly these names and shapes."""
   found = _shapes(tensors)
   nearest = {}
   for name, fields in kinds.KINDS[kind].variants.items():
@@ -205,14 +237,14 @@ def _recognise(kind: str, source: sources.Source, tensors: Tensors) -> str:
 
 
 def stored_dtype(tensors: Tensors) -> np.dtype:
-  """The dtype of most tensors, as `_kept` has it."""
+  """Returns the dtype that most tensors have in memory, as of `_kept`."""
   stored = collections.Counter(_kept(t.dtype) for t in tensors.values())
   (dtype, _), *_ = stored.most_common(1) or [(np.dtype(np.float32), 1)]
   return dtype
 
 
 def _kept(dtype: np.dtype) -> np.dtype:
-  """What a parameter stored in this dtype has in memory."""
+  """Returns the dtype in memory of a parameter that is stored in `dtype`."""
   if dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
     return np.dtype(dtype)
   small = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1
@@ -222,7 +254,13 @@ def _kept(dtype: np.dtype) -> np.dtype:
 def as_stored(
   rules: Sequence[naming.Rule], tensors: Tensors, expected: Any
 ) -> Any:
-  """`expected` with the dtypes in which the tensors are stored."""
+  """Returns `expected` with the dtypes in which the tensors are stored.
+
+  Args:
+    rules: the rules of the tensors' layout.
+    tensors: tensors by their plain names.
+    expected: the parameter tree as `jax.ShapeDtypeStruct`s.
+  """
   dtypes: dict[str, np.dtype] = {}
   for place in naming.places(rules, tree.shapes(expected)):
     if place.torch in tensors:

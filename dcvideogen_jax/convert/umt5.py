@@ -10,12 +10,12 @@ from typing import Any
 from dcvideogen_jax import errors
 from dcvideogen_jax.convert.naming import COPY, DENSE, Layout, Rule
 
-# Parameters by our name -> layout, names in transformers and in the original.
+# JAX name -> layout, names in transformers and in the original.
 _ARRAYS: dict[str, tuple[Layout, str, str]] = {
   "token_embedding": (COPY, "shared", "token_embedding"),
   "norm/scale": (COPY, "encoder.final_layer_norm", "norm"),
 }
-# The same inside a block.
+# The same for the parameters of a block.
 _BLOCK: dict[str, tuple[Layout, str, str]] = {
   "norm1/scale": (COPY, "layer.0.layer_norm", "norm1"),
   **{
@@ -35,7 +35,7 @@ _BLOCK: dict[str, tuple[Layout, str, str]] = {
 
 
 def _rules(side: int, blocks: str) -> list[Rule]:
-  """The table of transformers (0) or of the original (1)."""
+  """Returns the table of transformers (0) or of the original (1)."""
   rules = [
     Rule(f"{names[side]}.weight", jax, layout)
     for jax, (layout, *names) in _ARRAYS.items()
@@ -55,17 +55,17 @@ LAYOUTS = {
   "transformers": _rules(0, "encoder.block"),
   "original": _rules(1, "blocks"),
 }
-# Other names of the token embedding, which the whole model shares: writers that
-# drop duplicates keep any one of them.
+# Other names of the token embedding, which the encoder shares with the decoder.
+# Writers that drop duplicates keep any one of the names.
 ALIASES = {
   "encoder.embed_tokens.weight": "shared.weight",
   "decoder.embed_tokens.weight": "shared.weight",
 }
-# What a whole UMT5 has besides.
+# Parameters that a whole UMT5 has besides its encoder.
 IGNORED = [r"decoder\..*", r"lm_head\..*"]
 
-# Fields of ours -> name in config.json, and what transformers takes where the
-# file leaves it out, as it does for its defaults.
+# Field -> name in config.json, and transformers' default. transformers leaves
+# out values that are the default.
 _FIELDS: dict[str, tuple[str, Any]] = {
   "vocab": ("vocab_size", 250112),
   "layers": ("num_layers", 8),
@@ -81,13 +81,14 @@ _FEED_FORWARD = "gated-gelu"
 
 
 def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Fields from the config.json of transformers.
+  """Reads the fields in a config.json of transformers.
 
   Returns:
-    What `models.umt5.build` takes, or None if this is another model's.
+    The fields that `models.umt5.build` takes, or None if the config.json is
+    another model's.
 
   Raises:
-    errors.UserError: if the feed-forward is another one.
+    errors.UserError: if the feed-forward is not the gated GELU.
   """
   if json.get("model_type") != "umt5":
     return None
@@ -102,7 +103,7 @@ def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """The config.json that `UMT5EncoderModel.from_pretrained` reads."""
+  """Returns the config.json that `UMT5EncoderModel.from_pretrained` reads."""
   return {
     "architectures": ["UMT5EncoderModel"],
     "model_type": "umt5",

@@ -12,24 +12,25 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.convert.naming import CONV3D, Rule, linear, norm
 from dcvideogen_jax.models import fields as model_fields
 
-# Of the CLIP that Wan's own code builds in, and its tokens for two images.
+# Channels of the CLIP in Wan's own code, and its number of tokens for two
+# images.
 _IMAGE_WIDTH, _IMAGE_POSITIONS = 1280, 514
-# Of one head, in every released Wan 2.1 model; what weights do not tell.
+# Channels of a head in every released Wan 2.1 model; weights do not tell them.
 _HEAD_WIDTH = 128
-# What neither library knows: "rope_scale" where it is not this, and "chunk".
-# Both say that they ignore the key, and they are right to warn: they compute
-# something else.
+# The scale of positions in both libraries. Neither knows the keys "rope_scale"
+# and "chunk": if a config.json has one, they warn that they ignore it, and
+# compute other values.
 _ROPE_SCALE = (1, 1, 1)
 
 
-# Of the parts of diffusers' `condition_embedder`.
+# Names of the parts of diffusers' `condition_embedder`.
 _TEXT, _TIME, _IMAGE = (
   f"condition_embedder.{x}_embedder" for x in ("text", "time", "image")
 )
 
 
 class _Names(NamedTuple):
-  """Modules by our name -> names in diffusers, in the original."""
+  """Tables of JAX name -> name in diffusers, name in the original."""
 
   linear: dict[str, tuple[str, str]]
   norms: dict[str, tuple[str, str]]
@@ -83,7 +84,7 @@ _BLOCK = _Names(
 
 
 def _rules(side: int) -> list[Rule]:
-  """The table of diffusers (0) or of the original (1)."""
+  """Returns the table of diffusers (0) or of the original (1)."""
   rules = linear("patch_embedding", "patch_embed", CONV3D)
   for names, torch, jax in (
     (_ENDS, "", ""),
@@ -102,21 +103,21 @@ def _rules(side: int) -> list[Rule]:
 
 
 LAYOUTS = {"diffusers": _rules(0), "original": _rules(1)}
-# Rotary tables that some tools store; they are computed here.
+# Some tools store the rotary tables, which are computed here.
 IGNORED = [r"(rope\.)?freqs(_cos|_sin)?"]
 
 
 def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Fields from the config.json of diffusers or of the original.
+  """Reads the fields in a config.json of diffusers or of the original.
 
   Returns:
-    What `models.wan_dit.build` takes and checks, or None if this is another
-    model's.
+    The fields that `models.wan_dit.build` takes and checks, or None if the
+    config.json is another model's.
 
   Raises:
-    errors.UserError: if the model has parts that ours lacks, or a value is
-      missing.
-    ValueError: if its heads are no numbers.
+    errors.UserError: if a value is missing, or if the model has parts that the
+      model here lacks.
+    ValueError: if the number or the size of heads is not a count.
   """
   readers = {
     "WanTransformer3DModel": _from_diffusers,
@@ -141,7 +142,7 @@ def _require(json: Mapping[str, Any], **needed: tuple[Any, ...]) -> None:
       )
 
 
-# Our fields -> names in the config.json of diffusers, of the original.
+# Field -> names in the config.json of diffusers and of the original.
 _FIELDS = {
   "layers": ("num_layers", "num_layers"),
   "ffn_width": ("ffn_dim", "ffn_dim"),
@@ -153,18 +154,21 @@ _FIELDS = {
   "eps": ("eps", "eps"),
 }
 _ADDED = {"rope_scale": _ROPE_SCALE, "chunk": None}
-# What the files may leave out.
+# Values of the fields that a config.json may leave out.
 _DEFAULTS = {"eps": 1e-6, **_ADDED}
 
 
 def _read(json: Mapping[str, Any], side: int) -> dict[str, Any]:
-  """Fields that both libraries have, and those that neither has."""
+  """Reads the fields that both libraries have, and those that neither has."""
   fields = {ours: json[names[side]] for ours, names in _FIELDS.items()}
   return {**fields, **{name: json[name] for name in _ADDED}}
 
 
 def _written(fields: Mapping[str, Any], side: int) -> dict[str, Any]:
-  """The inverse of `_read`; what neither library has is left out if it can."""
+  """Returns a config.json's values for the fields that `_read` reads.
+
+  Fields that neither library has are left out if they have their defaults.
+  """
   found = {names[side]: fields[ours] for ours, names in _FIELDS.items()}
   found["patch_size"] = [*fields["patch"]]
   scale = tuple(fields.get("rope_scale", _ROPE_SCALE))
@@ -216,7 +220,7 @@ def _from_original(json: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """The config.json with which diffusers builds the same model."""
+  """Returns the config.json with which diffusers builds the same model."""
   image = fields["image_width"]
   return {
     "_class_name": "WanTransformer3DModel",
@@ -233,10 +237,11 @@ def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_original(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """The config.json with which Wan's own code builds the same model.
+  """Returns the config.json with which Wan's own code builds the same model.
 
   Raises:
-    errors.UserError: if that code cannot: its image features are CLIP's.
+    errors.UserError: if the model's image features are not those of the CLIP in
+      Wan's own code.
   """
   image = (fields["image_width"], fields["image_positions"])
   kinds = {
@@ -259,22 +264,22 @@ def _to_original(fields: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-# What is written beside the weights, by layout.
+# Layout -> function that makes the config.json of its library.
 CONFIGS = {"diffusers": config_to, "original": _to_original}
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-  """Fields from the shapes of the parameters.
+  """Infers the fields from the shapes of the parameters.
 
-  What shapes do not tell is as in every released Wan 2.1 model: heads of 128
-  channels and eps 1e-6.
+  Shapes do not tell the size of heads and eps; these are taken to be 128 and
+  1e-6, as in every released Wan 2.1 model.
 
   Args:
-    shapes: by our names.
+    shapes: JAX name -> shape.
 
   Returns:
-    What `models.wan_dit.build` takes, or None where that cannot be right: a
-    parameter is missing or the width is no multiple of 128.
+    The fields that `models.wan_dit.build` takes, or None if a parameter is
+    missing or the width is not a multiple of 128.
   """
   try:
     *patch, in_channels, width = shapes["patch_embed/kernel"]

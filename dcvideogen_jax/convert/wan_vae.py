@@ -1,9 +1,9 @@
 """Names of the Wan 2.1 autoencoder and its config.json, in both layouts.
 
 "diffusers" is `AutoencoderKLWan` (diffusers 0.42), "original" is
-`Wan2.1_VAE.pth` of Wan-Video/Wan2.1 (commit 9737cba), which numbers all blocks
-of the decoder in one row and so has a table for one depth: that of the released
-model.
+`Wan2.1_VAE.pth` of Wan-Video/Wan2.1 (commit 9737cba). The original numbers the
+decoder's blocks consecutively over all levels, so its table is for one number
+of blocks per level, that of the released model.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ from dcvideogen_jax.convert.naming import CONV2D, CONV3D, Layout, Rule
 _GAMMA3D = Layout(None, squeezed_axes=(1, 2, 3))
 _GAMMA2D = Layout(None, squeezed_axes=(1, 2))
 
-# Levels, and residual blocks of each in the decoder, of the original layout.
+# Levels of the decoder in the original layout, and residual blocks per level.
 _LEVELS = 4
 _BLOCKS = 3
 
-# Inside a residual block: our name -> layout, name in diffusers, the original.
+# Layers of a residual block: JAX name -> layout, names in diffusers and in the
+# original.
 _RES_BLOCK = {
   "norm1": (_GAMMA3D, "norm1", "residual.0"),
   "conv1": (CONV3D, "conv1", "residual.2"),
@@ -36,7 +37,7 @@ _RESAMPLE = {
   "resample": (CONV2D, "resample.1", "resample.1"),
   "time_conv": (CONV3D, "time_conv", "time_conv"),
 }
-# The same for what both halves have besides their blocks.
+# Layers that encoder and decoder have besides their blocks, in the same form.
 _ENDS = {
   "conv_in": (CONV3D, "conv_in", "conv1"),
   "norm_out": (_GAMMA3D, "norm_out", "head.0"),
@@ -54,7 +55,7 @@ _MIDDLE = [
 
 
 def _rules(table: Mapping, side: int, torch: str = "", jax: str = ""):
-  """Rules of modules inside a module, in diffusers (0) or the original (1)."""
+  """Returns the rules of a table for diffusers (0) or for the original (1)."""
   rules = []
   for name, (layout, *names) in table.items():
     module = f"{torch}{names[side]}"
@@ -116,7 +117,7 @@ def _layout(side: int) -> list[Rule]:
 LAYOUTS = {"diffusers": _layout(0), "original": _layout(1)}
 IGNORED: list[str] = []
 
-# Our fields -> names in the config.json of diffusers.
+# Field -> name in the config.json of diffusers.
 _FIELDS = {
   "latent_channels": "z_dim",
   "base_width": "base_dim",
@@ -126,7 +127,7 @@ _FIELDS = {
   "mean": "latents_mean",
   "std": "latents_std",
 }
-# What ours does not vary; all but the first are not in older files.
+# Values that the model here requires; older files have only the first.
 _FIXED = {
   "attn_scales": [],
   "in_channels": 3,
@@ -137,14 +138,15 @@ _FIXED = {
 
 
 def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Fields from the config.json of diffusers.
+  """Reads the fields in a config.json of diffusers.
 
   Returns:
-    What `models.wan_vae.build` takes, or None if this is another model's.
+    The fields that `models.wan_vae.build` takes, or None if the config.json is
+    another model's.
 
   Raises:
-    errors.UserError: if the model has parts that ours lacks, as Wan 2.2's
-      has, or a value is missing.
+    errors.UserError: if a value is missing, or if the model has parts that the
+      model here lacks, as Wan 2.2's has.
   """
   if json.get("_class_name") != "AutoencoderKLWan":
     return None
@@ -163,7 +165,7 @@ def config_from(json: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def config_to(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """The config.json with which diffusers builds the same model."""
+  """Returns the config.json with which diffusers builds the same model."""
   values = {theirs: fields[ours] for ours, theirs in _FIELDS.items()}
   lists = {k: [*v] for k, v in values.items() if isinstance(v, tuple | list)}
   return {

@@ -1,4 +1,4 @@
-"""Writes weights, tensor by tensor and all or nothing."""
+"""Writes weights, tensor by tensor; a failure leaves no file behind."""
 
 import contextlib
 import json
@@ -28,27 +28,27 @@ def save(
 ) -> list[pathlib.Path]:
   """Writes a directory that `load` reads: config.json and safetensors.
 
-  The weights have PyTorch names and layouts. A tensor at a time is in host
-  memory, besides the parameters. A failure leaves nothing behind.
+  The weights have PyTorch names and layouts. Besides the parameters, host
+  memory holds one tensor at a time. A failure leaves nothing behind.
 
   Args:
-    directory: is made if it is missing.
+    directory: directory to write; it is made if it is missing.
     kind: a key of `api.KINDS`.
     module: the model.
     variables: `{"params": ...}`.
-    dtype: of the stored weights; None keeps them as they are.
-    layout: one of the kind's, for the library of that name, whose config.json
-      and file names are used; None writes our own config.json and the kind's
-      first layout.
-    shard_size: bytes that a file may hold; more are spread over several files
-      with an index. None writes one file.
+    dtype: dtype of the stored weights; None keeps that of the parameters.
+    layout: name of one of the kind's layouts, for the library of that name,
+      whose config.json and file names are used; None writes the config.json of
+      this package and the kind's first layout.
+    shard_size: bytes of tensors that a file may hold; more are spread over
+      several files with an index. None writes one file.
 
   Returns:
-    The files, the weights first.
+    The paths of the files, the weights first.
 
   Raises:
-    errors.UserError: if something cannot be written, other weights lie there
-      already, the layout is unknown, or a weight is not finite.
+    errors.UserError: if a file cannot be written, the directory already holds
+      other weights, the layout is unknown, or a weight is not finite.
   """
   tensors = api.to_tensors(kind, module, variables, layout)
   config: Mapping[str, Any] | None = {"kind": kind, **api.config_of(module)}
@@ -74,19 +74,20 @@ def write_directory(
   """Writes tensors as `stem`.safetensors, or as several files with an index.
 
   Args:
-    directory: is made if it is missing.
-    stem: beginning of the names of files.
-    tensors: by name.
-    config: what config.json holds, if there shall be one.
+    directory: directory to write; it is made if it is missing.
+    stem: start of the weights' file names.
+    tensors: tensors by name.
+    config: contents of config.json; None writes no such file.
     shard_size: bytes of tensors that a file may hold; None writes one file.
-    config_name: of that file, where it is called otherwise.
+    config_name: name of the file of `config`.
     metadata: texts for the header of the files of weights.
 
   Returns:
-    The files, the weights first.
+    The paths of the files, the weights first.
 
   Raises:
-    errors.UserError: if something cannot be written or other weights lie there.
+    errors.UserError: if a file cannot be written, the directory already holds
+      other weights, or a tensor is not finite.
   """
   groups = _groups(tensors, shard_size)
   names = [f"{stem}.safetensors"]
@@ -109,7 +110,8 @@ def write_directory(
     documents[config_name] = config
   _require_no_others(directory, {*names, *documents})
   with contextlib.ExitStack() as stack:
-    # What is entered first is renamed last.
+    # The file that is entered first is renamed last, so that an index or a
+    # config.json is in place only after its weights.
     for name, document in documents.items():
       path = stack.enter_context(files.atomic(directory / name))
       path.write_text(json.dumps(document, indent=2) + "\n")
@@ -120,10 +122,10 @@ def write_directory(
 
 
 def finite(name: str, tensor: sources.Tensor) -> np.ndarray:
-  """What a tensor holds.
+  """Reads a tensor that is to be written.
 
   Raises:
-    errors.UserError: if something of it is not finite: nobody could load it.
+    errors.UserError: if a value is not finite, since `load` would refuse it.
   """
   array = tensor.read()
   if not engine.finite(array):
@@ -139,13 +141,19 @@ def write_safetensors(
   tensors: Tensors,
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes one file.
+  """Writes one `.safetensors` file.
+
+  Args:
+    path: the file.
+    tensors: tensors by name.
+    metadata: texts for the header.
 
   Raises:
-    OSError: as writing does.
+    OSError: if the file cannot be written.
     errors.UserError: for weights that are not finite.
   """
-  # Aligned as the safetensors library does: wide elements first.
+  # Wide elements come first, so that all are aligned, as in the safetensors
+  # library.
   ordered = sorted(
     tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
   )
@@ -177,12 +185,15 @@ def write_file(
   variables: dict[str, Any],
   layout: str | None = None,
 ) -> None:
-  """Writes all weights as one .safetensors or, with PyTorch's help, .pt file.
+  """Writes all weights as one .safetensors file or, by PyTorch, one .pt file.
 
   Args:
-    path: its suffix says which.
-    kind, module, variables: the model.
-    layout: a layout's names; None is as DC-VideoGen's own loader reads them.
+    path: the file; the suffix .safetensors selects that format, any other .pt.
+    kind: a key of `api.KINDS`.
+    module: the model.
+    variables: `{"params": ...}`.
+    layout: name of one of the kind's layouts; None is the first and gives a .pt
+      the keys that DC-VideoGen's own loader reads.
 
   Raises:
     errors.UserError: for weights that are not finite, if the file cannot be
@@ -199,9 +210,9 @@ def write_file(
 def _save_pt(
   path: pathlib.Path, tensors: Mapping[str, sources.Tensor], flat: bool
 ) -> None:
-  """Writes tensors alone or, for DC-VideoGen's loader, under both keys.
+  """Writes tensors by name or, for DC-VideoGen's loader, under both its keys.
 
-  The data is stored once.
+  Under both keys the data is stored once.
 
   Raises:
     errors.UserError: if torch is not installed.
@@ -218,13 +229,13 @@ def _save_pt(
   try:
     with path.open("wb") as file:
       torch.save(found if flat else both, file)
-  except RuntimeError as e:  # About its own state: the disk's error is hidden.
+  except RuntimeError as e:  # torch hides the disk's error behind its own.
     raise e.__context__ if isinstance(e.__context__, OSError) else e from None
 
 
 def _to_torch(torch: Any, x: np.ndarray) -> Any:
-  x = x if x.flags.writeable else x.copy()  # torch warns of the others.
-  if x.dtype == jnp.bfloat16:  # numpy's is unknown to torch, its bits are not.
+  x = x if x.flags.writeable else x.copy()  # torch warns of read-only arrays.
+  if x.dtype == jnp.bfloat16:  # torch does not know numpy's bfloat16.
     return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
   return torch.from_numpy(x)
 
@@ -234,11 +245,11 @@ def _bytes(tensor: sources.Tensor) -> int:
 
 
 def cast(tensor: sources.Tensor, dtype: jnp.dtype) -> sources.Tensor:
-  """The tensor in another dtype, made when it is read."""
+  """Returns a tensor that is cast to another dtype when it is read."""
   dtype = np.dtype(dtype)
 
   def read() -> np.ndarray:
-    with np.errstate(over="ignore"):  # What does not fit is found in writing.
+    with np.errstate(over="ignore"):  # Writing refuses infinite values.
       return tensor.read().astype(dtype, copy=False)
 
   return sources.Tensor(tensor.shape, dtype, read)
@@ -260,7 +271,10 @@ def _groups(
 
 
 def _require_no_others(directory: pathlib.Path, names: Set[str]) -> None:
-  """Other weights would be read instead of the new ones, or beside them."""
+  """Refuses a directory that holds other weights.
+
+  They would be read instead of the new weights, or together with them.
+  """
   others = [
     path.name
     for path in sorted(directory.glob("[!.]*"))
