@@ -1,4 +1,4 @@
-"""What several tests of this folder read."""
+"""Fixtures that several tests of this folder share."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import recordings
 
 @pytest.fixture(scope="session")
 def noisy(tmp_path_factory):
-  """An mp4 with enough bytes per frame to damage."""
+  """Returns the path of an mp4 whose frames have enough bytes to damage."""
   rng = np.random.default_rng(3)
   frames = rng.integers(0, 256, (30, 64, 64, 3), np.uint8)
   return recordings.write(

@@ -1,18 +1,18 @@
-"""Writes data sets with TFDS, which needs no TensorFlow for it."""
+"""Writes data sets with TFDS, which needs no TensorFlow for that."""
 
 import numpy as np
 
 
 def write(directory, rows):
-  """The data set "tiny_clips" in a directory, which is returned.
+  """Writes the data set "tiny_clips" and returns the directory.
 
   Args:
-    directory: where TFDS shall keep it.
+    directory: the data directory of TFDS.
     rows: each with "video" (bytes), "captions" and "scores".
   """
   import tensorflow_datasets as tfds
 
-  # Found by its files alone, and it may be written again.
+  # Not registered: readers find it by its files, and it may be defined again.
   class TinyClips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
 

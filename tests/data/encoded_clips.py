@@ -1,4 +1,4 @@
-"""Small folders of encoded clips, whose arrays say which clip they are of."""
+"""Small folders of encoded clips; their arrays contain the clip's number."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ FACTS = {"latent_scale": 0.5}
 
 
 def clip(number, shape=(2, 3, 4), texts=(3,), dtype=np.float32, scores=None):
-  """Arrays of which each says the clip's number, and the meta."""
+  """Returns arrays that contain the clip's number, and the metadata."""
   random = np.random.default_rng(number)
   arrays = {
     "base": random.normal(size=(*shape, 2)).astype(dtype),
@@ -26,7 +26,7 @@ def clip(number, shape=(2, 3, 4), texts=(3,), dtype=np.float32, scores=None):
 
 
 def write(directory, clips):
-  """Parts of five clips; `clips` are (bucket, arrays and meta)."""
+  """Writes parts of five clips; `clips` are pairs (bucket, (arrays, meta))."""
   parts.begin(directory, SETTINGS)
   clips = list(clips)
   count = -(-len(clips) // 5)
@@ -51,6 +51,6 @@ def two_sizes(directory):
 
 
 def wide_and_tall():
-  """(bucket, clip) of what `two_sizes` writes."""
+  """Returns the pairs (bucket, clip) that `two_sizes` writes."""
   wide = [("24x48", clip(i, texts=(3, 7), scores=[1, 1])) for i in range(9)]
   return wide + [("48x24", clip(i, (2, 4, 3), (2,))) for i in range(20, 23)]

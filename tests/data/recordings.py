@@ -7,7 +7,7 @@ from dcvideogen_jax.data import video
 
 
 def clip(frames=12, height=48, width=64, seed=0):
-  """A smooth random pattern that moves, so that coding it loses little."""
+  """Returns a smooth moving pattern, which video coding hardly changes."""
   rng = np.random.default_rng(seed)
   fy, fx, phase = rng.uniform(0.1, 0.25, 3), rng.uniform(0.1, 0.25, 3), 2.0
   t, y, x = np.ogrid[:frames, :height, :width]
@@ -27,7 +27,7 @@ def read(path, **options):
 
 
 def encode(path, frames, height=32, width=32, codec="libx264", **options):
-  """A video of noise in any container."""
+  """Writes a video of noise in any container."""
   rng = np.random.default_rng(0)
   with av.open(str(path), "w", **options) as container:
     stream = container.add_stream(codec, rate=16)

@@ -1,4 +1,4 @@
-"""Aspect buckets: the tables, which bucket, and how a frame gets there."""
+"""Aspect buckets: the tables, the choice of a bucket, resizing to it."""
 
 import re
 

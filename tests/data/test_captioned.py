@@ -33,7 +33,7 @@ def _texts(i):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Five usable videos, two of them upright; one short, one without words."""
+  """Five usable videos, two of them upright; one too short, one uncaptioned."""
   path = tmp_path_factory.mktemp("videos")
   y, x = np.mgrid[:40, :64][..., None]
   rows = []
@@ -149,7 +149,7 @@ def test_resuming_is_exact_and_a_batch_has_one_size(folder, monkeypatch):
 
 @pytest.fixture
 def damaged(tmp_path):
-  """Six videos; one is damaged in the middle, which looking does not show."""
+  """Six videos; one is damaged in the middle, which probing does not notice."""
   rng = np.random.default_rng(0)
   for i in range(6):
     frames = rng.integers(0, 256, (16, 32, 64, 3), np.uint8)

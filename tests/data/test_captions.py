@@ -11,7 +11,7 @@ from dcvideogen_jax.data import captions
 
 @pytest.fixture
 def folder(tmp_path):
-  """Names only: nothing is opened."""
+  """Empty files: reading captions opens no video."""
   path = tmp_path / "videos"
   (path / "deep").mkdir(parents=True)
   (path / ".hidden").mkdir()

@@ -1,4 +1,4 @@
-"""Images for CLIP, beside transformers 5.23 and Wan 2.1 commit 9737cba."""
+"""Images for CLIP equal those of transformers 5.23 and Wan 2.1 (9737cba)."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def image(height, width):
 
 
 def levels(pixels):
-  """Back to 0 to 255."""
+  """Converts normalised pixels back to levels from 0 to 255."""
   return (pixels * clip_images.STD + clip_images.MEAN) * 255
 
 

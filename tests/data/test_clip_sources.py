@@ -1,4 +1,4 @@
-"""Captioned clips from files, from TFDS and from the made-up world."""
+"""Captioned clips from files, from TFDS and from the captioned world."""
 
 import dataclasses
 import pickle
@@ -89,7 +89,7 @@ def test_clips_of_files(folder):
   [(2, "it has 5 frames, fewer than 6"), (3, "it is "), (4, "it does not ex")],
 )
 def test_clips_that_cannot_be_used(folder, tmp_path, method, index, words):
-  """Told without the folder, whose place is nobody's business."""
+  """The message does not contain the path of the local folder."""
   table = tmp_path / "t.csv"
   table.write_text("file,caption\nz.mp4,gone\na.mp4,there\n")
   source = clip_sources.Folder(folder, table, fps=None)
@@ -111,7 +111,7 @@ def test_containers_may_claim_more_frames_than_they_have(folder, monkeypatch):
 
 
 def test_clips_at_16_frames_per_second(folder):
-  """5 frames at 12.5 per second, 0.4 s, are 6; place and load agree."""
+  """5 frames at 12.5 per second take 0.4 s, which are 6 at 16 per second."""
   source = clip_sources.Folder(folder)
   words = "c.mp4 has 12.5 frames per second, fewer than 16: some are repeated"
   with pytest.warns(UserWarning, match=words):
@@ -125,7 +125,7 @@ def test_clips_at_16_frames_per_second(folder):
       errors.UserError, match="^it has 6 frames at 16 per second, fewer than 7"
     ):
       method(2, 7, SIZES)
-  # Read again they are as before: what was seen does not change it.
+  # Probing all files does not change what is read.
   source.look()
   assert source.place(2, 6, SIZES).seconds == 0.4
 
@@ -156,7 +156,7 @@ def test_tfds_without_tensorflow(folder, data_set):
     assert source.place(i, 6, SIZES) == files.place(same, 6, SIZES)
   with pytest.raises(errors.UserError, match="^it has .* fewer than 99"):
     source.load(0, 99, SIZES)
-  # For worker processes.
+  # Worker processes get pickled copies.
   again = pickle.loads(pickle.dumps(source))
   assert again[1] == source[1]
 

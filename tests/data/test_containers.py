@@ -1,4 +1,4 @@
-"""Sizes that containers claim: what is whole is read, what is cut is told."""
+"""Containers: whole files are read, and truncated ones are refused."""
 
 import struct
 
@@ -12,7 +12,7 @@ from dcvideogen_jax.data import containers, video
 
 
 def _piped(path):
-  """An AVI as ffmpeg writes it into a pipe: without sizes, without index."""
+  """Writes an AVI as ffmpeg does to a pipe: without sizes and index."""
   recordings.encode(path, 24, codec="mpeg4")
   content = path.read_bytes()
   at = content.index(b"movi") - 4
@@ -75,7 +75,7 @@ def test_a_movie_without_a_file_type(tmp_path):
   content = path.read_bytes()
   first = struct.unpack(">I", content[:4])[0]
   assert content[4:8] == b"ftyp"
-  # Places in the file are counted from its beginning, so the size stays.
+  # Offsets count from the beginning of the file, so the size must stay.
   path.write_bytes(
     struct.pack(">I4s", first, b"wide") + bytes(first - 8) + content[first:]
   )
@@ -108,7 +108,7 @@ def test_broken_blocks_are_told(tmp_path, name, live):
   recordings.encode(path, 24, codec=codec, options={"live": live})
   assert len(recordings.read(path)) == video.probe(path).frames == 24
   whole = path.read_bytes()
-  # The length of a block: another makes the next one begin elsewhere.
+  # With a wrong block length, the next block seems to begin elsewhere.
   with av.open(str(path)) as container:
     (packet, *_) = [p for p in container.demux(video=0) if p.size][12:]
   content = bytearray(whole)
@@ -124,7 +124,7 @@ def test_broken_blocks_are_told(tmp_path, name, live):
 
 
 def test_pictures_that_are_never_shown_are_not_counted(tmp_path):
-  """VP8 has some that are only there for others to be made from."""
+  """VP8 has frames that only serve as references for other frames."""
   path = tmp_path / "a.webm"
   recordings.encode(path, 24, codec="libvpx")
   hidden = tmp_path / "b.webm"

@@ -54,7 +54,7 @@ def test_records_keep_everything(dtype):
   for name in ("base", "deep"):
     assert found[name].dtype == dtype
     np.testing.assert_array_equal(found[name], arrays[name])
-  # In order, the eleventh last.
+  # Texts keep their order: number 10 comes after number 9.
   for text, expected in zip(found["text"], arrays["text"], strict=True):
     np.testing.assert_array_equal(text, expected)
   assert latents.decode(record, ("deep",))[0].keys() == {"deep"}
@@ -87,8 +87,8 @@ def test_what_is_no_record():
 @pytest.mark.parametrize(
   ("field", "value"),
   [
-    ("data_offsets", [-8, 40]),  # Not where the data begin,
-    ("data_offsets", [0, 96]),  # of two arrays the same,
+    ("data_offsets", [-8, 40]),  # Begins before the data.
+    ("data_offsets", [0, 96]),  # Takes the bytes of both arrays.
     ("data_offsets", [48.0, 96.0]),
     ("data_offsets", None),
     ("shape", [-3, -4]),
@@ -182,7 +182,7 @@ def test_batches_have_equal_shapes_and_padded_texts(folder):
     for number, text in zip(
       batch["base"][:, 0, 0, 0, 0], batch["text"], strict=True
     ):
-      # One of three tokens, the other of seven; or one of two.
+      # Wide clips have texts of 3 and 7 tokens, tall ones a text of 2.
       which = int(text[0, 0] - 10 * number - 1)
       length = 2 if number >= 20 else (3, 7)[which]
       assert (text[:length] == 10 * number + which + 1).all()
@@ -251,7 +251,7 @@ def test_order_depends_on_the_seed_and_not_on_threads(folder):
 
 @pytest.mark.parametrize("done", [0, 1, 7])
 def test_resuming_is_exact(folder, done, tmp_path):
-  """Through JSON, as a checkpoint keeps it; captions too."""
+  """The position is restored from a checkpoint; captions are the same too."""
   iterator = _batches(folder, seed=1)
   for _ in range(done):
     next(iterator)
@@ -321,7 +321,7 @@ def test_negative_prompt(tmp_path):
 
 
 def _spoilt(folder, tmp_path, name, change):
-  """A copy of the folder with one file changed or, for None, missing."""
+  """Copies the folder with one file changed, or missing if `change` is None."""
   copy = tmp_path / "copy"
   for path, content in encoded_clips.content(folder).items():
     if path == name:

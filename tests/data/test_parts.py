@@ -28,7 +28,7 @@ def test_bytes_do_not_depend_on_order_or_interruption(folder, tmp_path):
   ):
     writer.write(clips[5][0], *clips[5][1])
     raise KeyError
-  # What a killed process leaves.
+  # A killed process leaves such a folder.
   left = other / f".new-{leftovers.machine()}-00000000-part-00002"
   left.mkdir()
   (left / "24x48.array_record").write_bytes(b"half")

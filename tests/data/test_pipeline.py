@@ -16,7 +16,7 @@ SIZE = {"frames": 4, "height": 16, "width": 24}
 
 
 def _numbered(count, frames=7, height=20, width=32):
-  """Clips whose pixels say clip, frame, and (row, column) in the channels."""
+  """Yields clips whose channels are 16 * clip + frame, row and column."""
   t, y, x = np.mgrid[:frames, :height, :width]
   for i in range(count):
     yield np.stack([16 * i + t, y, x], -1).astype(np.uint8)
@@ -180,7 +180,7 @@ def test_strides(configs):
   clips = np.concatenate(_take(config, 40)).astype(int)
   steps = np.diff(clips[..., 0], axis=1).reshape(len(clips), -1)
   assert (steps == steps[:, :1]).all()
-  # Of 7 frames, 4 can be taken every second at most.
+  # 7 frames allow a clip of 4 with a stride of 2 at most.
   assert set(steps[:, 0].tolist()) == {1, 2}
 
 
@@ -195,7 +195,7 @@ def test_mix_keeps_its_weights(configs, monkeypatch):
 
 
 def _shows(monkeypatch):
-  """Clips of the world and of synthetic motion become what they are of."""
+  """Replaces clips of the world and synthetic ones by constant levels."""
 
   def scene(split, index, seed, *size):
     return None, "", np.full((*size, 3), 100 + world.SPLITS.index(split))
@@ -405,7 +405,7 @@ def test_a_damaged_and_a_short_video_are_left_out(folder, tmp_path):
 def test_a_video_that_breaks_off_is_replaced_in_every_run_alike(
   folder, tmp_path, monkeypatch, threads
 ):
-  """From second 3 on: clips before are still taken from it."""
+  """b.mp4 breaks off at second 3; clips from before are still used."""
   real = video.frames
 
   def frames(path, *, start=0.0):

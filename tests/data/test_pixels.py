@@ -1,4 +1,4 @@
-"""The picture on the screen: its shape, its orientation, its colours."""
+"""Shape, orientation and colours of frames are those on the screen."""
 
 import fractions
 import warnings
@@ -13,7 +13,7 @@ from dcvideogen_jax.data import buckets, pixels, video
 
 
 def _write(path, frames, *, codec="libx264", setup=None, **options):
-  """A video of given frames; `setup` may change the stream."""
+  """Writes a video of the given frames; `setup` may change the stream."""
   height, width = frames[0].height, frames[0].width
   with av.open(str(path), "w", **options) as container:
     stream = container.add_stream(codec, rate=16)
@@ -31,7 +31,7 @@ def _write(path, frames, *, codec="libx264", setup=None, **options):
 
 
 def _planes(values, form="yuv420p10le", height=16, width=64):
-  """A frame of vertical strips with these (Y, Cb, Cr)."""
+  """Makes a frame of vertical strips with these (Y, Cb, Cr)."""
   frame = av.VideoFrame(width, height, form)
   dtype = np.uint16 if "10" in form else np.uint8
   for i, plane in enumerate(frame.planes):
@@ -44,7 +44,7 @@ def _planes(values, form="yuv420p10le", height=16, width=64):
 
 
 def _strips(path, count):
-  """The colour in the middle of each strip."""
+  """Returns the colour in the middle of each strip."""
   (frame,) = video.read_frames(path, max_frames=1)
   height, width, _ = frame.shape
   middle = (np.arange(count) * 2 + 1) * width // (2 * count)
@@ -55,7 +55,7 @@ def _strips(path, count):
 
 
 def _disc(height, width, shown):
-  """Round where `width` columns are shown as `shown`."""
+  """Draws a disc that is round if `width` columns are shown as `shown`."""
   y, x = np.mgrid[:height, :width]
   x = (x + 0.5) * shown / width
   inside = (x - shown / 2) ** 2 + (y - height / 2) ** 2 < (height / 3) ** 2
@@ -164,8 +164,8 @@ def test_an_odd_angle_keeps_the_size_and_is_said(tmp_path):
 
 # --- colours -----------------------------------------------------------------
 
-# White at 203 cd/m2, a grey card, red and green cloth, in what FFmpeg's zscale
-# makes of them: 10-bit Y, Cb, Cr of BT.2020 with limited range.
+# White at 203 cd/m2, a grey card, red and green cloth, as FFmpeg's zscale
+# converts them: 10-bit Y, Cb, Cr of BT.2020 with limited range.
 HDR = {
   18: [(721, 512, 512), (446, 512, 512), (373, 442, 653), (470, 417, 448)],
   16: [(573, 512, 512), (424, 512, 512), (376, 466, 589), (433, 457, 480)],
@@ -189,7 +189,7 @@ def test_hdr_becomes_what_other_screens_show(tmp_path, transfer, primaries):
 
 
 def test_bt2020_without_hdr(tmp_path):
-  """BT.709's primaries, written in BT.2020's, come back."""
+  """Colours of BT.709 that are stored in BT.2020's primaries come back."""
 
   def setup(stream):
     context = stream.codec_context
@@ -222,7 +222,7 @@ def test_bt2020_without_hdr(tmp_path):
 @pytest.mark.parametrize(
   ("height", "width", "red"),
   [
-    (720, 16, (81, 90, 240)),  # nobody's red by BT.709
+    (720, 16, (81, 90, 240)),  # BT.601's red, which BT.709 shows otherwise
     (720, 16, (63, 102, 240)),
     (48, 1280, (63, 102, 240)),
     (576, 16, (81, 90, 240)),
@@ -230,7 +230,7 @@ def test_bt2020_without_hdr(tmp_path):
 )
 @pytest.mark.parametrize("tagged", [False, True])
 def test_the_matrix_that_is_not_tagged(tmp_path, height, width, red, tagged):
-  """BT.709 for high definition and BT.601 else, as players have it."""
+  """As in players, high definition is BT.709 and all other sizes BT.601."""
   high = height > 576 or width >= 1280
 
   def setup(stream):

@@ -1,4 +1,4 @@
-"""Videos are looked at once, many at a time."""
+"""Videos are probed once, in parallel, and the results are cached."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from dcvideogen_jax.data import probing, video
 
 @pytest.fixture
 def looked(tmp_path, monkeypatch):
-  """A folder of three videos and a damaged one, and what was looked at."""
+  """A folder of three videos and a damaged one, and the names as probed."""
   monkeypatch.setattr(
     probing, "directory", lambda: tmp_path / "cache" / "videos"
   )
@@ -43,7 +43,7 @@ def test_what_was_seen_is_kept_until_a_file_changes(looked):
     assert isinstance(first[name], errors.UserError)
   seen.clear()
   again = probing.probe(folder, NAMES)
-  # What could not be read may be readable now.
+  # Files that could not be read are probed again.
   assert sorted(seen) == ["broken.mp4", "gone.mp4"]
   assert [again[x] for x in NAMES[:3]] == [first[x] for x in NAMES[:3]]
   recordings.write(folder / "1.mp4", recordings.clip(9))

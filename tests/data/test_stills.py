@@ -1,4 +1,4 @@
-"""Photographs and animations: what a file holds, in its sRGB colours."""
+"""Photographs and animations are known by their content and read as sRGB."""
 
 import struct
 import sys
@@ -26,7 +26,7 @@ def _quarters(height=48, width=64):
 
 
 def _error(picture):
-  """Largest difference in the middles of the quarters."""
+  """Returns the largest difference in the middles of the quarters."""
   height, width, _ = picture.shape
   rows, columns = (height // 4, 3 * height // 4), (width // 4, 3 * width // 4)
   found = picture[np.ix_(rows, columns)].reshape(4, 3).astype(int)
@@ -40,7 +40,10 @@ def _profile(
     (0.15710, 0.06657, 0.78407),
   ),
 ):
-  """A profile of Display P3, or of others: ICC.1:2010, D50, sRGB's curve."""
+  """Builds an ICC profile, of Display P3 unless other primaries are given.
+
+  ICC.1:2010, with D50 as white and sRGB's curve.
+  """
 
   def fixed(*values):
     return b"".join(struct.pack(">i", round(x * 65536)) for x in values)
@@ -79,7 +82,7 @@ def _profile(
 
 
 def _in_display_p3(rgb):
-  """sRGB's levels as Display P3's, by the primaries of both."""
+  """Converts sRGB levels to Display P3."""
   matrix = np.array(
     [
       [0.8225, 0.1774, 0.0000],

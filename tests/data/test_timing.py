@@ -13,7 +13,7 @@ SPEED = 64  # pixels per second
 
 
 def _write(path, times):
-  """A square that moves evenly in time, filmed at any times."""
+  """Writes a video of a square in even motion, with frames at `times`."""
   with av.open(str(path), "w") as container:
     stream = container.add_stream("libx264", rate=30)
     stream.height, stream.width, stream.pix_fmt = 32, 256, "yuv420p"
@@ -33,7 +33,7 @@ def _write(path, times):
 
 
 def _phone():
-  """30 per second in the light, every second frame in the dark, unevenly."""
+  """Returns uneven times of a phone: 30 frames per second, 15 in the dark."""
   rng = np.random.default_rng(0)
   gaps = np.where(np.arange(60) % 30 < 15, 1 / 30, 1 / 15)
   return np.concatenate([[0], np.cumsum(gaps + rng.normal(0, 0.002, 60))])

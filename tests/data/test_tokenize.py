@@ -1,4 +1,4 @@
-"""Cleaning and tokens of prompts, beside diffusers 0.42, transformers 5.23."""
+"""Cleaning equals that of diffusers 0.42, tokens those of transformers 5.23."""
 
 import json
 
@@ -118,7 +118,7 @@ def test_tokens_are_counted_however_many(directory):
 
 
 def test_half_a_surrogate_pair_is_refused(directory):
-  """Repairing would make U+FFFD of it, without a word."""
+  """Cleaning would silently replace it by U+FFFD."""
   tokenizer = tokenize.Tokenizer.from_directory(directory)
   with pytest.raises(errors.UserError, match="half of a surrogate pair"):
     tokenizer(["a \ud800"])

@@ -1,4 +1,4 @@
-"""Reading videos: size, rotation, place, one frame at a time."""
+"""Reading videos: size, rotation, start, and one frame at a time."""
 
 import av
 import numpy as np

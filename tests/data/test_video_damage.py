@@ -1,4 +1,4 @@
-"""Bad video files are told in one sentence."""
+"""Bad video files are refused with one sentence."""
 
 import wave
 
@@ -28,7 +28,7 @@ def _audio_only(path):
 
 BAD = {
   "text.mp4": lambda p: p.write_text("This is not a video.\n" * 100),
-  # FFmpeg draws these as terminals did.
+  # FFmpeg would decode these as text-mode animations.
   "prompts.txt": lambda p: p.write_text("This is not a video.\n" * 100),
   "readme.nfo": lambda p: p.write_text("This is not a video.\n" * 100),
   "empty.mp4": lambda p: p.write_bytes(b""),
@@ -135,7 +135,7 @@ def test_damage_in_the_middle_is_told_when_it_is_met(tmp_path, noisy):
 
 
 def test_small_damage_is_mostly_noticed(tmp_path):
-  """H.264 has no checksums, but its decoder knows when it made things up."""
+  """H.264 has no checksums, but its decoder reports when it conceals errors."""
   rng = np.random.default_rng(1)
   frames = recordings.clip(20, 64, 96).astype(int) + rng.normal(
     0, 10, (20, 64, 96, 3)

@@ -12,7 +12,7 @@ from dcvideogen_jax.data import video
 
 
 def _trimmed(source, target, first):
-  """What `ffmpeg -ss -c copy` writes: an edit list hides what was before."""
+  """Trims like `ffmpeg -ss -c copy`: an edit list hides the first frames."""
   with av.open(str(source)) as old, av.open(str(target), "w") as new:
     stream = new.add_stream_from_template(old.streams.video[0])
     for packet in old.demux(video=0):
@@ -25,7 +25,7 @@ def _trimmed(source, target, first):
 
 
 def _timed(path, times, base=90000):
-  """A video whose frames of rising grey levels have these times."""
+  """Writes a video of frames with rising grey levels at these times."""
   with av.open(str(path), "w") as container:
     stream = container.add_stream("libx264", rate=30)
     stream.height = stream.width = 32
@@ -130,7 +130,7 @@ def test_fragments_are_counted(tmp_path):
 
 
 def test_a_claimed_rate_gives_way_to_the_times(tmp_path):
-  """A browser's recording claims a rate of a thousand."""
+  """Recordings of browsers claim 1000 frames per second."""
   path = tmp_path / "a.webm"
   with av.open(str(path), "w") as container:
     stream = container.add_stream("libvpx", rate=1000)

@@ -234,7 +234,7 @@ def test_what_browsers_do_not_play_is_told(tmp_path, crf, width, kind):
 
 
 def test_the_same_frames_are_the_same_file(tmp_path):
-  """Whatever lies in memory that x264 takes; MALLOC_PERTURB_ fills it."""
+  """x264's output does not depend on the memory that MALLOC_PERTURB_ fills."""
   write = """
 import sys
 import numpy as np

@@ -307,7 +307,7 @@ def test_mathematics_is_float32():
   ],
 )
 def test_settings_that_are_no_schedule(change):
-  """Each went into the noise levels, or ended in a traceback."""
+  """Unchecked, each would reach the noise levels or end in a traceback."""
   config = {
     "_class_name": "UniPCMultistepScheduler",
     "prediction_type": "flow_prediction",

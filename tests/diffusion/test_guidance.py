@@ -20,7 +20,7 @@ def random(*shape, seed):
 
 
 def make_inputs(batch):
-  """x, t, cond, uncond; text and image features, the image in both."""
+  """Returns x, t, cond and uncond; both conditions have the same image."""
   image = random(batch, 2, WIDTH, seed=4)
   conditions = [
     {"text": random(batch, 3, TEXT, seed=seed), "image": [image]}
@@ -31,7 +31,7 @@ def make_inputs(batch):
 
 
 def model(x, t, condition):
-  """Mixes everything of a sample, and nothing of two."""
+  """Mixes everything within a sample, and nothing between samples."""
   mixer = random(TEXT, WIDTH, seed=9)
   text = jnp.einsum("bse,ec->bc", condition["text"], mixer)
   image = condition["image"][0].mean(axis=1)
@@ -130,7 +130,7 @@ def test_combines_in_float32():
 
 
 def concatenated(x, t, cond, uncond):
-  """What not to do: one branch behind the other."""
+  """Concatenates the branches, which moves samples between devices."""
   condition = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, uncond)
   v = model(jnp.concatenate([x, x]), jnp.concatenate([t, t]), condition)
   v, base = jnp.split(v, 2)
@@ -153,5 +153,5 @@ def test_split_batch_stays_where_it_is(axes):
   serialise_gradients = guidance.guided(model, 5.0, batched=False)
   wanted = serialise_gradients(*make_inputs(8))
   np.testing.assert_allclose(together(*inputs), wanted, rtol=0, atol=1e-5)
-  # The measure itself: it does see the traffic of the other order.
+  # `collectives` does find the traffic of concatenated branches.
   assert collectives(jax.jit(concatenated).lower(*inputs).compile())

@@ -163,7 +163,7 @@ def test_dpm_equals_diffusers(steps, order, variant, options):
   ],
 )
 def test_dpm_equals_diffusers_above_zero(options, last):
-  """Ends where the order of the last step is free."""
+  """Above noise level 0 the last step may have any order."""
   import diffusers
 
   scheduler = diffusers.DPMSolverMultistepScheduler(
@@ -249,7 +249,10 @@ def test_order_of_convergence(solver, options, order):
 
 
 def exact_integral(sigma, following, power):
-  """Next sample from 0, if the clean prediction is (log snr) ** power."""
+  """Returns the next sample from 0 if the clean prediction is a power.
+
+  The prediction is (log snr) ** power.
+  """
   rate, integral = 1.0, np.zeros(2)
   log_snr = np.log((1 - np.array([sigma, following])) / [sigma, following])
   for k in range(power, -1, -1):

@@ -1,4 +1,4 @@
-"""PSNR and SSIM equal what the libraries of the official evaluation give."""
+"""PSNR and SSIM equal those of the official evaluation's libraries."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ GOLDEN = json.loads(
 
 
 def frames(size, noise, seed, n=2):
-  """The recipe that `golden/images.json` tells of; RandomState is frozen."""
+  """Follows the recipe in `golden/images.json`; RandomState is stable."""
   random = np.random.RandomState(seed)
   h, w = size
   coarse = random.randint(0, 256, (n, -(-h // 4), -(-w // 4), 3))

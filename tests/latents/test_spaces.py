@@ -55,7 +55,7 @@ FRAMES = 16
 
 
 def _filled(module, *arguments):
-  """The module with random variables."""
+  """Returns the module with random variables."""
   shapes = jax.eval_shape(module.init, jax.random.key(0), *arguments)
   random = np.random.default_rng(1)
 
@@ -99,17 +99,17 @@ def _jitted(name, method, module, variables, *arguments, **options):
 
 
 def _whole(name, model, video):
-  """Latents of clips, compiled."""
+  """Encodes whole clips, in a compiled program."""
   return _jitted(name, "encode_whole", *model, video)
 
 
 def _first(name, model, image):
-  """Conditions of first images, compiled."""
+  """Encodes conditions of first images, in a compiled program."""
   return _jitted(name, "encode_first", *model, image, frames=FRAMES)
 
 
 def _streamed(name, model, video, plan=None, frames=FRAMES):
-  """Latents of a video in pieces, with a plan for DC-AE-V."""
+  """Encodes a video in pieces; `plan` is for DC-AE-V."""
   space = spaces.SPACES[name](*model)
   if plan is None:
     return space.encode(video, (frames, 8, 16), 1e9)
@@ -175,7 +175,7 @@ def test_conditions_are_the_first_frame_amid_grey(
 
 @pytest.mark.parametrize("space", ["base", "deep"])
 def test_conditions_are_those_of_sampling(models, space):
-  """What a model learns from is what it is given later."""
+  """Training and sampling give a model the same conditions."""
   image = _video()[:1, 0]
   frames = 13 if space == "base" else FRAMES
   sampled = spaces.SPACES[space](*models[space])
@@ -245,7 +245,7 @@ def test_texts_end_in_zeros_and_do_not_see_padding(models):
 
 
 def test_everything_at_once(models):
-  """In one program, and what is missing is left out."""
+  """One program runs all encoders; outputs of missing encoders are left out."""
   video = _video()
   ids, mask = _tokens()
   pixels = np.stack([clip_images.preprocess(x[0], 8) for x in video])
