@@ -1,1 +1,1 @@
-"""AE-Adapt-V: a video diffusion model moves to another latent space."""
+"""AE-Adapt-V: adapts a video diffusion model to another latent space."""

@@ -39,8 +39,9 @@ def init_patch_embed(
     latent_channels: channels of the latents alone, without mask and condition.
 
   Returns:
-    "kernel", Xavier uniform as a matrix, (*patch, channels, width), and
-    "bias", uniform within 1 / sqrt(latent_channels * latents in a patch).
+    "kernel", (*patch, channels, width), Xavier uniform for the flattened
+    matrix; and "bias", (width,), uniform within
+    1 / sqrt(latent_channels * latents in a patch).
   """
   kernel, bias = jax.random.split(rng)
   xavier = jax.nn.initializers.xavier_uniform(in_axis=(0, 1, 2, 3))

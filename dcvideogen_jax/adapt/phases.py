@@ -71,8 +71,8 @@ PHASES: Mapping[str, Phase] = {
     ("weights",),
     "patch embedding, head, low-rank updates",
   ),
-  # "head" without a patch embedding from "embed" skips the first phase. The
-  # phases below are not part of AE-Adapt-V either.
+  # The phases below are not part of AE-Adapt-V. A run of "head" that starts
+  # without a patch embedding from "embed" also skips the first phase.
   "direct": Phase(
     "denoise", _LORA, True, ("base",), "what lora trains, without alignment"
   ),

@@ -19,7 +19,7 @@ Fields = Mapping[str, Any]
 
 
 def _nothing(_: Any) -> None:
-  """Returns None; the default of a kind without such a function."""
+  """Returns None, as the default of `config_from` and `infer`."""
 
 
 class Kind(NamedTuple):

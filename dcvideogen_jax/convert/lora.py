@@ -1,4 +1,4 @@
-"""Reads low-rank updates (LoRA, arXiv 2106.09685), merged or kept apart.
+"""Reads low-rank updates (LoRA, arXiv 2106.09685) to merge or keep apart.
 
 `lora_names` lists the files that are understood. A name that is not the model's
 is an error, because an update that is left out silently looks like bad
@@ -51,17 +51,17 @@ class Lora(NamedTuple):
 
 
 def trainer_scaling(update: lora_names.Update, rank: int) -> float:
-  """Returns DC-VideoGen's factor: it trains and merges with alpha = 2 * rank.
+  """Returns 2: DC-VideoGen trains and merges with an alpha of twice the rank.
 
-  Its files do not hold alpha (DC-Gen `convert_lora_into_base.py`, commit
-  562077c).
+  DC-VideoGen's files do not hold alpha (DC-Gen `convert_lora_into_base.py`,
+  commit 562077c).
   """
   del update, rank
   return 2.0
 
 
 def unknown_scaling(what: str) -> Scaling:
-  """Returns the scaling of files without alpha, which is taken to be the rank.
+  """Returns the scaling of files without alpha: alpha is taken to be the rank.
 
   Other libraries read such files in the same way.
 

@@ -1,1 +1,1 @@
-"""Flow matching: noise levels, solvers, guidance, sampling; knows no model."""
+"""Flow matching for any model: noise levels, solvers, guidance, sampling."""

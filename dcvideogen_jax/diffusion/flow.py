@@ -3,11 +3,12 @@
 A sample at noise level sigma is `(1 - sigma) * x0 + sigma * noise`; a model
 predicts the velocity `noise - x0`. Sampling goes from sigma near 1 down to 0.
 
-The grids follow, bit for bit,
-  Wan-Video/Wan2.1 `wan/utils/fm_solvers_unipc.py`, `wan/utils/fm_solvers.py`
-    (commit 9737cba) and
-  huggingface/diffusers: `UniPCMultistepScheduler` of 0.35.2 and 0.42.1,
-    `DPMSolverMultistepScheduler`, `FlowMatchEulerDiscreteScheduler` of 0.42.1.
+The grids follow, bit for bit:
+
+- Wan-Video/Wan2.1 `wan/utils/fm_solvers_unipc.py`, `wan/utils/fm_solvers.py`
+  (commit 9737cba);
+- huggingface/diffusers `UniPCMultistepScheduler` of 0.35.2 and 0.42.1,
+  `DPMSolverMultistepScheduler`, `FlowMatchEulerDiscreteScheduler` of 0.42.1.
 """
 
 import math

@@ -38,7 +38,7 @@ class SamplingPlan(NamedTuple):
 
   Attributes:
     timesteps: (steps,) inputs of the network.
-    coefficients: of the solver.
+    coefficients: the solver's coefficients.
   """
 
   timesteps: Any
@@ -110,7 +110,7 @@ def advance(
 def sample(
   model: Model, noise: Float[Array, "b ..."], plan: SamplingPlan, *inputs: Any
 ) -> Float32[Array, "b ..."]:
-  """Runs all steps in one `lax.scan`, to be called inside a jitted function.
+  """Runs all steps in one `lax.scan`; jit it, or call it in a jitted function.
 
   Args:
     model: callable `(x, t, *inputs) -> velocity`.
@@ -137,7 +137,7 @@ def jit_step(model: Model, out_shardings: Any = None) -> Callable[..., Carry]:
 
   Args:
     model: as for `advance`.
-    out_shardings: of the carry, as for `jax.jit`: one sharding for all of its
+    out_shardings: sharding of the carry, as for `jax.jit`: one for all of its
       arrays, or None.
   """
 
