@@ -1,4 +1,4 @@
-"""What `DCVideoGen.generate` is given, checked and brought into form."""
+"""Checks the arguments of `DCVideoGen.generate`, and converts them."""
 
 import math
 import operator
@@ -16,20 +16,20 @@ from dcvideogen_jax.models import streaming
 
 Image = UInt8[np.ndarray, "h w 3"]
 
-# A text, several, or their embeddings.
+# One text, several texts, or their embeddings.
 Prompt = str | Sequence[str] | Float[Array, "b s d"]
 
-# Keys of jax's generator have 32 bits here; larger numbers would repeat.
+# Number of seeds: jax's keys take 32 bits here, so larger seeds would repeat.
 _SEEDS = 2**32
-# More numbers of latents than any run has: 32 GiB of them.
+# Largest size of latents, more than any run has: 32 GiB in float32.
 _MOST = 2**33
 
 
 def prompts(given: Prompt) -> tuple[list[str] | Any, int]:
-  """A list of texts or an array of embeddings, and how many there are.
+  """Returns a list of texts or an array of embeddings, and their number.
 
   Raises:
-    errors.UserError: if it is neither.
+    errors.UserError: if `given` is neither.
   """
   if isinstance(given, str):
     return [given], 1
@@ -47,7 +47,7 @@ def prompts(given: Prompt) -> tuple[list[str] | Any, int]:
 
 
 def shown(given: Prompt) -> str | list[str] | None:
-  """Texts, ready for JSON; None for embeddings."""
+  """Returns texts in a form ready for JSON; None for embeddings."""
   if isinstance(given, str):
     return given
   return None if hasattr(given, "ndim") else list(given)
@@ -63,11 +63,10 @@ def _require_finite(given: Any, name: str) -> None:
 
 
 def image(given: Any, name: str) -> Image | None:
-  """An image as an array; None stays None.
+  """Converts an image, such as one of Pillow, to an array; None stays None.
 
   Raises:
-    errors.UserError: if it is not uint8 (h, w, 3), as RGB arrays and Pillow's
-      images are.
+    errors.UserError: if the image is not RGB, uint8 (h, w, 3).
   """
   if given is None:
     return None
@@ -81,7 +80,17 @@ def image(given: Any, name: str) -> Image | None:
 
 
 def images(task: str, first: Any, last: Any, condition: Any) -> None:
-  """Raises UserError unless they are what the task takes."""
+  """Checks that images are given for image to video, and only then.
+
+  Args:
+    task: "t2v" or "i2v".
+    first, last: images of the first and the last frame, or None.
+    condition: a condition instead of the images, or None.
+
+  Raises:
+    errors.UserError: for an image that the task does not take, or if image to
+      video has neither a first image nor a condition.
+  """
   given = [x for x in (first, last, condition) if x is not None]
   if task == "t2v" and given:
     raise errors.UserError("this is a text-to-video model: it takes no image")
@@ -90,10 +99,10 @@ def images(task: str, first: Any, last: Any, condition: Any) -> None:
 
 
 def steps(given: Any) -> int:
-  """The number of steps.
+  """Checks a number of steps.
 
   Raises:
-    errors.UserError: unless it is a positive whole number.
+    errors.UserError: unless `given` is a positive whole number.
   """
   if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
     raise errors.UserError(f"steps must be at least 1, found {given!r}")
@@ -101,10 +110,10 @@ def steps(given: Any) -> int:
 
 
 def number(given: Any, name: str) -> float:
-  """A number.
+  """Converts a number to float.
 
   Raises:
-    errors.UserError: unless it is a finite one.
+    errors.UserError: unless `given` is a finite number.
   """
   wrong = isinstance(given, bool) or not isinstance(given, Real)
   if wrong or not math.isfinite(given):
@@ -115,16 +124,16 @@ def number(given: Any, name: str) -> float:
 def noise(
   given: Any | None, seed: int | Sequence[int], shape: tuple[int, ...]
 ) -> tuple[Float[Array, "b t h w c"], list[int] | None]:
-  """The noise, and the seeds it came from (None if it was given).
+  """Returns the noise, and the seeds of it (None if the noise was given).
 
   Args:
-    given: the noise itself, or None.
-    seed: as of `seeds`.
-    shape: of the noise, samples first.
+    given: the noise itself, or None to draw it.
+    seed: as for `seeds`.
+    shape: of the noise, `b t h w c`.
 
   Raises:
-    errors.UserError: if the noise or the seeds do not fit, or there would be
-      more than fits into any memory.
+    errors.UserError: if the noise or the seeds do not fit, or if the shape is
+      larger than any memory.
   """
   if math.prod(shape) > _MOST:
     raise errors.UserError(
@@ -144,14 +153,15 @@ def noise(
 
 
 def seeds(given: int | Sequence[int], count: int) -> list[int]:
-  """A seed for each of so many samples.
+  """Returns a seed for each sample.
 
   Args:
-    given: one for all or one each, from 0 up to 2^32 (not included).
-    count: of the samples.
+    given: one seed for all samples, or one for each: whole numbers from 0 to
+      2^32 - 1.
+    count: number of samples.
 
   Raises:
-    errors.UserError: if they are no such numbers, or as many.
+    errors.UserError: if the seeds are not such numbers, or not `count` of them.
   """
   try:
     every = [given] * count if isinstance(given, Integral) else given
@@ -172,15 +182,16 @@ def seeds(given: int | Sequence[int], count: int) -> list[int]:
 def condition(
   given: Mapping[str, Array] | None, grid: tuple[int, int, int], channels: int
 ) -> Mapping[str, Array]:
-  """A condition that was computed before; nothing for None.
+  """Checks a condition that was computed before; returns {} for None.
 
   Args:
-    given: as of `DCVideoGen.condition`.
+    given: as `DCVideoGen.condition` returns it, or None.
     grid: latent frames, rows and columns.
     channels: of "extra".
 
   Raises:
-    errors.UserError: if it is of another size or incomplete.
+    errors.UserError: if the condition is incomplete, has another size or is not
+      finite.
   """
   if given is None:
     return {}
@@ -196,14 +207,15 @@ def condition(
 
 
 def condition_tail(given: Any, size_rule: str) -> str:
-  """What becomes of a condition's frames that do not fill a chunk.
+  """Returns how frames of a condition that do not fill a chunk are encoded.
 
   Args:
-    given: out of `streaming.TAILS`; None is as the size rule has it.
-    size_rule: out of `sizes.RULES`.
+    given: one of `streaming.TAILS`; None means "official" under the official
+      size rule, otherwise "pad".
+    size_rule: one of `sizes.RULES`.
 
   Raises:
-    errors.UserError: if there is no such way.
+    errors.UserError: if `given` is not in `streaming.TAILS`.
   """
   if given is None:
     return "official" if size_rule == "official" else "pad"

@@ -1,15 +1,16 @@
-"""How a stream is made: chunk after chunk, each of which leaves what is kept.
+"""Makes a stream chunk by chunk, with a KV cache of the chunks before.
 
-Each chunk of latents is denoised while it sees keys and values of the clean
-chunks before it; one pass through the model then leaves its own. With a window
-the oldest chunks are forgotten, but for the first few (arXiv 2309.17453), and
-memory no longer grows.
+Each chunk of latents is denoised while it attends to the keys and values of the
+clean chunks before it. One more pass of the finished chunk through the model
+gives its own keys and values for the cache. With a window, the oldest chunks
+leave the cache, except for the first few (arXiv 2309.17453), and memory no
+longer grows.
 
-Positions are those within what a chunk sees: of the frames that are kept the
-first has position 0, whatever was forgotten between them, and the new chunk
-comes last. Until something is forgotten they are the true ones. After that they
-never exceed those of `sink + window + 1` chunks, which a model ought to have
-been trained on; true positions would soon be ones that it never saw.
+Positions count the frames in the cache: the first of them has position 0,
+later chunks follow without a gap, and the new chunk comes last. They are the
+true positions until a chunk leaves the cache. After that they stay within
+`sink + window + 1` chunks, a length that the model should have been trained on;
+true positions would soon exceed all that it was trained on.
 """
 
 import dataclasses
@@ -39,21 +40,22 @@ from dcvideogen_jax.sample import (
 
 Latents = Float[Array, "b t h w c"]
 
-# Comes before its number for the noise that a finished chunk is looked at with;
-# there is no such chunk.
+# Is folded into the key before a chunk's number, for the noise that is added to
+# the finished chunk. No chunk has this number, so the noise is drawn only once.
 CLEAN = 2**32 - 1
 
 
 class KVCache:
-  """What the chunks that are still seen left, by pass through the model."""
+  """Keys and values of the chunks to attend to, by pass through the model."""
 
   def __init__(self, passes: int, sink: int, window: int | None):
-    """Keeps nothing yet.
+    """Starts with an empty cache.
 
     Args:
-      passes: through the model for each step.
-      sink: chunks at the beginning that stay.
-      window: chunks at the end that stay; None is all.
+      passes: passes through the model in each step: 2 if the branches of the
+        guidance are not batched, otherwise 1.
+      sink: number of chunks at the beginning that stay.
+      window: number of chunks at the end that stay; None is all.
     """
     self._chunks: list[Sequence[wan_blocks.KVCache]] = []
     self._passes = passes
@@ -61,14 +63,14 @@ class KVCache:
     self._window = window
 
   def add(self, chunk: Sequence[wan_blocks.KVCache]) -> None:
-    """Keeps a chunk's keys and values of each pass; forgets the oldest."""
+    """Adds a chunk's keys and values of each pass; drops the oldest chunk."""
     self._chunks.append(chunk)
     if self._window is not None:
       beyond = len(self._chunks) - self._sink - self._window
       del self._chunks[self._sink : self._sink + max(0, beyond)]
 
   def by_pass(self) -> denoiser.Caches:
-    """In the order in which the chunks were added."""
+    """Returns the chunks of each pass, in the order in which they came."""
     return tuple(
       tuple(chunk[i] for chunk in self._chunks) for i in range(self._passes)
     )
@@ -76,21 +78,22 @@ class KVCache:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stream:
-  """A video that is made while one looks at it; each iteration makes it anew.
+  """A video that is made while it is iterated; each iteration makes it anew.
 
   Attributes:
-    size: of the video, with the frames that were given.
-    settings: what is done, ready for JSON.
+    size: of the video, including given frames.
+    settings: all settings of the run, ready for JSON.
     pipeline: `pipeline.DCVideoGen`.
-    transformer: in chunks.
+    transformer: the model, with the chunk of this stream.
     asked: all options.
-    how: each chunk is denoised.
-    shape: of a chunk's latents without samples.
-    counts: of the chunks that are given and those that are made.
-    given: frames to go on from.
-    first: frame, for image to video.
-    texts, negative: embeddings, those of the prompts by the first chunk made.
-    seeds: of the samples.
+    how: how each chunk is denoised.
+    shape: of one sample's latents in a chunk, `t h w c`.
+    counts: number of given chunks, and of new ones.
+    given: frames that the stream continues, uint8 (t, h, w, 3), or None.
+    first: first frame for image to video, uint8 (h, w, 3); otherwise None.
+    texts: embeddings of the prompts, by the new chunk from which they hold.
+    negative: embeddings of the negative prompt; None without guidance.
+    seeds: one per sample.
   """
 
   size: sizes.Size
@@ -108,9 +111,9 @@ class Stream:
   seeds: Sequence[int]
 
   def latents(self) -> Iterator[Latents]:
-    """Latents chunk by chunk, float32, those of given frames first.
+    """Yields float32 latents chunk by chunk, those of given frames first.
 
-    The last chunk is a whole one too.
+    The last chunk is whole, even if the video ends within it.
     """
     known, count = self.counts
     cache = KVCache(self._passes, self.asked.sink, self.asked.window)
@@ -128,7 +131,7 @@ class Stream:
   def chunks(
     self, sample: int | None = None
   ) -> Iterator[UInt8[np.ndarray, "b t h w 3"]]:
-    """Decoded frames as they are made; of all samples, or of one.
+    """Yields decoded frames as they are made, of all samples or of one.
 
     Raises:
       errors.UserError: if there is no such sample.
@@ -150,12 +153,12 @@ class Stream:
   def save(
     self, path: str | os.PathLike[str], sample: int = 0, **options: Any
   ) -> None:
-    """Writes one sample as an mp4; as `generation.Generation.save`."""
+    """Writes one sample as an mp4, as `generation.Generation.save` does."""
     generation.save(self.chunks(sample), path, **options)
 
   @property
   def _passes(self) -> int:
-    """Through the model for each step."""
+    """Passes through the model in each step."""
     return 1 if self.negative is None or self.how.batched else 2
 
   def _denoise(self, n, inputs, cache):
@@ -175,7 +178,10 @@ class Stream:
     )
 
   def _cached(self, x, inputs, cache, i):
-    """Keys and values of finished chunk `i` of all, by pass."""
+    """Computes the keys and values of finished chunk `i`, by pass.
+
+    `i` counts given chunks too.
+    """
     (module, variables), level = self.transformer, self.asked.clean_level
     if level:
       other = denoiser.noise(self.seeds, self.shape, CLEAN, i)
@@ -190,14 +196,14 @@ class Stream:
       return jax.block_until_ready(program(*args))
 
   def _inputs(self, n, image):
-    """What both branches of the guidance get for made chunk `n`."""
+    """Returns the conditions of both branches of guidance for new chunk `n`."""
     text = self.texts[max(number for number in self.texts if number <= n)]
     if self.negative is None:
       return {"text": text, **image}, None
     return {"text": text, **image}, {"text": self.negative, **image}
 
   def _images(self) -> Iterator[dict[str, Array]]:
-    """What image-to-video models get of each chunk."""
+    """Yields the image condition of each chunk; {} for text to video."""
     if self.first is None:
       yield from itertools.repeat({})
     b, (t, h, w, _) = len(self.seeds), self.shape
@@ -222,7 +228,7 @@ class Stream:
       mask = np.zeros_like(mask)
 
   def _known(self) -> Iterator[Latents]:
-    """Latents of the given frames, chunk by chunk."""
+    """Yields the latents of the given frames, chunk by chunk."""
     if self.given is None:
       return
     t, h, w, _ = self.shape
@@ -241,10 +247,10 @@ class Stream:
       yield self.pipeline.put(np.repeat(x, len(self.seeds), axis=0))
 
   def _budget(self) -> float:
-    """Bytes of a device for the autoencoder, beside keys and values to come.
+    """Returns bytes per device for the autoencoder, beside the full KV cache.
 
     Raises:
-      errors.UserError: if these alone do not fit.
+      errors.UserError: if the KV cache alone does not fit.
     """
     free: float = self.pipeline.budget(self.asked.memory_budget)
     if self.asked.memory_budget is not None:
@@ -253,7 +259,7 @@ class Stream:
     sink, window = self.asked.sink, self.asked.window
     chunks = sum(self.counts) - 1
     if window is not None:
-      # A new one is there before the oldest is forgotten.
+      # The cache holds a new chunk before it drops the oldest.
       chunks = min(chunks, sink + window + 1)
     passes = self._passes
     branches = 1 if self.negative is None else 2

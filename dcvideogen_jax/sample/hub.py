@@ -1,4 +1,4 @@
-"""Repositories of Hugging Face: their names, and fetching from them."""
+"""Hugging Face repositories: their names, and downloads from them."""
 
 import functools
 import os
@@ -9,23 +9,23 @@ from collections.abc import Callable
 
 from dcvideogen_jax import errors
 
-# DC-VideoGen by its task, and the repository that held both before.
+# The repositories of DC-VideoGen by task, and the older one that holds both.
 REPOSITORIES = {
   "t2v": "dc-ai/DC-Gen-Wan2.1-T2V-14B",
   "i2v": "dc-ai/DC-Gen-Wan2.1-I2V-14B",
 }
 OLDER = "nvidia/DC-VideoGen-Wan2.1-14B"
-# Where CLIP is that the official code takes for the repository without it.
+# The official code takes CLIP from here for the i2v repository, which has none.
 CLIP = "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"
 
-# Characters of a library's message that are passed on.
+# Longest error message of a library to pass on, in characters.
 _REASON = 300
 
 
 def is_repository(source: str | os.PathLike[str]) -> bool:
-  """Whether this is a Hugging Face repository, "owner/name[@revision]".
+  """Returns whether this names a repository, "owner/name[@revision]".
 
-  What exists as a file or directory is none.
+  A file or directory that exists is not taken for a repository.
   """
   return (
     not os.path.exists(source)
@@ -35,7 +35,7 @@ def is_repository(source: str | os.PathLike[str]) -> bool:
 
 
 def name(source: str | os.PathLike[str]) -> str:
-  """The name of a repository without its revision; "" for a directory."""
+  """Returns a repository's name without its revision; "" for a directory."""
   if not is_repository(source):
     return ""
   return os.fspath(source).partition("@")[0]
@@ -44,18 +44,23 @@ def name(source: str | os.PathLike[str]) -> str:
 def fetch(
   repository: str, choose: Callable[[list[str]], list[str]]
 ) -> pathlib.Path:
-  """Fetches what `choose` takes of the names of a repository's files.
+  """Fetches some files of a repository.
 
-  Where the network cannot be reached, what was fetched before is used, and a
-  warning says so.
+  If the network cannot be reached, files that were fetched before are used,
+  with a warning.
+
+  Args:
+    repository: "owner/name[@revision]".
+    choose: names of all files -> names of the files to fetch.
 
   Returns:
     The snapshot's directory, whose name is the commit.
 
   Raises:
-    errors.UserError: if it cannot be fetched and is not in the cache.
+    errors.UserError: if the repository cannot be fetched and is not in the
+      cache.
   """
-  import huggingface_hub  # Takes a second, and is seldom needed.
+  import huggingface_hub  # Importing it takes a second.
 
   name, _, revision = repository.partition("@")
   snapshot = functools.partial(
@@ -63,7 +68,7 @@ def fetch(
   )
   try:
     names = huggingface_hub.list_repo_files(name, revision=revision or None)
-  except Exception as e:  # Its errors, and those of its network library.
+  except Exception as e:  # Errors of the hub's and of its network library.
     if (path := _fetched_before(snapshot, e)) is None:
       raise _unreachable(repository, e) from e
     warnings.warn(
@@ -82,9 +87,9 @@ def fetch(
 def _fetched_before(
   snapshot: Callable[..., str], e: Exception
 ) -> pathlib.Path | None:
-  """The copy that is here, if the repository could not even be asked."""
-  # The network library's base of errors on the way to the server and back has
-  # this name; it is another library from one version of the hub to the next.
+  """Returns the snapshot in the cache if the hub was not reached, else None."""
+  # The base class of transport errors has this name in the network library,
+  # which differs between versions of huggingface_hub.
   names = {cls.__name__ for cls in type(e).__mro__}
   status = getattr(getattr(e, "response", None), "status_code", 0)
   on_the_way = isinstance(e, ConnectionError | TimeoutError)
@@ -93,7 +98,7 @@ def _fetched_before(
   try:
     return pathlib.Path(snapshot(local_files_only=True))
   except Exception as missing:
-    # Complete for one task is not complete for the library.
+    # The library calls a snapshot with the files of one task only incomplete.
     path = getattr(missing, "snapshot_path", None)
     return path and pathlib.Path(path)
 

@@ -15,7 +15,7 @@ from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.latents import spaces
 from dcvideogen_jax.sample import layouts, placement
 
-# What a checkpoint without a scheduler means: Wan's own.
+# Solver, shift and grid for checkpoints without a scheduler: Wan's own.
 DEFAULT_OPTIONS = flow.from_config(
   {
     "_class_name": "UniPCMultistepScheduler",
@@ -27,11 +27,11 @@ DEFAULT_OPTIONS = flow.from_config(
 )
 
 
-# The same for Wan's model of a first and a last image.
+# The shift in their place for Wan's model of a first and a last image.
 _TWO_IMAGES_SHIFT = 16.0
 
 
-# What `placement.Layout` calls the parts that kinds of models are.
+# Names of parts in the rules of `placement.Layout`, by the kind of model.
 _NAMES = {
   "wan_dit": "transformer",
   "umt5": "text_encoder",
@@ -49,7 +49,7 @@ class LoadedModel(NamedTuple):
 
 
 class Texts(NamedTuple):
-  """A tokenizer and an encoder; `length` tokens of a text are encoded."""
+  """A tokenizer and an encoder, which reads `length` tokens of a text."""
 
   tokenizer: tokenize.Tokenizer
   encoder: LoadedModel
@@ -57,16 +57,17 @@ class Texts(NamedTuple):
 
 
 class Parts(NamedTuple):
-  """All that a pipeline is made of; see `pipeline.DCVideoGen`.
+  """All parts of a pipeline; see `pipeline.DCVideoGen`.
 
   Attributes:
     transformer: the diffusion model.
-    space: the autoencoder.
-    texts: None if only embeddings are given.
-    image_encoder: CLIP, for image to video.
-    options: the checkpoint's solver, shift and grid.
+    space: the latent space, with its autoencoder.
+    texts: the text encoder; None if prompts are only given as embeddings.
+    image_encoder: CLIP, for image to video; otherwise None.
+    options: the checkpoint's solver, shift and grid of noise levels.
     dtype: of the computation.
-    files: where each part came from; with a repository, the commit is in it.
+    files: paths from which the parts were read. The path of a repository's part
+      contains the commit.
   """
 
   transformer: LoadedModel
@@ -79,7 +80,7 @@ class Parts(NamedTuple):
 
   @property
   def task(self) -> str:
-    """What the transformer is for, "t2v" or "i2v"."""
+    """The transformer's task, "t2v" or "i2v"."""
     return _task_of(self.transformer)
 
 
@@ -99,11 +100,11 @@ def load(
     source: a directory in one of the layouts of `sample.layouts`, or a Hugging
       Face repository "owner/name@revision".
     task: "t2v" or "i2v"; for the latter CLIP is loaded too.
-    autoencoder: another one than the one there: a file, a directory or a
-      repository; see `layouts.locate`.
+    autoencoder: replaces that of `source`: a file, a directory or a repository;
+      see `layouts.locate`.
     image_encoder: CLIP, likewise.
-    dtype: of networks and weights; None is bfloat16, on a CPU float32, which is
-      faster there. CLIP and Wan's autoencoder stay in float32.
+    dtype: of networks and weights. None is bfloat16, but float32 on a CPU,
+      where it is faster. CLIP and Wan's autoencoder are always in float32.
     load_model: replaces `convert.load`.
     layout: of the weights on several devices; None is one device.
 
@@ -138,7 +139,7 @@ def load(
   if paths.scheduler is None and transformer.module.image_positions:
     options = options._replace(shift=_TWO_IMAGES_SHIFT)
   if paths.wan_vae is not None:
-    # Half precision shows, and it is small.
+    # Half precision would be visible, and this model is small.
     vae = model("wan_vae", paths.wan_vae, jnp.float32)
     space: spaces.LatentSpace = spaces.WanVAELatents(*vae)
   else:
@@ -160,12 +161,12 @@ def load(
 
 
 def placed(parts: Parts, layout: placement.Layout) -> Parts:
-  """The same parts with their variables where `load` would have put them.
+  """Moves the variables of parts to where `load` would have put them.
 
-  Variables that are shapes are given their shardings.
+  Abstract variables (`jax.ShapeDtypeStruct`) only get their shardings.
 
   Raises:
-    errors.UserError: if the rules do not fit.
+    errors.UserError: if the layout's rules do not fit.
   """
 
   def put(x, where):
@@ -204,7 +205,11 @@ def _read_scheduler(path: pathlib.Path | None) -> flow.Options:
 
 
 def check_channels(module: Any, space: spaces.LatentSpace) -> None:
-  """Raises UserError unless a transformer works in an autoencoder's space."""
+  """Checks that a transformer fits the latents of an autoencoder.
+
+  Raises:
+    errors.UserError: if their numbers of channels differ.
+  """
   expected = space.channels
   if module.image_width is not None:
     expected = 2 * space.channels + space.temporal

@@ -1,4 +1,4 @@
-"""What is asked of `pipeline.DCVideoGen`, with defaults."""
+"""Options of `pipeline.DCVideoGen`, with their defaults."""
 
 import contextlib
 import dataclasses
@@ -12,35 +12,36 @@ from dcvideogen_jax.sample import arguments, sizes
 
 
 def no_phase(name: str) -> contextlib.AbstractContextManager[None]:
-  """Says nothing about what is being done."""
+  """Returns an empty context; the default of `Options.phase`."""
   del name
   return contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """What videos and streams have in common.
+  """The options that videos and streams share.
 
   Attributes:
-    negative_prompt: one for all, or one per prompt; None is Wan's own.
-    image: first frame, uint8, for image to video; stretched to the video.
-    height, width: pixels; None is 480 x 832, with an image `area` pixels in its
-      shape.
+    negative_prompt: one for all prompts, or one per prompt; None is Wan's own.
+    image: first frame for image to video; it is stretched to the video's size.
+    height, width: of the video, in pixels. If both are None, the video has the
+      image's shape and `area` pixels, or 480 x 832 pixels without an image.
     area: see `height`.
-    steps: of the solver.
-    guidance_scale: 1 is no guidance, and half the work.
-    batched: whether both branches of the guidance go through the model at once;
-      None does so where they are small.
+    steps: number of the solver's steps.
+    guidance_scale: 1 means no guidance, and half the work.
+    batched: whether both branches of the guidance share one batch. None decides
+      by the number of tokens.
     shift: of the noise levels; None is the checkpoint's.
-    options: solver and grid; None is the checkpoint's.
+    options: solver and grid of noise levels; None is the checkpoint's.
     seed: one per prompt, or one for all. A sample's noise depends on its own
       seed only.
     memory_budget: bytes for encoding and decoding with DC-AE-V; None is most of
-      what is free.
-    phase: called with "text", "condition", "compile", "denoise", "decode";
-      gives a context for it.
-    on_step: called after each step with its number from 0, of a stream over all
-      chunks, and the latents, which are only valid until it returns.
+      the free memory.
+    phase: called with "text", "condition", "compile", "denoise" or "decode";
+      returns a context in which that phase runs.
+    on_step: called after each step with the step's number, from 0, and the
+      latents, which are valid only until it returns. A stream numbers the steps
+      of all chunks in sequence.
   """
 
   negative_prompt: arguments.Prompt | None = None
@@ -61,20 +62,20 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoOptions(Options):
-  """Of `DCVideoGen.generate`; see `Options` for the others.
+  """The options of `DCVideoGen.generate`; see `Options` for the others.
 
   Attributes:
-    frames: of the video.
+    frames: number of the video's frames.
     last_image: last frame. DC-VideoGen's released model was not trained for it.
-    condition: instead of the images, as of `DCVideoGen.condition`.
-    noise: standard normal, instead of the seeds'.
-    size_rule: "exact", or "official", which rounds down as the reference (720
-      rows become 704, 81 frames 80).
+    condition: replaces the images; as `DCVideoGen.condition` returns it.
+    noise: standard normal; replaces the noise of the seeds.
+    size_rule: "exact", or "official", which rounds down as the official code
+      does (720 rows become 704, 81 frames 80).
     condition_tail: how DC-AE-V encodes images where the video's frames do not
-      fill its last chunk: "pad" repeats the last frame; "official" is the
-      reference's, which forgets the chunks before and pads with zeros. None is
-      "official" with that size rule, else "pad".
-    one_program: run all steps as one program, without `on_step`.
+      fill its last chunk. "pad" repeats the last frame. "official" forgets the
+      chunks before and pads with zeros, as the official code does. None is
+      "official" under that size rule, otherwise "pad".
+    one_program: whether all steps run as one program, without `on_step`.
   """
 
   frames: int = 80
@@ -88,24 +89,26 @@ class VideoOptions(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamOptions(Options):
-  """Of `DCVideoGen.generate_stream`; see `Options` for the others.
+  """The options of `DCVideoGen.generate_stream`; see `Options` for the others.
 
   Attributes:
-    frames: to make. Whole chunks are made, and the surplus is cut off.
-    window: chunks before the present one that it sees; None is all of them,
-      whose keys and values then grow with the video, and so do the programs,
-      as every chunk has its own.
-    sink: chunks at the very beginning that are seen besides.
-    chunk: latent frames of a chunk, a multiple of those of the autoencoder's;
-      None is the transformer's own, which it was trained with. A transformer
-      that has none was trained on whole clips: the video will be the worse for
-      any chunk.
-    clean_level: noise level at which finished chunks are looked at; that of
-      the clean copies in training.
-    given: frames to go on from, whole chunks of them, whose first is that of
-      image to video, too. They come first in the video, as the autoencoder
-      reconstructs them, so that there is no seam. Without `height` and `width`
-      the size is theirs.
+    frames: number of new frames. Whole chunks are made, and the surplus is cut
+      off.
+    window: number of chunks before the current one that it attends to. None is
+      all of them: the KV cache then grows with the video, and each chunk needs
+      a program of its own.
+    sink: number of chunks at the very beginning that every chunk also attends
+      to.
+    chunk: latent frames of a chunk, a multiple of those in the autoencoder's
+      chunk. None is the chunk that the transformer was trained with. A
+      transformer without one was trained on whole clips: any chunk makes its
+      videos worse.
+    clean_level: noise level of finished chunks when they are attended to; that
+      of the clean copies in training.
+    given: frames that the stream continues, in whole chunks. They come first in
+      the video, as the autoencoder reconstructs them, so that the video has no
+      seam. For image to video their first frame is the image. If `height` and
+      `width` are None, the video has their size.
   """
 
   frames: int

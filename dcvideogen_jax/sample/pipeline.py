@@ -1,4 +1,4 @@
-"""From a prompt, and maybe an image, to a video.
+"""Generates a video from a prompt and, for image to video, an image.
 
     pipeline = DCVideoGen.from_pretrained("dc-ai/DC-Gen-Wan2.1-T2V-14B@main")
     video = pipeline.generate("a cat walks", height=720, width=1280, frames=80)
@@ -6,11 +6,11 @@
 
 Follows DC-Gen `dc_videogen/pipeline_dc_videogen_wan_{t2v,i2v}.py` (commit
 cae2205) and, for Wan's own models, diffusers' `WanPipeline` (commit 58eb52c).
-Deviations, each with the official behaviour as an option or a figure: sizes are
-honoured and not rounded down (`size_rule`); where a condition's frames do not
-fill a chunk of DC-AE-V the last one is repeated (`condition_tail`); everything
-stays on the device; conditions are encoded in float32; and noise comes from
-`jax.random`, which is the same on every device up to rounding.
+Deviations, with the option for the official behaviour: sizes are not rounded
+down (`size_rule`); the last frame of a condition is repeated if its frames do
+not fill a chunk of DC-AE-V (`condition_tail`). Without an option: all models
+stay on the device, conditions are encoded in float32, and noise comes from
+`jax.random`, which gives the same on every device up to rounding.
 """
 
 import contextlib
@@ -42,24 +42,22 @@ from dcvideogen_jax.sample import options as options_lib
 
 
 class DCVideoGen:
-  """Text or image to video with everything resident.
+  """Text or image to video, with all models resident on the device.
 
   Attributes:
     parts: the models.
     task: "t2v" or "i2v".
-    layout: of several devices; None is one.
+    layout: of the models on several devices; None is one device.
   """
 
   def __init__(
-    self,
-    parts: loading.Parts,
-    layout: placement.Layout | None = None,
+    self, parts: loading.Parts, layout: placement.Layout | None = None
   ):
-    """Puts parts together.
+    """Builds a pipeline from loaded parts.
 
     Args:
       parts: the models; `texts` may be None if only embeddings are given.
-      layout: where the parts lie, as of `loading.load`.
+      layout: the layout with which the parts were loaded.
 
     Raises:
       errors.UserError: if the transformer and the autoencoder do not fit.
@@ -73,16 +71,14 @@ class DCVideoGen:
 
   @classmethod
   def from_pretrained(
-    cls,
-    source: str | os.PathLike[str],
-    **options: Any,
+    cls, source: str | os.PathLike[str], **options: Any
   ) -> "DCVideoGen":
-    """Loads a published model; arguments and errors as of `loading.load`."""
+    """Loads a published model; arguments and errors as for `loading.load`."""
     parts = loading.load(source, **options)
     return cls(parts, options.get("layout"))
 
   def free_text_encoder(self) -> None:
-    """Gives the text encoder's memory back; embeddings seen so far stay."""
+    """Frees the text encoder's memory; embeddings of texts seen so far stay."""
     if self.parts.texts is not None:
       for leaf in jax.tree.leaves(self.parts.texts.encoder.variables):
         leaf.delete()
@@ -91,11 +87,11 @@ class DCVideoGen:
   def generate(
     self, prompt: arguments.Prompt, **options: Any
   ) -> generation.Generation:
-    """Generates latents; the result decodes them when asked.
+    """Generates latents; the result decodes them on demand.
 
     Args:
-      prompt: one text; several, which are sampled together; or embeddings, as
-        of `embed`.
+      prompt: one text; several texts, which are sampled together; or embeddings
+        from `embed`.
       **options: of `options.VideoOptions`: `height`, `width`, `frames`, `steps`
         and more.
 
@@ -158,12 +154,12 @@ class DCVideoGen:
   def generate_stream(
     self, prompt: streams.Prompts, **options: Any
   ) -> streams.Stream:
-    """Frames chunk by chunk, for as long as is asked for.
+    """Generates a video of any length, chunk by chunk.
 
         for frames in model.generate_stream("a cat walks", frames=1600):
           ...  # uint8 (b, t, h, w, 3)
 
-    Arguments and errors as of `streams.start`.
+    Arguments and errors are those of `streams.start`.
     """
     return streams.start(self, prompt, **options)
 
@@ -174,7 +170,12 @@ class DCVideoGen:
     how: denoise.Denoising,
     seeds: Sequence[int] | None,
   ) -> dict[str, Any]:
-    """What was done, ready for JSON."""
+    """Returns the settings of a run, ready for JSON.
+
+    Args:
+      size, shape: of the video; of one sample's latents.
+      how, seeds: of the denoising; seeds are None if the noise was given.
+    """
     return {
       "task": self.task,
       "negative_prompt": arguments.shown(how.negative) if how.guided else None,
@@ -193,7 +194,12 @@ class DCVideoGen:
   def plan(
     self, options: flow.Options | None, shift: float | None, steps: int
   ) -> tuple[flow.Options, sampler.SamplingPlan]:
-    """How a run is sampled; arguments and errors as of `generate`."""
+    """Plans the solver's steps, with its options; errors as for `generate`.
+
+    Args:
+      options, shift: as in `options.Options`; None is the checkpoint's.
+      steps: number of the solver's steps.
+    """
     options = options or self.parts.options
     if shift is not None:
       options = options._replace(shift=arguments.number(shift, "shift"))
@@ -210,7 +216,12 @@ class DCVideoGen:
     image: arguments.Image | None = None,
     rule: str = "exact",
   ) -> sizes.Size:
-    """The size of the video; arguments and errors as of `generate`."""
+    """Returns the size of the video; errors as for `generate`.
+
+    Args:
+      frames, height, width, area: as in `options.VideoOptions`.
+      image, rule: the first frame, or None; the `size_rule`.
+    """
     shape = None if image is None else image.shape[:2]
     size = sizes.asked(frames, height, width, area, shape, self._multiple, rule)
     if rule == "exact":
@@ -220,11 +231,11 @@ class DCVideoGen:
 
   @property
   def _multiple(self) -> int:
-    """Pixels of a token's side."""
+    """Side of a token, in pixels."""
     return self.parts.space.spatial * self.parts.transformer.module.patch[1]
 
   def latent_shape(self, size: sizes.Size) -> tuple[int, int, int, int]:
-    """Latent frames, rows, columns and channels of a video, rounded up."""
+    """Returns the shape `t h w c` of latents, rounded up to whole tokens."""
     space, patch = self.parts.space, self.parts.transformer.module.patch
     t = space.latent_frames(size.frames)
     h, w = (
@@ -236,15 +247,15 @@ class DCVideoGen:
   def embed(
     self, prompt: arguments.Prompt, b: int = 1
   ) -> Float[Array, "b s d"]:
-    """Text embeddings, zero after the text's end; each text's are kept.
+    """Returns text embeddings, zero after a text's end; caches those of texts.
 
     Args:
-      prompt: texts, or embeddings, which are only checked.
-      b: how many are needed; a single one is repeated.
+      prompt: texts; or embeddings, which are only checked.
+      b: number of embeddings to return; a single one is repeated.
 
     Raises:
-      errors.UserError: if they do not fit, or a text is new and the encoder was
-        freed.
+      errors.UserError: if the prompts do not fit, or if a text is new and the
+        text encoder was freed.
     """
     prompts, count = arguments.prompts(prompt)
     if count not in (1, b):
@@ -260,14 +271,14 @@ class DCVideoGen:
     return jnp.repeat(self.put(prompts), b // count, axis=0)
 
   def _embed(self, prompt):
-    """One text's embedding, kept on the host: a prompt file may be long."""
+    """Embeds one text; the cache is on the host, as prompts may be many."""
     text = tokenize.clean(prompt)
     if text not in self._embedded:
       if self.parts.texts is None:
         raise errors.UserError(f"there is no text encoder for {text!r}")
       tokenizer, (module, variables), length = self.parts.texts
       (tokens,) = tokenizer.count([text])
-      # Wan's own is cut in training too, where texts are short.
+      # Wan's own negative prompt is cut in training too, if texts are short.
       if tokens > length and text != tokenize.clean(self.negative_prompt()):
         warnings.warn(
           f"the text {tables.short(text)} has {tokens} tokens, of which the "
@@ -289,22 +300,22 @@ class DCVideoGen:
     memory_budget: float | None = None,
     tail: str = "pad",
   ) -> dict[str, Array]:
-    """What an image-to-video model is told of its images.
+    """Encodes the images for an image-to-video model.
 
     Args:
-      image: first frame, uint8 (h, w, 3).
+      image: first frame.
       last_image: last frame, or None.
       size: of the video.
       memory_budget: as for `generate`.
-      tail: "pad" or "official", as `generate` has it for `condition_tail`.
+      tail: "pad" or "official", see `options.VideoOptions.condition_tail`.
 
     Returns:
-      "image", CLIP features (1, tokens, width): of both images only where the
-      model tells them apart; and "extra", the mask (4 channels, 1 where
-      conditioned) and the encoded images, `1 t h w c`.
+      "image", the CLIP features (1, tokens, width), of both images only if the
+      model tells them apart; and "extra", `1 t h w c`, the mask (4 channels, 1
+      on conditioned frames) followed by the encoded images.
 
     Raises:
-      errors.UserError: if there are too few frames for two images.
+      errors.UserError: if the video has too few frames for two images.
     """
     images = [
       conditions.resize(x, size.height, size.width)
@@ -328,7 +339,7 @@ class DCVideoGen:
   def features(
     self, images: Sequence[arguments.Image]
   ) -> Float[Array, "1 m e"]:
-    """CLIP's of the first image; of both where the model tells them apart."""
+    """Returns CLIP features, of both images if the model tells them apart."""
     seen = [images[0]]
     if self.parts.transformer.module.image_positions is not None:
       seen = [images[0], images[-1]]
@@ -341,7 +352,7 @@ class DCVideoGen:
     return features.reshape(1, -1, features.shape[-1])
 
   def _last_condition(self, image, last_image, size, memory_budget, tail):
-    """`condition`, which is the same for every seed of an image."""
+    """Returns `condition`, cached because all seeds of an image share it."""
     images = (image, last_image)
     key = (size, tail, *(x is not None and x.tobytes() for x in images))
     if self._conditioned is None or self._conditioned[0] != key:
@@ -351,7 +362,7 @@ class DCVideoGen:
     return self._conditioned[1]
 
   def negative_prompt(self) -> str:
-    """Wan's own, for the task."""
+    """Returns Wan's own negative prompt for the task."""
     suffix = "" if self.task == "t2v" else "_i2v"
     return tokenize.NEGATIVE_PROMPTS["wan" + suffix]
 
@@ -367,7 +378,12 @@ class DCVideoGen:
     phase: Callable[..., contextlib.AbstractContextManager[Any]],
     name: str,
   ) -> Iterator[Any]:
-    """The items, each made in a phase and on the devices of the layout."""
+    """Yields items, each computed within a phase and on the layout's devices.
+
+    Args:
+      items: computes the next item when asked.
+      phase, name: as in `options.Options`; the name of the phase.
+    """
     while True:
       with phase(name), placement.in_force(self.layout):
         item = next(items, None)
@@ -376,9 +392,9 @@ class DCVideoGen:
       yield item
 
   def budget(self, budget: float | None) -> float:
-    """Bytes for encoding and decoding: as given, or most of what is free."""
+    """Returns bytes for encoding and decoding; None is most of free memory."""
     return spaces.SHARE * memory.free_on_all() if budget is None else budget
 
   def put(self, x: Any) -> Array:
-    """An array where the models expect it."""
+    """Puts an array on the device, or on all devices of the layout."""
     return jnp.asarray(x) if self.layout is None else self.layout.put(x)

@@ -1,4 +1,4 @@
-"""Where the parts of a pipeline lie when several devices share the work."""
+"""Places the parts of a pipeline on several devices that share the work."""
 
 import contextlib
 import math
@@ -13,15 +13,15 @@ from dcvideogen_jax import errors, sharding
 
 
 class Layout(NamedTuple):
-  """Devices, and rules for weights.
+  """Devices, and sharding rules for weights.
 
-  All that is no weight (noise, latents, texts, images) lies whole on every
-  device; the models split what they compute.
+  Everything except weights (noise, latents, texts, images) is replicated; the
+  models shard what they compute.
 
   Attributes:
     mesh: the devices.
-    rules: as of `sharding.specs`; the names of leaves begin with that of their
-      part, such as "transformer/params/...". Parts are "transformer",
+    rules: as for `sharding.specs`. The names of leaves begin with the name of
+      their part, as in "transformer/params/...". The parts are "transformer",
       "text_encoder", "image_encoder" and "autoencoder".
   """
 
@@ -30,28 +30,31 @@ class Layout(NamedTuple):
 
   @property
   def everywhere(self) -> NamedSharding:
-    """The sharding of what lies whole on every device."""
+    """The sharding of arrays that are replicated on every device."""
     return NamedSharding(self.mesh, P())
 
   def shardings(self, part: str, variables: Any) -> Any:
-    """Shardings for the variables, or their shapes, of a part.
+    """Returns shardings for the variables of a part, or for their shapes.
 
     Raises:
-      errors.UserError: if the rules do not fit.
+      errors.UserError: if the rules do not fit the variables.
     """
     shardings = sharding.shardings({part: variables}, self.mesh, self.rules)
     return shardings[part]
 
   def put(self, x: Any) -> jax.Array:
-    """An array on every device; each process is to give the same."""
+    """Replicates an array on every device; all processes must give the same."""
     return jax.device_put(sharding.to_host(x), self.everywhere)
 
   def check_batch(self, samples: int) -> None:
-    """Raises UserError unless the samples can be shared evenly.
+    """Checks that the devices can share samples evenly.
 
     Args:
-      samples: that go through the transformer together; two for one with
-        guidance, in one batch.
+      samples: the samples in one pass through the transformer. Batched guidance
+        counts each sample twice.
+
+    Raises:
+      errors.UserError: if the devices that share samples do not divide them.
     """
     devices = sharding.batch_devices(self.mesh)
     if samples % devices:
@@ -65,15 +68,15 @@ class Layout(NamedTuple):
 def layout(
   sizes: Mapping[str, int], rules: Sequence[sharding.Rule]
 ) -> Layout | None:
-  """The layout on the first devices that there are; None for a single one.
+  """Builds the layout on the first devices; None for a single device.
 
   Args:
-    sizes: as for `sharding.make_mesh`.
-    rules: as of `Layout`.
+    sizes: of the mesh axes, as for `sharding.make_mesh`.
+    rules: as for `Layout`.
 
   Raises:
-    errors.UserError: if the sizes do not fit, or processes would have nothing
-      to do.
+    errors.UserError: if the sizes do not fit the devices, or if several
+      processes would not use all of their devices.
   """
   devices = jax.devices()
   if -1 not in sizes.values():
@@ -91,7 +94,7 @@ def layout(
 def in_force(
   layout: Layout | None,
 ) -> contextlib.AbstractContextManager[Any]:
-  """Lets the models know of the layout's mesh, if there is one."""
+  """Returns a context with the layout's mesh set, or an empty one for None."""
   if layout is None:
     return contextlib.nullcontext()
   return jax.set_mesh(layout.mesh)

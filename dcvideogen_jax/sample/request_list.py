@@ -1,4 +1,4 @@
-"""What `dcvideogen sample` is asked to make: prompts, images and seeds."""
+"""The videos that `dcvideogen sample` shall make: prompts, images and seeds."""
 
 import os
 import pathlib
@@ -19,12 +19,12 @@ _LONGEST_SLUG = 40
 
 
 class Request(NamedTuple):
-  """One video.
+  """One video to make.
 
   Attributes:
     prompt: the text.
-    negative_prompt: None is the config's.
-    image, last_image: files, or None.
+    negative_prompt: None takes that of the config.
+    image, last_image: files of the first and the last frame, or None.
     seed: of the noise.
   """
 
@@ -35,7 +35,7 @@ class Request(NamedTuple):
   seed: int
 
   def name(self, index: int) -> str:
-    """The file name without suffix: "00000_a-cat-walks_seed0"."""
+    """Returns the file name without suffix: "00000_a-cat-walks_seed0"."""
     slug = re.sub(r"[^\w]+", "-", self.prompt.lower()).strip("-")
     slug = slug[:_LONGEST_SLUG].rstrip("-_") or "empty"
     return f"{index:05d}_{slug}_seed{self.seed}"
@@ -48,19 +48,19 @@ def gather(
   image: str | None,
   last_image: str | None,
 ) -> list[Request]:
-  """One request per prompt and seed; all images have been looked at.
+  """Makes one request per prompt and seed, and reads all images as a check.
 
   Args:
-    prompts: as given.
-    file: a table as `tables.read` takes it, with "prompt" and maybe
-      "negative_prompt", "image", "last_image", "seed", or a .txt file with a
-      prompt per line; None for none.
-    seeds: whole numbers.
-    image, last_image: for all prompts that name none of their own.
+    prompts: texts of prompts.
+    file: more prompts, or None: a table that `tables.read` takes, with the
+      column "prompt" and optionally "negative_prompt", "image", "last_image"
+      and "seed"; or a .txt file with a prompt per line.
+    seeds: whole numbers, for all prompts without a seed of their own.
+    image, last_image: for all prompts without images of their own.
 
   Raises:
-    errors.UserError: if there is no prompt, one is no text, a seed is not a
-      number, or a file is missing or damaged.
+    errors.UserError: if there is no prompt or no seed, a prompt is not text, a
+      seed is not a whole number in range, or a file is missing or damaged.
   """
   numbers = [_seed(text) for text in seeds]
   if not numbers:
@@ -90,15 +90,16 @@ def gather(
 
 
 def check(requests: Sequence[Request], task: str, image: bool = True) -> None:
-  """Refuses images that the task does not take, and one that is missing.
+  """Refuses images that the task does not take, and requests that lack one.
 
   Args:
     requests: of `gather`.
     task: "t2v" or "i2v".
-    image: whether image to video needs one; a video to go on from has it.
+    image: whether image to video needs an image; False for a stream that
+      continues a video.
 
   Raises:
-    errors.UserError: says which prompt.
+    errors.UserError: names the prompt.
   """
   for request in requests:
     if task == "i2v" and request.image is None and image:
@@ -115,7 +116,7 @@ def read_noise(path: str) -> Float[np.ndarray, "1 t h w c"]:
   """Reads the noise of one video from a .npy file, `t h w c`.
 
   Raises:
-    errors.UserError: if there is no such file, or it is another one.
+    errors.UserError: if the file is missing, damaged or not a .npy file.
   """
   try:
     found = np.load(path, allow_pickle=False)
@@ -123,7 +124,7 @@ def read_noise(path: str) -> Float[np.ndarray, "1 t h w c"]:
     raise errors.UserError(
       f"cannot read --noise={path}: {e.strerror or e}"
     ) from e
-  # NumPy's own message on other files tells how to run their pickles.
+  # NumPy's own message advises to load such files as pickles, which run code.
   except (ValueError, EOFError) as e:
     raise errors.UserError(
       f"--noise={path} is no .npy file of numbers, or is damaged"
@@ -136,7 +137,7 @@ def read_noise(path: str) -> Float[np.ndarray, "1 t h w c"]:
 
 
 def read_image(path: str | None) -> UInt8[np.ndarray, "h w 3"] | None:
-  """Reads an image; None stays None.
+  """Reads an image; returns None for None.
 
   Raises:
     errors.UserError: if it is missing or not an image.
@@ -178,7 +179,7 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _row(where: str, values: dict[str, Any]) -> dict[str, Any]:
-  """A row without what it does not say."""
+  """Checks a row, and leaves out its empty cells."""
   row = {key: value for key, value in values.items() if value is not None}
   if "prompt" not in row:
     raise errors.UserError(f'{where}: expected a "prompt", found {sorted(row)}')
