@@ -182,6 +182,9 @@ def alignment_metrics(student: Tokens, teacher: Tokens) -> dict[str, Array]:
     the averaged teacher's tokens within the clip; and "align_relative", the
     ratio of the two. A ratio of 0 is perfect, 1 is what the clip's mean token
     would reach, and NaN means that all tokens of the teacher are the same.
+
+  Raises:
+    errors.UserError: if the grids do not fit, as in `pool`.
   """
   teacher = pool(teacher, student.shape[1:4])
   mse = jnp.square(student - teacher).mean(axis=(1, 2, 3, 4))

@@ -48,8 +48,8 @@ def torch_to_jax(
 
   Raises:
     errors.UserError: lists every name that is missing, unexpected or has
-      another shape; or names a tensor that holds NaN, infinity or values that
-      the dtype cannot hold.
+      another shape; lists parameters without a rule; or names a tensor that
+      holds NaN, infinity or values that the dtype cannot hold.
   """
   wanted = tree.flatten(expected)
   _require_rules(rules, tree.shapes(expected))

@@ -23,7 +23,7 @@ def _nothing(_: Any) -> None:
 
 
 class Kind(NamedTuple):
-  """What the loader needs to know about a kind of model.
+  """The tables and functions with which a kind of model is loaded and written.
 
   Attributes:
     layouts: name of a layout -> its rules; the first is written by default.

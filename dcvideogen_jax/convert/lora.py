@@ -104,8 +104,9 @@ def read(
 
   Raises:
     errors.UserError: lists every name that is not the model's, every factor
-      that lacks the other and every shape that does not fit; or names a tensor
-      that is not finite, alone or times its scale, has rank 0 or is quantised.
+      whose counterpart is missing and every shape that does not fit; or names a
+      tensor that has rank 0, is quantised, or is not finite, alone or times its
+      scale.
   """
   leaves = tree.shapes(expected)
   names = lora_names.parse(tensors, layouts, leaves)

@@ -20,11 +20,12 @@ _MOST = 1_000_000
 def state_dict(path: pathlib.Path, loaded: Any) -> dict[str, reading.Tensor]:
   """Lists the weights in the contents of a `.pt` file, by name.
 
-  Only the tensors of `model_state_dict` or `state_dict` are listed if there is
-  one. Leading keys that all tensors share are not part of their names. EMA
-  weights (`ema_model_state_dict`, a single entry, as in DC-VideoGen's files)
-  replace those of the same name in `model_state_dict`, which may also hold
-  parameters that were not trained. Values that are not tensors are left out.
+  If the contents have a `model_state_dict` or a `state_dict`, only its tensors
+  are listed. Leading keys that all tensors share are not part of their names.
+  EMA weights (`ema_model_state_dict`, a single entry, as in DC-VideoGen's
+  files) replace those of the same name in `model_state_dict`, which may also
+  hold parameters that were not trained. Values that are not tensors are left
+  out.
 
   Args:
     path: the file, for messages.

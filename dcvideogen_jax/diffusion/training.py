@@ -132,9 +132,9 @@ def levels(
   """Draws the noise levels of a batch.
 
   The weight is `exp(-2 (sigma - 0.5)^2)` less its minimum, scaled; it is 0 for
-  a sample of noise only. Its mean over the draws is 1. The official draw is an
-  exception: there the mean over the grid is 1, and the mean over the draws is
-  larger (1.64 for a shift of 8), which matters if gradients are clipped.
+  a sample of noise only. Its mean over the draws is 1. Only the official draw
+  has a mean of 1 over its grid instead, and a larger mean over the draws (1.64
+  for a shift of 8), which matters if gradients are clipped.
 
   Args:
     rng: a PRNG key.
