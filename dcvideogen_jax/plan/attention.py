@@ -1,4 +1,4 @@
-"""What attention takes on devices that are not there, dense and masked."""
+"""Compiles attention, dense and masked, for devices that are not present."""
 
 import functools
 import pathlib
@@ -17,11 +17,10 @@ from dcvideogen_jax import flops, sharding
 from dcvideogen_jax.ops import attention
 from dcvideogen_jax.plan import compiled, hardware, hlo
 
-# Of Wan 14B.
-HEADS, WIDTH = 40, 128
+HEADS, WIDTH = 40, 128  # Heads and head width of Wan 14B.
 
-# For what is there, in the order of a table; "cudnn" has no masks, and without
-# one "by_chunks" is what it calls.
+# Implementations to compile by platform, in the order of the table. "cudnn" has
+# no masks, and "by_chunks" without a mask calls "cudnn".
 _DENSE = {"gpu": ("cudnn", "pallas", "chunked"), "tpu": ("splash", "chunked")}
 _MASKED = {
   "gpu": ("by_chunks", "pallas", "chunked"),
@@ -32,12 +31,15 @@ _MASKED = {
 def cases(
   target: hardware.Target, tokens: int, blocks: int
 ) -> Iterator[dict[str, Any]]:
-  """Arguments of `measure`: each implementation, dense and masked, both ways.
+  """Yields arguments of `measure` for each row of a table.
+
+  The rows are each implementation, dense and block-causal, forward alone and
+  with the backward pass.
 
   Args:
     target: a GPU or TPUs.
-    tokens: of a sample.
-    blocks: of a block-causal mask, all of one size but for the last.
+    tokens: number of tokens per sample.
+    blocks: number of blocks of the block-causal mask; the last may be smaller.
   """
   platform = "gpu" if isinstance(target.chip, hardware.Gpu) else "tpu"
   mask = attention.BlockCausal(-(-tokens // blocks))
@@ -65,23 +67,26 @@ def measure(
   """Compiles attention of one sample on one device.
 
   Args:
-    target: to compile for.
-    tokens: queries, and as many keys.
-    mask: None is dense.
-    implementation: of `ops.attention`.
-    backward: gradients of queries, keys and values, with the forward pass.
-    dtype: of all inputs.
-    heads, width: of them.
+    target: the device to compile for.
+    tokens: number of queries, and of keys.
+    mask: None is dense attention.
+    implementation: a name of `ops.attention`.
+    backward: whether to compile the gradients of queries, keys and values
+      together with the forward pass.
+    dtype: dtype of all inputs.
+    heads: number of heads.
+    width: channels of a head.
 
   Returns:
-    "flops"; "traffic", bytes of memory that are moved at the least, what a
-    kernel reads again not counted; "temporaries", bytes; "kernels", by name,
-    those of Pallas on a GPU: `resources`.
+    "flops"; "traffic", a lower bound of the bytes of memory that are moved, as
+    repeated reads within a kernel are not counted; "temporaries", bytes; and
+    "kernels", the `resources` of Pallas kernels on a GPU by their names.
 
   Raises:
-    compiled.TooLarge: if the compiler finds no room for it.
-    compiled.Refused: if jax or the compiler cannot compile it.
-    attention.Unsupported: if the implementation cannot compute this.
+    compiled.TooLarge: if the program does not fit into the device's memory.
+    compiled.Refused: if jax or the compiler cannot compile the program.
+    attention.Unsupported: if the implementation does not support these
+      arguments.
   """
   mesh = sharding.make_mesh({"data": 1}, target.devices[:1])
   shape = jax.ShapeDtypeStruct((1, tokens, heads, width), jnp.dtype(dtype))
@@ -114,7 +119,7 @@ def measure(
 def try_to_measure(
   target: hardware.Target, case: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """`measure`, or why there is nothing: "too_large" or "refused"."""
+  """Returns `measure`, or the reason it failed: "too_large" or "refused"."""
   try:
     return measure(target, **case)
   except compiled.TooLarge as e:
@@ -132,16 +137,16 @@ def _dump(target: hardware.Target, folder: str) -> dict[str, Any]:
 def resources(
   folder: pathlib.Path, target: hardware.Target
 ) -> dict[str, Mapping[str, int]]:
-  """What the kernels of attention that XLA wrote to a folder need of a GPU.
+  """Reads the GPU resources of attention kernels from a dump of XLA.
 
   Args:
-    folder: of --xla_dump_to; one without kernels gives none.
+    folder: the directory of --xla_dump_to. Without kernels the result is empty.
     target: the GPU.
 
   Returns:
-    By name: "shared", bytes of shared memory of a block of threads, "threads"
-    in one, and if there is an assembler, "registers" of a thread and "spilled"
-    bytes of them.
+    By the kernel's name: "shared", bytes of shared memory per thread block;
+    "threads" per block; and, if ptxas is found, "registers" per thread and
+    "spilled", bytes of registers that are spilled.
   """
   found: dict[str, dict[str, int]] = {}
   for path in folder.glob("*.thunk_sequence.txt"):
@@ -178,7 +183,7 @@ _ASSEMBLED = re.compile(
 
 
 def _assembler() -> str | None:
-  """ptxas, as CUDA or jax's packages bring it."""
+  """Returns the path of ptxas, from jax's CUDA packages or $PATH, or None."""
   packages = pathlib.Path(sysconfig.get_paths()["purelib"]) / "nvidia"
   for path in sorted(packages.glob("*/bin/ptxas")):
     return str(path)

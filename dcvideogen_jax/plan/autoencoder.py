@@ -1,4 +1,4 @@
-"""Compiles encoding and decoding for a device that is not there."""
+"""Compiles encoding and decoding for devices that are not present."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from dcvideogen_jax import sharding
 from dcvideogen_jax.models import bands, dc_ae_v, wan_vae
 from dcvideogen_jax.plan import compiled, hardware
 
-_BANDS = ("cache", "rows")  # Collections of the state of bands.
+_BANDS = ("cache", "rows")  # Flax collections with the state of bands.
 
 
 def measure(
@@ -25,22 +25,25 @@ def measure(
   decode: bool,
   streamed: bool = True,
 ) -> dict[str, Any]:
-  """Memory and work of one chunk in the middle of a stream, batch 1.
+  """Compiles one chunk in the middle of a stream; returns memory and work.
+
+  The batch is 1.
 
   Args:
     module: the autoencoder.
-    variables: its shapes.
-    height, width: of the video in pixels.
-    plan: how the chunk is computed.
-    mesh: whose devices share the columns.
-    decode: latents to uint8 video; else float32 video to latents.
+    variables: the shapes of its variables.
+    height, width: size of the video in pixels.
+    plan: how the chunk is cut into bands.
+    mesh: its devices share the columns.
+    decode: whether latents become uint8 video; otherwise float32 video becomes
+      latents.
     streamed: whether another chunk follows.
 
   Returns:
-    `compiled.report` of a chunk. Bytes are those beyond the weights, with what
-    waits on the device meanwhile.
+    `compiled.report` of a chunk. Bytes exclude the weights, and include arrays
+    that stay on the device while a program runs that does not use them.
   """
-  # What `ops.conv3d` chooses on a GPU; here it would choose for this machine.
+  # `ops.conv3d` would choose for this machine. On a GPU it chooses "xla".
   module = module.clone(conv3d="xla")
   scale, frames = module.spatial_factor, module.chunk_frames
   rows, columns = -(-height // scale), -(-width // scale)
@@ -72,11 +75,11 @@ def measure(
     fine, made = compiled.streamed(*model, "encode_fine", x, top, **options)
     x = _with_rows(made, height // scale)
     coarse, _ = compiled.streamed(*model, "encode_coarse", x, cut=cut)
-  # What the bands' state takes while a program runs that does not use it, with
-  # the state that every band starts from.
+  # Bytes of a band's cache that stay on the device while another program runs.
+  # "waiting" below also counts the empty state that every band starts from.
   kept = fine["cache"] if streamed and not plan.offload else 0
-  # Two bands of video: one is fetched while the next is computed. Features of
-  # all bands are kept.
+  # In decoding one band of video waits here, as it is fetched to the host while
+  # the next one is computed. In encoding the features of all bands are kept.
   results = (1 if decode else n) * compiled.size(compiled.place(mesh, made, 3))
   waiting = {
     "coarse": n * kept + (0 if decode else fine["cache"] + fine["rows"]),
@@ -97,7 +100,20 @@ def measure_wan(
   *,
   decode: bool,
 ) -> dict[str, Any]:
-  """`measure` of a whole video for Wan's autoencoder, frame by frame."""
+  """Compiles Wan's autoencoder, which runs frame by frame, for a whole video.
+
+  Args:
+    module: the autoencoder.
+    variables: the shapes of its variables.
+    height, width: size of the video in pixels.
+    latent_frames: number of latent frames of the video.
+    mesh: its devices share the columns.
+    decode: whether latents become uint8 video; otherwise float32 video becomes
+      latents.
+
+  Returns:
+    `compiled.report` of the video. Bytes exclude the weights.
+  """
   module = module.clone(conv3d="xla")
   scale = module.spatial_factor
   method, dtype = "encode", None
@@ -126,19 +142,21 @@ def decodings(
   target: hardware.Target,
   whole: bool = True,
 ) -> Iterator[dict[str, Any]]:
-  """Decodes a chunk within budgets.
+  """Compiles the decoding of a chunk within memory budgets.
 
   Args:
-    variant: of DC-AE-V, random weights.
-    size: rows and columns of pixels.
-    budgets: GiB of memory beyond the weights, by name.
-    dtype: of weights and computation.
-    target: whose devices share the columns.
-    whole: add the whole frame at once, for comparison.
+    variant: a variant of DC-AE-V.
+    size: height and width of the video in pixels.
+    budgets: GiB of memory beyond the weights, by a name for each budget.
+    dtype: dtype of the weights and the computation.
+    target: its devices share the columns.
+    whole: whether to add decoding without bands, for comparison.
 
   Returns:
-    For each, when it is compiled, "budget", its name; "plan"; "fits"; and
-    `compiled.report` with "work" relative to the whole frame, or "too_large".
+    An iterator over rows, each compiled when it is asked for. A row has
+    "budget", its name; "plan"; "fits"; and either the entries of
+    `compiled.report` and "work", the FLOPs relative to decoding without bands,
+    or "too_large".
 
   Raises:
     errors.UserError: if no plan keeps a budget.
@@ -180,5 +198,5 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def _with_rows(x: Any, rows: int) -> jax.ShapeDtypeStruct:
-  """The shape `b t h w c` of x with another h."""
+  """Returns the shape `b t h w c` of `x` with another h."""
   return jax.ShapeDtypeStruct((*x.shape[:2], rows, *x.shape[3:]), x.dtype)

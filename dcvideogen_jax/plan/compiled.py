@@ -1,4 +1,4 @@
-"""Programs compiled for a device that is not there, and what they take."""
+"""Compiles programs for devices that are not present, and measures them."""
 
 import contextlib
 import functools
@@ -15,34 +15,34 @@ from dcvideogen_jax import convert, errors, flops, sharding
 from dcvideogen_jax.models import streaming
 from dcvideogen_jax.sample import loading
 
-# Figures of one program, by name; bytes but for "flops".
+# Figures of a program by name: "flops" is in FLOPs, all others are in bytes.
 Figures = dict[str, int]
 Options = Mapping[str, Any]
 
-# With the least effort that the compiler can make. For TPUs it tries many
-# tilings of each 3-D convolution otherwise, which takes a core 20 to 60 seconds
-# for each; temporaries are the same to a thousandth.
+# XLA's lowest effort. By default XLA tries many tilings of each 3-D convolution
+# for a TPU, which takes a CPU core 20 to 60 seconds per convolution. The size
+# of temporaries differs by a thousandth at most.
 QUICKLY: Options = {"exec_time_optimization_effort": -1.0}
 
 
 class TooLarge(Exception):
-  """Something cannot fit, whatever the plan; the message says what."""
+  """A program or the weights cannot fit the device; the message says which."""
 
 
 class Refused(errors.UserError):
-  """jax or the compiler cannot make a program; the message says why."""
+  """jax or the compiler cannot compile a program; the message says why."""
 
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-  """Makes one sentence of whatever jax and its compilers raise.
+  """Turns any exception of jax and its compilers into one sentence.
 
-  They raise a dozen types, from `NotImplementedError` of a kernel to XLA's own.
-  The traceback is logged at the level of information.
+  They raise a dozen types, from a kernel's `NotImplementedError` to XLA's own.
+  The traceback is logged at level INFO.
 
   Raises:
-    Refused: for any exception but those below.
-    TooLarge, errors.UserError, MemoryError: as they come.
+    Refused: for any exception except those below.
+    TooLarge, errors.UserError, MemoryError: if the body raises them.
   """
   try:
     yield
@@ -57,32 +57,32 @@ def refusals() -> Iterator[None]:
 def compile_traced(
   traced: jax.stages.Traced, options: Options | None = None
 ) -> jax.stages.Compiled:
-  """Compiles what was traced for devices that need not exist.
+  """Compiles a traced program for devices that need not be present.
 
   Args:
-    traced: for any devices.
-    options: of the compiler, such as `QUICKLY`.
+    traced: the program, traced for these devices.
+    options: compiler options, such as `QUICKLY`.
 
   Raises:
-    TooLarge: if the compiler finds no room for it.
+    TooLarge: if the program does not fit into the device's memory.
   """
   try:
     return traced.lower().compile(compiler_options=dict(options or {}))
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
-    # Further lines list the largest allocations.
+    # The further lines list the largest allocations.
     reason = str(e).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
     raise TooLarge(reason) from e
 
 
 def part(kind: str, variant: str, **overrides: Any) -> loading.LoadedModel:
-  """A released model whose variables are shapes.
+  """Builds a released model with shapes in place of variables.
 
   Args:
     kind: a key of `convert.KINDS`.
     variant: one of its variants.
-    **overrides: fields that differ, such as dtypes.
+    **overrides: fields of the module that differ, such as dtypes.
   """
   known = convert.KINDS[kind]
   module = known.build(known.variants[variant], **overrides)
@@ -93,13 +93,13 @@ def part(kind: str, variant: str, **overrides: Any) -> loading.LoadedModel:
 
 
 def place(mesh: Mesh, tree: Any, columns: int | None = None) -> Any:
-  """The shapes of a tree of arrays or shapes, as if they lay on a mesh.
+  """Returns the shapes of a tree, with shardings on a mesh.
 
   Args:
-    mesh: its devices need not exist.
+    mesh: its devices need not be present.
     tree: arrays or shapes.
-    columns: an axis of pictures' columns, which devices share where they divide
-      it; None has all of it on every device.
+    columns: the dimension that holds columns of pictures. It is sharded if the
+      devices divide it; everything else is replicated. None replicates all.
   """
 
   def one(x):
@@ -111,7 +111,7 @@ def place(mesh: Mesh, tree: Any, columns: int | None = None) -> Any:
 
 
 def size(tree: Any) -> int:
-  """Bytes of a tree of arrays or shapes, on one device of those it lies on."""
+  """Returns the bytes per device of a tree of arrays or shapes."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
     * jnp.dtype(x.dtype).itemsize
@@ -122,17 +122,17 @@ def size(tree: Any) -> int:
 def figures(
   traced: jax.stages.Traced, arguments: Any, options: Options | None = None
 ) -> Figures:
-  """Compiles a program and says what it takes.
+  """Compiles a program and returns its FLOPs and memory.
 
   Args:
-    traced: what `jax.jit(f).trace(...)` gives for shapes that were placed.
-    arguments: those that count. Weights do not: a program takes those that it
-      uses, and all of them stay.
+    traced: result of `jax.jit(f).trace(...)` for shapes of `place`.
+    arguments: the arguments to count. Weights are left out, as they stay on the
+      device anyway and are counted elsewhere.
     options: as for `compile_traced`.
 
   Returns:
-    "flops" of all devices and, in bytes of one device, "arguments", "outputs",
-    "temporaries" and "aliased", outputs that take the place of arguments.
+    "flops" of all devices and, in bytes per device, "arguments", "outputs",
+    "temporaries" and "aliased", the outputs that reuse the memory of arguments.
   """
   return of(traced, compile_traced(traced, options), arguments)
 
@@ -140,7 +140,13 @@ def figures(
 def of(
   traced: jax.stages.Traced, program: jax.stages.Compiled, arguments: Any
 ) -> Figures:
-  """`figures` of a program that was compiled."""
+  """Returns `figures` of a compiled program.
+
+  Args:
+    traced: the program before it was compiled.
+    program: the compiled program.
+    arguments: the arguments to count, as for `figures`.
+  """
   memory = program.memory_analysis()
   return {
     "flops": flops.count(traced.jaxpr.jaxpr),
@@ -165,15 +171,18 @@ def streamed(
   """Compiles one call of `streaming.apply`.
 
   Args:
-    module, variables, method: what is called; the variables are shapes.
-    mesh: to compile for.
+    module: the model.
+    variables: the shapes of its variables.
+    mesh: its devices are compiled for; they share the columns.
+    method: the name of the method to call.
     x, *args: shapes of its arguments.
-    collections: of the state that it takes and returns.
-    dtype, **static: as `streaming.apply` takes them.
+    collections: Flax collections of the state that the call takes and returns.
+    dtype: as for `streaming.apply`.
+    **static: further arguments of `streaming.apply`.
 
   Returns:
-    Figures, with the bytes of the state's collections as further ones, and the
-    shapes of the output.
+    The program's figures, with the bytes of each collection of the state under
+    its name, and the shape of the output.
   """
   variables, args = place(mesh, (variables, args))
   x = place(mesh, x, columns=3)
@@ -203,15 +212,16 @@ def report(
   programs: Mapping[str, tuple[int, Figures]],
   waiting: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-  """Puts programs that run one after another together.
+  """Combines the figures of programs that run one after another.
 
   Args:
-    programs: by name, how often one runs and its figures.
-    waiting: bytes on the device that a program has nothing to do with.
+    programs: number of runs and figures of each program, by its name.
+    waiting: bytes that stay on the device while a program runs that does not
+      use them, by the program's name.
 
   Returns:
-    "programs", by name: runs, figures, "waiting" and "bytes", the sum;
-    "bytes": the most of all programs; "flops": of all runs.
+    "programs": by name, "runs", the figures, "waiting" and the sum "bytes";
+    "bytes": the maximum over all programs; "flops": the sum over all runs.
   """
   table = {}
   for name, (runs, found) in programs.items():

@@ -1,4 +1,4 @@
-"""Accelerators that XLA compiles for although they are not there."""
+"""Accelerators that XLA can compile for without one being present."""
 
 import dataclasses
 import os
@@ -12,22 +12,29 @@ from jax.experimental import topologies
 from dcvideogen_jax import errors, flops
 from dcvideogen_jax.plan import tpus
 
-# Of a device's memory, what programs of `launch` let jax take; CUDA's context
-# and the kernels of its libraries need the rest.
+# Share of a GPU's memory that programs let jax take. CUDA's context and the
+# kernels of its libraries need the remainder.
 FRACTION = 0.92
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-  """What XLA's GPU compiler asks about a device, and how fast it may be.
+  """A GPU: what XLA's compiler needs to know about it, and its peak rates.
 
-  Figures are those of the vendor's data sheets and CUDA's device query.
+  The figures come from the vendor's data sheets and CUDA's device query.
 
   Attributes:
-    kind: what the driver calls it; jax's kernels look at it.
-    bandwidth: of its memory, bytes per second.
-    memory: bytes.
-    flops: its row of `flops.PEAKS`.
+    kind: the driver's name of the device, which jax's kernels look at.
+    cores: number of streaming multiprocessors.
+    clock_ghz: clock rate in GHz.
+    fpus_per_core: floating-point units of a multiprocessor.
+    bandwidth: memory bandwidth in bytes per second.
+    memory: size of the device memory in bytes.
+    flops: its row of `flops.PEAKS`, in FLOPs per second by dtype.
+    l2_cache: size of the L2 cache in bytes.
+    shared_per_core: shared memory of a multiprocessor in bytes.
+    shared_per_block: largest shared memory of a thread block in bytes.
+    capability: CUDA's compute capability, as text of XLA's protobuf.
   """
 
   kind: str
@@ -44,11 +51,11 @@ class Gpu:
 
   @property
   def usable(self) -> int:
-    """Bytes that programs of `launch` have on it."""
+    """Bytes of device memory that programs let jax take."""
     return int(self.memory * FRACTION)
 
   def text(self) -> str:
-    """A GpuTargetConfigProto in text form."""
+    """Returns the device as a GpuTargetConfigProto in text form."""
     return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -118,13 +125,13 @@ GPUS = {
 
 
 class Target(NamedTuple):
-  """What to compile for.
+  """Hardware to compile for: a single GPU or a TPU slice.
 
   Attributes:
     name: such as "h100" or "v5p:4x4x4".
-    chip: one of its devices.
-    devices: all of them.
-    topology: how they are linked; () for one alone.
+    chip: the kind of its devices.
+    devices: the devices, which need not be present.
+    topology: number of chips along each axis of a slice; () for a GPU.
   """
 
   name: str
@@ -134,10 +141,11 @@ class Target(NamedTuple):
 
 
 def find(name: str) -> Target:
-  """A target by its name, such as "h100" or "v5p:4x4x4".
+  """Returns a target by its name, such as "h100" or "v5p:4x4x4".
 
   Raises:
-    errors.UserError: if the name is unknown, or jax has no compiler for it.
+    errors.UserError: if the name is unknown, or the compiler for the target is
+      not installed.
   """
   kind, colon, sizes = name.partition(":")
   if kind in tpus.TPUS and re.fullmatch(r"\d+(x\d+)+", sizes):
@@ -152,13 +160,13 @@ def find(name: str) -> Target:
 
 
 def gpu(name: str) -> jax.Device:
-  """A device to compile for; nothing can be run on it.
+  """Returns a device to compile for, on which nothing can run.
 
   Args:
     name: a key of `GPUS`.
 
   Raises:
-    errors.UserError: if jax has no CUDA compiler.
+    errors.UserError: if jax's CUDA compiler is not installed.
   """
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
   try:

@@ -1,7 +1,7 @@
-"""What a compiled program moves: read from its text, as XLA prints it.
+"""Counts traffic, collectives and FLOPs in the HLO text of compiled programs.
 
-The compiler's own figures count the body of a loop once and know nothing of
-what goes on inside a kernel. Here bodies count as often as they run.
+The compiler's own figures count the body of a loop only once, and ignore the
+inside of kernels. Here the body of a loop counts once per iteration.
 """
 
 import collections
@@ -21,7 +21,8 @@ _KINDS = (
   "ragged-all-to-all",
   "reduce-scatter",
 )
-# They move nothing: names for buffers, and calls of what is counted itself.
+# Opcodes that move no data: they name buffers, or call computations that are
+# counted themselves.
 _FREE = (
   "add-dependency after-all async-start async-update async-done bitcast call"
   " conditional constant get-tuple-element opt-barrier parameter partition-id"
@@ -38,14 +39,14 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Collective(NamedTuple):
-  """Transfers of one kind among devices that lie alike.
+  """All collectives of one kind over the same groups of devices.
 
   Attributes:
     kind: such as "all-gather".
-    group: numbers of some devices that exchange with each other.
+    group: numbers of the devices of one of the groups.
     overlaps: whether the device may compute meanwhile.
-    count: how often it is done.
-    bytes: that a device receives in all of them.
+    count: number of times that the collectives run.
+    bytes: bytes that a device receives in all runs together.
   """
 
   kind: str
@@ -58,7 +59,7 @@ class Collective(NamedTuple):
 class _Array(NamedTuple):
   sizes: tuple[int, ...]
   bits: int
-  fast: bool  # It lies in a faster memory than the device's.
+  fast: bool  # Whether it is in a faster memory than the device's main memory.
 
 
 class _Instruction(NamedTuple):
@@ -70,10 +71,10 @@ class _Instruction(NamedTuple):
 
 
 class Program:
-  """The computations of a compiled program."""
+  """The computations of a compiled program, parsed from HLO text."""
 
   def __init__(self, text: str):
-    """Reads what `compiled.as_text()` gives."""
+    """Parses the text of `compiled.as_text()`."""
     self._computations: dict[str, dict[str, _Instruction]] = {}
     self._roots: dict[str, _Instruction] = {}
     for line in text.splitlines():
@@ -89,13 +90,17 @@ class Program:
           self._roots[name] = instruction
 
   def collectives(self) -> list[Collective]:
-    """What devices send each other, most bytes first."""
+    """Returns the collectives of the program, those with most bytes first.
+
+    Raises:
+      errors.UserError: if the number of iterations of a loop is unknown.
+    """
     total = collections.Counter[tuple[str, tuple[int, ...], bool]]()
     counts = collections.Counter[tuple[str, tuple[int, ...], bool]]()
     for computation, times in self._runs():
       channels = {}
       for found, fused in self._transfers(computation):
-        # The pieces of one that overlaps may stand in several fusions.
+        # An overlapping collective may be spread over several fusions.
         channel = re.search(r"channel_id=\d+", found.rest)
         channels.setdefault(
           channel and channel[0] or found.name, (found, fused)
@@ -111,10 +116,13 @@ class Program:
     ]
 
   def traffic(self) -> int:
-    """Bytes that a device's memory is read and written, at the least.
+    """Returns a lower bound of the bytes read from and written to memory.
 
-    Operands and results of everything that is not fused, but for what stays in
-    a faster memory. What a kernel reads twice counts once.
+    These are the operands and results of all instructions and fusions, except
+    arrays in a faster memory. Data that a kernel reads twice counts once.
+
+    Raises:
+      errors.UserError: if the number of iterations of a loop is unknown.
     """
     return sum(
       times * self._moved(computation, instruction)
@@ -123,9 +131,12 @@ class Program:
     )
 
   def flops(self) -> int:
-    """FLOPs of the matrix products and convolutions that one device computes.
+    """Returns the FLOPs of one device in matrix products and convolutions.
 
-    A multiply-add is two. Kernels and calls of libraries do not count.
+    A multiply-add is two FLOPs. Kernels and calls of libraries do not count.
+
+    Raises:
+      errors.UserError: if the number of iterations of a loop is unknown.
     """
     return sum(
       times * self._worked(computation) for computation, times in self._runs()
@@ -143,7 +154,7 @@ class Program:
     return total
 
   def _runs(self) -> list[tuple[str, int]]:
-    """Computations that are no fusions, and how often each runs."""
+    """Returns the computations except fusions, and how often each runs."""
     found = collections.Counter[str]()
 
     def walk(name, times):
@@ -152,7 +163,7 @@ class Program:
         rest = instruction.rest
         if instruction.opcode == "while":
           walk(_named(rest, "body"), times * self._trip_count(instruction))
-        # Of a conditional, which the models do not have, all branches count.
+        # All branches of a conditional count; the models have none.
         elif instruction.opcode in ("call", "conditional", "async-start"):
           for called in _called(rest):
             walk(called, times)
@@ -161,13 +172,13 @@ class Program:
     return [*found.items()]
 
   def _trip_count(self, loop: _Instruction) -> int:
-    """How often a loop runs.
+    """Returns the number of iterations of a loop.
 
-    Those of `jax.lax.scan`, and those that XLA makes, count from zero up to a
+    Loops of `jax.lax.scan`, and loops that XLA makes, count from zero up to a
     constant.
 
     Raises:
-      errors.UserError: if that is not known before it runs.
+      errors.UserError: if the number is known only when the program runs.
     """
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
       return int(known[1])
@@ -193,7 +204,8 @@ class Program:
       elif instruction.opcode == "fusion":
         for called in _called(instruction.rest):
           for found, _ in self._transfers(called, fused=True):
-            # How a TPU writes a reduce-scatter, for which it waits.
+            # XLA for TPUs writes a reduce-scatter, for which the device waits,
+            # as such a fusion.
             scatters = called.startswith("all-reduce-scatter")
             if scatters:
               found = found._replace(
@@ -202,7 +214,7 @@ class Program:
             yield found, not scatters
 
   def _moved(self, computation: str, instruction: _Instruction) -> int:
-    """Bytes that one instruction reads and writes."""
+    """Returns the bytes that one instruction reads and writes."""
     _, _, opcode, operands, rest = instruction
     if opcode in _FREE or "AllocateBuffer" in rest:
       return 0
@@ -217,7 +229,7 @@ class Program:
     return total
 
   def _read(self, inside, instruction, i: int) -> int:
-    """Bytes that an instruction reads of its operand `i`."""
+    """Returns the bytes that an instruction reads of its operand `i`."""
     _, arrays, opcode, operands, rest = instruction
     if opcode == "fusion":
       (called,) = _called(rest)
@@ -225,14 +237,14 @@ class Program:
       return self._used(inside, _parameter(inside, i).name)
     if i == 0 and opcode in _SLICES:
       return _bytes(arrays, everywhere=True)
-    if opcode == "slice-start":  # Makes its operand, the slice and a context.
+    if opcode == "slice-start":  # Its results: operand, slice and a context.
       return _bytes(arrays[1:2], everywhere=True)
     if i == 0 and opcode == "dynamic-update-slice":
       return 0
     return _bytes(inside[operands[i]].arrays, everywhere=True)
 
   def _used(self, inside, name: str) -> int:
-    """Bytes that a fusion reads of a buffer."""
+    """Returns the bytes that a fusion reads of a buffer."""
     total = 0
     for user in inside.values():
       for i, operand in enumerate(user.operands):
@@ -245,7 +257,7 @@ class Program:
     return min(total, _bytes(inside[name].arrays, everywhere=True))
 
   def _written(self, inside, instruction) -> int:
-    """Bytes that an instruction writes."""
+    """Returns the bytes that an instruction writes."""
     _, arrays, opcode, operands, rest = instruction
     if opcode == "dynamic-update-slice":
       return _bytes(inside[operands[1]].arrays) if _bytes(arrays) else 0
@@ -256,7 +268,7 @@ class Program:
     parts = [root]
     if root.opcode == "tuple":
       parts = [inside[part] for part in root.operands]
-    if len(arrays) != len(parts):  # A part is a tuple itself.
+    if len(arrays) != len(parts):  # One of the parts is itself a tuple.
       return _bytes(arrays)
     total = 0
     for array, part in zip(arrays, parts, strict=True):
@@ -280,14 +292,14 @@ def _parse(name: str, text: str) -> _Instruction:
 
 def _array(found: re.Match[str]) -> _Array:
   name, bits, sizes, layout = found.groups()
-  # Predicates take a byte; tokens have no bits.
+  # A predicate takes a byte; tokens take no memory.
   width = 8 if name == "pred" else int(bits or 0)
   numbers = (int(n.lstrip("<=")) for n in sizes.split(",") if n)
   return _Array(tuple(numbers), width, "S(" in (layout or ""))
 
 
 def _closing(text: str, start: int) -> int:
-  """The position after the parenthesis that closes the one at `start`."""
+  """Returns the position after the parenthesis that closes that at `start`."""
   depth = 0
   for match in re.finditer(r"[()]", text[start:]):
     depth += 1 if match[0] == "(" else -1
@@ -317,7 +329,7 @@ def _parameter(inside, i: int) -> _Instruction:
 
 
 def _bytes(arrays: Iterable[_Array], everywhere: bool = False) -> int:
-  """Bytes of arrays, those in a faster memory only if asked."""
+  """Returns the bytes of arrays; `everywhere` adds those in faster memory."""
   return sum(
     math.prod(array.sizes) * array.bits // 8
     for array in arrays
@@ -326,7 +338,7 @@ def _bytes(arrays: Iterable[_Array], everywhere: bool = False) -> int:
 
 
 def _received(found: _Instruction, devices: int) -> int:
-  """Bytes that a device gets from the others in a collective."""
+  """Returns the bytes that a device receives from others in a collective."""
   arrays, kind = found.arrays, found.opcode.removesuffix("-start")
   if kind == "collective-permute":
     return _bytes(arrays[:1], everywhere=True)

@@ -1,4 +1,4 @@
-"""The work of a matrix product or a convolution as XLA prints it."""
+"""Counts the FLOPs of a matrix product or convolution in HLO text."""
 
 import math
 import re
@@ -10,11 +10,11 @@ Sizes = Sequence[int]
 
 
 def dot(result: Sizes, left: Sizes, right: Sizes, text: str) -> int:
-  """FLOPs of a dot.
+  """Returns the FLOPs of a dot.
 
   Args:
-    result, left, right: sizes of what it makes and of its operands.
-    text: what follows its operands.
+    result, left, right: shapes of the result and of the operands.
+    text: the instruction's text after its operands.
   """
   del right
   axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text)
@@ -23,13 +23,14 @@ def dot(result: Sizes, left: Sizes, right: Sizes, text: str) -> int:
 
 
 def convolution(result: Sizes, left: Sizes, kernel: Sizes, text: str) -> int:
-  """FLOPs of a convolution, without those on padding and between dilated rows.
+  """Returns the FLOPs of a convolution, without those on zeros.
 
-  The latter are how a TPU writes a batch of products as one convolution.
+  Zeros are the padding and the gaps of dilated rows. XLA for TPUs uses dilation
+  to write a batch of matrix products as one convolution.
 
   Args:
-    result, left, kernel: sizes of what it makes and of its operands.
-    text: what follows its operands.
+    result, left, kernel: shapes of the result and of the operands.
+    text: the instruction's text after its operands.
   """
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
   assert labels is not None, text
@@ -52,7 +53,7 @@ def convolution(result: Sizes, left: Sizes, kernel: Sizes, text: str) -> int:
 
 
 def _taps(rows: int, kernel: int, results: int, window: dict[str, str]) -> int:
-  """Pairs of a result and a tap of the kernel that meets a row."""
+  """Counts pairs of an output row and a kernel tap that reads an input row."""
   stride, apart, step = (
     int(window.get(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate")
   )

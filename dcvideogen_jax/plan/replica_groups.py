@@ -1,4 +1,4 @@
-"""Which devices a collective is among, in XLA's notations."""
+"""Parses the device groups of a collective, in all of XLA's notations."""
 
 import math
 import re
@@ -16,13 +16,15 @@ _AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
 
 
 def first(text: str) -> tuple[int, ...]:
-  """The numbers of the devices of the first group, or pair of unequal ones.
+  """Returns the numbers of the devices in the first group of a collective.
+
+  For a collective-permute it is the first pair of different devices.
 
   Args:
-    text: what follows an instruction's operands.
+    text: the instruction's text after its operands.
 
   Raises:
-    ValueError: for a notation that is not known.
+    ValueError: if the notation is unknown.
   """
   if found := _PAIRS.search(text):
     pairs = [_numbers(pair) for pair in re.findall(r"[\d,]+\d", found[1])]
@@ -42,7 +44,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _ordered(text: str) -> np.ndarray:
-  """Numbers of devices, as `[2,8]T(1,0)` orders them."""
+  """Returns device numbers in the order of a text such as `[2,8]T(1,0)`."""
   found = _ORDER.search(text)
   assert found is not None, text
   sizes = _numbers(found[1])
@@ -51,9 +53,9 @@ def _ordered(text: str) -> np.ndarray:
 
 
 def _of_mesh(axes: str, order: str | None, named: str) -> tuple[int, ...]:
-  """A group along some axes of a mesh, or parts of axes.
+  """Returns the first group along some axes of a mesh, or parts of axes.
 
-  A part `'x':(2)4` of an axis of 16 are the middle 4 of 2 x 4 x 2.
+  The part `'x':(2)4` of an axis of size 16 is the middle factor of 2 x 4 x 2.
   """
   sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes)}
   parts = {

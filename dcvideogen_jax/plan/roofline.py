@@ -1,4 +1,4 @@
-"""How long a program takes at the least, by data sheets."""
+"""Lower bounds of a program's run time, from the peak rates of data sheets."""
 
 import dataclasses
 import math
@@ -12,14 +12,14 @@ from dcvideogen_jax.plan import hardware, hlo
 
 
 class Work(NamedTuple):
-  """What one device does.
+  """The work of one device in a program.
 
   Attributes:
-    flops: that it computes.
-    useful: those of them that are no rematerialisation.
-    traffic: bytes of its memory that are read and written.
-    collectives: what it exchanges with others.
-    dtype: of the products.
+    flops: FLOPs that it computes.
+    useful: FLOPs without rematerialisation.
+    traffic: bytes read from and written to its memory.
+    collectives: exchanges with other devices.
+    dtype: dtype of the matrix products.
   """
 
   flops: float
@@ -36,19 +36,20 @@ def work(
   dtype: str,
   useful: float | None = None,
 ) -> Work:
-  """What each of some devices does in a compiled program.
+  """Returns the work of each device in a compiled program.
 
-  XLA may compute the same on several of them, which only the compiled program
-  knows; what libraries compute only the traced one does.
+  FLOPs are counted twice. Only the compiled program shows work that XLA repeats
+  on several devices; only the traced program shows the work of libraries.
 
   Args:
-    traced, program: the same, before and after it was compiled.
-    devices: how many.
-    dtype: of the products.
-    useful: FLOPs of a device without rematerialisation; None is all.
+    traced: the program before it was compiled.
+    program: the compiled program.
+    devices: number of devices.
+    dtype: dtype of the matrix products.
+    useful: FLOPs of a device without rematerialisation; None is all FLOPs.
 
   Raises:
-    errors.UserError: if a loop runs an unknown number of times.
+    errors.UserError: if the number of iterations of a loop is unknown.
   """
   text, jaxpr = hlo.Program(program.as_text()), traced.jaxpr.jaxpr
   kernels = flops.count(jaxpr, kernels_only=True) / devices
@@ -64,12 +65,13 @@ def work(
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Seconds that no program with this work can stay below.
+  """Lower bounds of a program's run time, in seconds.
 
   Attributes:
-    compute, memory: each alone at the data sheet's rate.
-    overlapped: collectives during which a device computes.
-    exposed: the others.
+    compute: time of the FLOPs at the data sheet's rate.
+    memory: time of the memory traffic at the data sheet's rate.
+    overlapped: time of collectives during which a device computes.
+    exposed: time of collectives for which a device waits.
   """
 
   compute: float
@@ -79,7 +81,7 @@ class Estimate:
 
   @property
   def total(self) -> float:
-    """The largest of what goes on at the same time, and what does not."""
+    """The largest of the concurrent times, plus the exposed collectives."""
     return max(self.compute, self.memory, self.overlapped) + self.exposed
 
 
@@ -88,13 +90,13 @@ def estimate(
   work: Work,
   devices: Sequence[jax.Device] | None = None,
 ) -> Estimate:
-  """The roofline of some work.
+  """Estimates the run time of some work by the roofline model.
 
   Args:
-    target: what it runs on.
-    work: of one device.
-    devices: those of the target in the order in which `work.collectives` count
-      them.
+    target: the hardware.
+    work: the work of one device.
+    devices: the target's devices in the order in which `work.collectives`
+      numbers them; None is the target's own order.
   """
   seconds = {True: 0.0, False: 0.0}
   for one in work.collectives:
@@ -112,14 +114,27 @@ def rate(
   group: Iterable[int],
   devices: Sequence[jax.Device] | None = None,
 ) -> float:
-  """Bytes per second that a device can receive from its group."""
+  """Returns the bytes per second that a device can receive from its group.
+
+  Args:
+    target: the hardware.
+    group: numbers of the devices in the group.
+    devices: the target's devices in the order of these numbers; None is the
+      target's own order.
+  """
   devices = target.devices if devices is None else devices
   chips = [devices[i].coords for i in group]
-  if len(chips) == 1:  # It gets nothing.
+  if len(chips) == 1:  # The device receives nothing.
     return math.inf
   return target.chip.rate(target.topology, chips)
 
 
 def utilisation(target: hardware.Target, work: Work, seconds: float) -> float:
-  """Useful FLOPs over those that the data sheet promises in the time (MFU)."""
+  """Returns the MFU: useful FLOPs over peak FLOPs in a time.
+
+  Args:
+    target: the hardware.
+    work: the work of one device.
+    seconds: run time of the work.
+  """
   return work.useful / (seconds * target.chip.flops[work.dtype])

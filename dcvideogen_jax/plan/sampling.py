@@ -1,7 +1,7 @@
-"""Compiles sampling for a device that is not there, everything resident.
+"""Compiles sampling for devices that are not present, all models resident.
 
-The programs are those of `sample.pipeline`, for one prompt: text encoder, image
-encoder, encoder of the condition, one step of the solver, decoder.
+The programs are those of `sample.pipeline` for one prompt: the text encoder,
+the image encoder, the encoder of the condition, a solver step and the decoder.
 """
 
 import functools
@@ -35,7 +35,9 @@ _GIB = 2**30
 
 
 def parts(variant: str, dtype: jnp.dtype) -> loading.Parts:
-  """What `loading.load` gives for a published model, with shapes for weights.
+  """Returns the parts of a published model, with shapes in place of weights.
+
+  They are what `loading.load` returns for the model.
 
   Args:
     variant: a key of `wan_dit.VARIANTS`.
@@ -60,9 +62,9 @@ def parts(variant: str, dtype: jnp.dtype) -> loading.Parts:
 
 
 def size(config: Any) -> sizes.Size:
-  """The size of the video that a sampling config makes.
+  """Returns the size of the video that a sampling config makes.
 
-  One whose shape is an image's is planned for an image of 16 to 9.
+  If the size follows an image's shape, an image of 16:9 is assumed.
   """
   height, width = config.height, config.width
   if height is None or width is None:
@@ -75,11 +77,19 @@ def measure_config(
   target: hardware.Target,
   tell: Callable[[str], None] = lambda phase: None,
 ) -> dict[str, Any]:
-  """`measure` of what a config of `launch.sample` describes.
+  """Compiles and measures the sampling that a config of `sample` describes.
+
+  Args:
+    config: a config of `sample.presets`, with `variant`.
+    target: the hardware to compile for.
+    tell: is called with the name of each phase before it is compiled.
+
+  Returns:
+    The result of `measure`.
 
   Raises:
-    compiled.TooLarge, errors.UserError: as `measure`, or if the config does not
-      say which transformer it means.
+    compiled.TooLarge: as `measure`.
+    errors.UserError: if the config has no `variant`, or values that do not fit.
   """
   if config.variant is None:
     raise errors.UserError(
@@ -101,7 +111,7 @@ def measure_config(
 
 
 def weights(parts: loading.Parts) -> dict[str, int]:
-  """Bytes of each part's weights on one device."""
+  """Returns the bytes of each part's weights on one device."""
   assert parts.texts is not None
   found = {
     "transformer": parts.transformer,
@@ -123,31 +133,34 @@ def measure(
   steps: int = 50,
   tell: Callable[[str], None] = lambda phase: None,
 ) -> dict[str, Any]:
-  """Memory and work of one video.
+  """Compiles the sampling of one video; returns its memory, work and time.
 
   Args:
-    parts: as of `parts`.
-    size: of the video.
-    target: what it runs on. Encoding and decoding are planned with the share of
-      what the weights leave that the pipeline takes.
-    mesh: sizes of the axes, as `sharding.make_mesh` takes them.
-    rules: for weights, as of `placement.Layout`.
-    guided: whether there is classifier-free guidance.
-    steps: of the solver.
-    tell: gets the name of each phase before it is compiled.
+    parts: result of `parts`.
+    size: size of the video.
+    target: the hardware to compile for. Encoding and decoding are planned with
+      the share of the memory beside the weights that the pipeline takes.
+    mesh: sizes of the mesh axes, as for `sharding.make_mesh`.
+    rules: sharding rules of the weights, as in `placement.Layout`.
+    guided: whether classifier-free guidance is used.
+    steps: number of solver steps.
+    tell: is called with the name of each phase before it is compiled.
 
   Returns:
-    "latents": their frames, rows, columns and channels. "weights": as of
-    `weights`. "phases": by name, in order, "runs" and a `compiled.report` of
-    one run, with "held", what earlier phases made, as if all of it stayed, and
-    "plan" where there is one. "peak": all weights and the largest phase.
-    "limit": bytes that jax has on a device. "step": of one step and device
-    "flops", "traffic" and "collectives", as `roofline.Work` has them, and
-    "passes" through the transformer. "seconds": as of `roofline.Estimate`.
+    - "latents": frames, height, width and channels of the latents.
+    - "weights": result of `weights`.
+    - "phases": by name, in order, "runs" and a `compiled.report` of one run;
+      "held", the bytes of all results of earlier phases, as if all of them
+      stayed; and "plan", where the phase has one.
+    - "peak": bytes of all weights and the largest phase.
+    - "limit": bytes of a device that jax may use.
+    - "step": "flops", "traffic" and "collectives" of one step on one device, as
+      in `roofline.Work`, and "passes", the number of calls of the transformer.
+    - "seconds": the fields of `roofline.Estimate` for one step.
 
   Raises:
-    compiled.TooLarge: if the weights do not fit, or what they leave is too
-      little for any plan.
+    compiled.TooLarge: if the weights do not fit, or leave too little memory for
+      any plan.
   """
   layout = _layout(target, mesh or {}, rules)
   parts = loading.placed(parts, layout)
@@ -186,7 +199,7 @@ def measure(
 
 
 def _layout(target, mesh, rules) -> placement.Layout:
-  """On the first devices of a target, as `placement.layout`."""
+  """Returns a `placement.Layout` on the first devices of a target."""
   used = len(target.devices)
   if -1 not in mesh.values():
     used = min(used, math.prod(mesh.values()))
@@ -195,12 +208,16 @@ def _layout(target, mesh, rules) -> placement.Layout:
 
 
 def latent_shape(parts: loading.Parts, size: sizes.Size) -> tuple[int, ...]:
-  """The shape of a video's latents, `b t h w c`."""
+  """Returns the shape of a video's latents, `b t h w c`."""
   return (1, *pipeline.DCVideoGen(parts).latent_shape(size))
 
 
 def _conditions(parts, size, left, guided, layout, tell):
-  """Phases before the first step, what they give, and bytes that it takes."""
+  """Measures the phases before the first step.
+
+  Returns:
+    The phases, their results as shapes, and the bytes of these results.
+  """
   tell("text")
   found, text = _text(parts, layout)
   texts = 2 if guided else 1
@@ -255,21 +272,22 @@ def trace_step(
   guided: bool,
   layout: placement.Layout,
 ) -> tuple[jax.stages.Traced, Any, int]:
-  """One step of the solver, as the pipeline compiles it.
+  """Traces one solver step, as the pipeline compiles it.
 
   Args:
-    parts: their variables are shapes that were placed.
-    shape: of the latents.
-    given: "text", for image to video also "image" and "extra".
-    guided: whether there is classifier-free guidance.
-    layout: of the devices to compile for.
+    parts: model whose variables are shapes with shardings.
+    shape: shape of the latents, `b t h w c`.
+    given: shapes of the conditions: "text", and for image to video also "image"
+      and "extra".
+    guided: whether classifier-free guidance is used.
+    layout: mesh and sharding rules to compile for.
+
+  Returns:
+    The traced step, the shapes of its arguments without weights, and the number
+    of calls of the transformer.
 
   Raises:
     errors.UserError: if the layout's devices cannot share the samples.
-
-  Returns:
-    The traced step, shapes of its arguments but for weights, and how often it
-    passes through the transformer.
   """
   module, variables = parts.transformer
   batched = guided and denoise.batched_by_default(module, shape, layout)
@@ -301,7 +319,7 @@ def _denoise(parts, size, given, guided, layout):
 
 
 def _autoencoder(parts, shape, left, layout, *, decode):
-  """Encodes the condition or decodes."""
+  """Measures encoding of the condition, or decoding."""
   space = parts.space
   module = space.module.clone(dtype=jnp.float32)
   if decode:

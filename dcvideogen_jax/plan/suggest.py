@@ -1,8 +1,10 @@
-"""Ranks ways to split and to save memory, by arithmetic.
+"""Ranks meshes, rematerialisation and micro-batches of a training step.
 
-For steps that train transformers. Work and what the backward pass keeps are
-read off the traced step, the state's bytes off its shardings, and what layers
-exchange is counted by hand; only the room that a block works in is a guess.
+The ranking is arithmetic, for steps that train a transformer, without a
+compilation. FLOPs and the activations kept for the backward pass are read off
+the traced step, and the bytes of the train state off its shardings. The
+collectives of a layer are counted by hand. Only the working memory of a block
+is a guess.
 """
 
 import itertools
@@ -21,20 +23,20 @@ from dcvideogen_jax.train import step
 REMATS = ("full", "dots", None)
 _PARTS = (1, 2, 4, 8)
 _SIDES = (1, 2, 4, 8)
-# Arrays as wide as the tokens and as the feed-forward's hidden features that a
-# block holds at once on its way back, in float32: of compiled steps.
+# Number of float32 arrays that a block holds at once in the backward pass, of
+# the model's width and of the feed-forward's width; observed in compiled steps.
 _WIDE, _HIDDEN = 16, 2
 
 
 class Way(NamedTuple):
-  """A way to run a step, and what arithmetic says of it.
+  """A way to run a step, with its estimated memory and time.
 
   Attributes:
-    mesh: sizes of the axes.
-    remat: a key of `wan_dit.REMAT`, or None to compute nothing again.
-    accumulate: micro-batches.
-    bytes: the peak of one device.
-    seconds: of a step.
+    mesh: sizes of the mesh axes.
+    remat: a key of `wan_dit.REMAT`, or None for no rematerialisation.
+    accumulate: number of micro-batches.
+    bytes: estimated peak memory of one device.
+    seconds: estimated time of a step.
   """
 
   mesh: Mapping[str, int]
@@ -44,28 +46,33 @@ class Way(NamedTuple):
   seconds: float
 
   def change(self, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config that runs a step this way."""
+    """Returns the config of a training that runs its steps this way."""
     model = {**config["model"], "remat": self.remat}
     mesh, parts = dict(self.mesh), self.accumulate
     return {**config, "mesh": mesh, "accumulate": parts, "model": model}
 
 
 class _Traced(NamedTuple):
-  """A step of all devices: FLOPs, and bytes that a scan keeps for later."""
+  """The cost of a step that is traced for a single device.
+
+  Attributes:
+    flops: FLOPs of the step.
+    kept: bytes that its scan over layers keeps for the backward pass.
+  """
 
   flops: int
   kept: int
 
 
 def rank(config: Mapping[str, Any], target: hardware.Target) -> list[Way]:
-  """Ways to run a step, those that fit first, then the fastest.
+  """Returns ways to run a step: those that fit first, then by time.
 
   Args:
-    config: of a training; its batch and its clips stay.
-    target: what it runs on.
+    config: config of a training; its batch size and its clips stay.
+    target: the hardware.
 
   Raises:
-    errors.UserError: if it trains no transformer, or nothing can split its
+    errors.UserError: if the config trains no transformer, or no mesh splits its
       batch over these devices.
   """
   config = training.planned(config)
@@ -82,7 +89,7 @@ def rank(config: Mapping[str, Any], target: hardware.Target) -> list[Way]:
       mesh = sharding.make_mesh(sizes, target.devices)
       state = _state((run.state, {"frozen": run.frozen}), mesh, rules)
       trained = _state({"params": run.state.params}, mesh, rules)
-    except errors.UserError:  # Some leaf cannot be split like this.
+    except errors.UserError:  # This mesh cannot shard some leaf.
       continue
     for remat, parts in itertools.product(REMATS, _PARTS):
       if config["batch_size"] % (sizes["fsdp"] * parts) == 0:
@@ -108,7 +115,7 @@ def _meshes(config: Mapping[str, Any], devices: int) -> list[dict[str, int]]:
 
 
 def _trace(config, remat: str | None, target: hardware.Target) -> _Traced:
-  """The step as one device would run it."""
+  """Traces the step as a single device would run it."""
   model = {**config["model"], "remat": remat}
   one = {**config, "model": model, "mesh": {}, "accumulate": 1}
   run = step.plan(one, target.devices[:1])
@@ -117,11 +124,11 @@ def _trace(config, remat: str | None, target: hardware.Target) -> _Traced:
 
 
 def _kept(jaxpr: Any) -> int:
-  """The most bytes that a scan hands on of its steps."""
+  """Returns the most bytes that any scan in a jaxpr stacks over its steps."""
   most = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "scan":
-      # What is handed on has an axis of steps that it has not inside.
+      # A stacked output has an axis of steps that it lacks inside the body.
       (body,) = flops.inner(eqn.params)
       pairs = zip(eqn.outvars, body.outvars, strict=True)
       made = [x.aval for x, y in pairs if x.aval.ndim > y.aval.ndim]
@@ -131,7 +138,7 @@ def _kept(jaxpr: Any) -> int:
 
 
 def _state(tree: Any, mesh: Mesh, rules: Any) -> int:
-  """Bytes of a tree of shapes on one device."""
+  """Returns the bytes of a tree of shapes on one device."""
   return sum(
     math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf, where in zip(
@@ -143,7 +150,7 @@ def _state(tree: Any, mesh: Mesh, rules: Any) -> int:
 
 
 def _tokens(config: Mapping[str, Any], mesh: Mesh, parts: int) -> float:
-  """Of a micro-batch, on one device."""
+  """Returns the number of tokens of a micro-batch on one device."""
   b, *grid, _ = training.batch(config)[config["space"]].shape
   tokens = math.prod(grid) // math.prod(config["model"]["patch"])
   split = sharding.num_shards(mesh, "batch") * sharding.num_shards(
@@ -155,9 +162,10 @@ def _tokens(config: Mapping[str, Any], mesh: Mesh, parts: int) -> float:
 def _held(
   config, mesh: Mesh, parts: int, traced: _Traced, gradients: float
 ) -> float:
-  """Bytes of activations, and of gradients that micro-batches add up.
+  """Returns the bytes of activations, and of gradients of micro-batches.
 
-  Of what the backward pass keeps, "tensor" splits a part only; none counts.
+  The mesh axis "tensor" shards only a part of the activations that are kept for
+  the backward pass; here it is taken to shard none of them.
   """
   model = config["model"]
   wide = _WIDE * model["width"]
@@ -170,14 +178,19 @@ def _held(
 
 
 def _seconds(config, target, mesh, remat, parts, run, traced) -> float:
-  """Of a step: work or gathering weights, and exchanging activations."""
+  """Estimates the seconds of a step.
+
+  Computation overlaps with gathering weights, so the longer of the two counts;
+  the exchange of activations is added.
+  """
   peak = target.chip.flops[config["dtype"]]
   work = traced[remat].flops / (mesh.size * peak)
   weights = sum(
     x.size * x.dtype.itemsize
     for x in jax.tree.leaves((run.state.params, run.frozen))
   )
-  # Forward and backward, and gradients scattered.
+  # Weights are gathered in the forward and in the backward pass; float32
+  # gradients are scattered once.
   trained = sum(x.size * 4 for x in jax.tree.leaves(run.state.params))
   gathered = parts * (2 * weights + trained) / mesh.shape["tensor"]
   gathering = gathered / _rate(target, mesh, "fsdp", "context")
@@ -186,7 +199,8 @@ def _seconds(config, target, mesh, remat, parts, run, traced) -> float:
   one = 2 * parts * _tokens(config, mesh, parts) * model["width"]
   one *= passes * model["layers"]
   waiting = 0.0
-  # Three sums of a layer, each there and back; queries, keys, values, results.
+  # "tensor": three all-reduces of a layer, each of which sends its array twice.
+  # "context": all-to-alls of queries, keys, values and results.
   for axis, times in (("tensor", 3 * 2), ("context", 4)):
     n = mesh.shape[axis]
     if n > 1:
@@ -195,7 +209,7 @@ def _seconds(config, target, mesh, remat, parts, run, traced) -> float:
 
 
 def _rate(target: hardware.Target, mesh: Mesh, *axes: str) -> float:
-  """Bytes per second that a device can receive along some axes."""
+  """Returns bytes per second that a device can receive along mesh axes."""
   where = tuple(slice(None) if axis in axes else 0 for axis in mesh.axis_names)
   group = np.ravel(mesh.devices[where])
   if len(group) == 1:

@@ -1,4 +1,4 @@
-"""How plans are printed."""
+"""Formats plans as tables to print."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,8 @@ from dcvideogen_jax.plan import suggest
 
 _GIB = 2**30
 _PASSES = {1: "one pass", 2: "two passes"}
-# What takes memory, in the order of `plan.training.measure`.
+# Keys of "bytes" that add up to the peak, in the order of
+# `plan.training.measure`.
 _TAKERS = (
   "parameters",
   "optimiser",
@@ -20,6 +21,7 @@ _TAKERS = (
 )
 
 
+# The head of a table; `attention` formats its lines.
 ATTENTION = (
   "tokens   block  pass      implementation    TFLOP  GB at least  MiB of"
   " temporaries  kernels: registers, spilled, KiB shared"
@@ -27,7 +29,7 @@ ATTENTION = (
 
 
 def attention(case: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-  """A line under `ATTENTION` of what `plan.attention.measure` gives."""
+  """Formats a result of `plan.attention.measure` as a line of the table."""
   mask = case["mask"]
   start = (
     f"{case['tokens']:<7} {mask.block if mask else '-':>6}  "
@@ -49,13 +51,14 @@ def attention(case: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   ).rstrip()
 
 
+# The head of a table; `decoding` formats its lines.
 DECODING = (
   "budget    cut rows state   runs  peak GiB  planned  temporaries  work  TFLOP"
 )
 
 
 def decoding(row: Mapping[str, Any]) -> str:
-  """A line under `DECODING` of what `plan.autoencoder.decodings` gives."""
+  """Formats a row of `plan.autoencoder.decodings` as a line of the table."""
   name, plan = row["budget"], row["plan"]
   if "too_large" in row:
     return f"{name:9} does not fit: {row['too_large']}"
@@ -71,7 +74,7 @@ def decoding(row: Mapping[str, Any]) -> str:
 
 
 def ways(ranked: Sequence[suggest.Way]) -> str:
-  """A table of `plan.suggest.rank`."""
+  """Formats the result of `plan.suggest.rank` as a table."""
   lines = [f"{'by arithmetic':57} GiB  ms a step"]
   for one in ranked:
     lines.append(
@@ -81,13 +84,13 @@ def ways(ranked: Sequence[suggest.Way]) -> str:
 
 
 def way(one: suggest.Way) -> str:
-  """A way to run a step, without its figures."""
+  """Formats a way to run a step, without its figures."""
   again = f"remat {one.remat}" if one.remat else "no remat"
   return f"{mesh(one.mesh)}; {again}; accumulate {one.accumulate}"
 
 
 def training(found: Mapping[str, Any]) -> str:
-  """A table of what `plan.training.measure` gives."""
+  """Formats the result of `plan.training.measure` as a table."""
   numbers, seconds = found["parameters"], found["seconds"]
   peak, capacity = found["bytes"]["peak"], found["bytes"]["capacity"]
   lines = [
@@ -118,7 +121,7 @@ def training(found: Mapping[str, Any]) -> str:
 
 
 def _collectives(rows: Any) -> list[str]:
-  """A line for each kind, and whether a device computes meanwhile."""
+  """Formats collectives, a line per kind, group size and kind of overlap."""
   if not rows:
     return []
   total: dict[tuple[str, bool, int], list[float]] = {}
@@ -145,19 +148,25 @@ def fits(found: Mapping[str, Any]) -> bool:
 
 
 def mesh(sizes: Mapping[str, int]) -> str:
-  """The axes that split anything."""
+  """Formats the mesh axes of more than one device."""
   named = [f"{axis} {n}" for axis, n in sizes.items() if n > 1]
   return ", ".join(named) or "of one device"
 
 
 def batch(shapes: Mapping[str, Any]) -> str:
+  """Formats the shapes of the arrays of a batch."""
   return ", ".join(
     f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items()
   )
 
 
 def sampling(found: Mapping[str, Any], steps: int) -> str:
-  """A table of what `plan.sampling.measure` gives."""
+  """Formats the result of `plan.sampling.measure` as a table.
+
+  Args:
+    found: the result.
+    steps: number of solver steps of a video.
+  """
   lines = ["weights             GiB"]
   for name, n in found["weights"].items():
     lines.append(f"{name:15} {n / _GIB:7.2f}")

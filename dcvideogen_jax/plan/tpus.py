@@ -1,4 +1,4 @@
-"""Cloud TPUs that XLA compiles for although they are not there."""
+"""Cloud TPUs that XLA can compile for without one being present."""
 
 import dataclasses
 import math
@@ -15,20 +15,20 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Tpu:
-  """One chip, and its links to others.
+  """A TPU chip, and its links to other chips.
 
-  Figures are those of docs.cloud.google.com/tpu, but for `usable`.
+  The figures come from docs.cloud.google.com/tpu, except `usable`.
 
   Attributes:
-    bandwidth: of its memory, bytes per second.
-    usable: bytes that XLA's compiler lets a program have; what libtpu 0.0.42
-      says to one that asks for more.
-    flops: its row of `flops.PEAKS`.
-    link: bytes per second to one neighbour; as many come back meanwhile.
-    axes: of the grid that chips are linked in.
-    ring: chips on an axis, or a multiple of it, whose ends are linked too. Here
-      they count as linked if that holds for all axes.
-    cores: how jax sees the cores of a chip.
+    bandwidth: memory bandwidth in bytes per second.
+    usable: bytes of memory that XLA's compiler lets a program use, as libtpu
+      0.0.42 reports to a program that needs more.
+    flops: its row of `flops.PEAKS`, in FLOPs per second by dtype.
+    link: bytes per second to a neighbour, in each direction.
+    axes: number of axes of the grid that chips are linked in.
+    ring: an axis whose number of chips is a multiple of this is a ring: its
+      ends are linked too. Here ends count as linked only if all axes are rings.
+    cores: jax's name of how it uses the cores of a chip.
   """
 
   bandwidth: float
@@ -42,11 +42,11 @@ class Tpu:
   def rate(
     self, topology: Sequence[int], chips: Sequence[Sequence[int]]
   ) -> float:
-    """Bytes per second that each of some chips can receive from the others.
+    """Returns the bytes per second that a chip can receive from others.
 
     Args:
-      topology: sizes of the axes.
-      chips: their coordinates.
+      topology: number of chips along each axis of the slice.
+      chips: coordinates of the chips that exchange data.
     """
     ends = 2 if all(n % self.ring == 0 for n in topology) else 1
     links = 0
@@ -94,8 +94,9 @@ TPUS = {
 }
 
 
-# libtpu would ask, for minutes, which machine it is on, complain about the
-# answer, and let one process at a time have chips, of which none is needed.
+# Without these variables libtpu spends minutes on finding out which machine it
+# runs on, reports an error, and lets only one process use it at a time; none of
+# it is needed to compile.
 _ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -105,14 +106,14 @@ _ENVIRONMENT = {
 
 
 def devices(name: str, topology: Sequence[int]) -> tuple[jax.Device, ...]:
-  """Chips to compile for; nothing can be run on them.
+  """Returns the chips of a slice to compile for, on which nothing can run.
 
   Args:
     name: a key of `TPUS`.
-    topology: sizes of the axes, such as (4, 4, 4).
+    topology: number of chips along each axis, such as (4, 4, 4).
 
   Raises:
-    errors.UserError: if there are no such chips, or no compiler for them.
+    errors.UserError: if the slice does not exist, or libtpu is not installed.
   """
   chip = TPUS[name]
   layout = f"{name}:{'x'.join(map(str, topology))}"

@@ -1,4 +1,4 @@
-"""Compiles a step of training for devices that are not there."""
+"""Compiles a training step for devices that are not present."""
 
 import copy
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ from dcvideogen_jax.plan import (
 )
 from dcvideogen_jax.train import step
 
-# Pixels of a token of CLIP's, and of Wan's latents.
+# Pixels per side of a CLIP patch and of a latent of Wan's autoencoder, and the
+# latter's channels.
 _CLIP_PATCH, _BASE_FACTOR, _BASE_CHANNELS = 14, 8, 16
 _TEMPORAL_FACTOR = 4
 
@@ -25,10 +26,10 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 def planned(config: Config) -> dict[str, Any]:
-  """A config that needs no files; the one given stays as it is.
+  """Returns a copy of a config that needs no files.
 
   Raises:
-    errors.UserError: if the shapes of its batches are up to files.
+    errors.UserError: if the shapes of its batches depend on files.
   """
   found = copy.deepcopy(dict(config))
   if found.get("encoders"):
@@ -40,20 +41,21 @@ def planned(config: Config) -> dict[str, Any]:
   if "heads" in model:
     found["start"] = {**found["start"], "random": True}
   else:
-    # What `ops.conv3d` chooses but on a CPU, which is what traces.
+    # `ops.conv3d` chooses "xla" on GPUs and TPUs. The step is traced on a CPU,
+    # for which it would choose otherwise.
     model["conv3d"] = "xla"
   return found
 
 
 def batch(config: Config) -> Shapes:
-  """The arrays of a batch.
+  """Returns the shapes of the arrays in a batch.
 
   Args:
-    config: of a training. Shapes are those of config.data, or of latents of
-      config.clips.
+    config: config of a training. Shapes are those of config.data, or of the
+      latents of config.clips.
 
   Raises:
-    errors.UserError: if it does not say them.
+    errors.UserError: if the sizes of config.clips do not divide into latents.
   """
   data, b = config["data"], config["batch_size"]
   if data["source"] == "noise":
@@ -91,22 +93,24 @@ def _encoded(config: Config, keys: Any) -> dict[str, tuple[int, ...]]:
 
 
 def measure(config: Config, target: hardware.Target) -> dict[str, Any]:
-  """Memory, work and time of a step.
+  """Compiles a training step; returns its memory, work and time.
 
   Args:
-    config: of a training.
-    target: what to compile for.
+    config: config of a training.
+    target: the hardware to compile for.
 
   Returns:
-    "mesh", "batch", "model": what was compiled; "parameters": numbers of
-    "trainable" and "frozen" ones; "bytes": of one device, by what takes them,
-    with their sum "peak" and "capacity"; "collectives": rows as of
-    `hlo.Collective` with their seconds; of one device "flops", "useful_flops"
-    and "traffic"; "seconds", as `roofline.Estimate`; "utilisation".
+    - "target", "mesh", "batch", "model", "accumulate": what was compiled.
+    - "parameters": numbers of "trainable" and "frozen" parameters.
+    - "bytes": memory of one device by use, the sum "peak", and "capacity".
+    - "collectives": the fields of each `hlo.Collective`, with its "seconds".
+    - "flops", "useful_flops", "traffic": work of one device.
+    - "seconds": the fields of `roofline.Estimate` for a step, and "total".
+    - "utilisation": the MFU at the estimated time.
 
   Raises:
-    compiled.TooLarge: if the compiler finds no room for it.
-    errors.UserError: for a config that does not fit.
+    compiled.TooLarge: if the step does not fit into the device's memory.
+    errors.UserError: for a config that cannot be planned.
   """
   config = planned(config)
   run = step.plan(config, target.devices)
@@ -151,7 +155,7 @@ def measure(config: Config, target: hardware.Target) -> dict[str, Any]:
 
 
 def _bytes(run: step.TrainPlan, memory: Any) -> dict[str, int]:
-  """Of one device, by what takes them."""
+  """Returns the bytes of one device by use, and their sum "peak"."""
   state = run.state
   known = {
     "parameters": compiled.size(state.params),
@@ -163,7 +167,7 @@ def _bytes(run: step.TrainPlan, memory: Any) -> dict[str, int]:
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   found = {
     **known,
-    # The batch, and what fills rows of arrays up where a device wants that.
+    # The batch, and the padding of rows that a device's layout needs.
     "batch": arguments - sum(known.values()),
     "outputs": outputs,
     "temporaries": memory.temp_size_in_bytes,
