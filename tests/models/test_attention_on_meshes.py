@@ -1,4 +1,4 @@
-"""Models hand attention to kernels that know nothing of meshes."""
+"""On a mesh, each device runs the attention kernel on its own part."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from dcvideogen_jax.ops.attention import api, reference
 )
 @pytest.mark.parametrize("axes", [{"tensor": 2, "context": 2}, {"fsdp": 4}])
 def test_each_device_computes_its_own_part(monkeypatch, module, shape, axes):
-  """A kernel of Pallas under a mesh is not partitioned by the compiler."""
+  """The compiler does not partition a Pallas kernel over a mesh."""
   manual = []
 
   def kernel(q, k, v, mask=None):

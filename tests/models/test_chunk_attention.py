@@ -1,4 +1,4 @@
-"""Attention in DC-AE-V: by hand, streamed, off in the released models."""
+"""Attention in DC-AE-V: by hand, streamed, absent from released models."""
 
 import functools
 
@@ -22,7 +22,7 @@ CHUNK, HEADS, WIDTH = 2, 2, 12
 
 @functools.cache
 def block():
-  """Three chunks of 2x3 positions, and a random block."""
+  """Returns a random block, its variables, and 3 chunks of 2x3 positions."""
   module = chunk_attention.ChunkAttention(HEADS, CHUNK)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 3 * CHUNK, 2, 3, WIDTH)).astype(np.float32)
@@ -39,7 +39,7 @@ def apply(x):
 
 
 def test_by_hand():
-  """Softmax over the chunk before, zeros at first, and the own chunk."""
+  """Each chunk attends to itself and the one before, at first to zeros."""
   _, variables, x = block()
   p = jax.tree.map(np.asarray, variables["params"])
 
@@ -119,7 +119,7 @@ def test_streamed_equals_whole(plan):
   run = jax.jit(module.apply, static_argnames="method")
   z = np.asarray(run(variables, x, method="encode"))
   y = np.asarray(run(variables, z, method="decode"))
-  # It counts.
+  # The attention changes the result by more than rounding.
   plain = module.clone(attention_heads=0)
   other = jax.jit(functools.partial(plain.apply, method="decode"))(variables, z)
   assert np.abs(other - y).max() > 0.05 * np.abs(y).max()
@@ -183,5 +183,5 @@ def test_gradients():
     variables
   )
   for name, leaf in tree.flatten(found["params"]).items():
-    # A bias of all keys alike changes no weight but those of the zeros.
+    # The keys' bias has a gradient only because the first chunk sees zeros.
     assert np.abs(leaf).max() > 0, name

@@ -1,4 +1,4 @@
-"""The transformer in chunks: what a chunk sees, caches, clean copies."""
+"""The transformer in chunks: visible chunks, KV caches, clean copies."""
 
 import functools
 
@@ -41,7 +41,7 @@ def apply(kind, x, t, rest, changes=None, **given):
 
 
 def times(*levels, b=2):
-  """One timestep per frame, from one per chunk."""
+  """Repeats the timestep of each chunk for its frames."""
   frames = np.repeat(np.float32(levels), [s.stop - s.start for s in ALL])
   return np.tile(frames, (b, 1))
 
@@ -80,7 +80,7 @@ def test_one_chunk_is_full_attention():
 
 @pytest.mark.parametrize("kind", ["t2v", "i2v"])
 def test_the_past_is_what_was_kept(kind):
-  """Chunk by chunk with keys and values of the chunks before = all at once."""
+  """Chunk by chunk with the KV cache equals all chunks at once."""
   x, rest = inputs(kind)
   module, variables = model(kind)
   t = times(0, 500, 300)
@@ -97,7 +97,7 @@ def test_the_past_is_what_was_kept(kind):
 
 
 def test_several_chunks_after_a_past():
-  """The first chunk's keys and values, then the other two at once."""
+  """Two chunks at once after the first chunk's KV cache."""
   x, rest = inputs()
   module, variables = model()
   t = times(0, 500, 300)
@@ -117,7 +117,7 @@ def test_initialisation_leaves_no_cache():
 @pytest.mark.parametrize("kind", ["t2v", "i2v"])
 @pytest.mark.parametrize("level", [0.0, 40.0])
 def test_clean_copies_are_the_past(kind, level):
-  """Each noisy chunk as if the clean ones before it had been computed alone."""
+  """Each noisy chunk equals a run after the clean chunks before it."""
   x, rest = inputs(kind)
   clean, _ = inputs(kind, seed=1)
   noisy = times(700, 500, 300)
@@ -151,7 +151,7 @@ def test_gradients_reach_both_copies():
 
   grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(variables, x, clean)
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads[:2]))
-  # Nothing sees the clean copy of the last chunk but itself.
+  # Only the last chunk itself sees its clean copy.
   by_frame = np.abs(grads[2]).max(axis=(0, 2, 3, 4))
   assert (by_frame[:4] > 0).all() and not by_frame[4:].any()
 

@@ -16,7 +16,7 @@ from tests import golden_data
 
 FEATURES = 2e-5  # max abs
 
-# Layout -> prefix of its names in the golden file, and in real files.
+# For each layout, the prefix of its names in the golden file and in real files.
 PREFIXES = {
   "transformers": ("hf.", "vision_model."),
   "transformers5": ("hf.", ""),
@@ -31,7 +31,7 @@ def config():
 
 
 def state_dict(layout):
-  """The weights as a published file has them."""
+  """Returns the weights with the names and extra tensors of published files."""
   here, there = PREFIXES[layout]
   weights = {
     there + name.removeprefix(here): x
@@ -192,7 +192,7 @@ def test_fields_that_do_not_fit_are_refused(fields, message):
 
 @pytest.mark.parity
 def test_equals_the_installed_transformers(tmp_path):
-  """Reads its files, gives its output; it reads our files."""
+  """Its files load with the same output, and it opens this project's files."""
   import torch
   import transformers
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from dcvideogen_jax import sharding
 from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
 
-# Of the largest value, between two orders of the same sums.
+# Share of the largest value by which two orders of the same sums may differ.
 EXACT = 1e-5
 DEEP = {
   "latent_channels": 4,
@@ -58,7 +58,11 @@ def video(*shape):
 
 @functools.cache
 def alone(frames, height, latents, clips=1):
-  """A video, its latents and theirs, and what decoding needs, on one device."""
+  """Computes the references on one device.
+
+  Returns:
+    A video, its latents, the decoded video, and the bytes that decoding needs.
+  """
   module, variables = small()
   x = video(clips, frames, height, 4 * latents)
   one = sharding.make_mesh({}, jax.devices()[:1])
@@ -76,13 +80,13 @@ def mesh_of(**axes):
 
 
 def run(function, mesh, variables, x):
-  """The result on the host, and the program.
+  """Returns the result in host memory, and the compiled program.
 
-  Weights are on all devices and clips split, as in training.
+  Weights are replicated and clips are sharded, as in training.
   """
   with jax.set_mesh(mesh):
     where = (NamedSharding(mesh, P()), NamedSharding(mesh, sharding.BATCH))
-    # Its own, because traces are kept whatever the mesh.
+    # A new function each time: jit caches traces regardless of the mesh.
     program = jax.jit(lambda v, x: function(v, x), in_shardings=where)
     program = program.lower(variables, x).compile()
     return jax.device_get(program(*jax.device_put((variables, x), where))), (
@@ -97,7 +101,7 @@ def assert_same(found, expected):
 
 
 def gathered(program):
-  """Shapes of what a program puts together on a device or sends across."""
+  """Returns the shapes of all-gathers and all-to-alls in a program."""
   found = re.findall(
     r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)\(", program.as_text()
   )
@@ -108,7 +112,7 @@ def permutes(program):
   return len(re.findall(r" collective-permute(?:-start)?\(", program.as_text()))
 
 
-# 22 latents wide is what 704 pixels are to a model of 32.
+# 22 columns of latents are those of 704 pixels at a spatial factor of 32.
 @pytest.mark.parametrize(
   ("axes", "latents", "implementation"),
   [
@@ -127,7 +131,7 @@ def test_encoding_and_decoding(axes, latents, implementation):
     function = functools.partial(module.apply, method=method)
     found, program = run(function, mesh, variables, given)
     assert_same(found, expected)
-    # Latents that cannot be split evenly come whole, nothing else.
+    # Only latents whose columns the devices do not divide are gathered.
     uneven = method == "encode" and latents % mesh.shape["spatial"]
     assert {s[-1] for s in gathered(program)} == ({4} if uneven else set())
     assert permutes(program)
@@ -170,13 +174,13 @@ def test_streams(latents, plan):
     assert_same(np.concatenate(found, axis=1), z)
     found = [*streaming.decode(module, variables, [z], plan=plan)]
     assert_same(np.concatenate(found, axis=1), y)
-  # All chunks, and all bands, in the same ones.
+  # The same programs serve all chunks and all bands.
   programs = 2 if plan.cut is None else 4
   assert streaming.apply._cache_size() - before == programs
 
 
 def test_wan():
-  """Only its attention, at the size of latents, sees all of a frame."""
+  """Only the attention layers, at the size of latents, gather whole frames."""
   module, variables = small("wan")
   mesh, one, latents = mesh_of(spatial=4), mesh_of(data=1), 7
   x = video(1, 5, 16, 4 * latents)

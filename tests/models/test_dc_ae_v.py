@@ -30,7 +30,7 @@ def run(x, method, name="f32t4_chunk8", **fields):
 
 
 def thirds(video):
-  """What the golden files keep of a picture: `@s3`."""
+  """Takes every third row and column, as entries "@s3" of golden files do."""
   return video[..., ::3, ::3, :]
 
 
@@ -87,7 +87,7 @@ def test_unchunked_equals_the_reference_falling_back():
 
 
 def _our_name(activation):
-  """The reference's module name as a path of captured intermediates."""
+  """Returns the path of captured intermediates for a reference's module."""
   name = activation.removesuffix("@s3").replace("stages.", "stages_")
   name = name.replace("op_list.", "op_list_").replace(".main.conv", ".conv")
   name = name.replace(".", "/")
@@ -111,7 +111,7 @@ def test_activations_equal_the_reference(name):
   assert len(names) >= 9
   for key in names:
     (x,) = found[_our_name(key.removeprefix(prefix))]
-    # Conv gives a shortcut too, stages a band.
+    # Convolutions return a shortcut too, and stages a band.
     x = x[0] if isinstance(x, tuple) else x
     x = thirds(x) if key.endswith("@s3") else x
     np.testing.assert_allclose(
@@ -151,7 +151,7 @@ def test_released_variants_have_the_released_size(variant, parameters, tensors):
 
 @functools.cache
 def small():
-  """A random model with three halvings."""
+  """Returns a random model of three halvings, and a video."""
   module = dc_ae_v.build(golden_data.SMALL)
   video = np.random.default_rng(0).uniform(-1, 1, (1, 24, 16, 24, 3))
   video = video.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What files can put into the fields of models, and what is refused."""
+"""Values that files may give to the fields of models, and refusals."""
 
 import json
 
@@ -43,7 +43,7 @@ SMALL = {
     "ffn_width": 24,
   },
 }
-# Fields that are numbers of something, and those that are above 0.
+# Fields that are positive whole numbers, and fields that are positive floats.
 COUNTS = {
   "dc_ae_v": ["latent_channels", "chunk_frames", "spatial_factor", "widths.1"],
   "wan_dit": ["layers", "width", "heads", "text_width", "patch.0", "chunk"],
@@ -58,7 +58,7 @@ NUMBERS = {
   "umt5": ["eps"],
   "clip_vision": ["eps"],
 }
-# As JSON has them; Python's reader takes NaN and Infinity too.
+# JSON texts; Python's parser also accepts NaN and Infinity.
 NO_COUNT = ["0", "-4", "true", "4.0", "NaN", '"4"', "null", "[4]", "{}"]
 NO_NUMBER = ["0", "-0.5", "true", "NaN", "Infinity", '"1e-6"', "null", "[1]"]
 ENORMOUS = ["1000000000000", "9" * 400]
@@ -78,7 +78,7 @@ def cases():
 
 
 def changed(kind, field, text):
-  """The configuration as it comes from a file, with one value replaced."""
+  """Returns the configuration as read from a file, with one value replaced."""
   fields = json.loads(json.dumps(SMALL[kind]))
   name, _, index = field.partition(".")
   value = json.loads(text)
@@ -92,7 +92,7 @@ def changed(kind, field, text):
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_values_that_no_model_has(kind):
-  """None builds, none takes long, and each is told in a line."""
+  """Each value is refused at once by a short message that names the field."""
   convert.KINDS[kind].build(json.loads(json.dumps(SMALL[kind])))
   for _, field, text in (case for case in cases() if case[0] == kind):
     name = field.partition(".")[0]
@@ -135,7 +135,7 @@ def test_means_of_latents_are_finite(value):
 def test_files_of_other_libraries_that_are_absurd(
   tmp_path, kind, config, message
 ):
-  """Told in one sentence, before anything is as large as they say."""
+  """They are refused before anything of the claimed size is allocated."""
   weights = checkpoints.random_weights()
   if kind == "clip_vision":
     weights = {"visual.pre_norm.weight": weights["proj_out.bias"]}

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-# Frames are made as they are asked for and video is dropped as it comes, as a
-# program does that reads and writes files.
+# Frames are generated on demand and decoded video is dropped at once, as in a
+# program that reads and writes files.
 _STREAM = """
 import resource, sys
 import jax, numpy as np

@@ -1,4 +1,4 @@
-"""Streamed and banded equal whole; `plan` keeps its budget."""
+"""Streamed and banded results equal whole ones; `plan` keeps its budget."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
 from tests import golden_data
 
 NAME = "f32t4_chunk8"
-# Of the largest value, between two orders of the same sums.
+# Share of the largest value by which two orders of the same sums may differ.
 EXACT = 1e-5
 
 
@@ -28,7 +28,7 @@ def load():
 
 @functools.cache
 def small(time="chunk_causal"):
-  """A random model with three halvings, its norms not the identity."""
+  """Returns a random model of three halvings, whose norms are random too."""
   module = dc_ae_v.build(golden_data.SMALL, time=time)
   video = np.zeros((1, 8, 8, 8, 3), np.float32)
   variables = module.init(jax.random.key(0), video)
@@ -164,7 +164,7 @@ def test_empty_and_changing_video_are_refused():
   "plan", [bands.BandPlan(), bands.BandPlan(cut=2, rows=3)]
 )
 def test_official_tail_takes_whole_latent_frames(plan):
-  """Frames of the whole video count, also where they come in pieces."""
+  """The number of frames in all pieces together counts."""
   module, variables = small()
   x = video(10, 16, 24)
   pieces = streaming.encode(
@@ -208,7 +208,7 @@ def test_ways_that_there_are_not(change, message):
   ],
 )
 def test_what_is_no_video(x, message):
-  """The second one in a stream, too."""
+  """The second piece of a stream is checked too."""
   module, variables = small()
   pieces = streaming.encode(module, variables, [video(8, 16, 24), x])
   with pytest.raises(errors.UserError, match=message):
@@ -229,7 +229,7 @@ def test_latents_of_another_model():
 
 @functools.cache
 def _reference(height, width, time="chunk_causal"):
-  """Two chunks and a tail, computed whole."""
+  """Returns a video of two chunks and a tail, its latents, and it decoded."""
   module, variables = small(time)
   x = video(18, height, width)
   z = whole(module, variables, x, "encode")
@@ -285,14 +285,14 @@ def test_one_compiled_function_serves_all_bands_and_chunks():
   before = streaming.apply._cache_size()
   plan = bands.BandPlan(cut=3, rows=4, offload=True)
   list(streaming.decode(module, variables, [z], plan=plan))
-  # The coarse part and the fine part, once each; the state starts on the
-  # device and comes back from the host, which jit tells apart.
+  # The coarse part and the fine part compile once each, and one of them again:
+  # jit distinguishes a state on the device from one that comes from the host.
   assert streaming.apply._cache_size() - before <= 3
 
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_the_state_of_bands_is_made_once(monkeypatch, offload):
-  """Not in every chunk, where it is known already."""
+  """Chunks after the first one reuse the state of the one before."""
   module, variables = small()
   x, z, _ = _reference(75, 35)  # Three chunks.
   traced = []
@@ -306,7 +306,7 @@ def test_the_state_of_bands_is_made_once(monkeypatch, offload):
   monkeypatch.setattr(jax, "eval_shape", eval_shape)
   plan = bands.BandPlan(cut=3, rows=4, offload=offload)
   list(streaming.encode(module, variables, [x], plan=plan))
-  assert len(traced) == 2  # Of the fine part and the coarse part.
+  assert len(traced) == 2  # The states of the fine and of the coarse part.
   list(streaming.decode(module, variables, [z], plan=plan))
   assert len(traced) == 4
 
@@ -334,7 +334,7 @@ BF16 = jax.numpy.bfloat16
 
 @pytest.mark.parametrize(
   ("decode", "gib"),
-  # The rows that convolutions keep at 4K take too much to encode it in 8.
+  # The rows that convolutions keep at 4K take more than 8 GiB in encoding.
   [*itertools.product([True], [8, 16, 24, 60]), (False, 12), (False, 24)],
 )
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_relative_buckets_equal_the_reference():
 
 
 def test_padding_has_no_influence():
-  """A text at its own length gives what it gives among padding."""
+  """A padded text gives the same as without padding."""
   ids, mask = inputs("padded")
   length = int(mask[1].sum())
   assert length < ids.shape[1]
@@ -196,7 +196,7 @@ def test_fields_that_do_not_fit_are_refused(fields, message):
 
 @pytest.mark.parity
 def test_equals_the_installed_transformers(tmp_path):
-  """Reads its files, gives its output; it reads our files."""
+  """Its files load with the same output, and it opens this project's files."""
   import torch
   import transformers
 

@@ -35,7 +35,7 @@ TINY = {
 
 
 def load(name, **overrides):
-  """A golden model; its module and variables."""
+  """Returns the module and variables of a golden model."""
   text = (golden_data.GOLDEN / "wan_dit" / f"{name}.json").read_text()
   config = {
     "_class_name": "WanTransformer3DModel",
@@ -101,7 +101,7 @@ def test_golden_activations(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_is_near(name):
-  """One sample of rounding: the reference's own differs as much."""
+  """The reference's own bfloat16 output differs from float32 as much."""
   module, variables = load(name)
   case = "b2" if name == "t2v_wan" else "b1"
   exact = jax.jit(module.apply)(variables, *arguments(name, case))
@@ -153,7 +153,7 @@ def test_parameter_counts(name):
 
 
 def _random(module, seed=0, lora=False):
-  """Inputs and variables; nothing of the variables is zero."""
+  """Returns inputs and variables, all random."""
   random = np.random.default_rng(seed)
 
   def normal(*shape):
@@ -171,7 +171,7 @@ def _random(module, seed=0, lora=False):
 
 
 def test_time_is_exact_where_products_are_not():
-  """Whatever the default precision is, as on a GPU."""
+  """The time embedding ignores the default matmul precision."""
   module = wan_dit.build(TINY).clone(dtype=jnp.bfloat16)
   inputs, variables = _random(module)
   with jax.default_matmul_precision("bfloat16"):

@@ -20,7 +20,7 @@ CLOSE = 2e-5  # max abs, of latents and video
 ACTIVATIONS = 1e-4
 SAME = 1e-5  # between whole and streamed
 
-# Two halvings of everything, one block: for properties.
+# A model for tests of properties: two halvings of each axis, one block.
 SMALL = {
   "latent_channels": 4,
   "base_width": 4,
@@ -51,7 +51,7 @@ def golden():
 
 @functools.cache
 def small():
-  """A random model; norms and biases are random too."""
+  """Returns a random model, whose norms and biases are random too."""
   module = wan_vae.build(SMALL)
   rng = np.random.default_rng(0)
 
@@ -92,7 +92,7 @@ def joined(parts):
 
 
 def thirds(x):
-  """What the golden files keep of a picture: `@s3`."""
+  """Takes every third row and column, as entries "@s3" of golden files do."""
   return x[..., ::3, ::3, :]
 
 
@@ -140,7 +140,7 @@ def test_image_and_its_activations_equal_the_reference():
     ours = name.removeprefix("out.T1.act.").removesuffix("@s3")
     ours = ours.replace("blocks.", "blocks_").replace(".", "/")
     (x,) = found[f"{ours}/__call__"]
-    x = x[0] if isinstance(x, tuple) else x  # Conv gives its input too.
+    x = x[0] if isinstance(x, tuple) else x  # Conv returns its input too.
     x = thirds(x) if name.endswith("@s3") else x
     assert_close(x, golden()[name], ACTIVATIONS, err_msg=name)
 
@@ -179,7 +179,7 @@ def test_official_tail_is_the_reference():
 
 
 def in_diffusers():
-  """`small` as diffusers builds it from our configuration and weights."""
+  """Builds `small` in diffusers from this project's config and weights."""
   import diffusers
   import torch
 

@@ -11,7 +11,7 @@ from dcvideogen_jax.ops import attention
 from dcvideogen_jax.ops.attention import api, chunked, splash
 
 ANYWHERE = ["reference", "chunked"]
-# Of splash: two sizes of blocks of queries, and three of keys.
+# Blocks of splash: two sizes for queries and three for keys.
 BLOCKS = splash.Blocks(256, 512, 128, 256, 128)
 
 
@@ -72,10 +72,10 @@ def _splash(q, k, v):
   return splash.splash(q, k, v, blocks=BLOCKS, interpret=True)
 
 
-# Keys in one block that is full, in one that is not, and in two.
+# The keys fill one block, part of one block, or two blocks.
 @pytest.mark.parametrize(("n", "m"), [(130, 128), (7, 13), (300, 700)])
 def test_splash(n, m):
-  """Forward and gradients; a key that fills up would outweigh all others."""
+  """Checks forward and gradients; a visible padding key would dominate."""
   q, k, v = _inputs(n, m)
   q, k = abs(q), -abs(k)
   weights = np.random.default_rng(0).normal(size=q.shape).astype(np.float32)
@@ -111,13 +111,13 @@ def test_blocks_of_splash_fit(tokens, most):
   wholes = (total, *sizes)
   for whole, part in zip(wholes, sizes, strict=False):
     assert whole % part == 0
-  # No block is empty, and none of a large number is less than half as large.
+  # No block is empty, and blocks of many tokens exceed half of the largest.
   assert total - tokens < sizes[0]
   assert tokens < most[0] or sizes[0] > most[0] // 2
 
 
 def _temporaries(function):
-  # From 2048 tokens on XLA fuses the reference by itself, on a CPU.
+  # From 2048 tokens on, XLA for CPUs fuses the reference by itself.
   x = jax.ShapeDtypeStruct((1, 1024, 2, 32), jnp.float32)
   compiled = jax.jit(function).lower(x, x, x).compile()
   return compiled.memory_analysis().temp_size_in_bytes / (1024**2 * 4)
@@ -148,7 +148,7 @@ def test_named_implementation_does_not_fall_back():
 
 
 class Device:
-  """Stands for a device of some capability."""
+  """A fake GPU of some compute capability."""
 
   platform = device_kind = "gpu"
 
@@ -159,7 +159,7 @@ class Device:
 
 @pytest.fixture
 def taken(monkeypatch):
-  """Names of what was called, instead of calling it."""
+  """Returns the names of implementations that are called; none of them runs."""
   names = []
   for name in attention.IMPLEMENTATIONS:
     monkeypatch.setitem(
@@ -200,7 +200,7 @@ def test_choice_on_a_gpu(monkeypatch, taken, capability, dtype, e, expected):
 def test_choice_for_a_mesh_that_is_not_there(
   taken, platform, n, dtype, expected
 ):
-  """The devices that it is compiled for count, not those of this machine."""
+  """The devices of the mesh count, not those of this machine."""
   kind = jax.sharding.AbstractDevice("some kind", None, platform)
   mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=kind)
   x = jax.ShapeDtypeStruct((1, n, 2, 8), dtype)

@@ -1,7 +1,7 @@
-"""What is handed to cuDNN's attention, which takes a GPU to run.
+"""Arguments of cuDNN's attention, which needs a GPU to run.
 
-A stand-in for it refuses what jax's refuses: gradients for odd numbers of
-queries or keys. Whatever it is told to leave out it answers with NaN.
+A stand-in refuses the same as jax's function: gradients for odd numbers of
+queries or keys. Rows beyond the given lengths are NaN in its results.
 """
 
 import functools
@@ -20,7 +20,7 @@ HEADS, E = 4, 8
 
 @pytest.fixture
 def calls(monkeypatch):
-  """Numbers of queries and keys of each call, and the lengths given."""
+  """Returns for each call queries, keys, and whether lengths were given."""
   found = []
 
   def attend(
@@ -45,12 +45,12 @@ def calls(monkeypatch):
 
 
 def _there(x, length):
-  """Which tokens of `x` count, `b n`."""
+  """Tells which tokens of `x` are within the length, `b n`."""
   return jnp.arange(x.shape[1])[None] < length[:, None]
 
 
 def _exact(q, k, v, queries, keys):
-  """Attention of what counts, in float32; other rows are NaN."""
+  """Attention within the lengths, in float32; other rows are NaN."""
   float32 = [x.astype(jnp.float32) for x in (q, k, v)]
   logits = jnp.einsum("bnke,bmke->bknm", *float32[:2]) / q.shape[-1] ** 0.5
   seen = _there(k, keys)[:, None, None]
@@ -100,7 +100,7 @@ def _inputs(n, m, b=2):
 
 
 def _found(function, inputs):
-  """The output, and gradients of a sum of it with weights, in float32."""
+  """Returns the output and gradients of its weighted sum, in float32."""
   weights = np.random.default_rng(0).normal(size=inputs[0].shape)
   weights = jnp.asarray(weights, jnp.float32)
 
@@ -115,7 +115,7 @@ def _found(function, inputs):
 
 
 def _check(attend, inputs, mask=None):
-  """Against the definition; bfloat16 has eight bits, of sums around ten."""
+  """Compares with the reference; bfloat16 has eight bits, sums reach ten."""
   expected = _found(
     functools.partial(
       attention.attention, mask=mask, implementation="reference"
@@ -129,11 +129,11 @@ def _check(attend, inputs, mask=None):
 @pytest.mark.parametrize(
   ("n", "m", "handed"),
   [
-    (6, 5, (6, 6, True)),  # Text to what CLIP sees: 257 keys.
+    (6, 5, (6, 6, True)),  # An odd number of keys, as the 257 of CLIP.
     (5, 6, (6, 6, True)),
-    (7, 7, (8, 8, True)),  # 375 latent tokens.
+    (7, 7, (8, 8, True)),  # Odd numbers of both, as 375 tokens of latents.
     (1, 1, (2, 2, True)),
-    (6, 4, (6, 4, False)),  # Nothing is filled up, and no lengths are given.
+    (6, 4, (6, 4, False)),  # Even numbers need no padding and no lengths.
   ],
 )
 def test_odd_numbers_of_tokens(calls, n, m, handed):
@@ -179,13 +179,13 @@ def test_odd_numbers_of_tokens_over_a_mesh(calls, keys, axes):
   with jax.set_mesh(sharding.make_mesh(axes, devices)):
     _check(attend, _inputs(7, 7 if keys else 5, b=3))
   assert all(n % 2 == m % 2 == 0 for n, m, _ in calls)
-  # Each device has half of the queries where it has all keys.
+  # With all keys on each device, queries are split along "context".
   half = {(4, 6, True)} if axes == {"context": 2} else {(8, 6, True)}
   assert {*calls} == ({(8, 8, True)} if keys else half)
 
 
 def test_odd_numbers_of_tokens_in_scanned_blocks(calls):
-  """As the transformer trains: blocks in a scan, computed again."""
+  """As in training: blocks in a scan, rematerialised."""
 
   def attend(q, k, v):
     @jax.checkpoint

@@ -1,4 +1,4 @@
-"""Every implementation with a mask against the reference's own definition."""
+"""Every implementation with a mask against plain numpy in float64."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ NAMES = ["chunked", "by_chunks", "splash", "pallas"]
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-  """Several bands, steps, blocks and tiles for few tokens."""
+  """Makes bands, steps, blocks and tiles so small that few tokens need many."""
   monkeypatch.setattr(chunked, "WEIGHTS", 2**11)
   monkeypatch.setattr(chunked, "BANDS", 4)
   for name, kernel in (
@@ -54,7 +54,7 @@ def _weights(shape):
 
 
 def _found(name, mask, *inputs):
-  """The output, and gradients of a sum of it with weights, in float32."""
+  """Returns the output and gradients of its weighted sum, in float32."""
   weights = jnp.asarray(_weights(inputs[0].shape), jnp.float32)
 
   def loss(*inputs):
@@ -68,7 +68,7 @@ def _found(name, mask, *inputs):
 
 
 def _expected(mask, *inputs):
-  """The same in plain numpy, in float64."""
+  """Computes the same in plain numpy, in float64."""
   q, k, v = (np.asarray(x, np.float64).swapaxes(1, 2) for x in inputs)
   n, m, e = q.shape[2], k.shape[2], q.shape[3]
   seen = np.ones((n, m)) if mask is None else masks.visible(mask, n, m)
@@ -95,7 +95,7 @@ def _check(name, mask, *inputs, tolerance=2e-5):
 
 
 CASES = [
-  (64, 64, BlockCausal(32)),  # All tiles whole.
+  (64, 64, BlockCausal(32)),  # No partial tile.
   (61, 61, BlockCausal(20)),
   (45, 90, BlockCausal(18, 36)),  # After a cached prefix.
   (33, 150, BlockCausal(40, 50)),  # Starts within a block.
@@ -126,14 +126,14 @@ def test_splash_over_many_blocks(n, m, mask):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_masks_with_the_same_numbers(name):
-  """Neither takes what a cache has of the other."""
+  """Caches by mask do not confuse two kinds with equal fields."""
   for mask in (TeacherForcing(4, 0), BlockCausal(4, 0), TeacherForcing(4, 0)):
     _check(name, mask, *_inputs(16, 16))
 
 
 @pytest.mark.parametrize("blocks", [*splash.BLOCKS.values(), BLOCKS])
 def test_splash_knows_every_block_of_its_grid(blocks, monkeypatch):
-  """Also those that only fill up, which no interpreter would miss."""
+  """The mask covers padding blocks too, which interpretation never reads."""
   made = []
 
   class Recorded(splash.kernel.SplashAttentionKernel):
@@ -190,7 +190,7 @@ def test_fuzzed(name, seed):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_masked_is_not_touched(name):
-  """Not even multiplied by a weight of zero: that of a NaN would be one."""
+  """Masked values are not even multiplied by zero, which would keep NaN."""
   size = 256  # Of a block, in whole tiles of all implementations.
   q, k, v = _inputs(2 * size, 2 * size, heads=1)
   k, v = (x.at[:, size:].set(jnp.nan) for x in (k, v))
@@ -201,7 +201,7 @@ def test_what_is_masked_is_not_touched(name):
   np.testing.assert_allclose(dq[:, :size], of_q, atol=2e-5)
   assert np.isnan(out[:, size:]).all()
 
-  # Queries of the first block are no part of gradients of the second's keys.
+  # Queries of the first block do not enter gradients of the second's keys.
   q, k, v = _inputs(2 * size, 2 * size, heads=1)
   _, _, dk, dv = _found(
     name, BlockCausal(size), q.at[:, :size].set(np.nan), k, v
@@ -239,7 +239,7 @@ def test_the_work_is_that_of_what_is_visible(name, gradient, chunks):
 
 
 def test_many_small_blocks_take_few_bands():
-  """The program does not grow, and little is computed in vain."""
+  """The program does not grow, and little of the work is masked out."""
   dense = _work("chunked", None, 1024)
   assert 0.5 < _work("chunked", BlockCausal(1), 1024) / dense < 0.65
   with pytest.raises(NotImplementedError, match="256 chunks, found 1024"):
@@ -247,7 +247,7 @@ def test_many_small_blocks_take_few_bands():
 
 
 def test_chunks_go_back_one_after_the_other():
-  """Else XLA for GPUs holds the gradients of keys of all chunks at once."""
+  """Otherwise XLA for GPUs keeps the key gradients of all chunks at once."""
   q, k, v = _inputs(12, 12)
   attend = functools.partial(
     attention.attention, mask=BlockCausal(4), implementation="by_chunks"

@@ -1,4 +1,4 @@
-"""Masks against their definition in words, and what is worked out from them."""
+"""Masks against their definition; areas, segments and tiles made from them."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from dcvideogen_jax.ops.attention.tile_ranges import tile_ranges
 
 
 def _sees(mask, i, j):
-  """Whether one query sees one key, in plain Python."""
+  """Tells whether a query sees a key, in plain Python."""
   if isinstance(mask, BlockCausal):
     return j // mask.block <= (mask.q_offset + i) // mask.block
   noisy, noise = i >= mask.clean, j >= mask.clean
@@ -20,7 +20,7 @@ def _sees(mask, i, j):
 
 
 def _fuzzed(seed):
-  """A mask, and numbers of queries and keys."""
+  """Draws a mask, and numbers of queries and keys."""
   random = np.random.default_rng(seed)
   block, n, m, offset = (int(x) for x in random.integers(1, 40, 4))
   if seed % 3:
@@ -70,7 +70,7 @@ def test_runs_walk_over_what_is_visible_and_nothing_else(mask, n, m):
     masks.tiles(mask, n, m, queries, keys), tiles.sum(axis=(1, 3))
   )
   for across in (False, True):
-    # Of the tile that walks, what reaches beyond the tokens needs no mask.
+    # Padding on the side that is iterated over needs no mask.
     some = tiles.any(axis=(1, 3))
     whole = _padded(seen, queries, keys, across)
     if across:
@@ -87,7 +87,7 @@ def test_runs_walk_over_what_is_visible_and_nothing_else(mask, n, m):
 
 
 def _padded(seen, queries, keys, across):
-  """Which tiles need no mask: what fills up the side that walks is seen."""
+  """Tells which tiles need no mask if padding of the iterated side is seen."""
   n, m = seen.shape
   filled = np.zeros((-(-n // queries) * queries, -(-m // keys) * keys), bool)
   filled[:n, :m] = seen
@@ -100,7 +100,7 @@ def _padded(seen, queries, keys, across):
 
 
 def test_most_tiles_need_no_mask():
-  """Chunks are larger than tiles; else masks would cost everywhere."""
+  """With chunks larger than tiles, most tiles are computed without a mask."""
   for mask in (BlockCausal(100), TeacherForcing(100, 300)):
     for across in (False, True):
       found = tile_ranges(mask, 600, 600, 16, 16, across)
@@ -125,7 +125,7 @@ def test_masks_that_are_none(mask, n, m):
 
 
 def test_masks_of_two_kinds_are_never_equal():
-  """They are keys of caches."""
+  """Masks are keys of caches."""
   block, forced = BlockCausal(4, 8), TeacherForcing(4, 8)
   assert block != forced and len({block, forced}) == 2
   assert block == BlockCausal(4, 8) and len({block, BlockCausal(4, 8)}) == 1

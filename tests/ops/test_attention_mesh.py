@@ -24,7 +24,7 @@ def _inputs(b, n, m, heads=HEADS, e=E):
 
 
 def _found(keys, weights, *inputs):
-  """The output, and gradients of a sum of it with weights."""
+  """Returns the output and the gradients of its weighted sum."""
 
   def total(q, k, v):
     names = ("tokens", keys, keys)
@@ -70,7 +70,7 @@ def test_a_mesh_changes_nothing(axes, b, n, m, keys):
 
 
 def _collectives(keys):
-  """How often each is in a program for tokens that lie split."""
+  """Counts the collectives of a program for sharded tokens."""
   mesh = sharding.make_mesh({"tensor": 2, "context": 4})
   q, k, v = (
     jax.ShapeDtypeStruct(
@@ -112,7 +112,7 @@ def test_heads_that_the_devices_do_not_divide():
 
 
 def test_heads_that_every_device_has():
-  """One head, as in Wan's autoencoder, beside an axis that splits others'."""
+  """A single head, as in Wan's autoencoder, is not split along "tensor"."""
   inputs = _inputs(3, 13, 5, heads=1)
 
   def found(*inputs):
@@ -131,7 +131,7 @@ def test_heads_that_every_device_has():
 
 
 def test_each_device_runs_the_kernel(monkeypatch):
-  """Which cannot be partitioned by itself; 130 tokens take two blocks."""
+  """The compiler cannot partition the kernel; 130 tokens take two blocks."""
   blocks = splash.Blocks(128, 128, 128, 128, 128)
   kernel = functools.partial(splash.splash, blocks=blocks, interpret=True)
   monkeypatch.setitem(api.IMPLEMENTATIONS, "splash", kernel)

@@ -1,4 +1,4 @@
-"""Every form of conv3d against the definition, forward and gradients."""
+"""Every implementation of conv3d against the reference, with gradients."""
 
 import functools
 import itertools
@@ -15,8 +15,8 @@ from dcvideogen_jax.ops.conv3d import measured, winograd
 FORMS = [name for name in conv3d.IMPLEMENTATIONS if name != "reference"]
 SAME = ((1, 1),) * 3
 
-# Name: shape of x, features, taps, padding. The paddings are those of the
-# temporal designs and of bands of rows; sizes odd and even.
+# By name: shape of x, features, taps, padding. The paddings are those of the
+# temporal designs and of bands of rows; sizes are odd and even.
 CASES = {
   "same": ((2, 5, 7, 6, 5), 4, (3, 3, 3), SAME),
   "causal": ((1, 6, 3, 5, 4), 6, (3, 3, 3), ((0, 0), (1, 1), (1, 1))),
@@ -69,7 +69,7 @@ def _pairs():
   ("form", "shape", "features", "taps", "padding"), [*_pairs()]
 )
 def test_value_and_gradients(form, shape, features, taps, padding, monkeypatch):
-  # Several bands even for these few positions.
+  # Small enough for several bands even with these few positions.
   monkeypatch.setattr(winograd, "POSITIONS", 12)
   args = _inputs(shape, features, taps)
   want = _value_and_gradients("reference", padding, 2**31, *args)
@@ -203,9 +203,9 @@ MEASURED = [
   [
     ((1, 8, 8, 8, 16), (3, 3, 3, 16, 16), "cpu", "channels"),
     ((2, 8, 32, 32, 128), (3, 3, 3, 128, 256), "cpu", "winograd"),
-    # It cannot do these taps.
+    # Winograd cannot compute these taps.
     ((2, 8, 32, 32, 128), (3, 3, 1, 128, 256), "cpu", "channels"),
-    # So little work that compiling decides.
+    # The work is so small that the compile time decides.
     ((1, 2, 2, 2, 4), (3, 3, 3, 4, 4), "cpu", "xla"),
     ((2, 8, 32, 32, 128), (3, 3, 3, 128, 256), "tpu", "xla"),
     ((2, 8, 32, 32, 128), (3, 3, 3, 128, 256), "gpu", "xla"),
@@ -242,7 +242,7 @@ def _lowered_for(platform, form=None):
 
 
 def _convolutions(text):
-  """The operand shapes of every convolution, sorted."""
+  """Returns the operand shapes of every convolution, sorted."""
   return sorted(re.findall(r"stablehlo.convolution.*: \((.*)\) ->", text))
 
 

@@ -23,7 +23,7 @@ def _value_and_gradients(function, padding, implementation):
   return jax.value_and_grad(total, (0, 1, 2), has_aux=True)
 
 
-# More taps than rows and columns: what XLA's own partitioner adds wrongly.
+# With more taps than rows and columns, XLA's own partitioner adds wrongly.
 @pytest.mark.parametrize("implementation", ["xla", "outputs", "winograd"])
 @pytest.mark.parametrize(
   ("axes", "clips", "sides"),

@@ -1,4 +1,4 @@
-"""Figures of attention alone, and what kernels take, as compilers print it."""
+"""Figures of attention alone, and kernels' resources from compilers' output."""
 
 import jax
 import pytest
@@ -33,7 +33,7 @@ def test_cases(chip, masked):
 
 
 def test_figures():
-  """Of two blocks, a quarter less; gradients take two more products a block."""
+  """A mask of two blocks saves a quarter of the work."""
 
   def measure(mask, backward=False):
     return attention.measure(
@@ -47,7 +47,7 @@ def test_figures():
   )
   assert dense["flops"] == 2 * 2 * 256**2 * 2 * 16
   assert masked["flops"] * 4 == dense["flops"] * 3
-  # Two of the forward pass, of which logits are computed again, and four.
+  # Eight products instead of two: the backward pass repeats two and adds four.
   assert both["flops"] == masked["flops"] * 4
   assert both["temporaries"] > masked["temporaries"] > 0
   assert dense["traffic"] > 4 * 256 * 2 * 16 * 4

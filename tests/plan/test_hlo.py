@@ -1,4 +1,4 @@
-"""What compiled programs move and compute, from their text."""
+"""Traffic, collectives and FLOPs of compiled programs, from their text."""
 
 import functools
 import math
@@ -42,7 +42,11 @@ def test_an_unknown_notation():
 
 
 def compiled(function, mesh, *arguments):
-  """(traced, text) of a function of arrays (shape, spec)."""
+  """Compiles a function for arrays (shape, spec).
+
+  Returns:
+    The traced function, and the parsed text of its program.
+  """
   placed = [
     jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
     for shape, spec in arguments
@@ -72,14 +76,14 @@ def test_bodies_of_loops_count_as_often_as_they_run():
   assert sum(c.bytes for c in gathered) == 3 * 64 * 64 * 4 * 7 // 8
   assert sum(c.count for c in gathered) == 3
   assert {c.group for c in gathered} == {tuple(range(8))}
-  # Each layer writes the weights that it gathers, and reads them again; what
-  # it reads of its own part are slices of the stack.
+  # Each layer writes the gathered weights and reads them again. From the stack
+  # of all layers' shards it reads its own slice only.
   least = 3 * 2 * 64 * 64 * 4
   assert least < program.traffic() < 2.5 * least
 
 
 def test_a_loop_of_unknown_length_is_an_error():
-  """Counted once it would hide all further rounds."""
+  """Counted once, the loop would hide all other iterations."""
 
   def f(x):
     halved = jax.lax.while_loop(
@@ -137,7 +141,7 @@ def test_sums(axes, kind, size):
   ],
 )
 def test_convolutions(options):
-  """Without the products with zeros that pad and fill gaps."""
+  """Products with zeros of padding and dilation do not count."""
   x, kernel = np.ones((2, 6, 7, 4)), np.ones((3, 3, 4, 5))
   convolve = functools.partial(
     jax.lax.conv_general_dilated,
@@ -158,8 +162,8 @@ def test_a_batch_of_products_as_a_tpu_writes_it():
   assert found == 2 * 5 * math.prod((6, 7, 8))
 
 
-# A: an array of 9 rows. The fusion adds a row of one to `fast`, which lies in a
-# faster memory, and puts it into the other.
+# A stands for an array of 9 rows. The fusion adds a row of %received to %fast,
+# which lies in a faster memory, and writes it into %a.
 FUSED = """
 %fused (parameters) -> A {
   %p0 = A parameter(0)

@@ -1,4 +1,4 @@
-"""Work is counted right, and so is what a plan redoes."""
+"""FLOPs are counted right, and so are those that bands compute twice."""
 
 import functools
 import importlib
@@ -32,10 +32,10 @@ def test_counts_convolutions_products_and_scans():
 
 
 def test_counts_cudnns_attention(monkeypatch):
-  # Tracing asks for the library's version, although nothing is run.
+  # Tracing asks for cuDNN's version, although nothing runs.
   cudnn = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
   monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-  # Odd lengths are padded for it, and what is padded is computed.
+  # Odd lengths are padded for cuDNN, and padding is computed too.
   q = jax.ShapeDtypeStruct((2, 7, 3, 16), jnp.bfloat16)
   k = jax.ShapeDtypeStruct((2, 64, 3, 16), jnp.bfloat16)
   counted = [

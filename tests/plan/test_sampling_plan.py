@@ -66,7 +66,7 @@ def test_the_step_is_the_pipelines(task, guided, compiled_programs):
   assert planned["outputs"] == memory.output_size_in_bytes
   assert planned["aliased"] == memory.alias_size_in_bytes
   arguments = planned["arguments"] + plan["weights"]["transformer"]
-  # Without guidance the program drops its scale.
+  # Without guidance the program has no argument for the scale, 4 bytes.
   assert arguments - 4 * (not guided) == memory.argument_size_in_bytes
 
 
@@ -109,7 +109,7 @@ def test_guidance_in_turn_is_the_same_work(monkeypatch):
   assert [step["passes"] for step in steps] == [1, 2, 1]
   work = [step["flops"] for step in steps]
   assert work[0] == work[1] == pytest.approx(2 * work[2], rel=1e-3)
-  # In turn, the weights are read twice.
+  # One branch after the other reads the weights twice.
   moved = steps[1]["traffic"] - steps[0]["traffic"]
   assert moved > 0.5 * together["weights"]["transformer"]
   seconds = together["seconds"]
@@ -232,7 +232,7 @@ def test_guidance_counts_as_it_does_in_sampling(monkeypatch, scale, guided):
   sampling.measure_config(config, None)
 
   class Enough(Exception):
-    """Raised where the first step would be."""
+    """Raised in place of the first step."""
 
   def run(transformer, noise, plan, scale, cond, uncond, **options):
     taken.append(uncond is not None)

@@ -1,4 +1,4 @@
-"""Devices that are not there: their names, their links, times on them."""
+"""Devices that this machine lacks: their names, links and times."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ V5P, V6E = tpus.TPUS["v5p"], tpus.TPUS["v6e"]
 
 
 def asked(monkeypatch, answer):
-  """What jax is asked for; `answer` raises or gives devices."""
+  """Returns what jax is asked for; `answer` returns devices or raises."""
   calls = []
 
   def describe(**options):
@@ -61,7 +61,7 @@ def test_one_sentence(monkeypatch, name, message, sentence):
 @pytest.mark.parametrize(
   ("chip", "topology", "chips", "links"),
   [
-    # A whole axis of a cube is a ring: there are two ways round.
+    # A whole axis of a cube is a ring, with links in both directions.
     (V5P, (4, 4, 4), [(0, y, 0) for y in range(4)], 2),
     (
       V5P,
@@ -71,7 +71,7 @@ def test_one_sentence(monkeypatch, name, message, sentence):
     ),
     (V5P, (4, 4, 8), [(0, 0, z) for z in range(8)], 2),
     (V5P, (4, 4, 4), [(0, 0, 0), (0, 1, 0)], 1),
-    # Smaller slices have ends.
+    # Smaller slices have no rings.
     (V5P, (2, 2, 4), [(0, 0, z) for z in range(4)], 1),
     (V6E, (8, 8), [(x, y) for x in range(8) for y in range(8)], 2),
     (V6E, (16, 16), [(x, y) for x in range(16) for y in range(16)], 4),
@@ -83,7 +83,7 @@ def test_rates(chip, topology, chips, links):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What jax asks of a device before it becomes one of a mesh."""
+  """The attributes that jax reads to place a device in a mesh."""
 
   id: int
   coords: tuple[int, int, int]
@@ -106,7 +106,7 @@ def test_a_mesh_that_splits_an_axis_of_the_torus(kind, topology, sizes):
   devices = [Chip(i, xyz[::-1], kind) for i, xyz in enumerate(places)]
   mesh = sharding.make_mesh(sizes, devices)
   assert {k: n for k, n in mesh.shape.items() if n > 1} == sizes
-  # Those along context are linked.
+  # Neighbours along "context" are linked.
   grid = mesh.devices.reshape(-1, mesh.shape["context"])
   for a, b in zip(grid[0], grid[0][1:], strict=False):
     apart = [abs(x - y) for x, y in zip(a.coords, b.coords, strict=True)]

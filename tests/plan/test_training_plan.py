@@ -1,4 +1,4 @@
-"""The plan of a step is of the very step that trains, and adds up right."""
+"""The planned step is the one that trains, and its figures add up."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ TARGET = hardware.Target("cpu", hardware.GPUS["h100"], tuple(jax.devices()))
 
 @pytest.fixture(autouse=True)
 def linked(monkeypatch):
-  """Devices of this machine have no place in a grid."""
+  """Sets rates of links: devices of this machine have no coordinates."""
   monkeypatch.setattr(roofline, "rate", lambda *_: 1e9)
   monkeypatch.setattr(suggest, "_rate", lambda *_: 1e9)
 
@@ -35,7 +35,7 @@ def small(arg=LORA, **changes):
 
 @pytest.fixture(scope="module")
 def found():
-  """The plan of a small step, and the config."""
+  """Returns the plan of a small step."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(roofline, "rate", lambda *_: 1e9)
     return training.measure(small(), TARGET)
@@ -65,8 +65,8 @@ def test_it_is_the_step_that_trains(found):
     )
   }
   assert local == {name: sizes[name] for name in local}
-  # A few numbers of the state, such as the step, are counted with the batch,
-  # and arrays that the step does not look at are not.
+  # "batch" includes a few numbers of the state, such as the step, and leaves
+  # out arrays that the step does not read.
   used = (batch["deep"], batch["text"])
   batch = sum(x.addressable_data(0).nbytes for x in used)
   assert batch <= sizes["batch"] < batch + 100
@@ -103,8 +103,8 @@ def test_what_is_computed_again_is_of_no_use():
     work.append(flops.count(traced.jaxpr.jaxpr))
     useful.append(step.model_flops(config, training.batch(config)))
   assert useful[0] == useful[1] == pytest.approx(work[1], rel=1e-6)
-  # All blocks' products once more; without gradients of what is frozen, the
-  # way back is little more than the way there.
+  # Rematerialisation repeats the products of all blocks. Frozen weights need no
+  # gradients, so the backward pass costs little more than the forward pass.
   assert 1.3 < work[0] / work[1] < 1.5
 
 
@@ -197,14 +197,15 @@ def test_ranking(monkeypatch):
   assert [way.seconds for way in ways] == sorted(way.seconds for way in ways)
   by = {(*way.mesh.values(), way.remat, way.accumulate): way for way in ways}
   assert (4, 2, 1, "full", 1) in by and (4, 1, 2, "full", 1) in by
-  # Four devices cannot share two heads, nor eight 16 clips in four parts.
+  # Four devices cannot share two heads, nor can eight devices share 16 clips in
+  # four parts.
   assert not any(t * c > 2 for _, t, c, *_ in by)
   assert (8, 1, 1, "full", 2) in by and (8, 1, 1, "full", 4) not in by
   kept, again = by[8, 1, 1, None, 1], by[8, 1, 1, "full", 1]
   assert kept.seconds < again.seconds and kept.bytes > again.bytes
   assert by[8, 1, 1, "full", 2].bytes < again.bytes
 
-  # What does not fit comes last, however fast.
+  # Ways that do not fit come last, however fast they are.
   chip = hardware.dataclasses.replace(
     TARGET.chip, memory=int((kept.bytes + again.bytes) / 2 / hardware.FRACTION)
   )

@@ -40,8 +40,8 @@ WAN_VAE = {
   "mean": (0.1, -0.2, 0.3, 0.0),
   "std": (1.1, 0.9, 1.3, 0.7),
 }
-# Wan's own config.json says neither the width of the image features nor how
-# many there are of two images: they are CLIP ViT-H's.
+# Wan's own config.json gives neither the width of the image features nor the
+# number for two images: they are those of CLIP ViT-H.
 CLIP = {
   "image_size": 224,
   "patch": 14,
@@ -75,7 +75,7 @@ SCHEDULER = {
   "prediction_type": "flow_prediction",
   "use_flow_sigmas": True,
 }
-# Of files that have no config.json beside them.
+# Configs of files that have no config.json beside them.
 _CONFIGS = {
   "dc_ae_v": AUTOENCODER,
   "wan_vae": WAN_VAE,
@@ -99,7 +99,7 @@ class Model(NamedTuple):
 
 @functools.cache
 def model(kind: str, name: str | None = None) -> Model:
-  """A random model; `name` is one of `DIT`. Always the same."""
+  """Returns a random model, always the same; `name` is a key of `DIT`."""
   fields = DIT[name] if kind == "wan_dit" else _CONFIGS[kind]
   module = convert.KINDS[kind].build(fields)
   expected = jax.eval_shape(
@@ -116,7 +116,7 @@ def model(kind: str, name: str | None = None) -> Model:
 
 
 def load(kind, source, **options):
-  """`convert.load`, which cannot guess what a file of a small model holds."""
+  """Calls `convert.load` with the config of a small model, if it needs one."""
   if pathlib.Path(source).is_file():
     options["config"] = _CONFIGS[kind]
   return convert.load(kind, source, **options)
@@ -126,7 +126,7 @@ def write(directory: pathlib.Path, layout: str, name: str) -> dict[str, Any]:
   """Writes the model `name` of `DIT` in a layout.
 
   Returns:
-    Arguments of `loading.load` that the layout needs besides.
+    Further arguments that `loading.load` needs for this layout.
   """
   dit = model("wan_dit", name)
   directory.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def _dc_ai(directory, dit, name):
   torch_save(directory / "dc-ae-v-f32t4c32.pt", model("dc_ae_v"))
   if name.endswith("t2v"):
     return {}
-  # As in another repository, with more that is not wanted.
+  # CLIP is in another repository, which has other parts too.
   other = directory.with_name(f"{directory.name}-clip")
   save(other / "image_encoder", model("clip_vision"), "transformers")
   (other / "transformer").mkdir()

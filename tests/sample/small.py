@@ -50,7 +50,7 @@ PHOTO = np.random.default_rng(7).integers(0, 256, (30, 50, 3), dtype=np.uint8)
 
 
 class Letters:
-  """A tokenizer that counts how often it is asked."""
+  """A tokenizer that records the prompts it gets."""
 
   vocab = 32
 
@@ -85,7 +85,7 @@ def _float(*shape):
 
 
 def make(task="t2v", texts=False, **fields):
-  """A pipeline of small random models."""
+  """Makes a pipeline of small random models."""
   dit = wan_dit.build({**DIT, **(IMAGE if task == "i2v" else {}), **fields})
   arguments = [_float(1, *dit.patch, dit.in_channels), _float(1), TEXT]
   clip = None

@@ -1,4 +1,4 @@
-"""Finds parts in directories and repositories, and fetches no more."""
+"""Parts are found in directories and repositories; no other file is fetched."""
 
 import importlib
 import json
@@ -79,7 +79,7 @@ _TEXTS = [n for n in _SHARED if n.startswith(("sch", "text_", "tokenizer/"))]
 
 
 class Hub:
-  """Stands in for the two functions that are used of huggingface_hub."""
+  """Stands in for the two functions of huggingface_hub that are used."""
 
   def __init__(self, cache, monkeypatch):
     self.cache = cache
@@ -224,7 +224,7 @@ def test_nothing_is_fetched_if_a_part_is_missing(hub):
 
 @pytest.mark.parametrize("revision", ["", "@v1.0"])
 def test_clip_of_the_official_image_to_video(hub, revision):
-  """Its repository has none: the official code takes Wan's."""
+  """The repository has no CLIP: the official code takes Wan's."""
   name = "dc-ai/DC-Gen-Wan2.1-I2V-14B"
   clip = "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"
   paths = layouts.locate(name + revision, "i2v")
@@ -271,7 +271,7 @@ def test_both_names_of_what_cannot_be_fetched(hub, name, others):
 
 
 def test_configs_name_what_is_published(hub):
-  """The repositories of sampling's configs, with all that their task needs."""
+  """The repositories of sampling's configs have all parts of their task."""
   name = "dc-ai/DC-Gen-Wan2.1-T2V-14B"
   hub.files[name] = hub.files["dc-ai/DC-Gen-Wan2.1-I2V-14B"]
   for model in ("dc-t2v-14b", "dc-i2v-14b"):
@@ -298,7 +298,7 @@ def test_offline(hub):
 
 
 def network():
-  """The network library of the installed huggingface_hub."""
+  """Returns the network library of the installed huggingface_hub."""
   base = huggingface_hub.errors.HfHubHTTPError.__mro__[1]
   return importlib.import_module(base.__module__.partition(".")[0])
 
@@ -313,7 +313,7 @@ def responding(status):
 def test_only_what_cannot_be_reached_is_taken_from_before(
   hub, monkeypatch, unreached
 ):
-  """No rights, a name that is gone: the copy may be stale, and is not used."""
+  """If the hub refuses, the local copy may be stale and is not used."""
   name = "nvidia/DC-VideoGen-Wan2.1-14B"
   online = layouts.locate(name, "t2v")
   for error in (
@@ -452,7 +452,7 @@ def test_parts_elsewhere(tmp_path):
   paths = layouts.locate(tmp_path / "m", "t2v")
   assert paths.dc_ae_v.samefile(tmp_path / "other" / "ae.pt")
   assert paths.transformer == tmp_path / "m" / "transformer"
-  # What is given comes first, and may itself be such a directory.
+  # An argument comes before parts.json, and may be such a directory itself.
   given = tmp_path / "m" / "dc-ae-v.pt"
   assert layouts.locate(tmp_path / "m", "t2v", autoencoder=given) == (
     paths._replace(dc_ae_v=given)

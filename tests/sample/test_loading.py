@@ -1,4 +1,4 @@
-"""Every published layout loads and samples; what is missing is named."""
+"""Every published layout loads and samples; missing parts are named."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def load(source, name, **options):
 
 
 def sample(parts, name, **changes):
-  """One step from a prompt."""
+  """Samples one step from a prompt."""
   images = {} if name.endswith("t2v") else {"image": PHOTO}
   if name == "wan_flf2v":
     images["last_image"] = PHOTO[::-1]
@@ -42,7 +42,7 @@ def sample(parts, name, **changes):
 
 @pytest.fixture(scope="module")
 def expected():
-  """Latents of a model as it is in memory, made once."""
+  """Returns the latents of a model in memory, computed once."""
   made = {}
 
   def get(name):
@@ -185,7 +185,7 @@ def test_autoencoder_of_other_channels(damaged):
 
 
 def test_autoencoder_from_another_pipeline(damaged):
-  """Which one was taken shows in what does not fit."""
+  """The error shows which autoencoder was taken."""
   for path in (damaged, damaged / "vae"):
     with pytest.raises(errors.UserError, match="autoencoder has 4 channels"):
       load(published.TINY, "dc_t2v", autoencoder=path)

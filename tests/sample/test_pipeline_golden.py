@@ -33,7 +33,7 @@ SIZE = {"height": 32, "width": 96, "frames": 16}
 
 
 def load(name):
-  """The golden's pipeline, with its embeddings in place of the encoders."""
+  """Loads the golden pipeline without encoders: embeddings are given."""
   path = golden_data.GOLDEN / "pipeline" / f"{name}.json"
   config = json.loads(path.read_text())
   weights = golden_data.weights("pipeline", name)
@@ -62,12 +62,12 @@ def load(name):
 
 
 def _image(x):
-  """The golden's image, [0, 1] `1 h w c`: float [-1, 1] `h w c`."""
+  """Converts the golden image, [0, 1] `1 c h w`, to [-1, 1] `h w c`."""
   return np.moveaxis(x[0], 0, -1) * 2 - 1
 
 
 def _video(name, case):
-  """The golden's video, floats in [0, 1], `b t h w c`."""
+  """Returns the golden video, float in [0, 1], `b t h w c`."""
   path = golden_data.GOLDEN / "pipeline" / f"{name}.io.safetensors"
   video = safetensors.numpy.load_file(path)[f"out.{case}.video"]
   return np.moveaxis(video, 2, -1)

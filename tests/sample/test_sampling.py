@@ -140,7 +140,10 @@ def test_condition_holds_the_images_and_grey(i2v):
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_condition_that_fills_no_chunk(i2v, last):
-  """Repeated, or as the reference: without the chunk before, amid zeros."""
+  """The last frame is repeated or, as in the reference, the tail is alone.
+
+  The reference encodes the tail without the chunk before it, amid zeros.
+  """
   space = i2v.parts.space
   size = i2v.size(12, 8, 12)  # A chunk has 8 frames.
   images = (PHOTO[:8, :12], PHOTO[8:16, :12] if last else None)
@@ -213,7 +216,7 @@ def test_texts_are_read_once_and_padding_is_zero():
   run(made, prompt="a cat", negative_prompt="bad")
   run(made, prompt=["a cat", " a  cat "], negative_prompt=None, seed=[0, 1])
   assert tokenizer.asked[:2] == ["a cat", "bad"]
-  assert len(tokenizer.asked) == 3  # Wan's negative prompt came to it.
+  assert len(tokenizer.asked) == 3  # The third is Wan's negative prompt.
   text = made.embed(["a cat"])
   assert text.shape == (1, 10, 8)
   assert np.abs(text[0, :6]).min() > 0 and not np.any(text[0, 6:])

@@ -1,4 +1,4 @@
-"""Sampling on several devices gives what one device does."""
+"""Sampling on several devices equals sampling on one."""
 
 import jax
 import numpy as np
@@ -10,12 +10,12 @@ from dcvideogen_jax.models import bands
 from dcvideogen_jax.sample import chunkwise, loading, pipeline, placement
 from tests.sample import small
 
-# 45 tokens and 5 columns of latents, which no mesh divides.
+# Latents have 45 tokens and 5 columns, which no mesh divides.
 FIELDS = {"heads": 4}
 
 
 def spread(made, weights=("fsdp",), **sizes):
-  """The same pipeline on a mesh."""
+  """Places the pipeline on a mesh."""
   layout = placement.layout(sizes, config_parts.sample_sharding(*weights))
   parts = loading.placed(made.parts, layout)
   return pipeline.DCVideoGen(parts, layout=layout)
@@ -66,7 +66,7 @@ def test_a_budget_is_that_of_one_device(t2v, monkeypatch):
 
 
 def test_image_to_video_on_all_axes_but_one():
-  """Conditions, images and texts too, and weights split over two axes."""
+  """With texts, images and conditions, and weights split over two axes."""
   made = small.make("i2v", texts=True, **FIELDS)
   given = {"prompt": "a cat", "negative_prompt": "bad", "image": small.PHOTO}
   expected = small.run(made, **given, one_program=True)
@@ -140,7 +140,7 @@ def test_a_stream_on_a_mesh(sizes, monkeypatch):
     assert len(x.sharding.device_set) == np.prod(list(sizes.values()))
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
   assert len(kept) == 3
-  # Two rows, of guidance, and four heads.
+  # Two samples, as guidance doubles the batch, and four heads.
   heads = 4 // (sizes.get("tensor", 1) * sizes.get("context", 1))
   local = (2, 2 // sizes.get("data", 1), 30, heads, 6)
   for x in jax.tree.leaves(kept):
@@ -149,7 +149,8 @@ def test_a_stream_on_a_mesh(sizes, monkeypatch):
 
 def test_keys_and_values_are_counted_once_over_a_mesh(monkeypatch):
   made = spread(small.make(chunk=2, **FIELDS), tensor=2)
-  # Two layers, 12 of 24 wide, 30 tokens, both branches, keys and values.
+  # Bytes of a chunk on a device: 2 layers, 12 of 24 channels, 30 tokens, both
+  # branches, keys and values, float32.
   chunk = 2 * 12 * 30 * 2 * 2 * 4
   for free, message in ((2.9, "of 3 chunks take"), (3.1, "does not fit")):
     monkeypatch.setattr(memory, "free_on_all", lambda n=free: n * chunk / 0.85)

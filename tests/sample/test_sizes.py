@@ -1,4 +1,4 @@
-"""Sizes that are asked for, and what the official pipelines make of them."""
+"""Sizes of videos, and how the official pipelines round them."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_official_leaves_something(side):
   ],
 )
 def test_size_of_an_image(image, expected):
-  """Both sides of the nearest size of that area, rounded down to 32."""
+  """The sides of the nearest size of the area, rounded down to 32."""
   assert sizes.of_image(*image, multiple=32) == expected
 
 

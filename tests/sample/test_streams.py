@@ -1,4 +1,4 @@
-"""Streams: caches against computing everything again, prompts, continuation."""
+"""Streams: KV caches against recomputing the prefix; prompts; continuation."""
 
 import functools
 
@@ -15,7 +15,7 @@ from dcvideogen_jax.sample import chunkwise
 from tests import keys
 from tests.sample.small import NEGATIVE, PHOTO, TEXT, make
 
-# Latent frames, and frames, of a chunk of the transformer and of DC-AE-V.
+# Latent frames and frames of a chunk, in the transformer and in DC-AE-V.
 CHUNK, FRAMES = 2, 8
 OTHER = np.random.default_rng(8).normal(size=(1, 6, 8)).astype(np.float32)
 SIZE = {"height": 10, "width": 18}
@@ -44,7 +44,7 @@ def latents(*arguments, **changes):
 
 
 def views(n, window, sink):
-  """The chunks that chunk `n` sees, itself last."""
+  """Returns the chunks that chunk `n` attends to, itself last."""
   before = [
     i for i in range(n) if window is None or i < sink or i >= n - window
   ]
@@ -53,9 +53,9 @@ def views(n, window, sink):
 
 @pytest.fixture
 def without_caches(monkeypatch):
-  """Makes self-attention look at whole sequences, chunk by chunk of queries.
+  """Replaces self-attention: whole sequences, one chunk of queries at a time.
 
-  Keys are rotated by their place among those that a chunk of queries sees.
+  Keys are rotated by their position among those that the chunk attends to.
   """
   rotate = rope.rotate
   sharded_attention = wan_blocks.attention.sharded_attention
@@ -87,7 +87,7 @@ def without_caches(monkeypatch):
 def recomputed(
   task="t2v", chunks=4, known=(), level=0.0, scale=3.0, extra=None
 ):
-  """Chunk by chunk, the whole prefix through the model at every step."""
+  """Computes chunk by chunk without a cache: steps run the whole prefix."""
   model = made(task)
   module, variables = model.parts.transformer
   _, plan = model.plan(None, None, 2)
@@ -229,7 +229,7 @@ def test_going_on_from_a_video(task):
     extra = model.condition(video[0], None, going.size)
   expected = recomputed(task, 2, [known[:, :2], known[:, 2:]], extra=extra)
   assert_same(found[2:], expected[2:])
-  # The size is the video's.
+  # Without a height and a width, the video's size is taken.
   small = stream(task, chunks=1, given=video, height=None, width=None)
   assert small.size == (3 * FRAMES, 10, 18)
 
@@ -255,7 +255,7 @@ def test_a_window_bounds_memory_and_programs(compiled_programs):
   for _ in running.latents():
     count.append(len(compiled_programs))
     held.append(sum(x.nbytes for x in jax.live_arrays()))
-  # Steps and remembering, with 0 to 3 chunks before.
+  # Programs of steps and of cache updates, after 0 to 3 chunks.
   assert count[4:] == [8] * 5
   assert held[5:] == [held[5]] * 4
 
@@ -281,13 +281,16 @@ def test_saved_as_it_is_made(tmp_path):
 
 
 def test_memory_that_keys_and_values_leave(monkeypatch):
-  """Two layers, 24 wide, 30 tokens, both branches, keys and values: float32."""
+  """A chunk takes 2 layers x 24 channels x 30 tokens x 2 x 2 x 4 bytes.
+
+  The factors are branches of guidance, keys and values, and float32.
+  """
   chunk = 2 * 24 * 30 * 2 * 2 * 4
   monkeypatch.setattr(memory, "free_on_all", lambda: 3.5 * chunk / 0.85)
   for window in (None, 3):
     with pytest.raises(errors.UserError, match="of 4 chunks take .* smaller"):
       next(stream(chunks=5, window=window).chunks())
-  # What is left is for the autoencoder, which needs more.
+  # The memory left for the autoencoder is too small.
   with pytest.raises(errors.UserError, match="does not fit"):
     next(stream(chunks=5, window=2).chunks())
 

@@ -1,4 +1,4 @@
-"""A model that was trained on shorter texts is sampled with them."""
+"""A model that was trained on shorter texts is sampled with as many tokens."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def wan(tmp_path_factory):
 
 @pytest.fixture
 def model(wan, tmp_path):
-  """A directory of a model, in which one may write."""
+  """Returns a model's directory that a test may change."""
   return shutil.copytree(wan, tmp_path / "model")
 
 
@@ -43,7 +43,7 @@ def sample(model):
 
 
 def test_a_text_that_is_cut_is_told(model):
-  """Wan's own negative prompt is known to be longer than some models read."""
+  """Wan's own negative prompt causes no warning: it often is too long."""
   say(model, text_tokens=3)
   made = pipeline.DCVideoGen(loading.load(model, load_model=published.load))
   _, mask = made.parts.texts.tokenizer(["a red ball rolls away"])
@@ -69,7 +69,7 @@ def test_texts_have_as_many_tokens_as_the_directory_says(model):
     assert made.embed(["a red ball rolls"]).shape[1] == expected
     found[tokens] = np.asarray(result.latents)
   np.testing.assert_array_equal(found[None], found[512])
-  # All tokens are attended to, those after the text's end too.
+  # The transformer attends to all tokens, also those after the text's end.
   assert np.abs(found[24] - found[512]).max() > 1e-4
   assert "text_tokens" not in made.parts.files
 

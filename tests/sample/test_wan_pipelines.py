@@ -88,7 +88,7 @@ def images():
 
 
 def make(task):
-  """Diffusers' pipeline of random models."""
+  """Makes diffusers' pipeline of random models."""
   import diffusers
   import torch
 

@@ -1,4 +1,4 @@
-"""The scorer sees through the tiny autoencoder that ships."""
+"""The scorer reads clips that the shipped tiny autoencoder reconstructed."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Cuts are found, clips come from between them, and photographs move."""
+"""Cuts are found, clips do not cross them, and photographs move."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from dcvideogen_jax.tiny import clips
 
 
 def _shot(frames, seed, height=40, width=56, speed=1.0, noise=0):
-  """A pattern that moves, different for every seed."""
+  """Makes a moving pattern, different for every seed."""
   rng = np.random.default_rng(seed)
   base, wave = rng.uniform(40, 215, 3), rng.uniform(0.1, 0.3, (2, 3))
   t, y, x = np.mgrid[:frames, :height, :width][..., None]
@@ -29,7 +29,7 @@ def _save(path, frames):
   "lengths", [(20,), (9, 14), (1, 12, 7, 30), (10, 1, 10), (1,)]
 )
 def test_scenes_are_split_at_cuts(lengths):
-  # Seeds whose shots differ by more than a shot does in itself.
+  # With these seeds, shots differ by more than frames within a shot.
   shots = [
     _shot(n, seed) for n, seed in zip(lengths, (0, 4, 2, 5), strict=False)
   ]
@@ -157,7 +157,7 @@ def test_a_video_without_a_long_enough_scene_is_told(two_shots):
 
 
 def _photo(height=200, width=300, seed=1):
-  """A smooth random picture with fine grain."""
+  """Makes a smooth random picture with fine grain."""
   rng = np.random.default_rng(seed)
   y, x = np.mgrid[:height, :width][..., None]
   waves = sum(
@@ -192,7 +192,7 @@ def test_ken_burns_refuses_a_small_image():
 
 
 def test_ken_burns_stays_inside_and_moves():
-  """On a picture of coordinates every pixel tells where it came from."""
+  """The photograph's pixels are their own coordinates."""
   y, x = np.mgrid[:256, :256]
   image = np.stack([y, x, 0 * x], -1).astype(np.uint8)
   moved = 0
@@ -201,7 +201,7 @@ def test_ken_burns_stays_inside_and_moves():
     steps = np.diff(clip[..., :2], axis=0)
     assert np.abs(steps).max() < 60
     moved += np.abs(steps).mean() > 0.1
-    # Rows and columns stay apart, at the scale of at least 0.75 pixels.
+    # The first and the last row are apart by a scale of at least 0.75 pixels.
     rows = np.hypot(*np.moveaxis(clip[:, 31, 0] - clip[:, 0, 0], -1, 0)[:2])
     assert (rows > 0.7 * 31).all() and (rows < 256).all()
   assert moved >= 18

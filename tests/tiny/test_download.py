@@ -1,4 +1,4 @@
-"""The manifest, and fetching from archives made here, without a network."""
+"""The manifest, and downloads from archives made here, without a network."""
 
 import hashlib
 import io
@@ -62,7 +62,7 @@ def _tarball(path):
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-  """Two files in a wheel that the real pip finds in a local folder."""
+  """Makes a wheel of two files, which the real pip finds in a local folder."""
   shop = tmp_path / "shop"
   shop.mkdir()
   path = _wheel(shop)
@@ -84,7 +84,7 @@ def _use(monkeypatch, *entries):
 
 @pytest.fixture
 def tarball(tmp_path, monkeypatch):
-  """The same two files in an npm package, with an npm that hands it out."""
+  """Makes an npm package with the two files, and a fake npm that serves it."""
   path = _tarball(tmp_path / "shop.tgz")
   npm = tmp_path / "bin" / "npm"
   npm.parent.mkdir()
@@ -206,7 +206,7 @@ def test_an_sdist_is_checked_before_pip_runs_it(tmp_path):
   assert pinned == f"imageio==2.4.1 --hash=sha256:{entry.archive_sha256}\n"
 
 
-# The manifest
+# --- the manifest ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

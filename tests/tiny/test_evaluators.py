@@ -1,4 +1,4 @@
-"""Evaluators: what is asked for, what is read, and what is refused."""
+"""Evaluators: requests, scores and refusals."""
 
 import numpy as np
 import PIL.Image
@@ -20,7 +20,7 @@ _FIELDS = tiny_models.FIELDS["deep_t2v"] | {
 
 
 class Rendered:
-  """Stands for a renderer whose model does what it is told."""
+  """Stands in for a renderer: its videos show exactly the given questions."""
 
   def __init__(self, questions, frames=16):
     self.videos = lambda variables, requests: np.stack(
@@ -69,7 +69,7 @@ def test_what_is_wrong_costs_points():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-  """Where the frozen models of an evaluator lie."""
+  """Returns the paths of an evaluator's frozen models."""
   path = tmp_path_factory.mktemp("models")
   published.save(path / "autoencoder", published.model("dc_ae_v"), None)
   return {
@@ -81,7 +81,7 @@ def models(tmp_path_factory):
 
 
 def config(models, **changes):
-  """A run's config with one evaluator, "score" of four scenes."""
+  """Returns a run's config with one evaluator, "score", of four scenes."""
   wanted = {
     "what": "semantic",
     "prompts": 4,

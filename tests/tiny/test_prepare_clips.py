@@ -24,8 +24,11 @@ def _moving(frames, height, width, seed):
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-  """A filled cache and its manifest: two training videos, a photo, one held
-  out."""
+  """Fills a cache: two training videos, a photo, and a held-out video.
+
+  Returns:
+    The cache's folder and the manifest.
+  """
   folder = tmp_path_factory.mktemp("media")
   cache = folder / "cache" / "media"
   cache.mkdir(parents=True)
@@ -87,7 +90,7 @@ def test_training_clips(entries, tmp_path):
   clips.prepare(tmp_path / "b", "train", count=20, exclude=["short*"])
   other = json.loads((tmp_path / "b" / "sources.json").read_text())
   assert set(other["sources"]) == {"long.mp4", "view.png"}
-  # What is cut from one file does not depend on the other files.
+  # The clips of one file do not depend on the other files.
   assert other["sources"]["view.png"]["clips"] == 6
   np.testing.assert_array_equal(found[-6:], _read(tmp_path / "b")[-6:])
 

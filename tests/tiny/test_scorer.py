@@ -1,4 +1,4 @@
-"""The scorer: right on clips, blurred or noisy; wrong on wrong ones."""
+"""The scorer reads clips, blurred or noisy ones too, and notices wrong ones."""
 
 import time
 
@@ -11,7 +11,7 @@ SPLITS = pytest.mark.parametrize("split", world.SPLITS)
 
 
 def _clips(split, count, frames=16, height=64, width=64, first=0):
-  """Scenes and videos of a sequence that no one trains on."""
+  """Returns scenes and videos of a sequence that no training uses."""
   found = [
     world.clip(split, first + i, 99, frames, height, width)
     for i in range(count)
@@ -24,7 +24,7 @@ def _read(videos):
 
 
 def _degraded(video, sigma, noise, rng):
-  """Blurred by a Gaussian of sigma pixels, with noise of so many levels."""
+  """Blurs by a Gaussian of `sigma` pixels, and adds `noise` levels of noise."""
   blurred = video.astype(np.float32)
   for axis, extent in ((1, video.shape[1]), (2, video.shape[2])):
     at = np.arange(extent)
@@ -105,7 +105,7 @@ def test_wrong_scenes_score_near_chance():
 
 @pytest.mark.parametrize("field", scorer.Reading._fields)
 def test_one_wrong_fact_is_told(field):
-  """The same clip but for one fact: only that reading changes."""
+  """With one fact of a clip changed, only that reading changes."""
   table = {
     "colour": list(world.COLOURS),
     "shape": list(world.SHAPES),

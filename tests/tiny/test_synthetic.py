@@ -33,7 +33,7 @@ def test_clips_move_and_differ():
 
 
 def test_motion_is_continuous():
-  """Twice the frames per period: neighbours are closer than far frames."""
+  """Neighbouring frames differ less than distant ones."""
   near, far = [], []
   for seed in range(30):
     clip = synthetic.clip(seed, 12, 48, 48).astype(int)
@@ -44,7 +44,7 @@ def test_motion_is_continuous():
 
 @pytest.mark.parametrize("name", synthetic.SHAPES)
 def test_shapes_are_signed_distances(name):
-  """Inside is negative, and no point is further in than it says."""
+  """Distances are negative inside, and their slope is 1 at the edge."""
   y, x = np.mgrid[-1.5:1.5:301j, -1.5:1.5:301j].astype(np.float32)
   distance = synthetic.SHAPES[name](x, y)
   area = (distance < 0).mean() * 9
@@ -86,7 +86,7 @@ def test_a_box_around_a_shape_cuts_nothing_off(monkeypatch):
 
 
 def test_edges_are_anti_aliased(monkeypatch):
-  """A disc on a flat ground: its area is that of the ideal disc."""
+  """A disc on a flat background has the area of the ideal disc."""
   monkeypatch.setattr(synthetic, "SHAPES", {"circle": synthetic._circle})
   planes = np.zeros((3, 1, 64, 64), np.float32)
   monkeypatch.setattr(

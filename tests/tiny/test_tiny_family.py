@@ -1,4 +1,4 @@
-"""The tiny models that ship do what prompts ask for."""
+"""The shipped tiny models show what held-out prompts ask for."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The captioned world: splits, words, motion, sizes, determinism."""
+"""The captioned world: splits, captions, motion, sizes, determinism."""
 
 import hashlib
 import importlib.resources
@@ -29,14 +29,14 @@ def _some(count, seed=0):
 
 
 def _mask(video, colour):
-  """Pixels nearer to the colour than to any background."""
+  """Returns the pixels nearer to the colour than to grey."""
   difference = video.astype(int) - world.COLOURS[colour]
   grey = video.astype(int) - video.mean(-1, keepdims=True)
   return np.abs(difference).sum(-1) < np.abs(grey).sum(-1)
 
 
 def _middles(mask):
-  """Rows and columns of the mask's middle, and its area, per frame."""
+  """Returns row and column of the mask's middle, and its area, per frame."""
   y, x = np.mgrid[: mask.shape[1], : mask.shape[2]]
   area = mask.sum((1, 2))
   return (mask * y).sum((1, 2)) / area, (mask * x).sum((1, 2)) / area, area
@@ -50,7 +50,7 @@ def test_splits_share_nothing_and_lack_nothing():
 
 
 def test_what_is_held_out_never_changes():
-  """Weights that were trained on the rest are out there."""
+  """Published weights were trained on all other scenes."""
   names = " ".join("-".join(scene) for scene in HELD_OUT)
   digest = hashlib.sha256(names.encode()).hexdigest()
   assert digest[:16] == "905bf27376f65497"
@@ -101,7 +101,7 @@ def test_captions_are_short_in_the_tiny_tokenizer():
     for variant in range(len(world.TEMPLATES))
   ]
   ids, mask = tokenizer(captions, length=30)
-  # A word of the captions is one token; commas, and the end, are more.
+  # Each word of a caption is one token; commas and the end are further ones.
   assert mask.sum(1).max() <= 13
   assert not ((ids == 3) & (mask == 1)).any()
 
@@ -147,8 +147,8 @@ def test_shapes_move_as_they_are_said_to(motion, expected):
   for seed, scene in enumerate(scenes):
     video = world.render(scene, seed, world.MOVING_FRAMES)
     rows, columns, area = _middles(_mask(video, scene.colour))
-    # Pixels, and per cent of the radius, per frame; from end to end and on
-    # every stretch of five frames.
+    # Pixels per frame, and per cent of the radius per frame: over the whole
+    # clip and over every five frames.
     found = np.array([rows, columns, 50 * np.log(area)])
     whole = (found[:, -1] - found[:, 0]) / (world.MOVING_FRAMES - 1)
     assert (np.sign(np.round(whole)) == expected).all(), scene
@@ -158,7 +158,7 @@ def test_shapes_move_as_they_are_said_to(motion, expected):
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 112), (96, 64)])
 def test_what_comes_to_rest_and_when(height, width):
-  """Every pixel rests from the first frame on of which `later` says so."""
+  """No pixel changes after the first frame for which `later` says "still"."""
   for seed, scene in enumerate(_some(40, 5)):
     assert world.later(scene, 0, height, width) == scene
     first = 1
@@ -179,7 +179,8 @@ def test_shapes_stay_in_the_picture(frames):
   for seed, scene in enumerate(_some(50, 4)):
     mask = _mask(world.render(scene, seed, frames), scene.colour)
     assert mask.any((1, 2)).all()
-    # A triangle may touch the edge with its point; a cut shape shows its width.
+    # A triangle may touch the edge with its tip; a shape that is cut off would
+    # touch it with more pixels.
     touching = mask[:, [0, -1]].sum(2).max(), mask[:, :, [0, -1]].sum(1).max()
     assert max(touching) <= 2, scene
 
@@ -198,7 +199,7 @@ def test_sizes(size):
 
 
 def test_only_shapes_are_saturated():
-  """Chroma and distance that tell them apart, whatever the seed."""
+  """Chroma separates shapes from backgrounds, and colours lie far apart."""
   for seed, scene in enumerate(_some(100, 5)):
     frame = world.render(scene, seed, 1)[0].astype(int)
     inside = _mask(frame[None], scene.colour)[0]
