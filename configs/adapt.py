@@ -1,38 +1,40 @@
-"""AE-Adapt-V: a Wan model moves to the latents of DC-AE-V (arXiv 2509.25182).
+"""AE-Adapt-V: moves a Wan model to the latents of DC-AE-V (arXiv 2509.25182).
 
-Encode clips first, then three phases, each from the one before it:
+First the clips are encoded. Three phases follow, each of which starts from the
+result of the previous one:
 
-  python -m launch.precompute ... --output=out/clips
+  dcvideogen precompute ... --output=out/clips
   A=configs/adapt.py:wan_t2v_1_3b
-  python -m launch.train --config=$A,phase=embed --workdir=out/embed \\
+  dcvideogen train --config=$A,phase=embed --workdir=out/embed \\
     --config.start.base=Wan2.1-T2V-1.3B --config.data.path=out/clips \\
     --export=out/embed/result
-  python -m launch.train --config=$A,phase=head --workdir=out/head \\
+  dcvideogen train --config=$A,phase=head --workdir=out/head \\
     --config.start.base=Wan2.1-T2V-1.3B --config.data.path=out/clips \\
     --config.start.patch_embed=out/embed/result --export=out/head/result
-  python -m launch.train --config=$A,phase=lora --workdir=out/lora \\
+  dcvideogen train --config=$A,phase=lora --workdir=out/lora \\
     --config.start.weights=out/head/result --config.data.path=out/clips \\
     --export=out/lora/result
 
-To compare with: `direct` fine-tunes without alignment, LoRA and a random head
-at once, `head` without `start.patch_embed` skips the first phase, `scratch`
-starts from nothing, `full` trains every parameter, `base` is training in the
-base's own latents.
+Other phases serve comparisons. `direct` fine-tunes without alignment: LoRA and
+a random head are trained together. `head` without `start.patch_embed` skips the
+first phase. `scratch` starts from random weights, `full` trains every
+parameter, and `base` trains in the base model's own latents.
 
 The numbers are those of DC-Gen `projects/DC-VideoGen/AE-Adapt-V.md` (commit
-562077c) but for the noise levels, which are continuous; with
-`official_sigma_grid` they are as there. The first phase takes one GPU, the
-second and third 16. `raw` encodes in the step, from videos and captions.
-`runlocal` is a small transformer at random on random numbers.
+562077c), except that noise levels are continuous; `official_sigma_grid` draws
+them from the official grid. The first phase takes one GPU, the second and third
+take 16. `raw` encodes videos and captions within the training step. `runlocal`
+trains a small random transformer on random numbers.
 
-`causal=teacher` trains a block-causal model, which can go on without an end
-(`launch.sample --stream`): every chunk has a noise level of its own and sees
-clean copies of those before it. With `causal=diffusion` it sees them as noisy
-as they happen to be, at half the tokens.
+`causal=teacher` trains a block-causal model, which can make videos of any
+length (`dcvideogen stream`). Each chunk has its own noise level, and attends to
+clean copies of the earlier chunks. With `causal=diffusion` it attends to the
+earlier chunks at their own, independently drawn noise levels, which takes half
+the tokens.
 
-`target` fixes the batch, the mesh and what is rematerialised for some TPU
-slices; clips have 80 frames of 480x832. All fit: docs/planning.md has the
-memory and the time of a step.
+`target` sets the batch size, the mesh and the remat policy for a TPU slice, for
+clips of 80 frames of 480x832. All targets fit; docs/planning.md has the memory
+and the time of a step.
 """
 
 import ml_collections
@@ -49,12 +51,14 @@ _IMAGE = {"image_width": 64}
 
 
 def _released(name: str, shift: float) -> tuple[dict, dict, float]:
-  """A row of `BASES`."""
+  """Returns a row of `BASES` for a released model."""
   return VARIANTS[f"wan2.1-{name}"], VARIANTS[f"dc-wan2.1-{name}"], shift
 
 
-# Base, its adaptation, shift of the official noise levels. Noise, 4 channels of
-# mask and the condition go into image-to-video models.
+# Per base model: its transformer's fields, those of the adapted transformer,
+# and the shift of the official noise levels. The input channels of
+# image-to-video models are those of the noise, 4 of the mask and those of the
+# condition.
 BASES = {
   "wan_t2v_1_3b": _released("t2v-1.3b", 8.0),
   "wan_t2v_14b": _released("t2v-14b", 8.0),
@@ -66,11 +70,12 @@ BASES = {
     5.0,
   ),
 }
-# Bucket of raw clips, height and width, frames, and pixels that CLIP sees.
+# Bucket of raw clips; height, width and frames of encoded clips; and the side
+# of CLIP's image in pixels.
 _CLIPS = ("480", 480, 832, 80, 224)
 _TINY_CLIPS = (None, 64, 64, 16, 56)
-# By devices: samples of a batch, how the mesh splits them, what the backward
-# pass computes again. The official batch is 32, of the first phase 4.
+# Per target: the global batch size, the mesh and the remat policy. The official
+# batch size is 32, in the first phase 4.
 _TARGETS = {
   "any": (32, {"fsdp": -1}, "full"),
   "v5e_4x4": (32, {"fsdp": 16}, "full"),
@@ -78,15 +83,15 @@ _TARGETS = {
   "v5p_4x4x4": (64, {"fsdp": 64}, "dots"),
   "v6e_8x8": (64, {"fsdp": 64}, "full"),
 }
-# Latent frames of a chunk: the autoencoder's.
+# Latent frames of a chunk, equal to the autoencoder's chunk.
 _CHUNK, _TINY_CHUNK = 10, 2
-# Steps of the first two phases, and of the others, where 14B needs fewer.
+# Steps of the first two phases, and of all others; 14B needs fewer.
 _STEPS = {"embed": 20_000, "head": 6000}
 _LONG, _LONG_14B = 40_000, 8000
-# Learning rate, samples of a batch and steps of the tiny family's phases. The
-# rates are the best of those tried, by factors of two to three, but for those
-# of "full" and the base. With few samples the base learns about twice as much
-# from as many clips.
+# Learning rate, batch size and steps of each phase of the tiny models. The
+# rates are the best of those tried, in factors of two to three, except those of
+# "full" and "base". With its small batch "base" learns about twice as much from
+# the same number of clips.
 _TINY_RUNS = {
   "embed": (1e-2, 32, 300),
   "head": (2e-2, 32, 400),
@@ -100,7 +105,7 @@ PHASES = tuple(phases.PHASES)
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """The config for an argument such as "wan_t2v_1_3b,phase=lora"."""
+  """Returns the config for an argument such as "wan_t2v_1_3b,phase=lora"."""
   arg = common.parse_arg(
     arg,
     {
@@ -119,11 +124,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.phase = arg.phase
   c.model = base if arg.phase == "base" else deep
   c.model.remat = common.optional(str)
-  # None is the best for the device; see `ops.attention`.
+  # None chooses the fastest attention for the device; see `ops.attention`.
   c.model.attention = common.optional(str)
-  # (1, 2, 2) lets the coarser grid span the positions of the base's.
+  # (1, 2, 2) stretches the positions of the coarser token grid to those of the
+  # base model's grid.
   c.model.rope_scale = (1, 1, 1)
-  # None is attention over the whole clip, as published.
+  # Latent frames of a block-causal chunk; None attends over the whole clip, as
+  # published.
   chunk = _TINY_CHUNK if tiny else _CHUNK
   c.model.chunk = common.optional(int, None if arg.causal == "off" else chunk)
   c.dtype = c.frozen_dtype = "float32" if tiny else "bfloat16"
@@ -152,7 +159,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 
 def _start(phase: str) -> ml_collections.ConfigDict:
-  """What a run starts from; see `dcvideogen_jax.train.weights.check_start`."""
+  """Weights that a run starts from; see `train.weights.check_start`."""
   c = ml_collections.ConfigDict()
   for key in ("base", "weights", "patch_embed"):
     c[key] = common.optional(str)
@@ -162,7 +169,7 @@ def _start(phase: str) -> ml_collections.ConfigDict:
 
 
 def _embed(c: ml_collections.ConfigDict, base: dict) -> None:
-  """Phase 1: the patch embedding gives the base's tokens."""
+  """Phase 1: the new patch embedding learns to give the base model's tokens."""
   c.task = "align"
   c.base = base
   c.align = {"loss": "pool", "upsample": "nearest"}
@@ -172,7 +179,7 @@ def _embed(c: ml_collections.ConfigDict, base: dict) -> None:
 
 
 def _denoise(c: ml_collections.ConfigDict, phase: str) -> None:
-  """Phases 2 and 3, and what they are compared with: flow matching."""
+  """Phases 2 and 3 and the phases for comparison, which do flow matching."""
   c.task = "denoise"
   c.space = "base" if phase == "base" else "deep"
   c.text_dropout = 0.1
@@ -185,7 +192,7 @@ def _denoise(c: ml_collections.ConfigDict, phase: str) -> None:
 
 
 def _force(c: ml_collections.ConfigDict, causal: str) -> None:
-  """Which noise chunks get; see `dcvideogen_jax.adapt.forcing.read`."""
+  """Noise levels of chunks; see `dcvideogen_jax.adapt.forcing.read`."""
   c.forcing = {
     "per_chunk": causal != "off",
     "clean": common.optional(float, 0.0 if causal == "teacher" else None),
@@ -193,7 +200,7 @@ def _force(c: ml_collections.ConfigDict, causal: str) -> None:
 
 
 def _split(c: ml_collections.ConfigDict, target: str) -> None:
-  """How a batch is spread over the devices of a target."""
+  """Sets batch size, mesh and remat policy for a target."""
   batch, mesh, c.model.remat = _TARGETS[target]
   c.mesh = common.mesh(**mesh)
   if c.task != "align" or target != "any":
@@ -203,7 +210,7 @@ def _split(c: ml_collections.ConfigDict, target: str) -> None:
 def _clips(
   c: ml_collections.ConfigDict, arg: ml_collections.ConfigDict
 ) -> None:
-  """Where clips come from: encoded ones or, for `raw`, videos."""
+  """Data for training and validation: encoded clips or, for `raw`, videos."""
   spaces = ("base", "deep") if c.task == "align" else (c.space,)
   texts = ("text",) if c.task == "denoise" else ()
   images = ("image",) if "image_width" in c.model else ()
@@ -220,11 +227,11 @@ def _clips(
   else:
     c.encoders = None
     conditions = tuple(f"{space}_condition" for space in spaces if images)
-    # The first phase does not look at what CLIP sees.
+    # The first phase does not use CLIP's features.
     keys = (*spaces, *conditions, *texts, *(images if texts else ()))
     c.data, held_out = _latents(keys), _latents(keys)
-    # What they were encoded from. Training sees it in the files; launch.plan,
-    # which reads none, plans for this.
+    # The clips before encoding. Training reads the shapes of latents from its
+    # files; `dcvideogen plan` reads no files and derives the shapes from this.
     c.clips = {
       "frames": frames,
       "height": height,
@@ -233,7 +240,7 @@ def _clips(
       "image_size": seen,
     }
   if texts:
-    # A folder of encoded clips has the negative prompt's embedding too.
+    # A folder of encoded clips also holds the negative prompt's embedding.
     c.negative = common.optional(str)
     if not arg.raw:
       c.negative = c.data.get_ref("path")
@@ -243,10 +250,10 @@ def _clips(
 def _train_tiny(
   c: ml_collections.ConfigDict, arg: ml_collections.ConfigDict
 ) -> None:
-  """Numbers for the tiny family, which learns in thousands of steps.
+  """Sets numbers for the tiny models, which learn in thousands of steps.
 
-  The official learning rates are for tens of thousands; ranks above the width
-  would make no sense.
+  The official learning rates are meant for tens of thousands of steps. A LoRA
+  rank above the model's width would make no sense.
   """
   rate, c.batch_size, c.steps = _TINY_RUNS[arg.phase]
   c.val.batch_size = 32
@@ -270,7 +277,7 @@ def _train_tiny(
 
 
 def _questions(base: bool, every: int) -> ml_collections.ConfigDict:
-  """Held-out scenes; see `dcvideogen_jax.tiny.evaluators.build`."""
+  """Evaluation on held-out scenes; see `tiny.evaluators.build`."""
   c = ml_collections.ConfigDict({"what": "semantic"})
   c.prompts, c.every, c.batch_size, c.seed = 96, every, 32, 0
   c.frames, c.height, c.width = 13 if base else 16, 64, 64
@@ -304,9 +311,9 @@ def _videos(size: tuple, images: bool) -> ml_collections.ConfigDict:
   for key, size in (("height", height), ("width", width)):
     c[key] = common.optional(int, None if bucket else size)
   c.frames, c.text_tokens = frames, 512
-  # By their times; None is as the files have them.
+  # Frames per second, chosen by the times of frames; None takes all frames.
   c.fps = common.optional(float, 16.0)
-  # 64 for autoencoders that are 64 times smaller in height and width.
+  # Spatial compression of the autoencoder: 64 for f64 variants.
   c.factor = 32
   c.image_size = common.optional(int, image if images else None)
   c.stretch = False
@@ -314,7 +321,7 @@ def _videos(size: tuple, images: bool) -> ml_collections.ConfigDict:
 
 
 def _shrink(c: ml_collections.ConfigDict) -> None:
-  """Every part once, thin, at random, on random numbers: seconds, no files."""
+  """Shrinks the config: a tiny random model, random data, no files, seconds."""
   c.steps = 2
   c.log_every = c.save_every = c.val.every = c.val.batches = 1
   c.optim.warmup = 0

@@ -1,4 +1,4 @@
-"""What configs of trainings share: optimiser, data, validation."""
+"""Parts shared by the configs of trainings: optimiser, data, validation."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ mesh, parse_arg = config_parts.mesh, config_parts.parse_arg
 
 
 def optional(kind: type, value: Any = None) -> config_dict.FieldReference:
-  """A field of a config that may be None, whatever its value is now."""
+  """Returns a config field that may be None or a value of type `kind`."""
   reference = config_dict.placeholder(kind)
   reference.set(value)
   return reference
@@ -22,7 +22,7 @@ TIMES = ("chunk_causal", "causal", "non_causal")
 
 
 def training() -> ml_collections.ConfigDict:
-  """The parts of a training config that rarely differ."""
+  """Returns the fields of a training config that rarely differ."""
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.keep = 3
@@ -38,7 +38,10 @@ def training() -> ml_collections.ConfigDict:
 
 
 def adamw() -> ml_collections.ConfigDict:
-  """AdamW: warm-up, cosine, clipping; only kernels decay."""
+  """Returns AdamW with warm-up, cosine schedule and clipping.
+
+  Weight decay applies to kernels only.
+  """
   return ml_collections.ConfigDict(
     {
       "name": "adamw",
@@ -51,7 +54,7 @@ def adamw() -> ml_collections.ConfigDict:
       "clip": 1.0,
       "decay": 0.0,
       "decay_mask": ((".*/kernel", True), (".*", False)),
-      # Of parameters by name, the first match: multiplies their learning rate.
+      # Factor of the learning rate, by parameter name; the first match counts.
       "lr_scale": ((".*", 1.0),),
     }
   )
@@ -60,7 +63,14 @@ def adamw() -> ml_collections.ConfigDict:
 def clips(
   source: str, frames: int, size: int, path: str | None = None
 ) -> ml_collections.ConfigDict:
-  """Square clips; see `dcvideogen_jax.data.random_clips.elements`."""
+  """Returns a data config of square clips; see `data.random_clips.elements`.
+
+  Args:
+    source: a source of `data.random_clips`.
+    frames: number of frames of a clip.
+    size: height and width in pixels.
+    path: file or folder of the source, if it has one.
+  """
   c = ml_collections.ConfigDict()
   c.source = source
   c.path = optional(str, path)
@@ -77,7 +87,14 @@ def clips(
 def validation(
   data: ml_collections.ConfigDict, batches: int, batch_size: int, every: int
 ) -> ml_collections.ConfigDict:
-  """Fixed held-out batches, measured every so many steps (0 for never)."""
+  """Returns a validation config, for a fixed set of held-out batches.
+
+  Args:
+    data: data config of the held-out clips.
+    batches: number of batches.
+    batch_size: number of clips in a batch.
+    every: number of training steps between two validations; 0 for none.
+  """
   c = ml_collections.ConfigDict()
   c.data = data
   c.batches, c.batch_size, c.every = batches, batch_size, every

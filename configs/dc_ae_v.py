@@ -1,18 +1,18 @@
-"""DC-AE-V at its released sizes, arXiv 2509.25182.
+"""Trains DC-AE-V at its released sizes (arXiv 2509.25182).
 
-  python -m launch.train --config=configs/dc_ae_v.py:f32t4c32 \\
+  dcvideogen train --config=configs/dc_ae_v.py:f32t4c32 \\
     --workdir=out/f32t4c32 --config.data.path=<folder of videos> \\
     --config.val.data.path=<other folder of videos>
 
-The authors never published their recipe. The optimiser is that of Open-Sora
-2.0's Video DC-AE (lr 5e-5, betas 0.9 and 0.98, clip 1, EMA 0.99), and only the
-reconstruction loss is here. The official f32t4c32 reaches PSNR 31.08 and SSIM
-0.901 on ActivityNet at 256x256x80. `runlocal` is the same network thirty-two
-times narrower, on generated motion.
+The authors have not published their recipe. The optimiser is that of Open-Sora
+2.0's Video DC-AE (lr 5e-5, betas 0.9 and 0.98, clip 1, EMA 0.99). The loss is
+the reconstruction loss only. The official f32t4c32 reaches PSNR 31.08 and SSIM
+0.901 on ActivityNet at 256x256x80. `runlocal` keeps the stages, with one block
+each and thirty-two times narrower, and trains on generated motion.
 
-Compiled for a v5p:4x4x4 that was not there (`launch.plan`, jax 0.10.2, libtpu
-0.0.42), f32t4c32 takes 26.1 of 95.7 GiB of a chip and a step at least 1637 ms,
-at which its MFU is 71.0 %.
+Compiled ahead of time for a v5p:4x4x4 slice (`dcvideogen plan train`, jax
+0.10.2, libtpu 0.0.42), f32t4c32 takes 26.1 of 95.7 GiB per chip, and a step
+takes at least 1637 ms, at an MFU of 71.0 %.
 """
 
 import ml_collections
@@ -22,7 +22,7 @@ from dcvideogen_jax.models.dc_ae_v import VARIANTS
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """The config for an argument such as "variant=f32t4c32,runlocal"."""
+  """Returns the config for an argument such as "variant=f32t4c32,runlocal"."""
   arg = common.parse_arg(
     arg,
     {"variant": tuple(VARIANTS), "time": common.TIMES, "runlocal": ()},
@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.task = "autoencoder"
   c.start = "random"
   c.weights = common.optional(str)
-  # Batches on which the scale of the latents is measured for the export.
+  # Number of batches on which the export measures the scale of the latents.
   c.statistics = 256
   c.steps = 200_000
   c.batch_size = 64
@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.model = {
     "spatial_factor": 32,
     **VARIANTS[arg.variant],
-    # Measured for the export.
+    # The export replaces the scale by the measured one.
     "latent_scale": 1.0,
     "chunk_frames": 40,
     "temporal_factor": 4,
@@ -61,7 +61,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 
 def _shrink(c: ml_collections.ConfigDict) -> None:
-  """The same depth and layout, thirty-two times narrower, one short clip."""
+  """Shrinks the config: 32 times narrower, one block per stage, short clips."""
   c.steps = 1
   c.log_every = c.save_every = c.val.every = 1
   c.optim.warmup = 0

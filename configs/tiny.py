@@ -1,18 +1,19 @@
-"""The tiny models: trained on a laptop, shipped with the package.
+"""Trains the tiny autoencoders, on a laptop; trained ones ship in the package.
 
-Autoencoder: f32t4 with 64 latent channels, 64x64 crops of 16 frames, trained
-on real clips and generated motion. The three temporal designs of arXiv
-2509.25182 differ in the `time` argument only.
+The task `autoencoder` is a DC-AE-V, f32t4 with 64 latent channels, trained on
+64x64 crops of 16 frames from real clips and generated motion. The three
+temporal designs of arXiv 2509.25182 differ only in the `time` argument.
 
-  python -m launch.prepare_clips --output=out/clips
-  python -m launch.prepare_clips --split=heldout --output=out/heldout
-  python -m launch.train --config=configs/tiny.py:autoencoder \\
+  dcvideogen prepare-clips --output=out/clips
+  dcvideogen prepare-clips --split=heldout --output=out/heldout
+  dcvideogen train --config=configs/tiny.py:autoencoder \\
     --workdir=out/autoencoder --export=out/autoencoder/model
-  python -m launch.train --config=configs/tiny.py:autoencoder,time=causal \\
+  dcvideogen train --config=configs/tiny.py:autoencoder,time=causal \\
     --workdir=out/causal
 
-The README's table of results holds the numbers to expect. `runlocal` is the
-same run on generated motion, small enough for a test.
+The task `wan_autoencoder` is an autoencoder like Wan's, for the tiny base
+model. The table of results in the documentation has the numbers to expect.
+`runlocal` is the same run on generated motion, small enough for a test.
 """
 
 import ml_collections
@@ -21,7 +22,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """The config for an argument such as "autoencoder,time=causal,runlocal"."""
+  """Returns the config for an argument such as "autoencoder,time=causal"."""
   arg = common.parse_arg(
     arg, {"task": tuple(_TASKS), "time": common.TIMES, "runlocal": ()}
   )
@@ -71,7 +72,8 @@ def _wan_autoencoder(c, arg) -> None:
   # Batches on which the scale of the latents is measured for the export.
   c.statistics = 32
   c.model = {"base_width": 12, "multipliers": (1, 2, 2, 4), "blocks": 1}
-  # Squares, since a shape is small: the median of a neighbourhood misses it.
+  # Squared errors dominate, as absolute errors are minimised by the median of a
+  # neighbourhood, which misses the small shapes.
   c.loss = {"l1": 0.1, "mse": 4.0, "gradient": 0.0, "dssim": 0.0, "kl": 1e-4}
   c.data = common.clips("world", 5, 64)
   held_out = common.clips("world", 13, 64)
@@ -84,7 +86,7 @@ def _wan_autoencoder(c, arg) -> None:
 
 
 def _shrink(c: ml_collections.ConfigDict) -> None:
-  """Seconds instead of minutes, and no files needed."""
+  """Shrinks the config: it needs no files and takes seconds."""
   c.steps = 2
   c.log_every = c.save_every = c.val.every = 1
   c.optim.warmup = 1

@@ -1,4 +1,4 @@
-"""`dcvideogen evaluate ...`; --what chooses which."""
+"""Starts `dcvideogen evaluate reconstruction` or, as --what says, `tiny`."""
 
 import sys
 

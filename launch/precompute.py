@@ -1,4 +1,4 @@
-"""Encodes captioned videos beforehand, for training on their latents."""
+"""Encodes captioned videos once, for training on their latents."""
 
 from dcvideogen_jax.programs import cli
 

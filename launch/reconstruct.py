@@ -1,4 +1,4 @@
-"""Encodes and decodes a video or an image, and says how well that went."""
+"""Encodes and decodes a video or an image, and measures the reconstruction."""
 
 from dcvideogen_jax.programs import cli
 

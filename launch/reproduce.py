@@ -1,4 +1,4 @@
-"""Trains the family of tiny models that ships, from nothing to a video."""
+"""Trains all tiny models that ship, from random weights to a video model."""
 
 from benchmarks import reproduce
 from dcvideogen_jax.programs import cli

@@ -1,4 +1,4 @@
-"""`dcvideogen sample`, and with --stream `dcvideogen stream`."""
+"""Starts `dcvideogen sample`, or `dcvideogen stream` if --stream is given."""
 
 from dcvideogen_jax.programs import cli
 

@@ -4,12 +4,13 @@
 #   launch/tpu_pod.sh --name=NAME --zone=ZONE --target=v5p:4x4x4 \
 #     [--project=PROJECT] [--spot ...] -- PROGRAM [FLAG...]
 #
-# The slice is made unless it is there (other options go to gcloud's `create`),
-# this checkout's commit installed, and `python -m launch.PROGRAM FLAG...
-# --distributed` started on each worker. What is preempted, told to stop (exit
-# code 143) or loses a worker (134, 255) is started again, on a new slice if
-# need be, and continues from its last checkpoint; other codes end the script.
-# The script has to go on, as in tmux. Started again, it ends what still runs.
+# The slice is created unless it exists (other options go to gcloud's `create`),
+# this checkout's commit is installed, and `python -m launch.PROGRAM FLAG...
+# --distributed` is started on each worker. A program that is preempted, told to
+# stop (exit code 143) or loses a worker (134, 255) is started again, on a new
+# slice if necessary, and continues from its last checkpoint. Other exit codes
+# end the script. The script must keep running, for instance in tmux. When it is
+# started again, it ends the program that is still running.
 set -euo pipefail
 
 die() { echo "error: $*" >&2 && exit 2; }
@@ -71,7 +72,7 @@ install() {
     touch $home/.installed"
 }
 
-# A former program gets SIGTERM, and saves, before this one starts.
+# A program that still runs gets SIGTERM, and saves, before this one starts.
 line="$(printf "%q " .venv/bin/python -u -m "launch.$2" "${@:3}" --distributed)"
 line="$(printf "%q" "echo \$\$ >../pid; exec $line")"
 start="cd $home; pkill -F ../pid -f launch 2>/dev/null

@@ -1,4 +1,4 @@
-"""Trains what a config describes, and continues where it stopped."""
+"""Trains the model of a config, and continues an interrupted training."""
 
 from dcvideogen_jax.programs import cli
 
