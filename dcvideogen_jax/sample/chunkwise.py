@@ -40,8 +40,8 @@ from dcvideogen_jax.sample import (
 
 Latents = Float[Array, "b t h w c"]
 
-# Is folded into the key before a chunk's number, for the noise that is added to
-# the finished chunk. No chunk has this number, so the noise is drawn only once.
+# Folded into the key before a chunk's number, for the noise that is added to
+# the finished chunk. No chunk has this number, so no other noise has this key.
 CLEAN = 2**32 - 1
 
 

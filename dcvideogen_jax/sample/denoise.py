@@ -28,7 +28,7 @@ class Denoising(NamedTuple):
     options: solver and grid of noise levels.
     plan: the solver's steps.
     scale: guidance scale.
-    guided: whether the scale takes both branches of guidance.
+    guided: whether guidance is on, so that both of its branches are computed.
     batched: whether both branches share one batch; see `guidance.guided`.
     negative: the negative prompt.
   """

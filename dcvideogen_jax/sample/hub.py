@@ -68,7 +68,7 @@ def fetch(
   )
   try:
     names = huggingface_hub.list_repo_files(name, revision=revision or None)
-  except Exception as e:  # Errors of the hub's and of its network library.
+  except Exception as e:  # Also from its network library.
     if (path := _fetched_before(snapshot, e)) is None:
       raise _unreachable(repository, e) from e
     warnings.warn(
@@ -98,7 +98,8 @@ def _fetched_before(
   try:
     return pathlib.Path(snapshot(local_files_only=True))
   except Exception as missing:
-    # The library calls a snapshot with the files of one task only incomplete.
+    # huggingface_hub calls a snapshot incomplete if it lacks any file, even one
+    # that the task does not need.
     path = getattr(missing, "snapshot_path", None)
     return path and pathlib.Path(path)
 

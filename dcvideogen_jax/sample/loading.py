@@ -27,7 +27,7 @@ DEFAULT_OPTIONS = flow.from_config(
 )
 
 
-# The shift in their place for Wan's model of a first and a last image.
+# Shift without a scheduler for Wan's model of a first and a last image.
 _TWO_IMAGES_SHIFT = 16.0
 
 

@@ -34,7 +34,7 @@ def weights(name: str) -> pathlib.Path:
 
 
 def video(name: str) -> str:
-  """Returns a video's path; "demo" is the shipped clip unless it is a file."""
+  """Returns a path; "demo" is the shipped clip unless a file has that name."""
   if name != "demo" or os.path.exists(name):
     return name
   assets = importlib.resources.files("dcvideogen_jax") / "assets"

@@ -103,8 +103,8 @@ class StreamOptions(Options):
       chunk. None is the chunk that the transformer was trained with. A
       transformer without one was trained on whole clips: any chunk makes its
       videos worse.
-    clean_level: noise level of finished chunks when they are attended to; that
-      of the clean copies in training.
+    clean_level: noise level of finished chunks when they are attended to; it
+      should be that of the clean copies in training.
     given: frames that the stream continues, in whole chunks. They come first in
       the video, as the autoencoder reconstructs them, so that the video has no
       seam. For image to video their first frame is the image. If `height` and

@@ -92,8 +92,7 @@ class DCVideoGen:
     Args:
       prompt: one text; several texts, which are sampled together; or embeddings
         from `embed`.
-      **options: of `options.VideoOptions`: `height`, `width`, `frames`, `steps`
-        and more.
+      **options: of `options.VideoOptions`, such as `height` and `steps`.
 
     Raises:
       errors.UserError: for sizes, prompts, images or noise that do not fit.

@@ -51,7 +51,7 @@ def gather(
   """Makes one request per prompt and seed, and reads all images as a check.
 
   Args:
-    prompts: texts of prompts.
+    prompts: the prompts of the command line.
     file: more prompts, or None: a table that `tables.read` takes, with the
       column "prompt" and optionally "negative_prompt", "image", "last_image"
       and "seed"; or a .txt file with a prompt per line.

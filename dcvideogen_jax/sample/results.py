@@ -95,7 +95,8 @@ def interruptible(allowed: bool = True) -> Iterator[Callable[[], bool]]:
   """Lets Ctrl-C end a stream after the chunk that is being made.
 
   A second Ctrl-C ends the program at once. So does the first if `allowed` is
-  False or if several processes make a video together.
+  False or if several processes make a video together. A SIGINT handler other
+  than Python's own stays in place.
 
   Yields:
     A function that returns whether Ctrl-C was pressed.

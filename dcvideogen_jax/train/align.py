@@ -44,7 +44,7 @@ def align(config: Mapping[str, Any]) -> task_lib.Task:
 
 
 class _Alignment:
-  """The functions of the task."""
+  """The functions of the alignment task."""
 
   def __init__(self, config: Mapping[str, Any], phase: phases.Phase):
     self._config = config

@@ -138,10 +138,10 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
 
 
 def _as_fast_as_can_be() -> contextlib.AbstractContextManager[Any]:
-  """Sets the device's own float32 precision, forward and backward.
+  """Computes float32 products at the device's default precision, both ways.
 
-  It may be that of half precision, in which others train such models entirely.
-  Validation and exports do not use it: the models' own rule holds for them.
+  They may then run in half precision, in which others train such models
+  entirely. Validation and exports keep the precision that the models choose.
   """
   return precision.unless_set("default")
 

@@ -56,7 +56,7 @@ def denoise(config: Mapping[str, Any]) -> task_lib.Task:
 
 
 class _Denoising:
-  """The functions of the task."""
+  """The functions of the denoising task."""
 
   def __init__(self, config: Mapping[str, Any], phase: phases.Phase):
     self._config = config
@@ -87,7 +87,7 @@ class _Denoising:
     }
 
   def _negative(self):
-    """Returns the negative prompt's embedding as a variable, if it has one.
+    """Returns the negative prompt's embedding as a variable; {} for zeros.
 
     An array that the step closed over would become a constant of its program.
     """
@@ -202,7 +202,7 @@ class _Denoising:
   def measure(
     self, variables: Mapping[str, Any], drawn: task_lib.LatentBatch
   ) -> task_lib.Metrics:
-    """Measures the unweighted error at each of `BUCKETS`, with the texts.
+    """Measures the unweighted error at each of `BUCKETS`, dropping no text.
 
     All chunks of a clip have the same noise level. With teacher forcing, a
     chunk attends to the clean copies of the chunks before it.

@@ -80,7 +80,7 @@ def batches(
 def _held_out(
   run: step_lib.TrainPlan, config: Mapping[str, Any]
 ) -> validation.Validation | None:
-  """Builds the validation, on the same batches in every run; None without."""
+  """Builds the validation, on the same batches in every run; None if off."""
   if not config["every"]:
     return None
   step_lib.require_divisible("val.batch_size", config["batch_size"], run.mesh)
@@ -201,7 +201,7 @@ class MetricWindow:
 
 
 class Interrupt:
-  """A context in which SIGTERM only sets a flag that the loop asks for.
+  """A context in which SIGTERM only sets a flag, which the loop reads.
 
   In a run of several processes, jax's coordination service receives the signal,
   if the service was started before, and all processes get the same answer at

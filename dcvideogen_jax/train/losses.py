@@ -23,7 +23,7 @@ def mse(x: Video, y: Video) -> Scalar:
 
 
 def gradient(x: Video, y: Video, scales: int = 3) -> Scalar:
-  """Returns the L1 distance of spatial and temporal differences.
+  """Returns the L1 distance between differences along time, rows and columns.
 
   The term asks for edges and motion in the right place, to which plain L1 gives
   little weight.
@@ -59,7 +59,7 @@ def ssim(x: Video, y: Video, window: int = 7) -> Scalar:
   `eval.images.ssim`.
 
   Args:
-    x, y: the videos, whose range of values is 2.
+    x, y: the videos, in [-1, 1].
     window: its side in pixels; frames must be at least as large.
   """
   c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2

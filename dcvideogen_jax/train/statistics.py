@@ -2,8 +2,8 @@
 
 DC-AE-V has one scale for all channels, about 1 / RMS of the latents (0.7241 for
 the released f32t4c32). Wan's autoencoder has a mean and a standard deviation
-(std) per channel. The stds of the released Wan autoencoder are similar (1.1 to
-3.3), but after an hour of training they range from 0.13 to 1.5. Normalising
+(std) per channel. The stds of the released one are similar (1.1 to 3.3), but
+those of one that was trained for an hour range from 0.13 to 1.5. Normalising
 each channel by its own std would then amplify weak channels, which the decoder
 hardly uses, and a transformer would mostly learn those. So one std is used for
 all channels.

@@ -189,7 +189,7 @@ def require_divisible(name: str, size: int, mesh: Mesh, parts: int = 1) -> None:
 
 
 def init(run: TrainPlan) -> tuple[TrainState, Any]:
-  """Creates (state, frozen variables), each leaf on the devices that hold it.
+  """Creates (state, frozen variables), each leaf directly in its sharding.
 
   Raises:
     errors.UserError: if the weights that the task starts from do not fit.

@@ -1,4 +1,4 @@
-"""Measures and pictures of a run on fixed held-out batches."""
+"""Metrics and pictures of a run on fixed held-out batches."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

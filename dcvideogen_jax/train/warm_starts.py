@@ -1,4 +1,4 @@
-"""Initial parameters from which short trainings learn faster than at random."""
+"""Initial parameters that let short trainings learn faster than random ones."""
 
 import math
 import re
