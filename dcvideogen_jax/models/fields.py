@@ -130,7 +130,7 @@ def sequence(name: str, value: Any, length: int | None = None) -> tuple:
 
 
 def told(value: Any, most: int = 60) -> str:
-  """Returns a value's text for an error message, at most `most` characters."""
+  """Returns the text of a value for an error message; a long one is cut."""
   if isinstance(value, int) and value.bit_length() > 4 * most:
     return f"a number of {value.bit_length()} bits"
   text = repr(value)

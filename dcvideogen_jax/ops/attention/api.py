@@ -1,4 +1,4 @@
-"""Chooses how attention is computed."""
+"""`attention`, and the choice of its implementation."""
 
 import warnings
 from typing import Any
@@ -13,28 +13,29 @@ from dcvideogen_jax.ops.attention.by_chunks import MAX_CHUNKS, by_chunks
 from dcvideogen_jax.ops.attention.chunked import chunked
 from dcvideogen_jax.ops.attention.reference import reference
 
-# Weights of all heads together (numbers) that `reference` may hold at once.
+# Largest number of attention weights, over all samples and heads, for which
+# `reference` is chosen.
 _SMALL = 2**22
 
-# How jax calls a GPU, here and in a mesh.
+# jax's names of the GPU platform: of a device, and of the devices of a mesh.
 _GPU = ("gpu", "cuda")
 
-# The widest head of cuDNN's fused attention on every GPU it runs on.
+# Widest head that cuDNN's fused attention supports on all its GPUs.
 _CUDNN_WIDEST = 128
 
-# What the fast implementations of accelerators compute.
+# Inputs that the fast implementation of each accelerator supports.
 _FAST = {
   "gpu": "cuDNN computes bfloat16 and float16, heads of up to "
   f"{_CUDNN_WIDEST} in multiples of 8, and masks of at most {MAX_CHUNKS} "
   "chunks, on NVIDIA GPUs of compute capability 8.0 and up",
   "tpu": "splash computes bfloat16",
 }
-# Slow cases that were said; each is said once.
+# Slow cases that a warning has named; each is named once.
 _said: set[tuple[Any, ...]] = set()
 
 
 class Unsupported(errors.UserError, NotImplementedError):
-  """The named implementation cannot compute this."""
+  """The named implementation does not support the inputs."""
 
 
 def _cudnn(q, k, v, mask=None):
@@ -48,11 +49,11 @@ def _cudnn(q, k, v, mask=None):
 
 
 def _of_even_tokens(q, k, v):
-  """cuDNN's attention, of odd numbers of tokens too.
+  """Calls cuDNN's attention, with odd numbers of tokens padded to even ones.
 
   jax refuses to differentiate it for an odd number of queries or keys (seen
-  with 0.10.2). One token fills these up, and cuDNN is told that it is none.
-  Even numbers are handed over as they are.
+  with 0.10.2). One token is appended to these, and cuDNN gets the true lengths.
+  Even numbers of tokens are passed unchanged.
   """
   (b, n), m = q.shape[:2], k.shape[1]
   lengths = {}
@@ -105,19 +106,20 @@ IMPLEMENTATIONS = {
 
 
 def device() -> Any:
-  """What the computation is for: of the mesh in force, or the default device.
+  """Returns the device that programs are compiled for.
 
-  A mesh may be of devices that are not there (`jax.experimental.topologies`).
+  It is a device of the mesh in force, or the default device without a mesh. A
+  mesh may describe absent hardware (`jax.experimental.topologies`).
 
   Returns:
-    Something with a `platform` and a `device_kind`.
+    An object with a `platform` and a `device_kind`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.abstract_device or jax.devices()[0]
 
 
 def _default(q: Array, k: Array, mask: masks.Mask | None) -> str:
-  """The implementation for inputs of these shapes and dtypes."""
+  """Returns the implementation for inputs of these shapes and dtypes."""
   b, n, heads, e = q.shape
   small = b * heads * n * k.shape[1] <= _SMALL
   found = device()
@@ -126,7 +128,7 @@ def _default(q: Array, k: Array, mask: masks.Mask | None) -> str:
     if half and e % 8 == 0 and e <= _CUDNN_WIDEST:
       if mask is None:
         return "cudnn"
-      # `pallas` is taken by name only, until it has been timed on a GPU.
+      # `pallas` has not been timed on a GPU, so it is used only if named.
       if len(mask.segments(n, k.shape[1])) <= MAX_CHUNKS:
         return "by_chunks"
   if found.platform == "tpu" and q.dtype == jnp.bfloat16 and not small:
@@ -138,7 +140,7 @@ def _default(q: Array, k: Array, mask: masks.Mask | None) -> str:
 
 
 def _say_slow(platform: str, q: Array, k: Array, mask: Any) -> None:
-  """Says once that an accelerator computes attention of this kind slowly."""
+  """Warns once that an accelerator computes attention of this kind slowly."""
   platform = "gpu" if platform in _GPU else platform
   masked = "masked " if mask is not None else ""
   kind = (platform, masked, q.shape[-1], q.dtype)
@@ -154,7 +156,7 @@ def _say_slow(platform: str, q: Array, k: Array, mask: Any) -> None:
 
 
 def _has_cudnn(found: Any) -> bool:
-  """Whether a GPU is NVIDIA's and recent enough; those not there are."""
+  """Returns whether a GPU has cuDNN's attention; assumes it of absent GPUs."""
   there = jax.devices()[0]
   if there.platform != found.platform:
     return True
@@ -172,41 +174,41 @@ def attention(
   mask: masks.Mask | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "b n k e"]:
-  """softmax(q k' / sqrt(e)) v, each head on its own, softmax in float32.
+  """Computes softmax(q k' / sqrt(e)) v per head, with the softmax in float32.
 
   Args:
     q: queries of `n` tokens, `k` heads of width `e`.
     k: keys of `m` tokens.
-    v: values of `m` tokens, of the dtype that is returned.
-    mask: which keys a query sees, such as `masks.BlockCausal`; None is all.
-    implementation: a key of `IMPLEMENTATIONS`, which never falls back; None
-      takes, for `device`, cuDNN for half precision and heads of up to 128 on a
-      GPU, with a mask chunk by chunk if they are not too many; splash for
-      bfloat16 on a TPU; and otherwise `reference` where the matrix of weights
-      is small and `chunked` where it is not, which is warned of once on a GPU
-      or TPU.
+    v: values of `m` tokens; the result has their dtype.
+    mask: which keys a query sees, such as `masks.BlockCausal`; None for all.
+    implementation: a key of `IMPLEMENTATIONS`, which never falls back to
+      another; None chooses for `device`. On a GPU, half precision and heads of
+      up to 128 take cuDNN, called chunk by chunk (`by_chunks`) if a mask has at
+      most `MAX_CHUNKS` chunks. On a TPU, bfloat16 with a large matrix of
+      weights takes splash. Otherwise a small matrix of weights takes
+      `reference` and a large one `chunked`, which on a GPU or TPU warns once.
 
   Raises:
-    Unsupported: if the named implementation cannot compute this.
-    errors.UserError: if there is no such implementation.
-    ValueError: if the mask is none for so many tokens.
+    Unsupported: if the named implementation does not support the inputs.
+    errors.UserError: if there is no implementation of that name.
+    ValueError: if the mask does not fit the numbers of tokens.
   """
   if implementation is None:
     implementation = _default(q, k, mask)
   require(implementation)
   try:
     return IMPLEMENTATIONS[implementation](q, k, v, mask)
-  except Unsupported:  # By what `by_chunks` calls.
+  except Unsupported:  # From the dense attention that `by_chunks` calls.
     raise
   except NotImplementedError as e:
     raise Unsupported(f"attention: {e}") from e
 
 
 def require(implementation: str) -> None:
-  """Raises unless there is such an implementation.
+  """Checks the name of an implementation.
 
   Raises:
-    errors.UserError: naming those that there are.
+    errors.UserError: if there is none of that name; the message lists them all.
   """
   if implementation not in IMPLEMENTATIONS:
     raise errors.UserError(

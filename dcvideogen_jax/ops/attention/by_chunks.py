@@ -1,8 +1,9 @@
 """Masked attention as dense attention of one chunk of queries at a time.
 
-Queries that see the same keys attend to exactly those, by whatever computes
-dense attention best, so that nothing masked is computed or read, forward and
-backward. Gradients of keys are added up over chunks in the dtype of the keys.
+Queries that see the same keys form a chunk, which attends to exactly these keys
+with the best implementation of dense attention. No masked pair is computed or
+read, forward or backward. Gradients of keys are summed over chunks in the dtype
+of the keys.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float
 
 from dcvideogen_jax.ops.attention import masks
 
-# More chunks make programs that take minutes to compile.
+# Programs of more chunks take minutes to compile.
 MAX_CHUNKS = 256
 
 
@@ -25,10 +26,18 @@ def by_chunks(
   *,
   dense: Callable[[Array, Array, Array], Array],
 ) -> Float[Array, "b n k e"]:
-  """`reference` by calls of `dense`, which attends to all keys it is given.
+  """Computes `reference` by one call of dense attention per chunk of queries.
+
+  Args:
+    q: queries of `n` tokens.
+    k: keys of `m` tokens.
+    v: values of `m` tokens.
+    mask: which keys a query sees; None for all.
+    dense: attention of queries to all of the keys that it is given.
 
   Raises:
-    NotImplementedError: if there are more than `MAX_CHUNKS` chunks.
+    NotImplementedError: if the mask has more than `MAX_CHUNKS` chunks.
+    ValueError: if the mask does not fit the numbers of tokens.
   """
   segments = masks.segments(mask, q.shape[1], k.shape[1])
   if len(segments) > MAX_CHUNKS:
@@ -45,17 +54,17 @@ def by_chunks(
 
 @jax.custom_vjp
 def serialise_gradients(out, k, v):
-  """The identity, which serialises the sums of dK and dV in the backward pass.
+  """Returns its arguments, and serialises the sums of dK and dV.
 
-  Otherwise XLA would hold the gradients of keys and values of all chunks, and
-  add them up in the end.
+  Without this, XLA would hold the gradients of the keys and values of all
+  chunks in the backward pass, and sum them at the end.
 
   Args:
-    out: of a chunk.
-    k, v: keys and values for this chunk and the others.
+    out: output of a chunk.
+    k, v: keys and values of all chunks.
 
   Returns:
-    All three, for what comes after the chunk.
+    All three; later chunks use these keys and values.
   """
   return out, k, v
 

@@ -11,13 +11,14 @@ from jaxtyping import Array, Bool, Float
 from dcvideogen_jax.ops.attention import masks
 from dcvideogen_jax.ops.attention.by_chunks import serialise_gradients
 
-# Numbers of weights that one step holds per head, measured on a CPU (two
-# cores, 12 heads of 128): fewer start too many small products, more leave the
-# caches.
+# Attention weights of one head that one step holds, from measurements on a CPU
+# (two cores, 12 heads of 128): fewer make too many small products, more do not
+# fit into the caches.
 WEIGHTS = 2**20
 
-# Of queries, each with the keys that any of its queries sees; a mask of many
-# blocks computes at most about this fraction of all pairs in vain.
+# Largest number of bands into which a mask cuts the queries. A band attends to
+# the keys that any of its queries sees, so that a mask of many blocks computes
+# at most about 1 / BANDS of all pairs in vain.
 BANDS = 32
 
 
@@ -27,9 +28,16 @@ def chunked(
   v: Float[Array, "b m k e"],
   mask: masks.Mask | None = None,
 ) -> Float[Array, "b n k e"]:
-  """`reference`, some queries of one head at a time.
+  """Computes `reference` for some queries of one head at a time.
 
-  The backward pass rematerialises the weights, so that it needs no more.
+  The backward pass rematerialises the attention weights, so that it holds no
+  more of them than the forward pass.
+
+  Args:
+    q: queries of `n` tokens.
+    k: keys of `m` tokens.
+    v: values of `m` tokens.
+    mask: which keys a query sees; None for all.
   """
   if mask is None:
     return _band(None, q, k, v)
@@ -47,11 +55,11 @@ _Seen = Callable[[Array], Bool[Array, "rows m"]]
 def _bands(
   mask: masks.Mask, n: int, m: int
 ) -> Iterator[tuple[masks.Segment, _Seen | None]]:
-  """Neighbouring segments put together, until they are large.
+  """Joins neighbouring segments of a mask into bands of many queries.
 
   Yields:
-    Queries and keys, and a function from numbers of queries within the band to
-    which of these keys they see; None if that is all.
+    The queries and keys of a band, and a function that tells which of these
+    keys a query sees, by its number in the band; None if it sees all of them.
   """
   group: list[masks.Segment] = []
   for segment in masks.segments(mask, n, m):
@@ -78,13 +86,14 @@ def _band(
   k: Float[Array, "b m k e"],
   v: Float[Array, "b m k e"],
 ) -> Float[Array, "b n k e"]:
+  """Attends from the queries of a band, at most `WEIGHTS` weights at a time."""
   b, n, heads, e = q.shape
   steps = -(-n // max(1, WEIGHTS // k.shape[1]))
   rows = -(-n // steps)
   q = jnp.pad(q, ((0, 0), (0, steps * rows - n), (0, 0), (0, 0)))
   q = q.reshape(b, steps, rows, heads, e).transpose(0, 3, 1, 2, 4)
   k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
-  # What fills up sees what the last query does.
+  # Padding queries see the keys of the last query.
   numbers = np.minimum(np.arange(steps * rows), n - 1).reshape(steps, rows)
   attend = jax.checkpoint(functools.partial(_rows, seen))
 
@@ -99,6 +108,7 @@ def _band(
 
 
 def _rows(seen, k, v, q, numbers):
+  """Attends from some queries of one head, given their numbers in the band."""
   logits = jnp.einsum("ne,me->nm", q, k, preferred_element_type=jnp.float32)
   logits /= q.shape[-1] ** 0.5
   if seen is not None:

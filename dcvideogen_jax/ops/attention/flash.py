@@ -1,19 +1,20 @@
 """Flash attention (arXiv 2307.08691) in Pallas, for GPUs through Triton.
 
-jax 0.12 says that a later version will have no Triton under Pallas. Then this
-kernel, which is only taken by its name, goes too, unless it has been moved to
-Mosaic GPU; masked attention on GPUs is `by_chunks` over cuDNN unless another
-implementation is named, and that stays.
+jax 0.12 announces that a later version will remove Triton from Pallas. Unless
+it has been ported to Mosaic GPU by then, this kernel will be removed too. It is
+used only if it is named; by default, masked attention on GPUs is `by_chunks`
+over cuDNN, which does not depend on Triton.
 
-A program of the grid has one tile of queries of one head and walks over the
-tiles of keys that any of them sees; the rest are never read. Going back, one
-kernel walks the same way for the gradient of the queries, and one walks over
-tiles of queries for those of keys and values. Nothing but the log of the sum of
-exponentials is kept for it. Which tiles are walked over is worked out from the
-mask before the program is compiled (`tile_ranges`).
+In the forward pass, a program of the grid computes one tile of queries of one
+head. It loops over the tiles of keys that any of these queries sees, and never
+reads the other tiles. The backward pass has two kernels: one loops over tiles
+of keys for the gradient of the queries, one loops over tiles of queries for the
+gradients of keys and values. Beside inputs and output, only the logarithm of
+the sum of exponentials is saved for it. The tiles of each loop are computed
+from the mask before the program is compiled (`tile_ranges`).
 
-Softmax and sums are in float32, with exponentials of base two; factors of the
-products are of the inputs' dtype.
+Softmax and sums are computed in float32, with exponentials of base two. Matrix
+products take factors of the inputs' dtype.
 """
 
 import functools
@@ -31,17 +32,17 @@ from dcvideogen_jax.ops.attention import masks, tile_ranges
 
 WIDTHS = (16, 32, 64, 128)
 DTYPES = ("bfloat16", "float16", "float32")
-# Inputs and outputs whose tokens are keys; all others' are queries.
+# Inputs and outputs whose tokens are keys; those of the others are queries.
 _OF_KEYS = ("k", "v")
 
 
 class Tile(NamedTuple):
-  """How a kernel is cut: powers of two, but for the stages.
+  """The tile of a kernel; all numbers except the stages are powers of two.
 
   Attributes:
     queries, keys: tokens of a tile, at least 16.
-    warps: of 32 threads, for one program.
-    stages: tiles in flight, the one in use among them.
+    warps: warps of 32 threads that run one program.
+    stages: tiles in flight, including the one in use.
   """
 
   queries: int
@@ -51,16 +52,16 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-  """One `Tile` for each kernel."""
+  """The `Tile` of each kernel in `flash_kernels`."""
 
   forward: Tile
   of_queries: Tile
   of_keys: Tile
 
 
-# By how the kind of a device begins, and heads up to this width. Of Hopper, the
-# largest with which kernels spill no registers, but 8 bytes in float16, as
-# compiled for an H100. None is timed on hardware.
+# (prefix of the device kind, largest head width) -> tiles. Those for Hopper are
+# the largest with which kernels compiled for an H100 spill no registers, except
+# for 8 bytes in float16. No tiles have been timed on hardware.
 TILES: Mapping[tuple[str, int], Tiles] = {
   ("NVIDIA H", 64): Tiles(
     Tile(128, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)
@@ -69,12 +70,18 @@ TILES: Mapping[tuple[str, int], Tiles] = {
     Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)
   ),
 }
-# Of float32, and on other devices.
+# Tiles for float32 and for other devices.
 _OTHER = Tiles(Tile(64, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))
 
 
 def tiles(kind: str, e: int, dtype: Any) -> Tiles:
-  """Tiles for a kind of device; small ones for one that is not known."""
+  """Returns the tiles for a kind of device.
+
+  Args:
+    kind: `device_kind` of the device; an unknown kind gets small tiles.
+    e: width of a head.
+    dtype: dtype of the inputs; float32 gets small tiles.
+  """
   if jnp.dtype(dtype).itemsize == 2:
     for (name, width), found in TILES.items():
       if kind.startswith(name) and e <= width:
@@ -91,19 +98,20 @@ def flash(
   tiles: Tiles,
   interpret: bool = False,
 ) -> Float[Array, "b n k e"]:
-  """`reference` by the kernels, which compile for GPUs only.
+  """Computes `reference` with the kernels, which compile for GPUs only.
 
   Args:
     q: queries of `n` tokens, `k` heads of width `e`.
     k: keys of `m` tokens.
     v: values of `m` tokens.
-    mask: which keys a query sees; None is all.
-    tiles: such as a row of `TILES`.
-    interpret: compute what the kernels would on any device, slowly.
+    mask: which keys a query sees; None for all.
+    tiles: tiles of the kernels, such as a row of `TILES`.
+    interpret: whether to interpret the kernels, slowly and on any device.
 
   Raises:
-    NotImplementedError: if the dtypes differ or are none of `DTYPES`, or the
-      width is none of `WIDTHS`.
+    NotImplementedError: if the dtypes differ or are not among `DTYPES`, or if
+      the width of the heads is not among `WIDTHS`.
+    ValueError: if the mask does not fit the numbers of tokens.
   """
   dtypes = sorted({str(x.dtype) for x in (q, k, v)})
   if len(dtypes) > 1 or dtypes[0] not in DTYPES:
@@ -175,15 +183,19 @@ def _call(
   products: int,
   across: bool = False,
 ) -> list[Array]:
-  """Runs a kernel for every tile of queries, or of keys, of every head.
+  """Runs a kernel for every tile of every head.
 
   Args:
-    kernel: of `flash_kernels`.
-    plan, tile: how.
-    inputs: by name; "k" and "v" are of keys, all others of queries.
+    kernel: a kernel of `flash_kernels`.
+    plan: mask, and whether to interpret the kernel.
+    tile: tile of the kernel.
+    inputs: arrays by name; the tokens of "k" and "v" are keys, the tokens of
+      the others are queries.
     outputs: shapes and dtypes, by such names.
-    products: of matrices, for a tile of queries and one of keys.
-    across: for every tile of keys.
+    products: matrix products per tile of queries and keys, for the estimate of
+      the cost.
+    across: whether the grid is over tiles of keys and the kernel loops over
+      tiles of queries; by default it is the other way around.
   """
   (b, n, heads, _), m = inputs["q"].shape, inputs["k"].shape[1]
   runs = tile_ranges.tile_ranges(
@@ -193,7 +205,7 @@ def _call(
   sizes = (tile.queries, tile.keys)
 
   def spec(name, x):
-    """A tile of those that walk; all tokens of those that are walked over."""
+    """Returns the block of `x`: a tile, or all tokens of the loop."""
     of_keys = name in _OF_KEYS
     size = sizes[of_keys] if of_keys == across else None
     return _tokens(x, size)
@@ -219,7 +231,7 @@ def _call(
     cost_estimate=pl.CostEstimate(
       flops=2 * products * inputs["q"].shape[-1] * pairs,
       transcendentals=pairs,
-      # What is walked over is read once by every tile that walks.
+      # Each program reads the tiles that it loops over once.
       bytes_accessed=_bytes(*once, *outputs.values())
       + _bytes(*walked) * read // (m if not across else n),
     ),
@@ -229,11 +241,11 @@ def _call(
 
 
 def _tokens(x: Any, size: int | None) -> pl.BlockSpec:
-  """How programs of a grid of tiles, samples and heads see an array.
+  """Returns the block of an array in a grid of tiles, samples and heads.
 
   Args:
-    x: "b n k e", or numbers "b k n".
-    size: of the program's own tile; None gives it all tokens.
+    x: axes b n k e, or b k n for one number per token and head.
+    size: tokens of a program's tile; None gives every program all tokens.
   """
   axis = 1 if x.ndim == 4 else 2
   shape = (None, size or x.shape[axis])

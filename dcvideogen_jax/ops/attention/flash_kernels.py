@@ -1,7 +1,10 @@
 """The three kernels of `flash`, as Pallas runs them for one tile.
 
-Tiles are read with a mask wherever they may reach beyond the tokens, and so are
-zero there.
+Tiles that may extend beyond the tokens are read with a mask and are zero there.
+
+The kernels' arguments are references to blocks of arrays. A program of a kernel
+has one tile of tokens and loops over the tiles in `runs`, whose rows are the
+first tile of a run and the tile after its last.
 """
 
 import functools
@@ -22,13 +25,13 @@ _LOWEST = -1e30
 
 
 class Shape(NamedTuple):
-  """What is known before a kernel is compiled.
+  """The static parameters of a kernel.
 
   Attributes:
-    mask: None sees everything.
+    mask: None lets every query see every key.
     n, m: numbers of queries and keys.
-    queries, keys: of a tile.
-    partial: of `tile_ranges.TileRanges`.
+    queries, keys: tokens of a tile.
+    partial: whether each run needs a mask, from `tile_ranges.TileRanges`.
   """
 
   mask: masks.Mask | None
@@ -40,7 +43,16 @@ class Shape(NamedTuple):
 
 
 def forward(runs, q, k, v, out, sums, *, shape: Shape) -> None:
-  """Output and log of the sum of exponentials, of base two, of its queries."""
+  """Computes the attention of a tile of queries.
+
+  Args:
+    runs: runs of tiles of keys.
+    q: the tile of queries.
+    k, v: all keys and values.
+    out: where the attention is written.
+    sums: where log2 of the sums of exponentials is written, for each query.
+    shape: static parameters.
+  """
   rows = _tokens(pl.program_id(0), shape.queries)
   query = _read(q, rows, shape.n)
   scale = _scale(q)
@@ -72,9 +84,17 @@ def forward(runs, q, k, v, out, sums, *, shape: Shape) -> None:
 
 
 def of_queries(runs, q, k, v, dout, sums, dots, dq, *, shape: Shape) -> None:
-  """Gradient of its queries.
+  """Computes the gradient of a tile of queries.
 
-  `dots` are the products of the output and its gradient.
+  Args:
+    runs: runs of tiles of keys.
+    q: the tile of queries.
+    k, v: all keys and values.
+    dout: gradient of the attention of the tile.
+    sums: log2 of the sums of exponentials, from `forward`.
+    dots: scalar products of the attention and its gradient, for each query.
+    dq: where the gradient is written.
+    shape: static parameters.
   """
   rows = _tokens(pl.program_id(0), shape.queries)
   query, dy, log, dot = (_read(x, rows, shape.n) for x in (q, dout, sums, dots))
@@ -96,7 +116,16 @@ def of_queries(runs, q, k, v, dout, sums, dots, dq, *, shape: Shape) -> None:
 
 
 def of_keys(runs, q, k, v, dout, sums, dots, dk, dv, *, shape: Shape) -> None:
-  """Gradients of its keys and values."""
+  """Computes the gradients of a tile of keys and of its values.
+
+  Args:
+    runs: runs of tiles of queries.
+    q: all queries.
+    k, v: the tile of keys and its values.
+    dout, sums, dots: as for `of_queries`, of all queries.
+    dk, dv: where the gradients are written.
+    shape: static parameters.
+  """
   columns = _tokens(pl.program_id(0), shape.keys)
   key, value = (_read(x, columns, shape.m) for x in (k, v))
   scale = _scale(q)
@@ -123,7 +152,7 @@ def of_keys(runs, q, k, v, dout, sums, dots, dk, dv, *, shape: Shape) -> None:
 
 
 def _walk(runs, shape: Shape, step: Callable[..., Any], carry: Any) -> Any:
-  """`step(partial, tile, carry)` for every tile of every run."""
+  """Applies `step(partial, tile, carry)` to every tile of every run."""
   for i, partial in enumerate(shape.partial):
     body = functools.partial(step, partial)
     carry = lax.fori_loop(runs[i, 0], runs[i, 1], body, carry)
@@ -131,7 +160,7 @@ def _walk(runs, shape: Shape, step: Callable[..., Any], carry: Any) -> Any:
 
 
 def _scale(q) -> float:
-  """What makes exponents of base two of products."""
+  """Returns the factor from products of q and k to exponents of base two."""
   return math.log2(math.e) / math.sqrt(q.shape[-1])
 
 
@@ -150,12 +179,12 @@ def _inside(tokens, count: int, dims: int) -> jax.Array:
 
 
 def _read(ref, tokens, count: int) -> jax.Array:
-  """A tile of `tokens`, of which `count` are there."""
+  """Reads a tile of `tokens`; those from `count` on are zero."""
   return triton.load(ref, mask=_inside(tokens, count, len(ref.shape)), other=0)
 
 
 def _read_part(ref, tile, tokens, partial: bool) -> jax.Array:
-  """A tile out of all tokens; one that is partial may reach beyond them."""
+  """Reads a tile out of all tokens; a partial tile may extend beyond them."""
   count, size = ref.shape[0], len(tokens)
   ref = ref.at[pl.ds(tile * size, size)]
   return _read(ref, tokens, count) if partial else ref[...]

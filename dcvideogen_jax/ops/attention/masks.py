@@ -1,7 +1,7 @@
-"""Which keys a query sees: masks that are functions of two indices.
+"""Attention masks, as functions of the index of a query and that of a key.
 
-A mask is made of plain integers, hashable and static, so that programs are
-compiled for it; no array of queries by keys is ever needed.
+A mask consists of plain integers. It is hashable and static, so that programs
+are compiled for it, and no array of queries by keys is ever needed.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ class Segment(NamedTuple):
   """Neighbouring queries that see the same keys.
 
   Attributes:
-    start, stop: the queries.
-    keys: one or two ranges of keys, in order and apart from each other.
+    start, stop: range of the queries.
+    keys: one or two ranges of keys, in order, with other keys between them.
   """
 
   start: int
@@ -36,18 +36,20 @@ class BlockCausal:
 
   Attributes:
     block: tokens of a block.
-    q_offset: keys before the first query, such as those of a cached prefix.
+    q_offset: keys before the first query, such as those of a KV cache.
   """
 
   block: int
   q_offset: int = 0
 
   def sees(self, i: Any, j: Any) -> Any:
-    """Whether queries `i` see keys `j`; arrays that broadcast, or tracers."""
+    """Returns whether queries `i` see keys `j`: numbers, arrays or tracers."""
     return j // self.block <= (self.q_offset + i) // self.block
 
   def segments(self, n: int, m: int) -> list[Segment]:
-    """All of `n` queries before `m` keys, in order; neighbours differ.
+    """Returns the segments of `n` queries and `m` keys, in order.
+
+    Neighbouring segments see different keys.
 
     Raises:
       ValueError: if `block` is not positive or `q_offset` is negative.
@@ -70,35 +72,37 @@ class BlockCausal:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherForcing:
-  """A clean and a noisy copy of the same blocks, one after the other.
+  """Attention in a clean copy of blocks, followed by a noisy copy of them.
 
-  A clean token sees its own block and those before among the clean ones; a
-  noisy token sees its own block among the noisy ones and those before among
-  the clean ones. Queries and keys are the same tokens.
+  A clean token sees the clean tokens of its own block and of the blocks before
+  it. A noisy token sees the noisy tokens of its own block and the clean tokens
+  of the blocks before it. Queries and keys are the same tokens.
 
   Attributes:
     block: tokens of a block.
-    clean: tokens of the clean copy, which is the first.
+    clean: tokens of the clean copy, which comes first.
   """
 
   block: int
   clean: int
 
   def sees(self, i: Any, j: Any) -> Any:
-    """Whether queries `i` see keys `j`; arrays that broadcast, or tracers."""
+    """Returns whether queries `i` see keys `j`: numbers, arrays or tracers."""
     noisy, noise = i >= self.clean, j >= self.clean
-    # Numbers of blocks; `noisy` and `noise` are 0 or 1.
+    # Numbers of the blocks in their copy; `noisy` and `noise` count as 0 or 1.
     query = (i - self.clean * noisy) // self.block
     key = (j - self.clean * noise) // self.block
     past = ~noise & (key < query)
     return past | ((noisy == noise) & (key == query))
 
   def segments(self, n: int, m: int) -> list[Segment]:
-    """All of `n` queries before `m` keys, in order; neighbours differ.
+    """Returns the segments of `n` queries and `m` keys, in order.
+
+    Neighbouring segments see different keys.
 
     Raises:
-      ValueError: if `block` is not positive, or tokens and keys are not equally
-        many and at least `clean`.
+      ValueError: if `block` is not positive, `n` is not `m`, or `clean` is
+        negative or more than `n`.
     """
     if self.block < 1 or n != m or not 0 <= self.clean <= n:
       raise ValueError(
@@ -120,18 +124,36 @@ Mask = BlockCausal | TeacherForcing
 
 
 def segments(mask: Mask | None, n: int, m: int) -> list[Segment]:
-  """`mask.segments`; without a mask, every query sees every key."""
+  """Returns `mask.segments(n, m)`.
+
+  Args:
+    mask: None gives one segment, in which every query sees every key.
+    n, m: numbers of queries and keys.
+  """
   return [Segment(0, n, ((0, m),))] if mask is None else mask.segments(n, m)
 
 
 def visible(mask: Mask, n: int, m: int) -> Bool[np.ndarray, "n m"]:
-  """The definition of a mask, as an array."""
-  mask.segments(n, m)  # Which raises what it raises.
+  """Returns a mask as an array.
+
+  Args:
+    mask: the mask.
+    n, m: numbers of queries and keys.
+
+  Raises:
+    ValueError: if the mask does not fit these numbers.
+  """
+  mask.segments(n, m)  # Raises if the mask does not fit.
   return mask.sees(np.arange(n)[:, None], np.arange(m))
 
 
 def area(mask: Mask | None, n: int, m: int) -> int:
-  """Pairs of a query and a key that it sees."""
+  """Returns the number of pairs of a query and a key that it sees.
+
+  Args:
+    mask: None lets every query see every key.
+    n, m: numbers of queries and keys.
+  """
   return sum(
     (stop - start) * sum(high - low for low, high in keys)
     for start, stop, keys in segments(mask, n, m)
@@ -142,15 +164,17 @@ def area(mask: Mask | None, n: int, m: int) -> int:
 def tiles(
   mask: Mask | None, n: int, m: int, queries: int, keys: int
 ) -> Int[np.ndarray, "i j"]:
-  """Pairs of a query and a key that it sees, in each tile of the two.
+  """Returns the number of visible pairs of query and key in each tile of both.
+
+  The largest array that this holds is the result.
 
   Args:
-    mask: None sees everything.
-    n, m: numbers of queries and keys; the last tiles may reach beyond.
-    queries, keys: of a tile.
+    mask: None lets every query see every key.
+    n, m: numbers of queries and keys; the last tiles may extend beyond them.
+    queries, keys: queries and keys of a tile.
 
   Returns:
-    Not to be written to. Nothing larger was held meanwhile.
+    Read-only, for tiles `i` of queries and `j` of keys.
   """
   found = np.zeros((-(-n // queries), -(-m // keys)), np.int64)
   for start, stop, ranges in segments(mask, n, m):
@@ -163,7 +187,7 @@ def tiles(
 
 
 def _overlaps(start: int, stop: int, size: int) -> tuple[slice, np.ndarray]:
-  """Tiles of a size that a range meets, and how much of it lies in each."""
+  """Returns the tiles that a range meets, and its length in each of them."""
   low, high = start // size, -(-stop // size)
   edges = np.clip(np.arange(low, high + 1) * size, start, stop)
   return slice(low, high), np.diff(edges)
@@ -172,13 +196,13 @@ def _overlaps(start: int, stop: int, size: int) -> tuple[slice, np.ndarray]:
 def take(
   x: Shaped[Array, "b m ..."], ranges: Sequence[tuple[int, int]]
 ) -> Shaped[Array, "b m2 ..."]:
-  """Tokens of ranges, one after the other."""
+  """Concatenates the tokens of ranges."""
   parts = [x[:, low:high] for low, high in ranges]
   return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
 def join(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-  """In order, without empty ranges, and with those that touch made one."""
+  """Sorts ranges, drops empty ranges and joins those that touch or overlap."""
   found: list[tuple[int, int]] = []
   for low, high in sorted(ranges):
     if low >= high:

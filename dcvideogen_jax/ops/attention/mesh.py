@@ -1,9 +1,9 @@
-"""Attention of samples, tokens and heads that are split over a mesh.
+"""Attention whose samples, tokens and heads are sharded over a mesh.
 
-Every device computes whole heads, with any implementation, which therefore need
-not know how to be partitioned. Where devices along "context" hold different
-tokens of a sample, they exchange these for heads and back (DeepSpeed Ulysses,
-arXiv 2309.14509), and each has all tokens of some heads in between.
+Every device computes whole heads, so that an implementation need not support
+partitioning. If devices along "context" hold different tokens of a sample, an
+all-to-all gives each of them all tokens of some heads, and another all-to-all
+restores the sharding of the tokens (DeepSpeed Ulysses, arXiv 2309.14509).
 """
 
 import functools
@@ -28,32 +28,32 @@ def sharded_attention(
   mask: masks.Mask | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "b n k e"]:
-  """`attention` on the mesh that `jax.set_mesh` set, or without one.
+  """Computes `attention` on the mesh that `jax.set_mesh` set, or without one.
 
-  The devices need not divide the samples and the tokens: what fills these up is
-  cut off before anything attends to it.
+  Samples and tokens need not be multiples of the devices: they are padded, and
+  the padding is cut off before any token attends to it.
 
   Args:
-    q: queries, split over "batch", "tokens" and `heads`.
-    k: keys, split over "batch", `keys` and `heads`.
-    v: values, split like the keys.
-    keys: "tokens" if the keys are split over devices as the queries are; None
+    q: queries, sharded over "batch", "tokens" and `heads`.
+    k: keys, sharded over "batch", `keys` and `heads`.
+    v: values, sharded like the keys.
+    keys: "tokens" if the keys are sharded over devices like the queries; None
       if every device has all keys.
     heads: "hidden" if devices along "tensor" have heads of their own; None if
-      every device has all heads, which needs `keys` of None.
-    past: keys and values before these, split over "batch" and "heads"; not
-      over "heads" where `heads` is None.
-    mask: as for `attention`, of all queries and keys.
+      every device has all heads, which requires `keys=None`.
+    past: keys and values of earlier tokens, sharded over "batch" and, unless
+      `heads` is None, over "heads".
+    mask: as for `attention`, over all queries and all keys, the past included.
     implementation: as for `attention`.
 
   Returns:
-    Split like `q`.
+    The attention, sharded like `q`.
 
   Raises:
     errors.UserError: if the devices do not divide the heads.
-    NotImplementedError: as `attention`, or for a mask if a device has some of
-      the queries and all keys.
-    ValueError: as `attention`.
+    NotImplementedError: as for `attention`, or for a mask if the queries are
+      sharded and the keys are not.
+    ValueError: as for `attention`.
   """
   local = functools.partial(
     api.attention, mask=mask, implementation=implementation
@@ -100,7 +100,7 @@ def sharded_attention(
 
 
 def _joined(past, k, v):
-  """Keys and values, what is past first."""
+  """Prepends the keys and values of the past."""
   if past is None:
     return k, v
   return tuple(
@@ -109,6 +109,7 @@ def _joined(past, k, v):
 
 
 def _check_heads(mesh: AbstractMesh, heads: int, logical: str | None) -> None:
+  """Raises UserError unless the devices divide the heads."""
   if heads % sharding.num_shards(mesh, logical):
     sizes = " x ".join(
       f"{axis} {mesh.shape.get(axis, 1)}" for axis in sharding.LOGICAL[logical]
@@ -120,7 +121,7 @@ def _check_heads(mesh: AbstractMesh, heads: int, logical: str | None) -> None:
 
 
 def _fill(mesh: AbstractMesh, x: Array, tokens: str | None) -> Array:
-  """Zeros for samples and tokens that are missing in a multiple."""
+  """Pads samples and tokens with zeros to multiples of the devices."""
   missing = [
     -size % sharding.num_shards(mesh, name)
     for size, name in zip(x.shape, ("batch", tokens), strict=False)
@@ -129,14 +130,17 @@ def _fill(mesh: AbstractMesh, x: Array, tokens: str | None) -> Array:
 
 
 def _to_heads(x: Float[Array, "b n1 k e"]) -> Float[Array, "b n k1 e"]:
-  """Inside a shard_map: all tokens of some heads, for some of all heads."""
+  """Exchanges some tokens of all heads for all tokens of some heads.
+
+  This and `_to_tokens` are called inside a shard_map.
+  """
   return jax.lax.all_to_all(x, sharding.LOGICAL["tokens"], 2, 1, tiled=True)
 
 
 def _to_tokens(
   x: Float[Array, "b n k1 e"], part: int
 ) -> Float[Array, "b n1 k e"]:
-  """The way back, to `part` tokens on each device; zeros fill them up."""
+  """Undoes `_to_heads`; pads with zeros to `part` tokens on each device."""
   axes = sharding.LOGICAL["tokens"]
   missing = part * jax.lax.axis_size(axes) - x.shape[1]
   x = jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0)))

@@ -6,9 +6,9 @@ from jaxtyping import Array, Float
 
 from dcvideogen_jax.ops.attention import masks
 
-# Tokens whose values are added up before the next ones are. Wan ends every
-# prompt with hundreds of equal tokens, of which one running sum in float32
-# loses digits.
+# Weighted values are summed over blocks of this many keys, then over the
+# blocks. Wan pads every prompt with hundreds of equal tokens, over which one
+# running sum in float32 loses digits.
 _BLOCK = 64
 
 
@@ -18,7 +18,14 @@ def reference(
   v: Float[Array, "b m k e"],
   mask: masks.Mask | None = None,
 ) -> Float[Array, "b n k e"]:
-  """softmax(q k' / sqrt(e)) v per head, with softmax and sums in float32."""
+  """Computes softmax(q k' / sqrt(e)) v per head, softmax and sums in float32.
+
+  Args:
+    q: queries of `n` tokens.
+    k: keys of `m` tokens.
+    v: values of `m` tokens; the result has their dtype.
+    mask: which keys a query sees; None for all.
+  """
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
   logits = jnp.einsum(
     "bkne,bkme->bknm", q, k, preferred_element_type=jnp.float32

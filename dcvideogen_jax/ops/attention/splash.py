@@ -1,10 +1,10 @@
 """Splash attention: the Pallas kernel for TPUs that comes with jax.
 
-It walks over blocks of queries and keys, and never holds the matrix of weights.
-Tokens are filled up to whole blocks; keys that fill are masked in the kernel,
-so that they have a weight of exactly zero, forward and backward.
+It loops over blocks of queries and keys, and never holds the matrix of weights.
+Tokens are padded to whole blocks. The kernel masks the padding keys, so that
+their weights are exactly zero, forward and backward.
 
-A TPU takes the factors of its products in bfloat16, whatever the inputs' dtype.
+A TPU multiplies matrices with factors in bfloat16, whatever the inputs' dtype.
 """
 
 import functools
@@ -25,18 +25,18 @@ from jaxtyping import Array, Float
 from dcvideogen_jax import flops
 from dcvideogen_jax.ops.attention import masks
 
-# Numbers of a row of a vector register: blocks and heads are multiples of it.
+# Lanes of a vector register. Block sizes and head widths are multiples of it.
 LANES = 128
 
 
 class Blocks(NamedTuple):
-  """The most tokens of a block, multiples of `LANES`.
+  """The largest numbers of tokens in a block, multiples of `LANES`.
 
   Attributes:
-    queries: of the forward pass.
-    keys: of the forward pass.
-    queries_back: of the backward pass; divides `queries`.
-    keys_back: of the backward pass; divides `keys`.
+    queries: queries of a block in the forward pass.
+    keys: keys of a block in the forward pass.
+    queries_back: queries of a block in the backward pass; divides `queries`.
+    keys_back: keys of a block in the backward pass; divides `keys`.
     products: keys whose products with a block of queries are held at once;
       divides `keys_back`.
   """
@@ -48,11 +48,11 @@ class Blocks(NamedTuple):
   products: int
 
 
-# By the kind of a device. Each compiles for heads of 128 in bfloat16, which
-# bounds them: vector memory is 16 MiB for a kernel, 32 MiB on v6e. With 512
-# queries a block already computes longer than it waits for its keys; more of
-# them let each start of a block, a third of a microsecond, weigh less. None is
-# timed on hardware.
+# Device kind -> blocks. All of them compile for heads of 128 in bfloat16, where
+# vector memory bounds their sizes: 16 MiB for a kernel, 32 MiB on v6e. With 512
+# queries, computing a block already takes longer than loading its keys; with
+# more queries, the start of a block (a third of a microsecond) weighs less. No
+# blocks have been timed on hardware.
 BLOCKS: Mapping[str, Blocks] = {
   "TPU v4": Blocks(1024, 1024, 512, 512, 512),
   "TPU v5 lite": Blocks(1024, 1024, 512, 512, 512),
@@ -63,7 +63,7 @@ _OTHER = Blocks(512, 512, 512, 512, 512)
 
 
 def blocks(kind: str) -> Blocks:
-  """The blocks for a kind of device; small ones for one that is not known."""
+  """Returns the blocks for a kind of device; small ones for an unknown kind."""
   return BLOCKS.get(kind, _OTHER)
 
 
@@ -76,16 +76,16 @@ def splash(
   blocks: Blocks,
   interpret: bool = False,
 ) -> Float[Array, "b n k e"]:
-  """`reference` by the kernel, which compiles for TPUs only.
+  """Computes `reference` with the kernel, which compiles for TPUs only.
 
   Args:
     q: queries of `n` tokens, `k` heads of width `e`.
     k: keys of `m` tokens.
-    v: values of `m` tokens.
-    mask: which keys a query sees; None is all. Blocks of which nothing is seen
-      are neither read nor computed.
-    blocks: such as a row of `BLOCKS`.
-    interpret: compute what the kernel would on any device, slowly.
+    v: values of `m` tokens; the result has their dtype.
+    mask: which keys a query sees; None for all. Blocks that no query sees are
+      neither read nor computed.
+    blocks: largest blocks, such as a row of `BLOCKS`.
+    interpret: whether to interpret the kernel, slowly and on any device.
   """
   n, m = q.shape[1], k.shape[1]
   rows, (block_q, back_q) = _fit(n, blocks.queries, blocks.queries_back)
@@ -127,7 +127,7 @@ def splash(
     for x, size in ((q, rows), (k, keys), (v, keys))
   )
 
-  # How many blocks are computed is in no parameter of the kernel.
+  # No parameter of the kernel tells `flops` how many blocks are computed.
   with flops.computed(int(forward.sum()), forward.size):
     out: Any = jax.vmap(attend)(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
   return out.transpose(0, 2, 1, 3)[:, :n].astype(v.dtype)
@@ -139,13 +139,13 @@ def _seen(
   filled: tuple[int, int],
   blocks: tuple[int, int],
 ) -> np.ndarray:
-  """Whether anything is seen of a block, for every one of the kernel's.
+  """Returns for each block of queries and keys whether any pair is visible.
 
   Args:
-    mask: None sees everything.
-    tokens: queries and keys.
-    filled: both with those that fill; blocks of these alone are not seen.
-    blocks: of both.
+    mask: None lets every query see every key.
+    tokens: numbers of queries and keys.
+    filled: these numbers with padding; blocks of padding alone are not visible.
+    blocks: queries and keys of a block.
   """
   found = masks.tiles(mask, *tokens, *blocks) > 0
   counts = np.array(filled) // blocks
@@ -158,23 +158,23 @@ def _info(
   numbers: np.ndarray | None,
   across: bool = False,
 ) -> mask_info.MaskInfo:
-  """Which blocks to compute, and which to read next.
+  """Returns which blocks the kernel computes and which it reads next.
 
   Args:
-    mask: None leaves out all information: every block is computed.
-    seen: whether any of a block is.
-    numbers: of `_numbers`.
-    across: for every block of keys, along the queries.
+    mask: None leaves this information out, so that every block is computed.
+    seen: which blocks are visible, from `_seen`.
+    numbers: one number for each query, from `_numbers`.
+    across: whether the kernel loops over queries for each block of keys.
   """
   if mask is None:
     return mask_info.MaskInfo(None, None, None, None, numbers)
   order = seen.T if across else seen
   used = np.flatnonzero(order)
-  # The first that is used at or after each; after the last, the very first.
+  # The next used block at or after each block; after the last, the first one.
   after = np.searchsorted(used, np.arange(order.size)) % len(used)
   following = (used[after] % order.shape[1]).reshape(order.shape)
   following = following.T if across else following
-  # Scalar memory is small.
+  # Scalar memory is small, so take the smallest dtype.
   size = np.min_scalar_type(-max(seen.shape))
   return mask_info.MaskInfo(
     data_next=following[None].astype(size),
@@ -186,11 +186,12 @@ def _info(
 
 
 def _numbers(mask: masks.Mask, n: int, m: int, rows: int) -> np.ndarray:
-  """One number for each query, from which `_function` knows what it sees.
+  """Encodes the keys that each query sees as one number, for `_function`.
 
-  How many keys from the first, or one more than where its own block of noisy
-  keys begins. No query needs a division then. Those that fill up to `rows` see
-  what the last one does.
+  For a noisy query of `TeacherForcing` this is the start of its own block plus
+  one, for any other query the number of keys that it sees from the first. With
+  these numbers the kernel needs no division. The padding queries, up to `rows`,
+  have the number of the last query.
   """
   found = np.empty(rows, np.int32)
   for start, stop, keys in mask.segments(n, m):
@@ -204,7 +205,7 @@ def _numbers(mask: masks.Mask, n: int, m: int, rows: int) -> np.ndarray:
 def _function(
   mask: masks.Mask | None, m: int
 ) -> Callable[[Array, Array], Array]:
-  """A mask as the kernel takes it; the same object each time."""
+  """Returns the mask as a function for the kernel, always the same object."""
   if not isinstance(mask, masks.TeacherForcing):
     return lambda query, key: key < query
 
@@ -220,15 +221,16 @@ def _function(
 
 
 def _fit(tokens: int, *most: int) -> tuple[int, tuple[int, ...]]:
-  """How many tokens there are with those that fill, and the sizes of blocks.
+  """Returns the number of tokens with padding, and the sizes of the blocks.
 
   Args:
-    tokens: as given.
-    *most: sizes of blocks, each of which divides the one before.
+    tokens: number of tokens without padding.
+    *most: largest sizes of blocks, each a divisor of the one before.
 
   Returns:
-    Sizes of at most `most` that divide the number of tokens and each other. The
-    largest ones are filled about evenly.
+    A padded number of tokens, and block sizes of at most `most`. Each size
+    divides the number and the size before it, and the largest blocks are filled
+    about evenly.
   """
   count = -(-tokens // most[0])
   tokens = -(-tokens // count)

@@ -1,4 +1,4 @@
-"""Which tiles of keys a tile of queries needs: short lists of neighbours."""
+"""Finds the runs of tiles of keys that each tile of queries sees."""
 
 import functools
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from dcvideogen_jax.ops.attention import masks
 
 
 class TileRanges(NamedTuple):
-  """Tiles that are walked over, for each tile that walks; all in order.
+  """The runs of tiles that a kernel loops over, for each tile of its grid.
 
   Attributes:
-    bounds: first tile of every run, and the one after its last; equal if there
-      is nothing to do.
-    partial: for every run, whether a mask is needed in its tiles.
-    tiles: in all runs.
+    bounds: first tile of every run and the tile after its last, which are equal
+      for an empty run; runs are in order.
+    partial: whether the tiles of each run need a mask.
+    tiles: number of tiles in all runs of all tiles of the grid.
   """
 
   bounds: Int[np.ndarray, "tiles runs 2"]
@@ -33,13 +33,13 @@ def tile_ranges(
   keys: int,
   across: bool = False,
 ) -> TileRanges:
-  """The runs of every tile of queries along the keys, or the other way.
+  """Returns the runs of tiles of keys that each tile of queries sees.
 
   Args:
-    mask: None sees everything.
+    mask: None lets every query see every key.
     n, m: numbers of queries and keys.
-    queries, keys: of a tile.
-    across: for every tile of keys, along the queries.
+    queries, keys: tokens of a tile.
+    across: returns for each tile of keys the runs of queries that see it.
   """
   seen = masks.tiles(mask, n, m, queries, keys)
   sizes = (n, queries), (m, keys)
@@ -72,13 +72,16 @@ def tile_ranges(
 
 
 def _ranges(flags: np.ndarray) -> list[tuple[int, int]]:
-  """Where flags are set, as ranges."""
+  """Returns the ranges in which flags are set."""
   edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
   return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
 def _split(ranges, whole):
-  """Ranges before, the longest of whole tiles within the first, and after."""
+  """Splits ranges at the longest run of whole tiles within the first range.
+
+  Returns the ranges before that run, the run, and the ranges after it.
+  """
   if not ranges:
     return [], (0, 0), []
   (start, stop), *others = ranges
