@@ -1,4 +1,4 @@
-"""The one entry point: choice of implementation, bands for large arrays."""
+"""`conv3d`: chooses an implementation, and cuts large arrays into bands."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -25,14 +25,14 @@ IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
 }
 REFUSALS = {"winograd": winograd.refusals}
 
-# Decomposition -> the form its gradient to the input takes.
+# Decomposition -> the decomposition that computes the gradient of its input.
 TRANSPOSE = {
   "channels": "outputs",
   "outputs": "channels",
   "winograd": "winograd",
 }
 
-# What cuDNN can index.
+# Largest number of elements in an array that cuDNN can index.
 MAX_ELEMENTS = 2**31 - 1
 
 
@@ -51,22 +51,23 @@ def conv3d(
   Args:
     x: float32 or bfloat16; products of bfloat16 are summed in float32.
     kernel: in the dtype of `x`.
-    bias: added at every position.
+    bias: added at every position; None for none.
     padding: zeros before and after, for t, h and w.
-    implementation: a key of `IMPLEMENTATIONS`; by default what `choose` gives
-      for the platform that the program is lowered for. Gradients are in reverse
-      mode only, save those of "reference" and "xla".
-    precision: of the products, as in `jax.lax`.
-    max_elements: an input or a result with more elements is computed in bands
-      of rows with halos, exactly.
+    implementation: a key of `IMPLEMENTATIONS`; None takes the result of
+      `choose` for the platform that the program is lowered for. Implementations
+      other than "reference" and "xla" have reverse-mode gradients only.
+    precision: precision of the products, as in `jax.lax`.
+    max_elements: if the input or the result has more elements, the convolution
+      is computed in bands of rows with halos, which is exact.
 
   Returns:
     The result in the dtype of `x`.
 
   Raises:
     ValueError: if the shapes do not fit or the implementation is unknown.
-    NotImplementedError: with every reason, if the named implementation cannot
-      do this convolution or one row of it has more than `max_elements`.
+    NotImplementedError: if the named implementation does not support the
+      kernel, or one row has more than `max_elements`; the message gives every
+      reason.
   """
   edges = tuple((int(low), int(high)) for low, high in padding)
   size = _size(x.shape, kernel.shape, edges)
@@ -102,16 +103,16 @@ def choose(
   padding: Sequence[tuple[int, int]],
   platform: str,
 ) -> str:
-  """The implementation that `conv3d` takes by default.
+  """Returns the implementation that `conv3d` takes by default.
 
   Args:
-    x, kernel: their shapes.
-    padding: as `conv3d` takes it.
+    x, kernel: shapes of the input and of the kernel.
+    padding: as for `conv3d`.
     platform: "cpu", "gpu" or "tpu".
 
   Returns:
-    The one measured to be fastest for the nearest shape (measured.json), among
-    those that can.
+    The implementation that was measured to be the fastest for the nearest shape
+    (measured.json), among those that support the kernel.
   """
   size = _size(x, kernel, padding)
   names = measured.ranking(platform, (x[0], *size, x[-1], kernel[-1]))
@@ -119,7 +120,7 @@ def choose(
 
 
 def _choices(x, kernel, padding):
-  """Platform -> implementation; the platform is known at lowering only."""
+  """Returns platform -> implementation; lowering decides the platform."""
   names = {
     platform: choose(x, kernel, padding, platform)
     for platform in measured.table()
@@ -133,7 +134,7 @@ def _refusals(name, kernel):
 
 
 def _size(x, kernel, padding):
-  """The result's t, h and w."""
+  """Returns the result's t, h and w."""
   if len(x) != 5 or len(kernel) != 5 or x[-1] != kernel[3]:
     raise ValueError(
       f"x must be n t h w c and kernel kt kh kw c o with the same c, "
@@ -151,7 +152,7 @@ def _size(x, kernel, padding):
 
 
 def _rows_per_band(x, kernel, padding, size, max_elements):
-  """As many rows of the result as keep both sides within `max_elements`."""
+  """Returns the rows per band for which no array exceeds `max_elements`."""
   n, t, _, w, c = x
   row = n * (t + sum(padding[0])) * (w + sum(padding[2])) * c
   result_row = n * size[0] * size[2] * kernel[-1]
@@ -160,7 +161,7 @@ def _rows_per_band(x, kernel, padding, size, max_elements):
 
 
 def _bands(x, taps, padding, height, rows):
-  """Yields input rows, and the padding they still need, for each band."""
+  """Yields the input rows of each band, and the padding they still need."""
   for start in range(0, height, rows):
     low = start - padding[0]
     high = min(start + rows, height) - 1 + taps - padding[0]
@@ -177,9 +178,10 @@ def _convolve(x, kernel, padding, forms, precision) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _decomposed(x, kernel, padding, forms, precision) -> Array:
-  """With gradients as fast as the forward call; autodiff's would not be.
+  """Convolves, with gradients that are as fast as the forward pass.
 
-  `forms` are pairs of a platform and an implementation.
+  The gradients of autodiff would be slower. `forms` are pairs of a platform and
+  an implementation.
   """
 
   def run(name):
@@ -203,7 +205,7 @@ def _decomposed_backward(padding, forms, precision, saved, dy):
 
 
 def _gradients(name, padding, precision, x, kernel, dy):
-  """Of the input and of the kernel."""
+  """Returns the gradients of the input and of the kernel."""
   form = IMPLEMENTATIONS["channels" if name in TRANSPOSE else name]
   (of_kernel,) = jax.linear_transpose(
     lambda kernel: form(x, kernel, padding, precision), kernel
@@ -221,7 +223,7 @@ def _gradients(name, padding, precision, x, kernel, dy):
 
 
 def _by_platform(functions, *operands) -> Any:
-  """Calls the function of the platform that the program is lowered for."""
+  """Calls the function for the platform that the program is lowered for."""
   if len(functions) == 1:
     return functions["default"](*operands)
   return lax.platform_dependent(*operands, **functions)

@@ -1,8 +1,8 @@
-"""conv3d as one 2-D convolution, frames folded into the batch.
+"""conv3d as one 2-D convolution, with the frames folded into the batch.
 
-On the CPU, XLA's 2-D convolution is several times faster than its 3-D one when
-there are few channels. The temporal taps become channels, of the input or of
-the output; each form is the other's transpose.
+On the CPU, XLA's 2-D convolution is several times faster than its 3-D one for
+few channels. The temporal taps become channels of the input or of the output;
+each of these two forms is the transpose of the other.
 
 Both accumulate in float32 (float64 for float64).
 """
@@ -15,7 +15,11 @@ from jax import lax
 
 
 def fold_taps_into_input(x, kernel, padding, precision):
-  """The shifted frames side by side in the input's channels."""
+  """Convolves with the shifted frames concatenated in the input's channels.
+
+  Args:
+    x, kernel, padding, precision: as for `api.conv3d`.
+  """
   taps, kh, kw, _, o = kernel.shape
   x = _pad_frames(x, padding[0])
   t = x.shape[1] - taps + 1
@@ -25,7 +29,11 @@ def fold_taps_into_input(x, kernel, padding, precision):
 
 
 def fold_taps_into_output(x, kernel, padding, precision):
-  """The taps side by side in the output's channels, then a shifted sum."""
+  """Convolves with the taps in the output's channels, then sums them shifted.
+
+  Args:
+    x, kernel, padding, precision: as for `api.conv3d`.
+  """
   taps, kh, kw, c, o = kernel.shape
   x = _pad_frames(x, padding[0])
   t = x.shape[1] - taps + 1

@@ -1,9 +1,10 @@
-"""Which implementation is fastest where, read from measured.json.
+"""Ranks the implementations of conv3d by the times in measured.json.
 
-The file holds, per JAX platform, rows of a `shape` [n, t, h, w, c, o] (t, h and
-w of the result) and the milliseconds `ms` of a float32 forward call of each
-implementation, as `python -m launch.benchmark --what=conv3d` writes them. A
-platform without rows takes XLA's own convolution.
+The file holds rows for each JAX platform. A row has a `shape`
+[n, t, h, w, c, o], with t, h and w of the result, and `ms`, the milliseconds of
+a float32 forward call of each implementation. `python -m launch.benchmark
+--what=conv3d` writes such rows. A platform without rows takes XLA's own
+convolution.
 """
 
 import functools
@@ -14,22 +15,26 @@ from collections.abc import Sequence
 
 FILE = pathlib.Path(__file__).with_name("measured.json")
 
-# Compiling a form takes about so many seconds, in which a program that runs
-# `CALLS` times must not be slower than with a simpler one.
+# Approximate compile time of each implementation in seconds, amortised over
+# `CALLS` calls in the ranking.
 COMPILE_S = {"xla": 0.1, "channels": 0.2, "outputs": 0.2, "winograd": 1.2}
 CALLS = 1000
 
 
 @functools.cache
 def table() -> dict[str, list[dict]]:
-  """Platform -> rows."""
+  """Returns platform -> measured rows."""
   return json.loads(FILE.read_text())["platforms"]
 
 
 def ranking(platform: str, shape: Sequence[int]) -> list[str]:
-  """Implementations for a shape as in measured.json, best first.
+  """Returns the implementations for a shape, fastest first.
 
-  The milliseconds are those of the nearest row, in proportion to the work.
+  The times are those of the row with the nearest shape, scaled by the work.
+
+  Args:
+    platform: "cpu", "gpu" or "tpu".
+    shape: [n, t, h, w, c, o], as in measured.json.
   """
   rows = table().get(platform)
   if not rows:
@@ -46,6 +51,6 @@ def ranking(platform: str, shape: Sequence[int]) -> list[str]:
 
 
 def _logs(shape):
-  """Positions, c and o in doublings."""
+  """Returns log2 of the number of positions, of c and of o."""
   *positions, c, o = shape
   return [math.log2(v) for v in (math.prod(positions), c, o)]

@@ -5,9 +5,12 @@ from jax import lax
 
 
 def xla(x, kernel, padding, precision):
-  """XLA's convolution in the dtype of `x`.
+  """Calls XLA's convolution in the dtype of `x`.
 
-  cuDNN and the TPU's matrix unit accumulate bfloat16 in float32.
+  cuDNN and the TPU's matrix unit accumulate products of bfloat16 in float32.
+
+  Args:
+    x, kernel, padding, precision: as for `api.conv3d`.
   """
   return lax.conv_general_dilated(
     x,
@@ -20,7 +23,11 @@ def xla(x, kernel, padding, precision):
 
 
 def reference(x, kernel, padding, precision):
-  """The same in float32 (float64 for float64), whatever the dtype of `x`."""
+  """Calls `xla` in float32 (float64 for float64), whatever the dtype of `x`.
+
+  Args:
+    x, kernel, padding, precision: as for `api.conv3d`.
+  """
   wide = jnp.promote_types(x.dtype, jnp.float32)
   y = xla(x.astype(wide), kernel.astype(wide), padding, precision)
   return y.astype(x.dtype)

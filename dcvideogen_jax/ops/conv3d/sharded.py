@@ -1,16 +1,17 @@
-"""conv3d on all devices of a mesh, split over clips and columns.
+"""conv3d on all devices of a mesh, sharded over clips and columns.
 
-Each device convolves its own part, with whatever `conv3d` takes for one of that
-size, after its neighbours have sent it the columns beside it: two
-collective-permutes, which leave zeros where nobody sends, beyond the edges of
-the picture. So the result is exact and nothing but weights is ever gathered,
-forward and backward.
+Each device convolves its own shard, with the implementation that `conv3d`
+chooses for its size. Before that, its neighbours send it the columns beside the
+shard in two collective-permutes, which give zeros beyond the edges of the
+picture. The result is therefore exact, and only weights are gathered, forward
+and backward.
 
-XLA derives much the same from constraints on `x` alone. But it chooses among
-several ways by size, and where the kernel is split over its inputs (FSDP) and
-larger than the picture, as around latents, that of jaxlib 0.10.2 adds wrongly
-and the result is far off; it gathers what Winograd's tiles see; and it knows
-the size of a device's part only after `max_elements` was needed.
+XLA partitions a convolution in nearly the same way if only `x` is constrained,
+but with three drawbacks. First, it chooses among methods by size. If the kernel
+is sharded over its input channels (FSDP) and larger than the picture, as around
+the latents, the method of jaxlib 0.10.2 sums wrongly and the result is far off.
+Second, it gathers the inputs of Winograd's tiles. Third, it knows the size of a
+shard too late for the choice of bands by `max_elements`.
 """
 
 import functools
@@ -34,18 +35,18 @@ def conv3d_sharded(
   padding: Sequence[tuple[int, int]],
   implementation: str | None = None,
 ) -> Float[Array, "n t2 h2 w o"]:
-  """`conv3d` on the mesh in force; without one it is just that.
+  """Computes `conv3d` on the mesh in force, or without a mesh.
 
   Args:
-    x: `w` is a multiple of the devices that share the columns; `n` is split
-      if it is one of those that share a batch.
-    kernel, bias, implementation: as `conv3d` takes them.
-    padding: likewise, with as many columns as keep `w`; a device must have that
-      many itself.
+    x: `w` is a multiple of the devices that share the columns. The clips are
+      sharded if `n` is a multiple of the devices that share a batch.
+    kernel, bias, implementation: as for `conv3d`.
+    padding: as for `conv3d`, but it keeps the number of columns, and a device
+      has at least as many columns as are padded on a side.
 
   Raises:
-    ValueError: as `conv3d`, or if a device has too few columns.
-    NotImplementedError: as `conv3d`.
+    ValueError: as for `conv3d`, or if a device has too few columns.
+    NotImplementedError: as for `conv3d`.
   """
   local = functools.partial(api.conv3d, implementation=implementation)
   mesh = jax.sharding.get_abstract_mesh()
@@ -72,7 +73,7 @@ def conv3d_sharded(
 
 
 def _with_neighbours(x, low, high, axes):
-  """Adds the last `low` columns of the device before and so on."""
+  """Adds `low` columns of the previous device and `high` of the next one."""
   count = lax.axis_size(axes)
   ahead = [(i, i + 1) for i in range(count - 1)]
   back = [(j, i) for i, j in ahead]

@@ -1,9 +1,10 @@
 """conv3d by Winograd's minimal filtering F(2, 3) along t, h and w.
 
 Tiles of 4x4x4 inputs give 2x2x2 outputs from 64 products instead of 216 (Lavin
-and Gray, arXiv 1509.09308, one more axis), each product a matrix product over
-the channels. The sums before and after are loops within loops, one per axis, so
-that the graph stays small and little more than two rows of tiles is ever held.
+and Gray, arXiv 1509.09308, with one more axis). Each product is a matrix
+product over the channels. The sums before and after the products are nested
+loops, one per axis, so that the graph stays small, and little more than two
+rows of tiles is held at a time.
 
 The rounding error in float32 is about twice that of the direct form.
 """
@@ -22,22 +23,26 @@ SECOND = np.array([2, 2, 1, 3])
 SIGN = np.array([-1, 1, -1, -1])
 KERNEL = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2
 
-# Rows of a matrix product below which the CPU's cores are not kept busy, and
-# above which its operands leave the cache.
+# Rows of a matrix product. With fewer rows the CPU's cores are not kept busy,
+# with more rows the operands do not fit into the cache.
 POSITIONS = 1024
 
 
 def refusals(kernel) -> list[str]:
-  """Why `winograd` cannot do a convolution of this kernel shape."""
+  """Returns the reasons why `winograd` does not support a kernel shape."""
   if tuple(kernel[:3]) != (3, 3, 3):
     return [f"the kernel must be 3x3x3, found {tuple(kernel[:3])}"]
   return []
 
 
-# Traced once per shape, however many layers share it.
+# With jit, the function is traced once per shape and not once per layer.
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def winograd(x, kernel, padding, precision):
-  """Bands of rows, one after the other."""
+  """Convolves one band of rows after the other.
+
+  Args:
+    x, kernel, padding, precision: as for `api.conv3d`.
+  """
   (n, *_), (*_, c, o) = x.shape, kernel.shape
   wide = jnp.promote_types(x.dtype, jnp.float32)
   size = [s + sum(p) - 2 for s, p in zip(x.shape[1:4], padding, strict=True)]
@@ -50,7 +55,8 @@ def winograd(x, kernel, padding, precision):
   x = _tiles(x, padding, (tt, th, tw))
   kernel = kernel.astype(wide)
   if bands > 1:
-    # Once for all bands. One band combines the taps as it needs them.
+    # The taps are combined once for all bands. For one band, `_filter` combines
+    # them.
     combine = np.kron(np.kron(KERNEL, KERNEL), KERNEL)
     combine = jnp.asarray(combine, wide) + zero
     kernel = jnp.dot(combine, kernel.reshape(27, -1), precision=precision)
@@ -68,10 +74,11 @@ def winograd(x, kernel, padding, precision):
 
 
 def _zero(x):
-  """0, known only when `x` is.
+  """Returns a 0 that is computed from `x`.
 
-  On the CPU, XLA runs first what waits for nothing: without this the buffers
-  and the transformed kernels of all layers would be in memory at once.
+  On the CPU, XLA runs an operation as soon as its operands are there. If the
+  buffers and the transformed kernels did not depend on `x`, those of all layers
+  would be in memory at once.
   """
   bits = lax.bitcast_convert_type(x[0, 0, 0, 0, 0], f"uint{8 * x.itemsize}")
   return (bits & 1) >> 1
@@ -90,12 +97,11 @@ def _tiles(x, padding, tiles):
 
 
 def _filter(x, kernel, axis, precision):
-  """Filters `axis` and those after it, (pair, parity) each, then channels.
+  """Filters `axis` and the axes after it, then multiplies the channels.
 
-  `kernel` has 3 taps on each axis, or 4 if they are combined already.
-
-  The pairs of a filtered axis become tiles, one fewer; the parities those of
-  the output.
+  Each axis of `x` is split into (pair, parity). Filtering an axis turns its
+  pairs into tiles, which are one fewer, and its parities into those of the
+  output. `kernel` has 3 taps on each axis, or 4 if they are combined already.
   """
   if kernel.ndim == 2:
     return jnp.dot(x, kernel, precision=precision)
@@ -115,6 +121,6 @@ def _filter(x, kernel, axis, precision):
 
 
 def _take(x, axis, i):
-  """Input `i` of every tile along `axis`."""
+  """Returns input `i` of every tile along `axis`."""
   x = lax.dynamic_index_in_dim(x, i % 2, axis + 1, keepdims=False)
   return lax.dynamic_slice_in_dim(x, i // 2, x.shape[axis] - 1, axis)
