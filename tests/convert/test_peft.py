@@ -44,7 +44,7 @@ def assert_merged(base, source, merged):
   params = convert.merge(loaded[1]["params"], lora)
   found = convert.to_torch("wan_dit", loaded[0], {"params": params})
   changed = [n for n in base if np.abs(merged[n] - base[n]).max() > 0.01]
-  # A down and an up for a kernel, and what is added to its bias.
+  # A kernel has two factors, and a bias one difference.
   biases = sum(name.endswith("bias") for name in changed)
   assert lora.matched == 2 * (len(changed) - biases) + biases > 8
   for name, x in merged.items():

@@ -142,7 +142,7 @@ def test_a_file_that_shrinks_after_opening(tmp_path, values):
 
 @pytest.mark.parity
 def test_models_side_by_side_are_told_by_their_names(tmp_path, values):
-  """As in the repository of the original Wan."""
+  """The original Wan's repository has several models in one directory."""
   import torch
 
   checkpoints.write_sharded(tmp_path, values, 2)

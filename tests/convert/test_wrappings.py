@@ -96,7 +96,7 @@ def half(tensors):
   ],
 )
 def test_averages_come_before_what_they_are_of(plain, averaged, other):
-  """As in DC-VideoGen's own files; a warning says that the average is taken."""
+  """DC-VideoGen's files have averages; a warning says that they are taken."""
   weights = plain["original"]
   both = {**prefixed(other, weights), **prefixed(averaged, half(weights))}
   with pytest.warns(UserWarning, match=f"is the average behind '{averaged}'"):
@@ -146,7 +146,7 @@ def test_two_models_that_could_be_meant(plain):
 
 
 def test_one_model_of_a_file_with_all(plain):
-  """As ComfyUI packs a pipeline: every kind is found behind its prefix."""
+  """ComfyUI packs a pipeline so: every kind is found behind its prefix."""
   vision = {
     "image_size": 8,
     "patch": 4,

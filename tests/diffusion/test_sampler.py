@@ -186,7 +186,7 @@ def test_plan_is_made_of_float32_rows():
 
 
 def test_gradients_pass_through_the_loop():
-  """As distillation needs; against a difference quotient."""
+  """Distillation needs gradients; they match a difference quotient."""
   plan = sampler.plan(flow.schedule(3, 5.0))
 
   def total(scale):
