@@ -1,6 +1,6 @@
 """Sampling defaults per model: size, steps, guidance.
 
-  dcvideogen sample --config=dc-t2v-14b,size=720p --prompt="..." --output=out
+    dcvideogen sample --config=dc-t2v-14b,size=720p --prompt="..." --output=out
 
 --config= takes the name of a model and, after commas, `size` and `target`, a
 TPU slice whose chips share each video. --config.steps=20 overrides a value.
@@ -13,23 +13,23 @@ plan`, jax 0.10.2): weights and peak memory of one device in GiB, and a lower
 bound on the seconds of a guided step. I2V with 14B takes up to 67.8 GiB on an
 H100; it has not been compiled for v6e_2x4.
 
-  model device   size   weights  peak        step
-  1.3B  h100     480p    17.2   28.2 of 72.8   0.06
-  1.3B  h100     720p    17.2   43.8 of 72.8   0.22
-  1.3B  h100     1080p   17.2   53.4 of 72.8   0.83
-  1.3B  h100     2160p   17.2   63.4 of 72.8     11
-  1.3B  v6e_2x4  480p     6.0   10.3 of 31.2   0.02
-  1.3B  v6e_2x4  720p     6.0   18.4 of 31.2   0.04
-  1.3B  v6e_2x4  1080p    6.0   20.3 of 31.2   0.13
-  1.3B  v6e_2x4  2160p    6.0   19.6 of 31.2   1.49
-  14B   h100     480p    41.2   52.3 of 72.8    0.5
-  14B   h100     720p    41.2   55.1 of 72.8    1.4
-  14B   h100     1080p   41.2   56.7 of 72.8    4.8
-  14B   h100     2160p   41.2   65.8 of 72.8     52
-  14B   v6e_2x4  480p    12.0   16.3 of 31.2   0.16
-  14B   v6e_2x4  720p    12.0   24.4 of 31.2   0.30
-  14B   v6e_2x4  1080p   12.0   25.5 of 31.2   0.75
-  14B   v6e_2x4  2160p   12.0   24.7 of 31.2   7.23
+    model device   size   weights  peak        step
+    1.3B  h100     480p    17.2   28.2 of 72.8   0.06
+    1.3B  h100     720p    17.2   43.8 of 72.8   0.22
+    1.3B  h100     1080p   17.2   53.4 of 72.8   0.83
+    1.3B  h100     2160p   17.2   63.4 of 72.8     11
+    1.3B  v6e_2x4  480p     6.0   10.3 of 31.2   0.02
+    1.3B  v6e_2x4  720p     6.0   18.4 of 31.2   0.04
+    1.3B  v6e_2x4  1080p    6.0   20.3 of 31.2   0.13
+    1.3B  v6e_2x4  2160p    6.0   19.6 of 31.2   1.49
+    14B   h100     480p    41.2   52.3 of 72.8    0.5
+    14B   h100     720p    41.2   55.1 of 72.8    1.4
+    14B   h100     1080p   41.2   56.7 of 72.8    4.8
+    14B   h100     2160p   41.2   65.8 of 72.8     52
+    14B   v6e_2x4  480p    12.0   16.3 of 31.2   0.16
+    14B   v6e_2x4  720p    12.0   24.4 of 31.2   0.30
+    14B   v6e_2x4  1080p   12.0   25.5 of 31.2   0.75
+    14B   v6e_2x4  2160p   12.0   24.7 of 31.2   7.23
 """
 
 import ml_collections

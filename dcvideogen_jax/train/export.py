@@ -1,12 +1,11 @@
 """Exports a run's result under PyTorch names: a model, a part or updates.
 
-task              what is written
-autoencoder       the model
-wan_autoencoder   the model
-align             the patch embedding, as DC-VideoGen's trainer names it
-denoise           the transformer with its low-rank updates merged; or, in
-                  format "lora", the updates and the other trained parameters,
-                  for PEFT
+The task of the run says what is written:
+
+- "autoencoder" and "wan_autoencoder": the model.
+- "align": the patch embedding, as DC-VideoGen's trainer names it.
+- "denoise": the transformer with its low-rank updates merged; or, in format
+  "lora", the updates and the other trained parameters, for PEFT.
 """
 
 import contextlib

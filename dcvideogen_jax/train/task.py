@@ -80,25 +80,26 @@ class Task(NamedTuple):
   A step encodes the batch, draws all random numbers for it, cuts it into
   micro-batches, and averages their losses and gradients.
 
-  init(rng) -> variables, nested dictionaries with random values. With
-    `jax.eval_shape` it also gives all names, shapes and dtypes.
-  loss_fn(variables, drawn) -> (loss, metrics), float32 scalars. They are
-    deterministic means over the batch, so that averaging equal parts of a batch
-    gives the mean of the whole batch.
-  predict_fns: name -> function(variables, drawn) -> arrays with a leading
-    batch axis. "measure" returns a dictionary of validation metrics, in which
-    a NaN leaves out its sample. The optional "reconstruct" returns a uint8
-    video.
-  draw(batch, rng) -> drawn: adds all random arrays, with a leading batch axis.
-  encode(variables, batch) -> batch: applies the frozen encoders to raw data, a
-    few samples at a time to bound memory.
-  trainable: ordered (regular expression over the names of variables, bool).
-  start(where) -> variables that are not random, such as weights from files.
-    `where` is a tree of shardings like the variables. If `start` is None, the
-    variables start as `init` gives them.
-  batches(data config, *, batch_size, seed, shard_index, shard_count) ->
-    endless, closable iterator over dictionaries of numpy arrays, whose
-    position can be saved and restored.
+  Attributes:
+    init: (rng) -> variables, nested dictionaries with random values. With
+      `jax.eval_shape` it also gives all names, shapes and dtypes.
+    loss_fn: (variables, drawn) -> (loss, metrics), float32 scalars. They are
+      deterministic means over the batch, so that averaging equal parts of a
+      batch gives the mean of the whole batch.
+    predict_fns: name -> (variables, drawn) -> arrays with a leading batch axis.
+      "measure" returns a dictionary of validation metrics, in which a NaN
+      leaves out its sample. The optional "reconstruct" returns a uint8 video.
+    draw: (batch, rng) -> drawn, the batch and all random arrays, which have a
+      leading batch axis too.
+    encode: (variables, batch) -> batch. It applies the frozen encoders to raw
+      data, a few samples at a time to bound memory.
+    trainable: ordered (regular expression over the names of variables, bool).
+    start: (where) -> variables that are not random, such as weights from files;
+      `where` is a tree of shardings like the variables. None means that the
+      variables start as `init` gives them.
+    batches: (data config, *, batch_size, seed, shard_index, shard_count) ->
+      endless, closable iterator over dictionaries of numpy arrays, whose
+      position can be saved and restored.
   """
 
   init: Callable[[jax.Array], Any]
