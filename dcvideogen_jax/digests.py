@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Shaped, UInt32
 
 from dcvideogen_jax import tree
+from dcvideogen_jax.arrays import Array
 
 
 def of_tree(values: Any) -> dict[str, int]:

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import errors, tree
+from dcvideogen_jax.arrays import Array
 
 # Mesh axes, and the dimensions that each of them shards:
 #
@@ -307,7 +308,7 @@ def shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
   )
 
 
-def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+def constrain(x: Array, *logical_axes: str | None) -> Array:
   """Constrains the sharding of an activation; without a mesh, returns `x`.
 
   The mesh is the one set by `jax.set_mesh`, so models need not know it. A mesh

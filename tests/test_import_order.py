@@ -12,6 +12,7 @@ PACKAGE = "dcvideogen_jax"
 # Row by first path component below the package; `launch` is above them all.
 ROWS = {
   0: [
+    "arrays",
     "errors",
     "documents",
     "files",

@@ -12,9 +12,11 @@ from typing import Any
 import einops
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import wan_blocks
 
 Tokens = Float[Array, "b t h w d"]
@@ -57,7 +59,7 @@ def init_patch_embed(
 def tokens(
   params: PatchEmbedding,
   latents: Float[Array, "b t h w c"],
-  dtype: jnp.dtype = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
 ) -> Tokens:
   """Embeds latents as a grid of tokens, computed in `dtype`, returned float32.
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import wan_dit
 
 _KEYS = {"per_chunk", "clean"}

@@ -9,6 +9,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from dcvideogen_jax import differences, errors, tree
 from dcvideogen_jax.convert import (
@@ -33,7 +34,7 @@ def load(
   kind: str,
   source: sources.Source,
   config: str | Mapping[str, Any] | None = None,
-  dtype: jnp.dtype | None = None,
+  dtype: DTypeLike | None = None,
   sharding: Any = None,
   merge_lora: bool = True,
 ) -> tuple[Any, Variables]:

@@ -38,6 +38,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from dcvideogen_jax import errors, tree
 from dcvideogen_jax.convert import (
@@ -62,7 +63,7 @@ def save_adapter(
   alpha: float,
   *,
   layout: str | None = None,
-  dtype: jnp.dtype | None = None,
+  dtype: DTypeLike | None = None,
   base: str | None = None,
 ) -> list[pathlib.Path]:
   """Writes adapter_model.safetensors and adapter_config.json.

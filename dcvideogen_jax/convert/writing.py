@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.convert import api, engine, kinds, sources, tensor_files
@@ -22,7 +23,7 @@ def save(
   kind: str,
   module: Any,
   variables: api.Variables,
-  dtype: jnp.dtype | None = None,
+  dtype: DTypeLike | None = None,
   layout: str | None = None,
   shard_size: int | None = None,
 ) -> list[pathlib.Path]:
@@ -244,7 +245,7 @@ def _bytes(tensor: sources.Tensor) -> int:
   return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def cast(tensor: sources.Tensor, dtype: jnp.dtype) -> sources.Tensor:
+def cast(tensor: sources.Tensor, dtype: DTypeLike) -> sources.Tensor:
   """Returns a tensor that is cast to another dtype when it is read."""
   dtype = np.dtype(dtype)
 

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float, Float32
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.arrays import Array
 
 TRAIN_STEPS = 1000
 

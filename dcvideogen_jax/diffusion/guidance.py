@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float, Float32
+
+from dcvideogen_jax.arrays import Array
 
 # (x, t, condition) -> velocity.
 Model = Callable[[Array, Array, Any], Array]

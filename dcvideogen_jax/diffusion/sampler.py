@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import flow, solvers
 
 Model = Callable[..., Array]

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float, Float32
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import flow
 
 # Number of levels in the official grid; sampling takes as many steps.

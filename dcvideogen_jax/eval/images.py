@@ -12,7 +12,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, UInt8
+from jaxtyping import Float, Float64, UInt8
+
+from dcvideogen_jax.arrays import Array
 
 _RANGE = 255.0
 _RADIUS = 5

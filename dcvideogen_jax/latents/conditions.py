@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from dcvideogen_jax import sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.latents import spaces
 from dcvideogen_jax.models import clip_vision, umt5
 

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dcvideogen_jax import sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import guidance
 from dcvideogen_jax.models import wan_blocks, wan_dit
 

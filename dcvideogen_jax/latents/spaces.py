@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from dcvideogen_jax import errors, levels, sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.latents import videos
 from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
 

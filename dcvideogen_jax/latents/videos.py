@@ -7,9 +7,10 @@ levels or floats in [-1, 1]; mid-grey is 0.
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float, Shaped
 
 from dcvideogen_jax import levels
+from dcvideogen_jax.arrays import Array
 
 Video = Shaped[Array, "b t h w 3"]
 Image = Shaped[Array, "b h w 3"]

@@ -13,8 +13,10 @@ import einops
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import chunk_causal, layers, rope
 from dcvideogen_jax.ops import attention
 
@@ -37,8 +39,8 @@ class ChunkAttention(nn.Module):
   heads: int
   chunk: int
   time: str = "chunk_causal"
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

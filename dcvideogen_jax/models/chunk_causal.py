@@ -28,8 +28,10 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import layers
 from dcvideogen_jax.ops import conv3d
 
@@ -130,8 +132,8 @@ class Conv(nn.Module):
   norm: bool = False
   act: Callable[[Array], Array] | None = None
   conv3d: str | None = None
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

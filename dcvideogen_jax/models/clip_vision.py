@@ -17,8 +17,10 @@ from typing import Any
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import fields, layers, precision
 from dcvideogen_jax.ops import attention
 
@@ -34,7 +36,7 @@ class Attention(nn.Module):
 
   heads: int
   attention: str | None
-  dense: dict[str, Any]
+  dense: Mapping[str, Any]
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -66,7 +68,7 @@ class Block(nn.Module):
   ffn_width: int
   eps: float
   attention: str | None
-  dense: dict[str, Any]
+  dense: Mapping[str, Any]
 
   @nn.compact
   def __call__(self, carry: tuple[Array, Array], _):
@@ -119,8 +121,8 @@ class CLIPVision(nn.Module):
   eps: float = 1e-5
   attention: str | None = None
   remat: bool = False
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @precision.of_float32(precision.PRODUCTS)
   @nn.compact

@@ -14,8 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import dc_ae_v_layers, fields, layers, precision
 from dcvideogen_jax.models.chunk_causal import FRAMES_KEPT, Band
 
@@ -65,8 +67,8 @@ class DCAEV(nn.Module):
   latent_scale: float = 1.0
   remat: bool = False
   conv3d: str | None = None
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   def setup(self):
     """Builds the encoder and the decoder."""

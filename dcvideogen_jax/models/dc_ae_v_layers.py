@@ -10,11 +10,13 @@ takes and returns features together with a `chunk_causal.Band`, which tells
 which rows of the picture the features hold; the band is None for all rows.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import chunk_attention, layers
 from dcvideogen_jax.models.chunk_causal import Band, Conv
 
@@ -22,7 +24,7 @@ from dcvideogen_jax.models.chunk_causal import Band, Conv
 class ResBlock(nn.Module):
   """A residual block: x + norm(conv(silu(conv(x))))."""
 
-  conv: dict[str, Any]
+  conv: Mapping[str, Any]
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"], band: Band | None = None):
@@ -58,7 +60,7 @@ class Down(nn.Module):
 
   features: int
   factor: tuple[int, int, int]
-  conv: dict[str, Any]
+  conv: Mapping[str, Any]
   shortcut: bool = True
 
   @nn.compact
@@ -100,7 +102,7 @@ class Up(nn.Module):
 
   features: int
   factor: tuple[int, int, int]
-  conv: dict[str, Any]
+  conv: Mapping[str, Any]
   shortcut: bool = True
 
   @nn.compact
@@ -138,10 +140,10 @@ class Stage(nn.Module):
   """
 
   blocks: int
-  conv: dict[str, Any]
-  up: dict[str, Any] | None = None
-  down: dict[str, Any] | None = None
-  attention: dict[str, Any] | None = None
+  conv: Mapping[str, Any]
+  up: Mapping[str, Any] | None = None
+  down: Mapping[str, Any] | None = None
+  attention: Mapping[str, Any] | None = None
   remat: bool = False
 
   @nn.compact
@@ -185,7 +187,7 @@ class Half(nn.Module):
   temporal_factor: int
   attention_heads: int
   remat: bool
-  conv: dict[str, Any]
+  conv: Mapping[str, Any]
 
   def conv_at(self, stage: int) -> dict[str, Any]:
     """Returns the fields of convolutions at the resolution of a stage."""

@@ -17,9 +17,11 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dcvideogen_jax import sharding
+from dcvideogen_jax.arrays import Array
 
 # Logical axes of the autoencoders' activations; see `sharding.LOGICAL`.
 SPLIT = ("batch", None, None, "columns")
@@ -50,8 +52,8 @@ class Dense(nn.Module):
   lora_alpha: float = 0.0
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   precision: jax.lax.PrecisionLike = None
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n f"]:
@@ -167,8 +169,8 @@ class RMSNorm(nn.Module):
 
   eps: float = 1e-5
   use_bias: bool = True
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
@@ -191,8 +193,8 @@ class LayerNorm(nn.Module):
 
   eps: float = 1e-5
   use_affine: bool = True
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:

@@ -8,7 +8,9 @@ then `e // 6` pairs of the column.
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from dcvideogen_jax.arrays import Array
 
 Angles = Float[Array, "n e/2"]
 

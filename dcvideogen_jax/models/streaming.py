@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dcvideogen_jax import errors, levels, sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import bands, dc_ae_v, layers, pieces
 
 Variables = dict[str, Any]

@@ -22,8 +22,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import fields, layers, precision
 
 
@@ -66,7 +68,7 @@ class Attention(nn.Module):
   head_width: int
   buckets: int
   max_distance: int
-  dense: dict[str, Any]
+  dense: Mapping[str, Any]
 
   @nn.compact
   def __call__(
@@ -116,7 +118,7 @@ class FeedForward(nn.Module):
   """A gated feed-forward: fc2(fc1(x) * gelu(gate(x)))."""
 
   hidden: int
-  dense: dict[str, Any]
+  dense: Mapping[str, Any]
 
   @nn.compact
   def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -141,10 +143,10 @@ class Block(nn.Module):
     dense: fields of all linear maps.
   """
 
-  attention: dict[str, Any]
+  attention: Mapping[str, Any]
   ffn_width: int
-  norm: dict[str, Any]
-  dense: dict[str, Any]
+  norm: Mapping[str, Any]
+  dense: Mapping[str, Any]
 
   @nn.compact
   def __call__(self, x: Float[Array, "b s d"], mask: Array):
@@ -201,8 +203,8 @@ class UMT5Encoder(nn.Module):
   max_distance: int = 128
   eps: float = 1e-6
   remat: bool = False
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @precision.of_float32(precision.PRODUCTS)
   @nn.compact

@@ -9,16 +9,18 @@ that of the norms. The video's tokens are in t h w order.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dcvideogen_jax import sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import layers, rope
 from dcvideogen_jax.ops import attention
 
@@ -42,7 +44,7 @@ class MLP(nn.Module):
   hidden: int
   features: int
   act: Any
-  dense: dict[str, Any]
+  dense: Mapping[str, Any]
   tokens: str | None = None
 
   @nn.compact
@@ -69,7 +71,7 @@ class ImageEmbedding(nn.Module):
 
   width: int
   positions: int | None
-  dense: dict[str, Any]
+  dense: Mapping[str, Any]
 
   @nn.compact
   def __call__(self, x: Float[Array, "b m e"]) -> Float[Array, "b m d"]:
@@ -139,7 +141,7 @@ class SelfAttention(nn.Module):
   eps: float
   attention: str | None
   mask: Mask | None
-  dense: dict[str, Any]
+  dense: Mapping[str, Any]
 
   @nn.compact
   def __call__(
@@ -189,7 +191,7 @@ class CrossAttention(nn.Module):
   heads: int
   eps: float
   attention: str | None
-  dense: dict[str, Any]
+  dense: Mapping[str, Any]
 
   @nn.compact
   def __call__(
@@ -244,8 +246,8 @@ class Block(nn.Module):
   eps: float
   attention: str | None
   mask: Mask | None
-  dense: dict[str, Any]
-  lora: dict[str, Any]
+  dense: Mapping[str, Any]
+  lora: Mapping[str, Any]
 
   @nn.compact
   def __call__(
@@ -386,7 +388,7 @@ class PatchKernel(nn.Module):
   """
 
   shape: tuple[int, ...]
-  param_dtype: jnp.dtype
+  param_dtype: DTypeLike
 
   @nn.compact
   def __call__(self):

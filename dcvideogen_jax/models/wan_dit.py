@@ -25,9 +25,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dcvideogen_jax import sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import fields, layers, rope, wan_blocks
 from dcvideogen_jax.ops import attention as attention_ops
 
@@ -110,8 +112,8 @@ class WanDiT(nn.Module):
   chunk: int | None = None
   lora_rank: int = 0
   lora_alpha: float = 0.0
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dcvideogen_jax import errors, sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import (
   dc_ae_v,
   fields,
@@ -99,8 +101,8 @@ class WanVAE(nn.Module):
   )
   # fmt: on
   conv3d: str | None = None
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   def setup(self):
     """Builds both halves and the convolutions around the latents."""

@@ -12,14 +12,17 @@ resamplings in time pass that frame on unchanged. `dtypes` holds `dtype` and
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import chunk_causal
 from dcvideogen_jax.ops import attention
 
@@ -47,8 +50,8 @@ class UnitNorm(nn.Module):
   `layers.RMSNorm`, it has no epsilon but a lower bound of the squared length.
   """
 
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
@@ -73,7 +76,7 @@ class ResBlock(nn.Module):
   """
 
   features: int
-  dtypes: dict[str, Any]
+  dtypes: Mapping[str, Any]
   conv3d: str | None = None
 
   @nn.compact
@@ -95,7 +98,7 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
   """x + self-attention with one head over the positions of each frame."""
 
-  dtypes: dict[str, Any]
+  dtypes: Mapping[str, Any]
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
@@ -116,7 +119,7 @@ class Attention(nn.Module):
 class MidBlock(nn.Module):
   """Attention between two residual blocks, at the coarsest resolution."""
 
-  dtypes: dict[str, Any]
+  dtypes: Mapping[str, Any]
   conv3d: str | None = None
 
   @nn.compact
@@ -144,8 +147,8 @@ class TimeConv(nn.Module):
 
   features: int
   stride: int = 1
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b u h w f"]:
@@ -174,7 +177,7 @@ class Down(nn.Module):
   """Halves height and width, and frames after the clip's first if `time`."""
 
   time: bool
-  dtypes: dict[str, Any]
+  dtypes: Mapping[str, Any]
 
   @nn.compact
   def __call__(
@@ -213,7 +216,7 @@ class Up(nn.Module):
   """
 
   time: bool
-  dtypes: dict[str, Any]
+  dtypes: Mapping[str, Any]
 
   @nn.compact
   def __call__(
@@ -249,7 +252,7 @@ class UpBlock(nn.Module):
   features: int
   blocks: int
   time: bool | None
-  dtypes: dict[str, Any]
+  dtypes: Mapping[str, Any]
   conv3d: str | None = None
 
   @nn.compact
@@ -284,7 +287,7 @@ class Half(nn.Module):
   blocks: int
   temporal: tuple[bool, ...]
   conv3d: str | None
-  dtypes: dict[str, Any]
+  dtypes: Mapping[str, Any]
 
   def width(self, level: int) -> int:
     """Returns the channels of a level."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.diffusion import guidance, sampler
@@ -34,7 +35,7 @@ from dcvideogen_jax.sample import (
 _GIB = 2**30
 
 
-def parts(variant: str, dtype: jnp.dtype) -> loading.Parts:
+def parts(variant: str, dtype: DTypeLike) -> loading.Parts:
   """Returns the parts of a published model, with shapes in place of weights.
 
   They are what `loading.load` returns for the model.

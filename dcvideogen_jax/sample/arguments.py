@@ -8,9 +8,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.latents import denoiser
 from dcvideogen_jax.models import streaming
 

@@ -23,9 +23,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.latents import conditions, denoiser, videos
 from dcvideogen_jax.models import pieces, wan_blocks

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dcvideogen_jax import sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import flow, guidance, sampler
 from dcvideogen_jax.latents import denoiser
 from dcvideogen_jax.models import wan_dit

@@ -5,8 +5,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.sample import arguments, sizes
 

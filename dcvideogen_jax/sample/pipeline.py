@@ -23,9 +23,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dcvideogen_jax import errors, memory, sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.data import clip_images, tables, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.latents import conditions, spaces

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.arrays import Array
 
 Video = Float[Array, "b t h w c"]
 Scalar = Float[Array, ""]

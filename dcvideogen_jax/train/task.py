@@ -6,8 +6,9 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import grain
 import jax
-from jaxtyping import Array, Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.data import pipeline
 
 Metrics = dict[str, jax.Array]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from dcvideogen_jax import convert, errors, tree
 from dcvideogen_jax.adapt import align, assemble, phases
@@ -59,7 +60,7 @@ def build(config: Mapping[str, Any], phase: phases.Phase) -> wan_dit.WanDiT:
     raise errors.UserError(f"config.model: {e}") from e
 
 
-def dtype(config: Mapping[str, Any], key: str) -> jnp.dtype:
+def dtype(config: Mapping[str, Any], key: str) -> DTypeLike:
   """Returns the dtype that a config names.
 
   Raises:

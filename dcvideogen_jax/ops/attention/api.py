@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.ops.attention import masks
 from dcvideogen_jax.ops.attention.by_chunks import MAX_CHUNKS, by_chunks
 from dcvideogen_jax.ops.attention.chunked import chunked

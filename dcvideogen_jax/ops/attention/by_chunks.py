@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.ops.attention import masks
 
 # Programs of more chunks take minutes to compile.

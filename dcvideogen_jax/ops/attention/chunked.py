@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.ops.attention import masks
 from dcvideogen_jax.ops.attention.by_chunks import serialise_gradients
 

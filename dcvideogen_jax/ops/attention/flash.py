@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.ops.attention import flash_kernels as kernels
 from dcvideogen_jax.ops.attention import masks, tile_ranges
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
+
+from dcvideogen_jax.arrays import Array
 
 
 class Segment(NamedTuple):

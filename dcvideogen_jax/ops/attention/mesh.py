@@ -11,9 +11,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dcvideogen_jax import errors, sharding
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.ops.attention import api, masks
 
 

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.ops.attention import masks
 
 # Weighted values are summed over blocks of this many keys, then over the

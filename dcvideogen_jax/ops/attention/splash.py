@@ -20,9 +20,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask_info as mask_info,
 )
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dcvideogen_jax import flops
+from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.ops.attention import masks
 
 # Lanes of a vector register. Block sizes and head widths are multiples of it.
