@@ -115,7 +115,7 @@ def plan(
   if whole:
     return whole[0]
   least_work = min(c.work for c in fitting)
-  # A few percent more work are accepted for fewer and larger bands.
+  # A few percent more work is accepted for fewer and larger bands.
   near = [c for c in fitting if c.work <= 1.05 * least_work]
   return max(near, key=lambda c: (not c.offload, c.rows * 2 ** (c.cut or 0)))
 
@@ -195,15 +195,18 @@ def _candidates(
   video = 3 * module.chunk_frames * height * width
 
   def work(some):
+    """Returns the multiply-adds of layers, up to a common factor."""
     return sum(
       x.inputs * x.outputs * x.frames / module.scale_at(x.at) ** 2 for x in some
     )
 
   def area(x, pixel_rows, extra=0):
+    """Returns the positions of a layer in these rows and some extra rows."""
     scale = module.scale_at(x.at)
     return (pixel_rows // scale + extra) * (width // scale)
 
   def live(some, pixel_rows, kept_rows=0):
+    """Returns the numbers that XLA holds at once while it computes layers."""
     widest = max(
       x.frames
       * max(
@@ -216,10 +219,11 @@ def _candidates(
     return (LIVE_COPIES + (widest > api.MAX_ELEMENTS)) * widest
 
   def state(some, pixel_rows):
+    """Returns the numbers in the cached frames of layers."""
     return sum(kept * x.inputs * area(x, pixel_rows) for x in some)
 
   def twice(some, lines=0):
-    """Counts kernels and rows that an encoder holds in a second layout."""
+    """Returns the numbers that an encoder holds in a second layout."""
     if decode:
       return 0  # LIVE_COPIES includes a decoder's.
     return 27 * sum(x.inputs * x.outputs for x in some) + _ROWS_TWICE * lines

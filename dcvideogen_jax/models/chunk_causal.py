@@ -6,11 +6,11 @@ feature cache is Linen's `"cache"` collection here.
 Time. The `time` design of a convolution says which frames its three temporal
 taps see. Frames before and after the clip are zeros.
 
-  chunk_causal  bidirectional inside a chunk, causal across chunks: the first
-                frame of a chunk sees the last frame of the previous chunk, the
-                last frame of a chunk sees zeros instead of the next chunk
-  causal        each frame and the two frames before it
-  non_causal    each frame and one frame on both sides, over the whole clip
+- `chunk_causal`: bidirectional inside a chunk and causal across chunks. The
+  first frame of a chunk sees the last frame of the previous chunk, and the last
+  frame of a chunk sees zeros in place of the next chunk.
+- `causal`: each frame and the two frames before it.
+- `non_causal`: each frame and one frame on both sides, over the whole clip.
 
 With the `"cache"` collection mutable, the input continues the clip of the
 previous call, so that a clip can be passed chunk by chunk. Otherwise the input
@@ -68,7 +68,7 @@ def past_frames(
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-  """Which rows of a picture an array holds.
+  """The rows of a picture that an array holds.
 
   Attributes:
     index: number of the band, from 0; may be traced.

@@ -133,9 +133,9 @@ class Stage(nn.Module):
 
   Attributes:
     blocks: residual blocks.
-    up: fields of the `Up`; None for a stage that has none.
-    down: fields of the `Down`, likewise.
-    attention: fields of the `ChunkAttention`, likewise.
+    up: fields of the `Up`; None for a stage without one.
+    down: fields of the `Down`; None for a stage without one.
+    attention: fields of the `ChunkAttention`; None for a stage without one.
     remat: whether the blocks are rematerialised in the backward pass.
   """
 

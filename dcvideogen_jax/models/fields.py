@@ -142,5 +142,5 @@ def _is_number(value: Any) -> bool:
     return False
   try:
     return math.isfinite(value)
-  except OverflowError:  # An integer that no float holds.
+  except OverflowError:  # The integer is too large for a float.
     return False

@@ -165,7 +165,7 @@ def _decode_whole(module, variables, latents, state, plan, last, dtype):
 
 
 def _encode_banded(module, variables, video, state, plan, last):
-  """Fine stages on bands of the video, then coarse stages on all rows."""
+  """Runs fine stages on bands of the video, then coarse stages on all rows."""
   b, t, height, width, _ = video.shape
   scale = module.scale_at(plan.cut)
   late = bands.lag(module, plan.cut, decode=False)
@@ -173,7 +173,7 @@ def _encode_banded(module, variables, video, state, plan, last):
   rows = plan.rows * scale
 
   def band(i):
-    """Returns a band of the video; rows below it are zeros, masked later."""
+    """Returns a band of the video; rows below the video are zeros."""
     piece = video[:, :, i * rows : (i + 1) * rows]
     missing = rows - piece.shape[2]
     return put(np.pad(piece, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))))
@@ -207,7 +207,7 @@ def _encode_banded(module, variables, video, state, plan, last):
 
 
 def _decode_banded(module, variables, latents, state, plan, last, dtype):
-  """Coarse stages on all rows, then fine stages on bands of the result."""
+  """Runs coarse stages on all rows, then fine stages on bands of the result."""
   height = latents.shape[2] * module.spatial_factor
   n = bands.count(module, plan, height, decode=True)
   rows = plan.rows * module.scale_at(plan.cut)
@@ -363,7 +363,7 @@ def _empty(shapes, name):
 
 @functools.partial(jax.jit, static_argnames=("like", "axis"))
 def _zeros(like: jax.ShapeDtypeStruct, axis: int = 3):
-  """Returns zeros sharded like `apply`'s state, so that it compiles once."""
+  """Returns zeros sharded like `apply`'s state, to compile `apply` once."""
   x = jnp.zeros(like.shape, like.dtype)
   return jnp.moveaxis(
     layers.constrain_columns(jnp.moveaxis(x, axis, 3)), 3, axis

@@ -175,7 +175,7 @@ class UMT5Encoder(nn.Module):
   Example:
     module = umt5.build(umt5.VARIANTS["umt5_xxl"])
     hidden = module.apply(variables, ids, mask)
-    text = umt5.zero_padding(hidden, mask, 512)  # What Wan's transformer reads.
+    text = umt5.zero_padding(hidden, mask, 512)  # Wan's transformer takes 512.
 
   Attributes:
     vocab: number of tokens in the vocabulary.

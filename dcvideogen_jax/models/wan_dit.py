@@ -145,8 +145,8 @@ class WanDiT(nn.Module):
       The velocity, `out_channels` channels in the compute dtype.
 
     Raises:
-      ValueError: if shapes do not fit the model, or there is `clean` and no
-        `chunk`.
+      ValueError: if shapes do not fit the model, or `clean` is given and the
+        model has no `chunk`.
     """
     self._check(latents, timesteps, image)
     if clean is not None:
@@ -205,6 +205,7 @@ class WanDiT(nn.Module):
     return angles if clean is None else jnp.concatenate([angles, angles])
 
   def _mask(self, grid, clean, past):
+    """Returns the mask of the self-attention; None if every token is seen."""
     if self.chunk is None:
       if clean is not None:
         raise ValueError("clean copies need a model with a chunk")
@@ -249,7 +250,7 @@ class WanDiT(nn.Module):
     return x
 
   def _embed_time(self, timesteps, lora):
-    """The embedding (b, t, d) and its projection (b, t, 6, d), in float32."""
+    """Returns float32 embeddings (b, t, d) and projections (b, t, 6, d)."""
     half = self.frequencies // 2
     frequencies = np.float32(10000.0 ** -(np.arange(half) / half))
     if timesteps.ndim == 1:

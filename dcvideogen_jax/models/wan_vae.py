@@ -46,7 +46,7 @@ _exact = precision.of_float32(precision.CONVOLUTIONS)
 
 
 class Posterior(NamedTuple):
-  """Normal distributions of latents, not normalised.
+  """Normal distributions of latents before `WanVAE.normalise`.
 
   Attributes:
     mean: the mean, which both public pipelines use as the latents.

@@ -124,7 +124,7 @@ class MidBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    """Applies the three.
+    """Applies the three layers.
 
     Args:
       x: features.

@@ -163,7 +163,7 @@ def _has_cudnn(found: Any) -> bool:
     return True
   try:
     return float(there.compute_capability) >= 8
-  except (AttributeError, ValueError):  # Another vendor's.
+  except (AttributeError, ValueError):  # A GPU of another vendor.
     return False
 
 

@@ -1,6 +1,7 @@
 """The three kernels of `flash`, as Pallas runs them for one tile.
 
-Tiles that may extend beyond the tokens are read with a mask and are zero there.
+Tiles that may extend beyond the tokens are read with a mask, and their surplus
+rows are zero.
 
 The kernels' arguments are references to blocks of arrays. A program of a kernel
 has one tile of tokens and loops over the tiles in `runs`, whose rows are the

@@ -26,7 +26,7 @@ from dcvideogen_jax import flops
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.ops.attention import masks
 
-# Lanes of a vector register. Block sizes and head widths are multiples of it.
+# Lanes of a vector register. Block sizes and head widths are multiples of this.
 LANES = 128
 
 
@@ -215,7 +215,7 @@ def _function(
     own = (key >= begin) & (key < begin + mask.block) & (key < m)
     past = key < jnp.minimum(begin - mask.clean, mask.clean)
     clean = (query <= mask.clean) & (key < query)
-    # A choice between masks does not compile for TPUs.
+    # Selecting between two masks does not compile for TPUs.
     return clean | ((query > mask.clean) & (own | past))
 
   return function

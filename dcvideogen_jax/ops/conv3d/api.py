@@ -153,7 +153,7 @@ def _size(x, kernel, padding):
 
 
 def _rows_per_band(x, kernel, padding, size, max_elements):
-  """Returns the rows per band for which no array exceeds `max_elements`."""
+  """Returns the most rows per band with no array above `max_elements`."""
   n, t, _, w, c = x
   row = n * (t + sum(padding[0])) * (w + sum(padding[2])) * c
   result_row = n * size[0] * size[2] * kernel[-1]
