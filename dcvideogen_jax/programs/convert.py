@@ -7,11 +7,11 @@
     --lora=style.safetensors,0.8 --lora=speed.safetensors --output=merged
 
 The layout of the source is recognised from the names of its tensors. An output
-directory holds config.json and safetensors files: with `--to=diffusers`,
-`transformers` or `original` those that the named library opens, with `--to=jax`
-(also under PyTorch names) those that the programs here open without further
-flags. A `.pt` file is written as the official DC-VideoGen code reads it.
-Conversion is lossless unless `--dtype` asks for another precision.
+directory gets config.json and safetensors files. With `--to=diffusers`,
+`transformers` or `original` the named library opens it; with `--to=jax`, also
+under PyTorch names, the programs here open it without further flags. A `.pt`
+file is written as the official DC-VideoGen code reads it. Conversion is
+lossless unless `--dtype` asks for another precision.
 """
 
 import pathlib
@@ -58,8 +58,8 @@ _TO = flags.DEFINE_enum(
   ["jax", "torch", *_LAYOUTS],
   "Layout to write. jax is a directory for the programs here, torch a single"
   " file; the others are the names and files that the named library or the"
-  " authors' own code (official, original) opens. Unset: torch if --output ends"
-  " like a file of weights, else jax.",
+  " authors' own code (official, original) opens. Unset: torch if --output is"
+  " a file, else jax.",
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype",
@@ -72,8 +72,7 @@ _LORA = flags.DEFINE_multi_string(
   "lora",
   [],
   "LoRA file to merge into the weights: PATH or PATH,SCALE, with a scale of 1"
-  " unless given, in the format of any trainer. May be given several times; the"
-  " updates add up.",
+  " unless given. The format of any trainer is read. Several files add up",
 )
 _SHARD_GB = flags.DEFINE_float(
   "shard_gb",

@@ -4,10 +4,10 @@
   dcvideogen export --workdir=DIR --output=DIR/lora --format=lora
 
 `--workdir` is that of `dcvideogen train`, which may still be running. The
-output is a directory. It holds a model, which the programs here open, and, in
-its layout, diffusers or Wan's own code. After the first phase of an adaptation
-it holds the patch embedding alone. With `--format=lora` it holds the adapter
-that PEFT puts on the base model.
+output is a directory. It holds a model that the programs here open; depending
+on `--layout`, diffusers or Wan's own code open it too. After the first phase of
+an adaptation it holds the patch embedding alone. With `--format=lora` it holds
+the adapter that PEFT puts on the base model.
 """
 
 from collections.abc import Sequence

@@ -45,8 +45,7 @@ _SEED = flags.DEFINE_integer(
 _EXCLUDE = flags.DEFINE_multi_string(
   "exclude",
   [],
-  "Name of manifest files to leave out; it may contain the wildcards * and ?."
-  " May be given several times.",
+  "Name of manifest files to leave out, in which * and ? are wildcards",
 )
 
 

@@ -31,7 +31,7 @@ _EXTRA = flags.DEFINE_multi_string(
   "extra",
   [],
   "STAGE:FLAG, a flag to add to the commands of the stages of that name, such"
-  " as base:--config.steps=50. May be given several times.",
+  " as base:--config.steps=50",
 )
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run",
@@ -66,7 +66,7 @@ def run(stages: Sequence[Any]) -> bool:
   from dcvideogen_jax.tiny import chain, family
 
   if not _DRY_RUN.value:
-    # parts.json tells `evaluate tiny` where the parts of each model lie.
+    # `evaluate tiny` finds the parts of each model by its parts.json.
     for name in family.MODELS:
       folder = files.make_directory(work() / "models" / name)
       with files.atomic(folder / "parts.json") as path:

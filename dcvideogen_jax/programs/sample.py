@@ -11,8 +11,7 @@ the two passes of the guidance (or the prompts), "context" the tokens, "tensor"
 the heads and hidden features with their weights, and "spatial" the columns of
 the picture in decoding.
 
-For each prompt and seed these files are written to
-`{index}_{prompt}_seed{seed}`
+Each prompt and seed gets three files, named `{index}_{prompt}_seed{seed}`:
   .mp4    the video, with its settings in the comment tag
   .png    a contact sheet
   .json   settings, versions, seconds per phase, memory; for each chunk of

@@ -45,13 +45,10 @@ _LORA = flags.DEFINE_multi_string(
   "lora",
   [],
   "LoRA file to merge into the transformer: PATH or PATH,SCALE, with a scale of"
-  " 1 unless given. May be given several times; the updates add up.",
+  " 1 unless given. Several files add up",
 )
 _PROMPT = flags.DEFINE_multi_string(
-  "prompt",
-  [],
-  "Text that describes the video. May be given several times, for several"
-  " videos.",
+  "prompt", [], "Text that describes a video; each prompt gets its own video"
 )
 _PROMPTS = flags.DEFINE_string(
   "prompts",

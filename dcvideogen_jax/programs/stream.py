@@ -50,8 +50,9 @@ _CONTINUE_FROM = flags.DEFINE_string(
   "continue_from",
   None,
   "Video file to continue, stretched to the output's size and read at 16 frames"
-  " per second (--continue_fps). The output begins with its last whole chunks,"
-  " as many as the first new chunk attends to; the --frames new ones follow.",
+  " per second (--continue_fps). The output begins with the last whole chunks"
+  " of this file, as many as the first new chunk attends to; --frames new"
+  " frames follow.",
 )
 _CONTINUE_FPS = flags.DEFINE_string(
   "continue_fps",
@@ -62,8 +63,8 @@ _CONTINUE_FPS = flags.DEFINE_string(
 _PROMPT_AT = flags.DEFINE_multi_string(
   "prompt_at",
   [],
-  "NUMBER:TEXT, a prompt that replaces --prompt from this chunk on. The first"
-  " chunk that is made has number 0 and --prompt. May be given several times.",
+  "NUMBER:TEXT, a prompt that replaces the previous one from chunk NUMBER on."
+  " Chunk 0, the first that is made, has --prompt",
 )
 
 PRESETS = presets
