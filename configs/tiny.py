@@ -40,7 +40,7 @@ def _autoencoder(c, arg) -> None:
   c.optim.lr, c.optim.warmup = 2e-4, 50
   c.start = "shortcuts"
   c.weights = common.optional(str)
-  # Batches on which the scale of the latents is measured for the export.
+  # Number of batches on which the export measures the scale of the latents.
   c.statistics = 32
   c.model = {
     "latent_channels": 64,
@@ -69,7 +69,7 @@ def _wan_autoencoder(c, arg) -> None:
   c.optim.lr, c.optim.warmup = 1e-3, 50
   c.start = "colours"
   c.weights = common.optional(str)
-  # Batches on which the scale of the latents is measured for the export.
+  # Number of batches on which the export measures the scale of the latents.
   c.statistics = 32
   c.model = {"base_width": 12, "multipliers": (1, 2, 2, 4), "blocks": 1}
   # Squared errors dominate, as absolute errors are minimised by the median of a

@@ -14,7 +14,7 @@ _LINES = 30
 def require_equal(
   expected: Mapping[str, Shape], found: Mapping[str, Shape], what: str
 ) -> None:
-  """Raises one error that lists every difference; returns if there is none.
+  """Raises one error that lists every difference, if names or shapes differ.
 
   Names that only differ in their numbers, and lack or have the same shape,
   share a line.

@@ -40,7 +40,8 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
 # smaller than in training.
 UNEVEN = ("batch", "tokens", "columns")
 
-# Bytes from which on a leaf that is replicated against its rule is warned of.
+# A leaf of at least this many bytes that is replicated although its rule shards
+# it gets a warning.
 _LARGE = 2**26
 # Warnings already given, as planning computes shardings again and again.
 _said: set[str] = set()
@@ -93,8 +94,8 @@ def make_mesh(
       f"the mesh {sizes} needs {math.prod(sizes.values())} devices, "
       f"found {len(devices)}"
     )
-  # Unlike this function, jax.make_mesh splits an axis of the torus between two
-  # mesh axes only on v5e.
+  # Unlike this call, jax.make_mesh splits an axis of the torus between two mesh
+  # axes only on v5e.
   grid = mesh_utils.create_device_mesh(
     tuple(sizes.values()), devices, allow_split_physical_axes=True
   )

@@ -200,7 +200,8 @@ def _seconds(config, target, mesh, remat, parts, run, traced) -> float:
   one *= passes * model["layers"]
   waiting = 0.0
   # "tensor": three all-reduces of a layer, each of which sends its array twice.
-  # "context": all-to-alls of queries, keys, values and results.
+  # "context": queries, keys, values and results change between shards of tokens
+  # and shards of heads.
   for axis, times in (("tensor", 3 * 2), ("context", 4)):
     n = mesh.shape[axis]
     if n > 1:
