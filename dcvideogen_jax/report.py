@@ -8,6 +8,7 @@ once a minute for people who watch.
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,10 +17,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2
 
 from dcvideogen_jax import errors, files
+
+# tensorboardX imports torch wherever torch is installed, which takes seconds
+# and hundreds of megabytes. An entry of None makes that import fail.
+_NO_TORCH = "torch" not in sys.modules
+if _NO_TORCH:
+  sys.modules["torch"] = None  # type: ignore[assignment]
+try:
+  from tensorboardX import event_file_writer, summary
+  from tensorboardX.proto import event_pb2
+finally:
+  if _NO_TORCH:
+    del sys.modules["torch"]
 
 _PERIOD = 60  # Seconds between two flushes to an object store.
 

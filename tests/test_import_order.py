@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -133,6 +134,27 @@ def test_module_imports_only_downwards(path):
 )
 def test_a_violation_is_found(file, source):
   assert _violations(ROOT / PACKAGE / file, source)
+
+
+@pytest.mark.parity
+def test_torch_and_tensorflow_are_not_imported():
+  """Nor by the libraries that the package imports, where torch is there."""
+  names = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in MODULES
+    if path.parts[-2] not in ("launch", "programs")
+  ]
+  code = f"""
+import importlib, importlib.util, sys
+for name in {names}:
+  importlib.import_module(name)
+assert importlib.util.find_spec("torch")
+print(sorted({{"torch", "tensorflow"}} & {{*sys.modules}}))
+"""
+  run = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert run.stdout == "[]\n", run.stdout + run.stderr
 
 
 def test_test_files_have_names_of_their_own():
