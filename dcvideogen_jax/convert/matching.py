@@ -238,13 +238,16 @@ def _recognise(kind: str, source: sources.Source, tensors: Tensors) -> str:
 
 def stored_dtype(tensors: Tensors) -> np.dtype:
   """Returns the dtype that most tensors have in memory, as of `_kept`."""
-  stored = collections.Counter(_kept(t.dtype) for t in tensors.values())
+  stored = collections.Counter(_kept(t) for t in tensors.values())
   (dtype, _), *_ = stored.most_common(1) or [(np.dtype(np.float32), 1)]
   return dtype
 
 
-def _kept(dtype: np.dtype) -> np.dtype:
-  """Returns the dtype in memory of a parameter that is stored in `dtype`."""
+def _kept(tensor: sources.Tensor) -> np.dtype:
+  """Returns the dtype in memory of a parameter that a tensor fills."""
+  if tensor.stored is not None:
+    return np.dtype(jnp.bfloat16)
+  dtype = tensor.dtype
   if dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
     return np.dtype(dtype)
   small = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1
@@ -264,7 +267,7 @@ def as_stored(
   dtypes: dict[str, np.dtype] = {}
   for place in naming.places(rules, tree.shapes(expected)):
     if place.torch in tensors:
-      dtype = _kept(tensors[place.torch].dtype)
+      dtype = _kept(tensors[place.torch])
       known = dtypes.get(place.jax, dtype)
       dtypes[place.jax] = np.dtype(jnp.promote_types(known, dtype))
   leaves = {

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from dcvideogen_jax import errors
+from dcvideogen_jax.convert import quantised_tensors
 
 # Up to this number, the bytes of elements of 16 bytes fit numpy's int64 index.
 _MOST_ELEMENTS = 1 << 59
@@ -30,12 +31,15 @@ class Tensor(NamedTuple):
     read: reads the whole array.
     rows: as `Elements`, but for rows of the first axis; None if reading a part
       costs as much as reading the whole array.
+    stored: the weight of few bits that the array, of float32, is made from;
+      None for other arrays.
   """
 
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
   rows: Elements | None = None
+  stored: quantised_tensors.Stored | None = None
 
 
 def tensor(
@@ -59,6 +63,35 @@ def tensor(
     dtype,
     lambda: elements(0, math.prod(shape), None).reshape(shape),
     rows,
+  )
+
+
+def dequantised(
+  shape: tuple[int, ...], stored: quantised_tensors.Stored
+) -> Tensor:
+  """Makes the tensor of float32 that a quantised weight stands for.
+
+  Args:
+    shape: shape of the tensor.
+    stored: the weight; its columns are the axes after the first one.
+  """
+  count = shape[0] if shape else 1
+  width = math.prod(shape[1:])
+
+  def rows(start, stop, memory=None):
+    out = None
+    if memory is not None:
+      size = (stop - start) * width
+      out = memory[: 4 * size].view(np.float32).reshape(stop - start, width)
+    weights = stored.rows(start, stop).dequantise(out)
+    return weights.reshape(stop - start, *shape[1:])
+
+  return Tensor(
+    shape,
+    np.dtype(np.float32),
+    lambda: rows(0, count).reshape(shape),
+    rows,
+    stored,
   )
 
 
