@@ -34,9 +34,7 @@ def prefixed(prefix, tensors):
 def inside(word, tensors):
   """Renames tensors as if every block were wrapped."""
   return {
-    name.replace("blocks.", "blocks.").replace(
-      f"blocks.{i}.", f"blocks.{i}.{word}."
-    ): x
+    name.replace(f"blocks.{i}.", f"blocks.{i}.{word}."): x
     for name, x in tensors.items()
     for i in [name.split(".")[1] if name.startswith("blocks") else "none"]
   }

@@ -150,8 +150,8 @@ def test_split_batch_stays_where_it_is(axes):
   together = jax.jit(guidance.guided(model, 5.0)).lower(*inputs).compile()
   assert collectives(together) == []
   assert together.output_shardings.is_equivalent_to(place, 5)
-  serialise_gradients = guidance.guided(model, 5.0, batched=False)
-  wanted = serialise_gradients(*make_inputs(8))
+  in_turn = guidance.guided(model, 5.0, batched=False)
+  wanted = in_turn(*make_inputs(8))
   np.testing.assert_allclose(together(*inputs), wanted, rtol=0, atol=1e-5)
   # `collectives` does find the traffic of concatenated branches.
   assert collectives(jax.jit(concatenated).lower(*inputs).compile())

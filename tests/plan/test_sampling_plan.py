@@ -104,8 +104,8 @@ def test_peak_is_all_weights_and_the_largest_program(task):
 def test_guidance_in_turn_is_the_same_work(monkeypatch):
   together, plain = found("t2v"), found("t2v", guided=False)
   monkeypatch.setattr(denoise, "_BATCHED_TOKENS", 0)
-  serialise_gradients = measure(load("t2v").parts)
-  steps = [plan["step"] for plan in (together, serialise_gradients, plain)]
+  in_turn = measure(load("t2v").parts)
+  steps = [plan["step"] for plan in (together, in_turn, plain)]
   assert [step["passes"] for step in steps] == [1, 2, 1]
   work = [step["flops"] for step in steps]
   assert work[0] == work[1] == pytest.approx(2 * work[2], rel=1e-3)
