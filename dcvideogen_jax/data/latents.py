@@ -1,7 +1,7 @@
 """Reads clips that were encoded beforehand: records, and batches for training.
 
-A folder of `launch.precompute` (`data.parts` gives its layout) holds records. A
-record consists of named arrays:
+A folder of `dcvideogen precompute` (`data.parts` gives its layout) holds
+records. A record consists of named arrays:
 
   base            (t, h, w, c)  latents of the base model's autoencoder: the
                   mean of the posterior, normalised
@@ -156,8 +156,8 @@ def require_tokens(found: int, tokens: int) -> None:
   if found > tokens:
     raise errors.UserError(
       f"a text has {found} tokens, expected at most the text_tokens "
-      f"{tokens}: encode with python -m launch.precompute "
-      f"--text_tokens={tokens}, as sampling will"
+      f"{tokens}: encode with `dcvideogen precompute "
+      f"--text_tokens={tokens}`, as sampling will"
     )
 
 
@@ -183,13 +183,13 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if index["format"] != FORMAT:
       raise errors.UserError(
         f"{path} has the format {index['format']}, expected {FORMAT}: make the "
-        "folder again with python -m launch.precompute"
+        "folder again with `dcvideogen precompute`"
       )
     descriptions.require(index, descriptions.INDEX)
   except FileNotFoundError as e:
     raise errors.UserError(
-      f"{directory} has no {INDEX}: it is not a folder of python -m "
-      "launch.precompute, or that was not finished"
+      f"{directory} has no {INDEX}: it is not a folder of "
+      "`dcvideogen precompute`, or the encoding has not finished"
     ) from e
   except errors.UserError:
     raise

@@ -153,7 +153,7 @@ class ClipSource:
     if not shards:
       raise errors.UserError(
         f"{directory} has no *{SUFFIX} files; make them with "
-        "python -m launch.prepare_clips"
+        "`dcvideogen prepare-clips`"
       )
     try:
       self._source = sources.ArrayRecordDataSource(shards)

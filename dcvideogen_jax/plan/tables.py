@@ -112,8 +112,8 @@ def training(found: Mapping[str, Any]) -> str:
     f"{1e3 * seconds['compute']:9.1f} ms",
     f"moves      {found['traffic'] / 1e9:9.2f} GB     "
     f"{1e3 * seconds['memory']:9.1f} ms",
-    f"a step takes {1e3 * seconds['total']:.1f} ms at the least: the largest "
-    "of both and of what overlaps, and what waits",
+    f"a step takes {1e3 * seconds['total']:.1f} ms or more: the longest of "
+    "what computes, moves and overlaps, plus what waits",
     f"estimated MFU {100 * found['utilisation']:.1f} %: "
     f"{found['useful_flops'] / 1e12:.2f} TFLOP without what is computed again",
   ]
@@ -185,8 +185,8 @@ def sampling(found: Mapping[str, Any], steps: int) -> str:
     f"{'fits' if within else 'does not fit'}",
     f"estimate, from the data sheet's peak rates: a step, on one device "
     f"{step['flops'] / 1e12:.0f} TFLOP in {_PASSES[step['passes']]} of the "
-    f"transformer, takes {seconds:.2f} s at the least, {steps} steps "
-    f"{steps * seconds:.0f} s",
+    f"transformer, takes {seconds:.2f} s or more, {steps} steps "
+    f"{steps * seconds:.0f} s or more",
   ]
   return "\n".join(lines)
 

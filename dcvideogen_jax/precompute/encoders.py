@@ -1,4 +1,4 @@
-"""Finds, loads and runs the frozen encoders of `launch.precompute`."""
+"""Finds, loads and runs the frozen encoders of `dcvideogen precompute`."""
 
 import functools
 import hashlib

@@ -26,7 +26,8 @@ CONFIG_HELP = (
   "Name of a released variant, a JSON file, or JSON text with the model's own"
   ' fields, such as {"latent_channels": 8, "widths": [...], "depths": [...]},'
   " or with those of another library's config.json."
-  " Unset: as config.json beside the weights has it, or recognised from them."
+  " Unset: read from the config.json beside the weights, or recognised from the"
+  " weights."
 )
 
 _COMPILE_CACHE = flags.DEFINE_string(

@@ -67,7 +67,7 @@ def main(argv):
 
   if _EXPORT.value and jax.process_count() > 1:
     raise errors.UserError(
-      "--export is for one process: run launch.export after the training"
+      "--export is for one process: run `dcvideogen export` after training"
     )
   config = _CONFIG.value.to_dict()
   profile = range(0)

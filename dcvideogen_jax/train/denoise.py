@@ -101,8 +101,8 @@ class _Denoising:
     if "text" in encoders and config["text_dropout"] and not config["negative"]:
       raise errors.UserError(
         "raw videos bring no embedding of the negative prompt, which a dropped"
-        " text becomes: negative must name a .npy file or a folder that"
-        " launch.precompute made, of one clip or more (or text_dropout be 0)"
+        " text becomes: negative must name a .npy file or a folder of one clip"
+        " or more from `dcvideogen precompute` (or text_dropout be 0)"
       )
     found = weights.load(
       self._config["start"],
