@@ -14,17 +14,13 @@ from typing import Any
 import numpy as np
 
 from dcvideogen_jax import documents, errors
-from dcvideogen_jax.convert import pickled, reading, tensor_files
+from dcvideogen_jax.convert import gguf_files, pickled, reading, tensor_files
 
 Tensor = reading.Tensor
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 INDEX_SUFFIX = ".index.json"
-_GGUF = (
-  "is a GGUF file, which holds quantised weights as a rule and is not read"
-  " here: expected .safetensors, .pt or .pth in float32, bfloat16 or float16"
-)
 
 
 def open_source(
@@ -33,7 +29,7 @@ def open_source(
   """Lists the tensors of a file, a directory or a mapping of arrays.
 
   Args:
-    source: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, the index
+    source: `.safetensors`, `.gguf`, `.pt`, `.pth`, `.bin`, `.ckpt`, the index
       (`.index.json`) of a checkpoint in several files, a directory that holds
       one of these or several `.safetensors`, or a mapping from names to arrays.
     patterns: patterns (`*` for any characters) of file names. If files in a
@@ -70,15 +66,16 @@ def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
       start = file.read(32)
   except OSError as e:
     raise errors.UserError(f"cannot read {path}: {e.strerror or e}") from e
-  what = _GGUF if start.startswith(b"GGUF") else documents.stand_in(start)
-  if what:
+  if start.startswith(gguf_files.MAGIC):
+    return gguf_files.open_gguf(path)
+  if what := documents.stand_in(start):
     raise errors.UserError(f"{path} {what}")
   if path.suffix == ".safetensors":
     return tensor_files.open_safetensors(path)
   if path.suffix in _TORCH_SUFFIXES:
     return pickled.open_torch(path)
   raise errors.UserError(
-    f"{path} is not a checkpoint: expected .pt, .pth or .safetensors"
+    f"{path} is not a checkpoint: expected .pt, .pth, .gguf or .safetensors"
   )
 
 
@@ -123,7 +120,8 @@ def _open_directory(
   )
   hint = f"; its folders {', '.join(inside)} do: name one" if inside else ""
   raise errors.UserError(
-    f"{directory} holds no checkpoint: expected .safetensors, .pt or .pth{hint}"
+    f"{directory} holds no checkpoint: expected .safetensors, .gguf, .pt or"
+    f" .pth{hint}"
   )
 
 

@@ -4,6 +4,7 @@
 `models_t5_umt5-xxl-enc-bf16.pth` of Wan-Video/Wan2.1 (commit 9737cba).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,8 +62,40 @@ ALIASES = {
   "encoder.embed_tokens.weight": "shared.weight",
   "decoder.embed_tokens.weight": "shared.weight",
 }
+# Part of a name in llama.cpp -> in transformers, as in the tables of the
+# package gguf 0.19.0 for the architecture t5encoder.
+_LLAMA_CPP = {
+  "token_embd": "shared",
+  "enc.output_norm": "encoder.final_layer_norm",
+  "output": "lm_head",
+}
+_LLAMA_CPP_BLOCK = {
+  "attn_norm": "layer.0.layer_norm",
+  "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+  **{f"attn_{x}": f"layer.0.SelfAttention.{x}" for x in "qkvo"},
+  "ffn_norm": "layer.1.layer_norm",
+  "ffn_gate": "layer.1.DenseReluDense.wi_0",
+  "ffn_up": "layer.1.DenseReluDense.wi_1",
+  "ffn_down": "layer.1.DenseReluDense.wo",
+}
 # Parameters that a whole UMT5 has besides its encoder.
 IGNORED = [r"decoder\..*", r"lm_head\..*"]
+
+
+def from_llama_cpp(name: str) -> str:
+  """Returns the name in transformers of a tensor of a GGUF text encoder.
+
+  Names that are not known stay as they are; those of the decoder begin with
+  "decoder.".
+  """
+  layer, dot, end = name.rpartition(".")
+  if match := re.fullmatch(r"enc\.blk\.(\d+)\.(\w+)", layer):
+    known = _LLAMA_CPP_BLOCK.get(match[2])
+    return f"encoder.block.{match[1]}.{known}.{end}" if known else name
+  if name.startswith("dec."):
+    return "decoder." + name.removeprefix("dec.")
+  return _LLAMA_CPP.get(layer, layer) + dot + end
+
 
 # Field -> name in config.json, and transformers' default. transformers leaves
 # out values that are the default.

@@ -113,7 +113,7 @@ def test_packed_dtypes_are_listed_and_not_read(tmp_path, name, bits):
 @pytest.mark.parametrize(
   ("start", "message"),
   [
-    (b"GGUF\3\0\0\0", "is a GGUF file"),
+    (b"GGUF\3\0\0\0", "is not a whole GGUF file"),
     (b"version https://git-lfs.github.com/spec/v1\n", "pointer that Git LFS"),
     (b"<!DOCTYPE html><html>", "is a web page"),
   ],

@@ -167,18 +167,3 @@ def test_quantised_tensors_of_torch(tmp_path):
   torch.save({"x": x}, tmp_path / "x.pt")
   with pytest.raises(errors.UserError, match="weights quantised by PyTorch"):
     convert.load("wan_dit", tmp_path / "x.pt", FIELDS)
-
-
-@pytest.mark.parity
-def test_gguf(tmp_path, plain):
-  import gguf
-
-  writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "wan")
-  writer.add_tensor("x", np.ones((4, 32), np.float32))
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  for source in (tmp_path / "x.gguf", tmp_path):
-    with pytest.raises(errors.UserError, match=r"x\.gguf is a GGUF file"):
-      convert.load("wan_dit", source, FIELDS)
