@@ -155,7 +155,8 @@ class _WeightsUnpickler(pickle.Unpickler):
       return name
     if module in ("torch", "torch.storage") and name in _STORAGES:
       return _STORAGES[name]
-    # These functions are new for each file: a pickle can modify what it gets.
+    # A pickle can modify what it gets: the functions are new for each file, and
+    # the attributes of OrderedDict, a built-in type, cannot be set.
     allowed = {
       ("torch._utils", "_rebuild_tensor_v2"): lambda *x: self._tensor(
         *x[:4], None, x[6:]
