@@ -21,6 +21,7 @@ from dcvideogen_jax.convert import (
   matching,
   naming,
   quantised,
+  quantised_layers,
   sources,
   wrappings,
 )
@@ -272,6 +273,7 @@ def _open(kind: str, source: sources.Source) -> Tensors:
   if kind not in KINDS:
     raise errors.UserError(f"unknown kind {kind!r}: expected {[*KINDS]}")
   tensors = sources.open_source(source, KINDS[kind].files)
+  tensors = quantised_layers.join(sources.told(source), tensors)
   quantised.require_plain(sources.told(source), tensors)
   tensors = wrappings.without_inner(sources.told(source), tensors)
   lora_names.require_low_rank(tensors, sources.told(source))

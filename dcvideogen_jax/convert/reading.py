@@ -66,6 +66,13 @@ def tensor(
   )
 
 
+def some_rows(tensor: Tensor, start: int, stop: int) -> np.ndarray:
+  """Reads the rows from `start` up to `stop`, not included."""
+  if tensor.rows is None:
+    return tensor.read()[start:stop]
+  return tensor.rows(start, stop, None)
+
+
 def dequantised(
   shape: tuple[int, ...], stored: quantised_tensors.Stored
 ) -> Tensor:

@@ -4,6 +4,8 @@ The rules are those of the format: tensors lie one after another, without gaps
 or overlaps, and fill the file to its end.
 """
 
+import functools
+import json
 import math
 import os
 import pathlib
@@ -45,6 +47,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Bits per element of packed dtypes, whose elements are not whole bytes.
 PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
+# Metadata in which ComfyUI describes quantised layers.
+_QUANTISATION = "_quantization_metadata"
 # Bytes of the longest header that the safetensors library reads.
 _LONGEST_HEADER = 100_000_000
 
@@ -83,8 +87,9 @@ def open_safetensors(path: pathlib.Path) -> dict[str, reading.Tensor]:
     errors.UserError: if the header is damaged or does not describe the file.
   """
   header, start = read_header(path)
-  header.pop("__metadata__", None)
-  tensors, ends = {}, []
+  metadata = header.pop("__metadata__", None)
+  tensors: dict[str, reading.Tensor] = {}
+  ends = []
   try:
     for name, entry in header.items():
       where = errors.brief(name)
@@ -96,9 +101,37 @@ def open_safetensors(path: pathlib.Path) -> dict[str, reading.Tensor]:
       elements = reading.reader(path, start + first, dtype)
       tensors[name] = reading.tensor(shape, dtype, elements)
     _check_order(ends, os.path.getsize(path) - start)
+    tensors.update(_descriptions(metadata, tensors))
   except ValueError as e:
     raise _damaged(path, e) from e
   return tensors
+
+
+def _descriptions(
+  metadata: Any, tensors: Mapping[str, reading.Tensor]
+) -> dict[str, reading.Tensor]:
+  """Returns ComfyUI's descriptions of quantised layers, as tensors beside them.
+
+  Newer files hold them as metadata, with or without the prefix of the names.
+  """
+  text = metadata.get(_QUANTISATION) if isinstance(metadata, dict) else None
+  if text is None:
+    return {}
+  try:
+    layers = {**documents.parse(text.encode())["layers"]}
+  except (ValueError, TypeError, KeyError, AttributeError) as e:
+    raise ValueError(f"its {_QUANTISATION} describes no layers") from e
+  known = {name.removesuffix(".weight") for name in tensors}
+  ends = {layer.split(".", n)[-1]: layer for layer in known for n in (1, 2, 3)}
+  found = {}
+  for layer, described in layers.items():
+    name = layer if layer in known else ends.get(layer)
+    if name is not None and f"{name}.comfy_quant" not in tensors:
+      content = np.frombuffer(json.dumps(described).encode(), np.uint8)
+      found[f"{name}.comfy_quant"] = reading.Tensor(
+        content.shape, content.dtype, functools.partial(np.array, content)
+      )
+  return found
 
 
 def _damaged(path: pathlib.Path, e: ValueError) -> errors.UserError:

@@ -32,7 +32,10 @@ def quantised(plain, prefix="", **beside):
 
 SCALE = np.array(0.01, np.float32)
 ROWS = np.full((24, 1), 0.01, np.float32)
-TEXT = np.frombuffer(b'{"format": "nvfp4"}', np.uint8)
+
+
+def json_bytes(**description):
+  return np.frombuffer(json.dumps(description).encode(), np.uint8)
 
 
 def fp8(x):
@@ -48,26 +51,36 @@ def fp4(x):
 
 
 FORMATS = {
-  "scaled fp8 as ComfyUI and musubi-tuner": {
+  "in ComfyUI's mixed precision, format 'convrot_w4a4'": {
+    "weight": int8,
+    "weight_scale": ROWS,
+    "comfy_quant": json_bytes(format="convrot_w4a4"),
+  },
+  "format int8_tensorwise with rotated inputs .convrot.": {
+    "weight": int8,
+    "weight_scale": ROWS,
+    "comfy_quant": json_bytes(format="int8_tensorwise", convrot=True),
+  },
+  "format float8_e4m3fn with scaled inputs .pre_quant_scale.": {
     "weight": fp8,
-    "scale_weight": SCALE,
+    "weight_scale": SCALE,
+    "pre_quant_scale": np.ones(16, np.float32),
+    "comfy_quant": json_bytes(format="float8_e4m3fn"),
   },
-  "in ComfyUI's mixed precision, format nvfp4": {
-    "weight": fp4,
-    "weight_scale": fp8,
-    "weight_scale_2": SCALE,
-    "comfy_quant": TEXT,
+  **{
+    f"format '{name}'": {
+      "weight": int8,
+      "weight_scale": ROWS,
+      "comfy_quant": json_bytes(format=name),
+    }
+    for name in ("asym_w4a8_int8", "awq_w4a16", "svdquant_w4a4")
   },
-  "to float8_e4m3fn with scales": {"weight": fp8, "weight_scale": ROWS},
-  "to int8 with scales": {"weight": int8, "weight_scale": ROWS},
   "4 bits .NVFP4 or MXFP4. with scales": {"weight": fp4, "weight_scale": fp8},
   "to NVFP4": {
     "weight": fp4,
     "weight_scale": fp8,
-    "weight_global_scale": SCALE,
-    "input_absmax": SCALE,
+    "weight_scale_2": SCALE,
   },
-  "int8 as TurboDiffusion": {"int8_weight": int8, "scale": ROWS},
   "fp8 with scales of blocks": {"weight": fp8, "weight_scale_inv": ROWS},
   "by bitsandbytes": {"weight": int8, "SCB": ROWS[:, 0]},
   "bitsandbytes": {
@@ -91,7 +104,7 @@ def test_formats_are_named(tmp_path, plain, name, prefix):
   with pytest.raises(errors.UserError, match=f"is quantised .*{name}") as e:
     convert.load("wan_dit", path, FIELDS)
   told = str(e.value)
-  assert told.startswith(f"{path} is quantised ")
+  assert told.startswith(str(path)) and " is quantised " in told
   assert NAME in told and "which is not read here" in told
   assert len(told) < 400 + len(str(path)) and "\n" not in told
 

@@ -15,6 +15,7 @@ _STORAGES = {
   np.dtype(np.float16): "HalfStorage",
   np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
   np.dtype(np.int64): "LongStorage",
+  np.dtype(np.int8): "CharStorage",
 }
 
 

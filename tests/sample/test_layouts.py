@@ -445,6 +445,22 @@ def test_wan_autoencoder_is_known_by_its_name(tmp_path):
   assert (paths.wan_vae, paths.dc_ae_v) == (None, own)
 
 
+def test_gguf_files_beside_each_other(tmp_path):
+  """By the names under which they are published."""
+  names = ("wan2.1-t2v-14b-Q8_0.gguf", "wan2.1-i2v-14b-480p-Q4_K_M.gguf")
+  encoder = "umt5-xxl-encoder-Q5_K_M.gguf"
+  touch(
+    tmp_path, *names, encoder, "tokenizer/tokenizer.json", "vae/config.json"
+  )
+  for task, name in zip(("t2v", "i2v"), names, strict=True):
+    paths = layouts.find(tmp_path, task)
+    assert paths.transformer == tmp_path / name
+    assert paths.text_encoder == tmp_path / encoder
+  touch(tmp_path, "wan2.1-t2v-14b-Q4_0.gguf")
+  with pytest.raises(errors.UserError, match="holds several transformer: wan2"):
+    layouts.find(tmp_path, "t2v")
+
+
 def test_parts_elsewhere(tmp_path):
   touch(tmp_path / "m", *_TEXTS, *sharded("transformer/"), "dc-ae-v.pt")
   touch(tmp_path, "other/ae.pt")

@@ -159,7 +159,7 @@ def test_all_that_is_missing_is_named(tmp_path):
   found = refused(tmp_path, "wan_i2v")
   for part in (
     "transformer (none of transformer_i2v, transformer,",
-    "text_encoder (none of text_encoder, models_t5_*.pth)",
+    "text_encoder (none of text_encoder, models_t5_*.pth, umt5*.gguf)",
     "tokenizer",
     "autoencoder (none of dc-ae-v*.pt,",
     "image_encoder (none of",
