@@ -19,7 +19,9 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import wan_blocks
 
+# Tokens of two models on grids of their own.
 Tokens = Float[Array, "b t h w d"]
+Teacher = Float[Array, "b t2 h2 w2 d"]
 Scalar = Float[Array, ""]
 PatchEmbedding = Mapping[str, Array]
 
@@ -60,7 +62,7 @@ def tokens(
   params: PatchEmbedding,
   latents: Float[Array, "b t h w c"],
   dtype: DTypeLike = jnp.float32,
-) -> Tokens:
+) -> Float[Array, "b t2 h2 w2 d"]:
   """Embeds latents as a grid of tokens, computed in `dtype`, returned float32.
 
   Args:
@@ -105,7 +107,7 @@ def condition(
   return jnp.concatenate([latents, mask, image.astype(latents.dtype)], axis=-1)
 
 
-def pool(teacher: Tokens, grid: tuple[int, ...]) -> Tokens:
+def pool(teacher: Teacher, grid: tuple[int, ...]) -> Tokens:
   """Averages the teacher's tokens onto the student's coarser grid.
 
   Args:
@@ -139,7 +141,7 @@ def _mse(x: Array, y: Array) -> Scalar:
 
 # Functions of student, teacher and upsampling method. The official names are
 # downsample, upsample and average_pool, and mixed for the sum.
-_LOSSES: Mapping[str, Callable[[Tokens, Tokens, str], Scalar]] = {
+_LOSSES: Mapping[str, Callable[[Tokens, Teacher, str], Scalar]] = {
   "pool": lambda x, y, _: _mse(x, pool(y, x.shape[1:4])),
   # "linear" samples at half-pixel centres and repeats the edges.
   "upsample": lambda x, y, how: _mse(jax.image.resize(x, y.shape, how), y),
@@ -149,7 +151,9 @@ LOSSES = (*_LOSSES, "sum")
 UPSAMPLINGS = ("nearest", "linear")
 
 
-def loss(student: Tokens, teacher: Tokens, config: Mapping[str, Any]) -> Scalar:
+def loss(
+  student: Tokens, teacher: Teacher, config: Mapping[str, Any]
+) -> Scalar:
   """Computes the mean squared error of the student's tokens.
 
   Args:
@@ -175,7 +179,7 @@ def loss(student: Tokens, teacher: Tokens, config: Mapping[str, Any]) -> Scalar:
   return sum(_LOSSES[kind](student, teacher, method) for kind in kinds)
 
 
-def alignment_metrics(student: Tokens, teacher: Tokens) -> dict[str, Array]:
+def alignment_metrics(student: Tokens, teacher: Teacher) -> dict[str, Array]:
   """Measures, for each clip, how far the student is from the teacher.
 
   Returns:

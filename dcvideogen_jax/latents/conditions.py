@@ -22,7 +22,9 @@ from dcvideogen_jax.models import clip_vision, umt5
 Picture = UInt8[np.ndarray, "h w 3"]
 
 
-def resize(image: Picture, height: int, width: int) -> Picture:
+def resize(
+  image: Picture, height: int, width: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
   """Stretches an image to a size with Pillow's bicubic filter, as DC-Gen does.
 
   Args:
@@ -35,7 +37,7 @@ def resize(image: Picture, height: int, width: int) -> Picture:
   return np.asarray(PIL.Image.fromarray(image).resize((width, height)))
 
 
-def pad(image: Picture, grid: tuple[int, int]) -> Picture:
+def pad(image: Picture, grid: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
   """Pads an image to a size by repeating its last row and column.
 
   Args:

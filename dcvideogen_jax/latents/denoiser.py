@@ -26,7 +26,7 @@ Caches = Sequence[Sequence[wan_blocks.KVCache]]
 
 def noise(
   seeds: Sequence[int], shape: tuple[int, ...], *numbers: int
-) -> Float[Array, "b t h w c"]:
+) -> Float[Array, "b ..."]:
   """Draws standard normal noise for a batch of samples, in float32.
 
   Args:

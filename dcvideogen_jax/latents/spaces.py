@@ -1,9 +1,10 @@
 """The latent spaces of DC-AE-V and Wan's autoencoder: encoding and decoding.
 
-Latents `b t h w c` are scaled (DC-AE-V) or normalised (Wan) for the diffusion
-model, in float32. Encoding computes in float32; convolutions on a GPU use TF32,
-as PyTorch's do. Encoding with DC-AE-V in bfloat16, as in the official code,
-visibly hurts image to video. Videos are uint8 levels or floats in [-1, 1].
+Latents `b tz hz wz c` are scaled (DC-AE-V) or normalised (Wan) for diffusion
+models, in float32. Encoding computes in float32; convolutions on a GPU use
+TF32, as PyTorch's do. Encoding with DC-AE-V in bfloat16, as in the official
+code, visibly hurts image to video. Videos are uint8 levels or floats in [-1,
+1].
 
 A clip of 4 (k + 1) frames has k + 1 latent frames in both spaces: DC-AE-V
 encodes all frames, Wan's autoencoder only the first 1 + 4k.
@@ -24,7 +25,7 @@ from dcvideogen_jax.latents import videos
 from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
 
 Variables = Mapping[str, Any]
-Latents = Float[Array, "b t h w c"]
+Latents = Float[Array, "b tz hz wz c"]
 Size = videos.Size
 Decoded = Iterator[UInt8[np.ndarray, "b t h w 3"]]
 
@@ -140,7 +141,7 @@ class LatentSpace:
     frames: int,
     budget: float,
     tail: str = "pad",
-  ) -> Float[Array, "1 t h w c"]:
+  ) -> Float[Array, "1 tz hz wz c"]:
     """Encodes a condition video: a first image, grey, perhaps a last image.
 
     Args:

@@ -101,7 +101,7 @@ class DCAEV(nn.Module):
     """Returns the pixels per position, in height or width, at a stage."""
     return min(2**stage, self.spatial_factor)
 
-  def __call__(self, video: Video) -> Video:
+  def __call__(self, video: Video) -> Float[Array, "b t2 h2 w2 3"]:
     """Encodes clips and decodes their latents.
 
     Args:
@@ -182,7 +182,7 @@ class DCAEV(nn.Module):
   @_exact
   def encode_fine(
     self, video: Video, index: Array, height: int, cut: int
-  ) -> Float[Array, "b t h w c"]:
+  ) -> Float[Array, "b t2 h2 w2 c"]:
     """Runs the stages before `cut` on one band of the rows of a video.
 
     The bands of a video are passed in order from the top, with the `"rows"`
@@ -221,7 +221,7 @@ class DCAEV(nn.Module):
     rows: int,
     height: int,
     cut: int,
-  ) -> Video:
+  ) -> Float[Array, "b t2 h2 w2 3"]:
     """Runs the stages below `cut` on one band of `decode_coarse`'s features.
 
     The bands are passed in order from the top, with the `"rows"` collection

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from dcvideogen_jax.arrays import Array
 
-Angles = Float[Array, "n e/2"]
+Angles = Float[Array, "n pairs"]
 
 _BASE = 10000.0
 

@@ -147,7 +147,7 @@ class SelfAttention(nn.Module):
   def __call__(
     self,
     x: Float[Array, "b n d"],
-    angles: rope.Angles,
+    angles: Float[Array, "keys pairs"],
     past: Sequence[KVCache] = (),
   ) -> Float[Array, "b n d"]:
     """Attends from the tokens to the past and to each other.
@@ -256,7 +256,7 @@ class Block(nn.Module):
     time: Float[Array, "b t 6 d"],
     text: Float[Array, "b s d"],
     image: Float[Array, "b m d"] | None,
-    angles: rope.Angles,
+    angles: Float[Array, "keys pairs"],
     past: Sequence[KVCache] = (),
   ):
     """Applies the block.

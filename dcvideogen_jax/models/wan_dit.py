@@ -124,7 +124,7 @@ class WanDiT(nn.Module):
     image: Float[Array, "b m f"] | None = None,
     clean: Clean | None = None,
     past: Sequence[wan_blocks.KVCache] = (),
-  ) -> Float[Array, "b t h w c"]:
+  ) -> Float[Array, "b t h w c2"]:
     """Predicts the velocity, noise minus clean latents.
 
     Args:

@@ -124,7 +124,7 @@ def number(given: Any, name: str) -> float:
 
 def noise(
   given: Any | None, seed: int | Sequence[int], shape: tuple[int, ...]
-) -> tuple[Float[Array, "b t h w c"], list[int] | None]:
+) -> tuple[Float[Array, "b ..."], list[int] | None]:
   """Returns the noise, and the seeds of it (None if the noise was given).
 
   Args:

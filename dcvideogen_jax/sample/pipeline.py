@@ -246,7 +246,7 @@ class DCVideoGen:
 
   def embed(
     self, prompt: arguments.Prompt, b: int = 1
-  ) -> Float[Array, "b s d"]:
+  ) -> Float[Array, "n s d"]:
     """Returns text embeddings, zero after a text's end; caches those of texts.
 
     Args:
