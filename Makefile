@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-wheel test-newest test-pods test-devices lint docs train-tiny reproduce ablation clean
+.PHONY: demo test test-slow test-wheel test-newest test-pods test-devices lint docs train-tiny reproduce ablation clean
 
 # Reconstructs a real clip and turns a prompt into one, with the weights that
 # ship with the package.
@@ -14,11 +14,17 @@ demo: $(VENV)/run
 	$(BIN)/python -m launch.sample --model=tiny --output=out/demo/prompt \
 	  --prompt="a large yellow circle moves right over desert"
 
-# Everything, parity with PyTorch included, but what needs a GPU, minutes, or
-# jax's compilers for devices.
+# Each worker takes one file after the other, the longest first.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+ELSEWHERE = gpu or devices or pods or nightly
+
+# All that the README promises, parity with PyTorch included.
 test: $(VENV)/parity
-	$(BIN)/python -m pytest -n 2 --dist loadfile \
-	  -m "not gpu and not slow and not devices and not pods"
+	$(PYTEST) -m "not slow and not ($(ELSEWHERE))"
+
+# Further cases of it: other meshes, other phases, figures of docs/results.md.
+test-slow: $(VENV)/parity
+	$(PYTEST) -m "slow and not ($(ELSEWHERE))"
 
 # What pip installs works without the checkout: the wheel, in an environment of
 # its own, run in an empty folder that is its home too.
@@ -38,19 +44,11 @@ test-wheel:
 	  ls out/*
 
 # The tests without their torch part, for a newer Python: make test-newest
-# PYTHON=python3.13 VENV=.venv-newest. Some files that take minutes run in `make
-# test` alone.
-ONCE = benchmarks damage launch/test_plan_program.py \
-  launch/test_two_processes.py models/test_columns.py models/test_memory.py \
-  test_pages.py tiny/test_autoencoded.py tiny/test_tiny_family.py \
-  train/test_autoencoder_mesh.py train/test_denoise_mesh.py \
-  train/test_initial.py train/test_killed_phases.py train/test_mesh_shapes.py \
-  train/test_phases_in_processes.py train/test_processes.py \
-  train/test_remote_runs.py train/test_train_program.py
+# PYTHON=python3.13 VENV=.venv-newest. Files that take longer run once.
 test-newest: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile \
-	  $(addprefix --ignore=tests/,$(ONCE)) \
-	  -m "not parity and not gpu and not slow and not devices and not pods"
+	$(PYTEST) --at-most=$(AT_MOST) \
+	  -m "not parity and not slow and not ($(ELSEWHERE))"
+AT_MOST ?= 20
 
 # The recipes of docs/pods.md, by the parsers of SkyPilot and xpk, which need an
 # environment of their own, some 700 MB.

@@ -1,9 +1,14 @@
-"""Tests run on eight fake CPU devices, strictly; see the settings below.
+"""Settings of the whole suite: devices, precision, memory, order.
 
-A part of them runs once more as programs do: `test_production.py`.
+Tests run on eight fake CPU devices, with exact products and quick compilation.
+Some of them run once more as programs do: `test_production.py`.
 """
 
+import ctypes
+import gc
+import json
 import os
+import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 PRODUCTION = os.environ.get("DCVIDEOGEN_TEST_SETTINGS") == "production"
@@ -25,6 +30,67 @@ from dcvideogen_jax.data import probing  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if not PRODUCTION:
   jax.config.update("jax_default_matmul_precision", "highest")
+
+SECONDS = pathlib.Path(__file__).parent / "seconds.json"
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--record-seconds",
+    action="store_true",
+    help=f"write the seconds that each test file took to {SECONDS.name}",
+  )
+  parser.addoption(
+    "--at-most",
+    type=float,
+    metavar="SECONDS",
+    help=f"leave out the files that take longer, by {SECONDS.name}",
+  )
+
+
+def pytest_collection_modifyitems(config, items):
+  """Puts the longest files first, so that all workers end together.
+
+  A worker gets one file after the other, as tests of a file share fixtures.
+  """
+  seconds = json.loads(SECONDS.read_text())
+  most = config.getoption("at_most")
+  if most is not None:
+    long = [x for x in items if seconds.get(_file(x.nodeid), 0) > most]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [x for x in items if x not in {*long}]
+  items.sort(key=lambda item: -seconds.get(_file(item.nodeid), 60))
+
+
+_taken: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report):
+  file = _file(report.nodeid)
+  _taken[file] = _taken.get(file, 0) + report.duration
+
+
+def pytest_sessionfinish(session):
+  if session.config.getoption("record_seconds") and _taken:
+    if not hasattr(session.config, "workerinput"):
+      seconds = json.loads(SECONDS.read_text()) | {
+        file: round(taken) for file, taken in _taken.items()
+      }
+      lines = json.dumps(dict(sorted(seconds.items())), indent=0)
+      SECONDS.write_text(lines + "\n")
+
+
+def _file(nodeid):
+  return nodeid.split("::")[0].removeprefix("tests/")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_are_freed():
+  """Keeps a worker's memory at what its largest file needs."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+  ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

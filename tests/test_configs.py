@@ -20,8 +20,12 @@ CASES = [
 OF_DECODERS = ("decoder/project_in/kernel", "decoder/conv_in/kernel")
 LOCAL = [
   (tiny, "autoencoder,runlocal"),
-  (tiny, "autoencoder,time=causal,runlocal"),
-  (tiny, "time=non_causal,runlocal"),
+  *(
+    pytest.param(
+      tiny, f"autoencoder,time={time},runlocal", marks=pytest.mark.slow
+    )
+    for time in ("causal", "non_causal")
+  ),
   (tiny, "wan_autoencoder,runlocal"),
   (dc_ae_v, "f32t4c32,runlocal"),
 ]

@@ -26,7 +26,7 @@ def test_a_sample(tmp_path):
   _require_right(tmp_path, range(_FEW))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_rest(tmp_path):
   _require_right(tmp_path, range(_FEW, _MANY))
 

@@ -73,7 +73,7 @@ def test_sampling_over_the_context(alone, cache, tmp_path):
   assert_nearly_equal(tmp_path / "out" / alone.name, alone)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sampling_killed_and_started_again(alone, cache, tmp_path):
   command = (*SAMPLE, f"--output={tmp_path}", "--config.mesh.context=2")
   pair = start_pair(cache, *command)
@@ -112,6 +112,7 @@ def test_decoding_over_the_columns(programs, cache, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_encoding_parts_of_one_folder(cache, tmp_path):
   out = run_pair(
     cache,

@@ -43,7 +43,9 @@ def _peak(frames, how):
   return int(done.stdout)
 
 
-@pytest.mark.parametrize("how", ["whole", "banded"])
+@pytest.mark.parametrize(
+  "how", ["banded", pytest.param("whole", marks=pytest.mark.slow)]
+)
 def test_peak_memory_does_not_grow_with_the_clip(how):
   """All 400 frames in float32 would be 123 MB more."""
   assert _peak(400, how) < 1.05 * _peak(80, how)

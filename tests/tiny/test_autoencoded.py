@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import numpy as np
+import pytest
 
 import dcvideogen_jax
 from dcvideogen_jax import convert
@@ -12,6 +13,7 @@ from dcvideogen_jax.tiny import scorer, world
 TINY = pathlib.Path(dcvideogen_jax.__file__).parent / "assets" / "dc_ae_v_tiny"
 
 
+@pytest.mark.slow
 def test_autoencoded_clips_are_read():
   module, variables = convert.load("dc_ae_v", TINY)
   scenes, _, videos = zip(

@@ -80,7 +80,7 @@ def read_to(process: subprocess.Popen[str], at: int) -> int:
 
 
 # More steps than a tiny run takes in `_DELAY` seconds: 15 ms each, saved.
-_ROOM, _DELAY = 25, 0.3
+_ROOM, _DELAY = 14, 0.15
 
 
 def run_with_kills(

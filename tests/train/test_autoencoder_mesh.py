@@ -71,7 +71,9 @@ def step(task, **axes):
 @pytest.mark.parametrize(
   ("task", "axes"),
   [
-    ("autoencoder", {"data": 2, "spatial": 4}),
+    pytest.param(
+      "autoencoder", {"data": 2, "spatial": 4}, marks=pytest.mark.slow
+    ),
     ("autoencoder", {"fsdp": 2, "context": 2, "spatial": 2}),
     ("wan_autoencoder", {"fsdp": 2, "spatial": 4}),
   ],

@@ -61,12 +61,12 @@ def alone():
 @pytest.mark.parametrize(
   "axes",
   [
-    {"data": 8},
-    {"fsdp": 4},
-    {"tensor": 4},
-    {"context": 3},  # Of 8 tokens the last device has 2.
+    *(
+      pytest.param(axes, marks=pytest.mark.slow)
+      for axes in ({"data": 8}, {"fsdp": 4}, {"tensor": 4}, {"context": 3})
+    ),
     {"fsdp": 2, "tensor": 4},
-    {"fsdp": 2, "context": 3},
+    {"fsdp": 2, "context": 3},  # Of 8 tokens the last device has 2.
     {"data": 2, "tensor": 2, "context": 2},
   ],
 )

@@ -103,6 +103,7 @@ def test_the_scale_of_deep_latents(clips):
   np.testing.assert_allclose(jnp.square(scaled).mean(), 1, rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("task", "names"),
   [("autoencoder", {"latent_scale"}), ("wan_autoencoder", {"mean", "std"})],

@@ -7,7 +7,7 @@ import pytest
 
 from tests.train import encoded_config, killing
 
-STEPS, BATCH = 40, 8
+STEPS, BATCH = 20, 8
 
 
 def _config(phase):
@@ -41,8 +41,17 @@ def clips(tmp_path_factory):
   return path
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(7, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("phase", ["embed", "head", "lora"])
+@pytest.mark.parametrize(
+  "kills", [2, pytest.param(5, marks=pytest.mark.nightly)]
+)
+@pytest.mark.parametrize(
+  "phase",
+  [
+    pytest.param("embed", marks=pytest.mark.slow),
+    pytest.param("head", marks=pytest.mark.slow),
+    "lora",
+  ],
+)
 def test_killed_at_random_steps(phase, kills, clips, cache, tmp_path):
   whole, run = tmp_path / "whole", tmp_path / "run"
   command = _command(phase, clips, whole)

@@ -46,10 +46,15 @@ MIXED = {"fsdp": 2, "tensor": 2, "context": 2}
   ("saved", "restored"),
   [
     (MIXED, {"data": 1}),
-    (MIXED, {"data": 2, "context": 4}),
-    (MIXED, {"fsdp": 4, "tensor": 2}),
-    ({"data": 1}, MIXED),
     ({"data": 2, "spatial": 4}, {"tensor": 4, "context": 2}),
+    *(
+      pytest.param(*meshes, marks=pytest.mark.slow)
+      for meshes in (
+        (MIXED, {"data": 2, "context": 4}),
+        (MIXED, {"fsdp": 4, "tensor": 2}),
+        ({"data": 1}, MIXED),
+      )
+    ),
   ],
 )
 def test_restoring_onto_another_mesh_changes_no_bit(tmp_path, saved, restored):

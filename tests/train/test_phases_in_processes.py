@@ -73,6 +73,7 @@ def start(tmp_path_factory, cache):
   }
 
 
+@pytest.mark.slow
 def test_the_second_phase_in_two_processes(start, cache, tmp_path, monkeypatch):
   ended = pairs.finish(
     pairs.start(_train("head", tmp_path, CHANGES | start), cache)

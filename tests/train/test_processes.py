@@ -123,7 +123,9 @@ def _resume(workdir, cache, finished):
   assert _histories(workdir) == _histories(finished)
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "victim", [1, pytest.param(0, marks=pytest.mark.nightly)]
+)
 def test_one_is_killed_and_both_start_again(finished, cache, tmp_path, victim):
   pair = _start(tmp_path, cache)
   # Step 4 is saved only once step 2 is on disk.
@@ -137,7 +139,7 @@ def test_one_is_killed_and_both_start_again(finished, cache, tmp_path, victim):
   _resume(tmp_path, cache, finished)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("told", [0, 1])
 def test_sigterm_to_one_saves_both(finished, cache, tmp_path, told):
   pair = _start(tmp_path, cache)
@@ -149,7 +151,7 @@ def test_sigterm_to_one_saves_both(finished, cache, tmp_path, told):
   _resume(tmp_path, cache, finished)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_one_cannot_read_both_leave(finished, cache, tmp_path):
   shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
   newest = tmp_path / "checkpoints" / str(STEPS)

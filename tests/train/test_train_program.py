@@ -16,7 +16,7 @@ from configs import tiny
 from dcvideogen_jax import convert, tree
 from tests.train import killing
 
-STEPS = 40
+STEPS = 20
 
 
 def _command(workdir, *arguments, config="tiny.py:autoencoder,runlocal"):
@@ -64,7 +64,9 @@ def _assert_undisturbed(workdir, finished):
   assert len(set(samples)) == len(samples) == 4 * STEPS
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "kills", [2, pytest.param(5, marks=pytest.mark.nightly)]
+)
 def test_killed_at_random_steps(finished, cache, tmp_path, kills):
   seed = random.randrange(2**32)
   print("seed", seed)
