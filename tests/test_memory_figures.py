@@ -1,9 +1,50 @@
 """Figures of memory are in bytes and of this process."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
 from dcvideogen_jax import memory
 
+_PEAK = """
+import sys
+import numpy as np
+from dcvideogen_jax import memory
 
-def test_memory_is_in_bytes():
-  assert 10**7 < memory.peak_rss() < 10**12
-  assert 10**7 < memory.free() < 10**15
+before = memory.peak_rss()
+held = np.ones(int(sys.argv[1]), np.uint8)
+print(before, memory.peak_rss())
+"""
+
+
+def test_the_peak_grows_by_what_is_held():
+  """In a process that is started by a shell.
+
+  Processes begin with the peak of the one that starts them, and the one that
+  runs the tests may have had more than is held here.
+  """
+  size = 2**29
+  program = [sys.executable, "-c", _PEAK, str(size)]
+  done = subprocess.run(
+    ["sh", "-c", '"$@"; exit $?', "sh", *program],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  before, after = map(int, done.stdout.split())
+  assert after - before == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_free_memory_is_that_of_the_machine():
+  lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+  rows = dict(line.split(":") for line in lines)
+  assert memory.free() == pytest.approx(
+    int(rows["MemAvailable"].split()[0]) * 1024, rel=0.2
+  )
+  total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  assert memory.free() < total
   assert memory.peak_device() is None  # On a CPU.

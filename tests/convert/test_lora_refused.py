@@ -131,6 +131,9 @@ def test_no_model_has_the_names_of_other_adapters():
     for rules in kind.layouts.values():
       names = {re.sub(r"{\w+}", "0", rule.torch): None for rule in rules}
       lora_names.require_low_rank(names, "a model")
+      names["blocks.0.ffn.0.lora_embedding_A"] = None
+      with pytest.raises(errors.UserError, match="LoRA of embeddings"):
+        lora_names.require_low_rank(names, "a model")
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,13 @@ def test_prefixes(prefix):
 
 
 def test_tables_of_rotary_angles_are_no_weights():
-  tensors = checkpoints.random_weights() | {
-    "rope.freqs_cos": np.ones(3, np.float32)
+  expected = checkpoints.random_weights()
+  tensors = expected | {
+    "rope.freqs_cos": np.ones(3, np.float32),
+    "freqs": np.ones((4, 4), np.float32),
   }
-  tensors["freqs"] = np.ones((4, 4), np.float32)
-  convert.load("wan_dit", tensors, checkpoints.MODELS["t2v"])
+  loaded = convert.load("wan_dit", tensors, checkpoints.MODELS["t2v"])
+  checkpoints.assert_same(convert.to_torch("wan_dit", *loaded), expected)
 
 
 def test_every_parameter_keeps_its_stored_dtype():

@@ -258,5 +258,6 @@ def test_reading_says_nothing_without_need(tmp_path):
   path = _save(tmp_path / "a.jpg", _quarters(), quality=95)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    stills.read(path)
+    found = stills.read(path)
     recordings.read(path)
+  assert found.shape == _quarters().shape
