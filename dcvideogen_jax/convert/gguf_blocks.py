@@ -84,7 +84,7 @@ def _q4_1(raw: Raw) -> Numbers:
   return Numbers(_bits(raw[:, 4:], 4, 16), _half(raw, 0), _half(raw, 2))
 
 
-def _five(low: Raw, high: Raw) -> np.ndarray:
+def _five(low: Raw, high: UInt8[np.ndarray, "blocks 4"]) -> np.ndarray:
   """Joins 4 bits of each number with a fifth, one bit of a word of 32."""
   fifth = np.unpackbits(high, axis=1, bitorder="little")
   return _bits(low, 4, 16) | fifth << 4
