@@ -98,7 +98,7 @@ def test_raw_videos_need_encoders():
   "arg",
   [
     "tiny_i2v,phase=embed",
-    "wan_i2v_14b,phase=lora",
+    pytest.param("wan_i2v_14b,phase=lora", marks=pytest.mark.slow),
     "tiny_t2v,phase=lora,causal=teacher",
   ],
 )

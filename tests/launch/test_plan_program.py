@@ -122,7 +122,10 @@ def test_sampling_that_does_not_fit(on_cpu):
 
 @pytest.mark.parametrize(
   ("target", "code", "verdict"),
-  [("h100", 0, "which fits"), ("a100", 1, "which does not fit")],
+  [
+    ("h100", 0, "which fits"),
+    pytest.param("a100", 1, "which does not fit", marks=pytest.mark.slow),
+  ],
 )
 def test_training(on_cpu, tmp_path, target, code, verdict):
   path = tmp_path / "plan.json"
@@ -141,6 +144,7 @@ def test_training(on_cpu, tmp_path, target, code, verdict):
   assert lines[-1].startswith("estimated MFU")
 
 
+@pytest.mark.slow
 def test_suggestions(on_cpu, tmp_path):
   path = tmp_path / "plan.json"
   finished = on_cpu(f"{TRAINING},phase=lora", "--suggest", f"--json={path}")
