@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors, memory
-from dcvideogen_jax.diffusion import guidance, sampler
+from dcvideogen_jax.diffusion import sampler, solvers
 from dcvideogen_jax.latents import conditions, denoiser
 from dcvideogen_jax.models import rope, wan_blocks
 from dcvideogen_jax.sample import chunkwise
@@ -56,6 +56,8 @@ def without_caches(monkeypatch):
   """Replaces self-attention: whole sequences, one chunk of queries at a time.
 
   Keys are rotated by their position among those that the chunk attends to.
+  Returns a function that takes the window and the sink, and that returns
+  `recomputed` with this attention.
   """
   rotate = rope.rotate
   sharded_attention = wan_blocks.attention.sharded_attention
@@ -79,41 +81,69 @@ def without_caches(monkeypatch):
 
     monkeypatch.setattr(wan_blocks.attention, "sharded_attention", attend)
     monkeypatch.setattr(rope, "rotate", lambda x, angles: x)
+    return functools.partial(recomputed, attention=(window, sink))
 
   yield start
   monkeypatch.undo()
 
 
+@functools.cache
+def transformer(task, attention):
+  """Returns the compiled transformer of a task, and its variables.
+
+  Args:
+    task: the task.
+    attention: the window and the sink that `without_caches` patches in, or
+      None; the programs of one are not those of another.
+  """
+  del attention
+  module, variables = made(task).parts.transformer
+  return jax.jit(lambda *inputs: module.apply(*inputs)), variables
+
+
+solve = jax.jit(solvers.step)
+
+
 def recomputed(
-  task="t2v", chunks=4, known=(), level=0.0, scale=3.0, extra=None
+  task="t2v",
+  chunks=4,
+  known=(),
+  level=0.0,
+  scale=3.0,
+  extra=None,
+  attention=None,
 ):
   """Computes chunk by chunk without a cache: steps run the whole prefix."""
-  model = made(task)
-  module, variables = model.parts.transformer
-  _, plan = model.plan(None, None, 2)
+  apply, variables = transformer(task, attention)
+  _, plan = made(task).plan(None, None, 2)
   clean = [*known]
   for n in range(chunks):
     prefix = [
       (1 - level) * x
-      + level * denoiser.noise([0], x.shape[1:], chunkwise.CLEAN, j)
+      + level * np.asarray(denoiser.noise([0], x.shape[1:], chunkwise.CLEAN, j))
       for j, x in enumerate(clean)
     ]
 
-    def apply(x, t, given, prefix=prefix):
-      x = jnp.concatenate([*prefix, x], axis=1)
-      past = jnp.full((1, CHUNK * len(prefix)), 1000 * level)
-      now = jnp.broadcast_to(t[:, None], (1, CHUNK))
+    def velocity(x, time, text, prefix=prefix):
+      x = np.concatenate([*prefix, x], axis=1)
+      t = np.full((1, x.shape[1]), 1000 * level, np.float32)
+      t[:, -CHUNK:] = time
       rest = ()
       if extra is not None:
-        x = jnp.concatenate([x, extra["extra"][:, : x.shape[1]]], axis=-1)
+        x = np.concatenate([x, extra["extra"][:, : x.shape[1]]], axis=-1)
         rest = (extra["image"],)
-      t = jnp.concatenate([past, now], axis=1)
-      return module.apply(variables, x, t, given, *rest)[:, -CHUNK:]
+      return apply(variables, x, t, text, *rest)[:, -CHUNK:]
 
-    guided = guidance.guided(apply, scale, batched=False)
-    noise = denoiser.noise([0], (CHUNK, 3, 5, 4), n)
-    run = functools.partial(sampler.sample, guided)
-    clean.append(np.asarray(jax.jit(run)(noise, plan, TEXT, NEGATIVE)))
+    x = denoiser.noise([0], (CHUNK, 3, 5, 4), n)
+    state = solvers.init(plan.coefficients, x)
+    for i in range(plan.steps):
+      row = sampler.row(plan, i)
+      with_text, without = (
+        velocity(x, row.timesteps, text) for text in (TEXT, NEGATIVE)
+      )
+      v = without + scale * (with_text - without)
+      x, state = solve(row.coefficients, state, x, v)
+    clean.append(np.asarray(x))
   return clean
 
 
@@ -125,15 +155,13 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize(
-  ("window", "sink", "batched"),
-  [(None, 0, True), (None, 0, False), (1, 0, True), (2, 1, False)],
+  ("window", "sink", "chunks", "batched"),
+  [(None, 0, 4, True), (None, 0, 4, False), (1, 0, 4, True), (2, 1, 5, False)],
 )
-def test_caches_are_the_prefix(without_caches, window, sink, batched):
-  chunks = 4 if window is None else 5
+def test_caches_are_the_prefix(without_caches, window, sink, chunks, batched):
   found = latents(chunks=chunks, window=window, sink=sink, batched=batched)
-  if window is not None:
-    without_caches(window, sink)
-  assert_same(found, recomputed(chunks=chunks))
+  expected = recomputed if window is None else without_caches(window, sink)
+  assert_same(found, expected(chunks=chunks))
 
 
 def test_image_to_video(without_caches):
@@ -141,8 +169,8 @@ def test_image_to_video(without_caches):
   model = made("i2v")
   size = model.size(3 * FRAMES, *SIZE.values())
   extra = model.condition(PHOTO, None, size)
-  without_caches(1, 0)
-  assert_same(found, recomputed("i2v", chunks=3, extra=extra))
+  expected = without_caches(1, 0)("i2v", chunks=3, extra=extra)
+  assert_same(found, expected)
 
 
 def test_clean_chunks_at_a_level(monkeypatch):
