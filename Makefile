@@ -94,7 +94,7 @@ lint: $(VENV)/test
 # importing them, so its environment has neither jax nor torch.
 DOCS ?= .venv-docs
 docs: $(DOCS)/done
-	$(DOCS)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --quiet
 
 $(DOCS)/done: requirements-docs.txt
 	$(PYTHON) -m venv $(DOCS)
