@@ -18,6 +18,7 @@ from dcvideogen_jax.convert import (
   lora,
   lora_config,
   lora_names,
+  lora_reading,
   matching,
   naming,
   quantised,
@@ -144,35 +145,43 @@ def load_lora(
   source: sources.Source,
   module: nn.Module,
   scale: float = 1.0,
+  skip: str | Sequence[str] = (),
 ) -> lora.Lora:
-  """Loads low-rank updates, in any spelling that `lora_names` knows.
+  """Loads LoRA or other adapters, in any spelling that `lora_names` knows.
 
   If no tensor holds alpha, it is read from PEFT's adapter_config.json or from
   the metadata that diffusers writes (see `lora_config`). In a trainer's file,
-  which holds updates beside their base weights, `lora.trainer_scaling` applies.
-  Elsewhere alpha is taken to be the rank, with a warning. Modules and biases
-  that PEFT trained as a whole (`modules_to_save`) are part of the result.
+  which holds updates beside their base weights,
+  `lora_reading.trainer_scaling` applies. Elsewhere alpha is taken to be the
+  rank, with a warning. Modules and biases that PEFT trained as a whole
+  (`modules_to_save`) are part of the result.
 
   Args:
     kind: a key of `KINDS`.
     source: as for `load`; base weights that a trainer stored there are left
       out.
     module: the model that the updates are for.
-    scale: factor of the updates.
+    scale: factor of the updates; what they change is scaled, also where the
+      change depends on the weights.
+    skip: regular expressions; tensors whose names contain one are left out and
+      counted. "interface" leaves out those of the patch embedding and of the
+      head, so that LoRA of Wan's base fits an adapted model.
 
   Raises:
     errors.UserError: if the source is damaged, holds no update, or holds names
       or shapes that are not the model's; all are listed. Also if it holds
-      adapters that are not plain LoRA, or updates of an altered base; if the
-      scale is not finite; or if it is not 1 and the source replaces whole
-      modules, which cannot be scaled.
+      adapters of other kinds than `lora_forms` has, or updates of a base that
+      cannot be rebuilt; if the scale is not finite; if it is not 1 and the
+      source replaces whole modules, which cannot be scaled; or if `skip` is no
+      regular expression or leaves nothing.
   """
   if not math.isfinite(scale):
     raise errors.UserError(
       f"{sources.told(source)}: expected a finite scale, found {scale}"
     )
+  skip = (skip,) if isinstance(skip, str) else skip
   expected = matching.parameters(kind, module)
-  return _read_lora(kind, source, _open(kind, source), expected, scale)
+  return _read_lora(kind, source, _open(kind, source), expected, scale, skip)
 
 
 def with_lora(
@@ -276,7 +285,7 @@ def _open(kind: str, source: sources.Source) -> Tensors:
   tensors = quantised_layers.join(sources.told(source), tensors)
   quantised.require_plain(sources.told(source), tensors)
   tensors = wrappings.without_inner(sources.told(source), tensors)
-  lora_names.require_low_rank(tensors, sources.told(source))
+  lora_names.require_known(tensors, sources.told(source))
   return tensors
 
 
@@ -303,26 +312,32 @@ def _read_lora(
   tensors: Tensors,
   expected: Any,
   scale: float = 1.0,
+  skip: Sequence[str] = (),
 ) -> lora.Lora:
   """Reads updates with their alpha, and the modules trained as a whole."""
   weights: Tensors = {}
   description = lora_config.find(source)
   with_base = any(name.endswith(".base_layer.weight") for name in tensors)
   if description:
-    scaling: lora.Scaling = description.factor
+    scaling: lora_reading.Scaling = description.factor
   elif with_base:
-    scaling = lora.trainer_scaling
+    scaling = lora_reading.trainer_scaling
   else:
-    scaling = lora.unknown_scaling(sources.told(source))
+    scaling = lora_reading.unknown_scaling(sources.told(source))
   if with_base:
     _, tensors = lora_names.split(tensors)
+  count, what = len(tensors), sources.told(source)
+  tensors = lora_names.without(tensors, skip, what)
+  skipped = count - len(tensors)
+  if skipped and not tensors:
+    raise errors.UserError(f"{what}: skip leaves none of its {count} tensors")
   # In any other file, tensors that are not updates are reported as an error.
-  elif description and description.whole:
+  if not with_base and description and description.whole:
     weights, tensors = _split(kind, source, tensors)
   layouts = KINDS[kind].layouts
-  found = lora.read(
-    tensors, layouts, expected, sources.told(source), scaling, scale
-  )
+  found = lora_reading.read(
+    tensors, layouts, expected, what, scaling, scale, description
+  )._replace(skipped=skipped)
   if not weights:
     return found
   if scale != 1:

@@ -1,13 +1,11 @@
-"""Reads low-rank updates (LoRA, arXiv 2106.09685) to merge or keep apart.
+"""Low-rank updates (LoRA, arXiv 2106.09685) and other adapters of a model.
 
-`lora_names` lists the files that are understood. A name that is not the model's
-is an error, because an update that is left out silently looks like bad
-training.
+They are merged into the weights, or LoRA is computed apart from them.
+`lora_reading` reads them, and `lora_names` lists the files that are understood.
 """
 
 import functools
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -15,11 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcvideogen_jax import differences, errors, tree
-from dcvideogen_jax.convert import engine, lora_names, naming, quantised
+from dcvideogen_jax import errors, tree
+from dcvideogen_jax.convert import lora_changes
 
-# (update, rank) -> factor of the product of the update's two matrices.
-Scaling = Callable[[lora_names.Update, int], float]
 Factors = tuple[np.ndarray, np.ndarray]
 
 
@@ -36,6 +32,9 @@ class Lora(NamedTuple):
     whole: name of a parameter -> array of the same shape that replaces it, from
       files with modules that were trained as a whole.
     source: the source of the updates, for messages.
+    changes: name of a parameter -> changes that have no such factors, or that
+      depend on the parameter.
+    skipped: number of tensors of the source that were left out as asked.
   """
 
   factors: dict[str, Factors]
@@ -43,165 +42,20 @@ class Lora(NamedTuple):
   matched: int
   whole: Mapping[str, np.ndarray] = {}
   source: str = "the low-rank updates"
+  changes: Mapping[str, Sequence[lora_changes.Change]] = {}
+  skipped: int = 0
 
   @property
   def rank(self) -> int:
     """The largest rank of the factors; 0 without factors."""
-    return max((a.shape[-1] for a, _ in self.factors.values()), default=0)
+    ranks = [a.shape[-1] for a, _ in self.factors.values()]
+    ranks += [x.rank for found in self.changes.values() for x in found]
+    return max(ranks, default=0)
 
-
-def trainer_scaling(update: lora_names.Update, rank: int) -> float:
-  """Returns 2: DC-VideoGen trains and merges with an alpha of twice the rank.
-
-  DC-VideoGen's files do not hold alpha (DC-Gen `convert_lora_into_base.py`,
-  commit 562077c).
-  """
-  del update, rank
-  return 2.0
-
-
-def unknown_scaling(what: str) -> Scaling:
-  """Returns the scaling of files without alpha: alpha is taken to be the rank.
-
-  Other libraries read such files in the same way.
-
-  Args:
-    what: the file, for the one warning that is given.
-  """
-
-  @functools.cache
-  def warn():
-    warnings.warn(
-      f"{what}: no alpha is known, so it is taken to be the rank",
-      stacklevel=2,
-    )
-
-  def scaling(update, rank):
-    del update, rank
-    warn()
-    return 1.0
-
-  return scaling
-
-
-def read(
-  tensors: lora_names.Tensors,
-  layouts: Mapping[str, Sequence[naming.Rule]],
-  expected: Any,
-  what: str,
-  scaling: Scaling,
-  scale: float = 1.0,
-) -> Lora:
-  """Reads the updates of a model.
-
-  Args:
-    tensors: the tensors of a file.
-    layouts: the model's tables; the names of one of them are used.
-    expected: the parameter tree as `jax.ShapeDtypeStruct`s.
-    what: the source, for messages.
-    scaling: gives alpha / rank for updates without an `.alpha` tensor.
-    scale: factor of all updates.
-
-  Raises:
-    errors.UserError: lists every name that is not the model's, every factor
-      whose counterpart is missing and every shape that does not fit; or names a
-      tensor that has rank 0, is quantised, or is not finite, alone or times its
-      scale.
-  """
-  leaves = tree.shapes(expected)
-  names = lora_names.parse(tensors, layouts, leaves)
-  differences.require_equal(
-    lora_names.expected_shapes(names, tensors, leaves),
-    {name: tensor.shape for name, tensor in tensors.items()},
-    f"{what}: the update",
-  )
-  if not tensors:
-    raise errors.UserError(f"{what} holds no low-rank update")
-  # Alpha may have an integer dtype. A factor of integers is quantised.
-  weights = [name for name in tensors if not name.endswith(".alpha")]
-  quantised.require_floats(what, tensors, weights)
-  values = _Values(tensors, what, scaling, scale)
-  pieces: dict[str, list[_Piece]] = {}
-  for update in names.updates:
-    a = update.place.rule.layout.to_jax(values.of(update.down))
-    up = values.of(update.up)
-    b = values.scaled(update.up, up.reshape(len(up), -1).T, update)
-    pieces.setdefault(update.place.jax, []).append(_Piece(update.place, a, b))
-  deltas: dict[str, np.ndarray] = {}
-  for delta in names.deltas:
-    shape = leaves[delta.place.jax]
-    target = deltas.setdefault(delta.place.jax, np.zeros(shape, np.float32))
-    array = values.of(delta.name).reshape(delta.place.torch_shape(shape))
-    array = delta.place.rule.layout.to_jax(array)
-    region = tuple(slice(*ends) for ends in delta.place.region(shape))
-    array = values.scaled(delta.name, array, delta.of)
-    target[region] += array.reshape(target[region].shape)
-  factors = {n: _assemble(leaves[n], found) for n, found in pieces.items()}
-  return Lora(factors, deltas, len(tensors), source=what)
-
-
-class _Values(NamedTuple):
-  """Reads and checks tensors, and computes the factors of updates."""
-
-  tensors: lora_names.Tensors
-  what: str
-  scaling: Scaling
-  scale: float
-
-  def of(self, name: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # float64 may overflow; checked below.
-      array = np.asarray(self.tensors[name].read(), np.float32)
-    if not engine.finite(array):
-      raise errors.UserError(f"{self.what}: {name} holds NaN or infinity")
-    return array
-
-  def scaled(
-    self, name: str, array: np.ndarray, update: lora_names.Update | None
-  ) -> np.ndarray:
-    """Multiplies a tensor by its update's factor; without one, by `scale`."""
-    by = self.factor(update) if update else self.scale
-    with np.errstate(over="ignore", invalid="ignore"):
-      product = array * np.float32(by)
-    if not engine.finite(product):
-      raise errors.UserError(
-        f"{self.what}: {name} times its scale of {by:g} is not finite"
-      )
-    return product
-
-  def factor(self, update: lora_names.Update) -> float:
-    rank = self.tensors[update.down].shape[0]
-    if not rank:
-      raise errors.UserError(f"{self.what}: {update.down} has rank 0")
-    if update.alpha is None:
-      return self.scale * self.scaling(update, rank)
-    return self.scale * self.of(update.alpha).item() / rank
-
-
-class _Piece(NamedTuple):
-  """The factors of one slot of a kernel."""
-
-  place: naming.TensorSlot
-  a: np.ndarray
-  b: np.ndarray
-
-
-def _assemble(shape: naming.Shape, pieces: Sequence[_Piece]) -> Factors:
-  """Assembles the factors of a kernel; its parts may have different ranks."""
-  used: dict[int | None, int] = {}
-  starts = []
-  for piece in pieces:
-    starts.append(used.get(piece.place.layer, 0))
-    used[piece.place.layer] = starts[-1] + len(piece.b)
-  rank = max(used.values())
-  stacked = pieces[0].place.layer is not None
-  a = np.zeros((*shape[:-1], rank), np.float32)
-  b = np.zeros((*shape[:1][: int(stacked)], rank, shape[-1]), np.float32)
-  for start, piece in zip(starts, pieces, strict=True):
-    ranks = slice(start, start + len(piece.b))
-    layer = (piece.place.layer,) if stacked else ()
-    a[(*layer, ..., ranks)] = piece.a
-    b[(*layer, ranks, slice(*piece.place.region(shape)[-1]))] = piece.b
-  return a, b
+  @property
+  def changed(self) -> set[str]:
+    """The names of the parameters that change."""
+    return {*self.factors, *self.deltas, *self.whole, *self.changes}
 
 
 def add(loras: Sequence[Lora]) -> Lora:
@@ -213,6 +67,7 @@ def add(loras: Sequence[Lora]) -> Lora:
   factors: dict[str, Factors] = {}
   deltas: dict[str, np.ndarray] = {}
   whole: dict[str, np.ndarray] = {}
+  changes: dict[str, list[lora_changes.Change]] = {}
   for lora in loras:
     if twice := sorted(whole.keys() & lora.whole.keys()):
       raise errors.UserError(
@@ -226,15 +81,20 @@ def add(loras: Sequence[Lora]) -> Lora:
       factors[name] = (a, b)
     for name, delta in lora.deltas.items():
       deltas[name] = deltas[name] + delta if name in deltas else delta
+    for name, found in lora.changes.items():
+      changes.setdefault(name, []).extend(found)
   matched = sum(lora.matched for lora in loras)
   sources = " and ".join(dict.fromkeys(lora.source for lora in loras))
-  return Lora(factors, deltas, matched, whole, sources)
+  skipped = sum(lora.skipped for lora in loras)
+  return Lora(factors, deltas, matched, whole, sources, changes, skipped)
 
 
 def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
   """Adds an update to parameters, in float32, and casts them back.
 
-  Parameters that the update holds as a whole are replaced first.
+  Parameters that the update holds as a whole are replaced first. Changes that
+  depend on a parameter (`lora_changes`) are computed from its value before
+  anything is added.
 
   Args:
     params: the parameters of the model that `lora` was read for.
@@ -250,7 +110,7 @@ def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
     errors.UserError: names the parameters that would hold NaN or infinity.
   """
   leaves = tree.flatten(params)
-  finite = {}
+  finite: dict[str, list[Any]] = {}
 
   def update(name, function, *operands):
     leaf = jnp.asarray(leaves[name])
@@ -259,15 +119,22 @@ def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
       out_shardings=(leaf.sharding, None),
       donate_argnums=(0,) if donate else (),
     )
-    leaves[name], finite[name] = merged(leaf, *operands)
+    leaves[name], good = merged(leaf, *operands)
+    finite.setdefault(name, []).append(good)
 
   for name, value in lora.whole.items():
     update(name, _replace, value)
+  for name, changes in lora.changes.items():
+    leaf = jnp.asarray(leaves[name])
+    if not donate and name not in lora.whole:
+      leaf = jax.jit(jnp.copy, out_shardings=leaf.sharding)(leaf)
+    leaves[name], good = lora_changes.apply(leaf, changes)
+    finite.setdefault(name, []).append(good)
   for name, (a, b) in lora.factors.items():
     update(name, _add_product, a, b)
   for name, delta in lora.deltas.items():
     update(name, _add, delta)
-  if wrong := [name for name, good in finite.items() if not good]:
+  if wrong := [name for name, good in finite.items() if not all(good)]:
     raise errors.UserError(
       f"{lora.source}: with the updates added, {', '.join(wrong)} would hold"
       " NaN or infinity"
@@ -319,7 +186,7 @@ def collection(lora: Lora, expected: Any) -> dict[str, Any]:
     name: np.zeros(leaf.shape, leaf.dtype)
     for name, leaf in tree.flatten(expected).items()
   }
-  unmatched = {*lora.deltas, *lora.whole}
+  unmatched = {*lora.deltas, *lora.whole, *lora.changes}
   for name, (a, b) in lora.factors.items():
     module = name.removesuffix("/kernel")
     if f"{module}/a" not in values:

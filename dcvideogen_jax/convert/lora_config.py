@@ -4,7 +4,8 @@ The description is used if the tensors do not give alpha. PEFT writes it as
 adapter_config.json beside its weights; diffusers writes the same fields into
 the header of its files. A module's alpha is found as in PEFT 0.21: the first
 pattern that matches, in the order of the file, takes precedence over
-`lora_alpha`. Fields that ask for more than plain low-rank updates are refused.
+`lora_alpha`, or `alpha` of LoHa and LoKr. Fields that ask for what is not read
+are refused.
 """
 
 import json
@@ -17,20 +18,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import lora_names, sources
+from dcvideogen_jax.convert import (
+  lora_changes,
+  lora_forms,
+  lora_names,
+  sources,
+)
 
 NAME = "adapter_config.json"
 # The entry of a safetensors header, and prefixes that its keys may have.
 HEADER = "lora_adapter_metadata"
 PREFIXES = ("transformer.", "base_model.model.")
 
-# PEFT's default of lora_alpha.
+# PEFT's default of lora_alpha and of alpha, and of r.
 _ALPHA = 8.0
+_R = 8
+# PEFT's types -> forms of adapters.
+_FORMS = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "IA3": lora_forms.IA3}
 # Values of init_lora_weights that leave the base's weights as they are.
 _UNCHANGED_BASE = ("gaussian", "eva", "orthogonal", "mica")
 # Fields that make the update more than a product of two factors.
 _VARIANTS = (
-  "use_dora",
   "use_qalora",
   "use_bdlora",
   "arrow_config",
@@ -53,27 +61,56 @@ class Description(NamedTuple):
 
   Attributes:
     where: the file that holds the description.
+    form: key of `lora_forms.FORMS`.
     alpha: alpha of modules that no pattern matches.
     rank: rank of modules that no pattern matches; None if it is not given.
     alphas: pairs of a pattern of modules' names and their alpha, in order.
     ranks: pairs of a pattern of modules' names and their rank, in order.
     rooted: whether alpha is divided by the square root of the rank (rsLoRA).
     whole: whether the weights include some that replace those of the base.
+    dora: whether every module has a magnitude.
+    start: how the factors started from the base, a key of `lora_changes.STARTS`
+      or None.
   """
 
   where: pathlib.Path
+  form: str
   alpha: float
   rank: int | None
   alphas: Sequence[tuple[re.Pattern[str], float]]
   ranks: Sequence[tuple[re.Pattern[str], int]]
   rooted: bool
   whole: bool
+  dora: bool
+  start: str | None
 
-  def factor(self, update: lora_names.Update, rank: int) -> float:
+  def require_of(self, update: lora_names.Update) -> None:
+    """Requires that an update has the description's form.
+
+    Raises:
+      errors.UserError: if its form is another, or it lacks a magnitude.
+    """
+    if update.form != self.form:
+      raise errors.UserError(
+        f"{self.where} is not of these weights: it describes {self.form}, and"
+        f" {update.module} is {update.form}"
+      )
+    if self.dora and update.magnitude is None:
+      raise errors.UserError(
+        f"{self.where} has use_dora, but the weights have no"
+        f" {update.module}.lora_magnitude_vector"
+      )
+
+  def factor(self, update: lora_names.Update, rank: int | None) -> float:
     """Returns the number by which the product of an update is multiplied.
 
     Patterns are matched against the module's name in the model and against its
     name in the file, without PEFT's prefix.
+
+    Args:
+      update: the update.
+      rank: the rank of its factors; None if its tensors have none, whose rank
+        is then the description's.
 
     Raises:
       errors.UserError: if the description gives the module another rank.
@@ -83,6 +120,8 @@ class Description(NamedTuple):
       update.module.removeprefix("base_model.model."),
     )
     ranks = _matching(self.ranks, names)
+    if rank is None:
+      rank = [*ranks, self.rank or _R][0]
     if self.rank is not None and rank not in (ranks or [self.rank]):
       raise errors.UserError(
         f"{self.where} is not of these weights: it gives {names[0]} the rank"
@@ -170,44 +209,58 @@ def _parse(where: pathlib.Path, text: str | bytes) -> Description:
     )
   for prefix in PREFIXES:
     fields = {name.removeprefix(prefix): x for name, x in fields.items()}
-  _require_plain(where, fields)
-  if "lora_alpha" not in fields:
+  _require_read(where, fields)
+  form = _FORMS[fields.get("peft_type", "LORA")]
+  alpha = "lora_alpha" if form == "LoRA" else "alpha"
+  if alpha not in fields and form != lora_forms.IA3:
     warnings.warn(
-      f"{where} has no lora_alpha: PEFT's default of {_ALPHA:g} is taken",
+      f"{where} has no {alpha}: PEFT's default of {_ALPHA:g} is taken",
       stacklevel=2,
     )
+  start = fields.get("init_lora_weights")
+  start = start.lower() if isinstance(start, str) else None
   return Description(
     where,
-    _number(where, "lora_alpha", fields.get("lora_alpha", _ALPHA)),
+    form,
+    _number(where, alpha, fields.get(alpha, _ALPHA)),
     _rank(where, "r", fields["r"]) if "r" in fields else None,
     _patterns(where, fields, "alpha_pattern", _number),
     _patterns(where, fields, "rank_pattern", _rank),
     bool(fields.get("use_rslora")),
     bool(fields.get("modules_to_save"))
     or fields.get("bias", "none") not in ("none", None),
+    bool(fields.get("use_dora")),
+    start if start in lora_changes.STARTS else None,
   )
 
 
-def _require_plain(where: pathlib.Path, fields: Mapping[str, Any]) -> None:
-  """Raises UserError unless the updates are plain LoRA of an unaltered base."""
+def _require_read(where: pathlib.Path, fields: Mapping[str, Any]) -> None:
+  """Raises UserError unless the described updates can be read exactly."""
   found = [f"{n}={_short(fields[n])}" for n in _VARIANTS if fields.get(n)]
-  if (kind := fields.get("peft_type", "LORA")) != "LORA":
+  kind = fields.get("peft_type", "LORA")
+  if not isinstance(kind, str) or kind not in _FORMS:
     found.insert(0, f"peft_type={_short(kind)}")
   if found:
     raise errors.UserError(
-      f"{where}: the updates are no plain LoRA, products of two factors:"
-      f" found {', '.join(found)}"
+      f"{where}: expected LoRA, DoRA, LoHa, LoKr or (IA)3, found"
+      f" {', '.join(found)}, which is not read"
     )
   start = fields.get("init_lora_weights", True)
   if start in (True, False, None):
     return
-  if not isinstance(start, str) or start.lower() not in _UNCHANGED_BASE:
-    raise errors.UserError(
-      f"{where}: with init_lora_weights={_short(start)} PEFT has altered the"
-      " base that the updates belong to: expected updates of the base itself;"
-      " PEFT writes them with save_pretrained(...,"
-      " path_initial_model_for_weight_conversion=...)"
-    )
+  known = (*_UNCHANGED_BASE, *lora_changes.STARTS)
+  if isinstance(start, str) and start.lower() in known:
+    return
+  if isinstance(start, str) and start.startswith("pissa_niter_"):
+    why = "has taken a random decomposition, which cannot be repeated, off"
+  else:
+    why = "has altered"
+  raise errors.UserError(
+    f"{where}: with init_lora_weights={_short(start)} PEFT {why} the base that"
+    " the updates belong to: expected updates of the base itself; PEFT writes"
+    " them with save_pretrained(..., path_initial_model_for_weight_conversion"
+    "=...)"
+  )
 
 
 def _patterns(

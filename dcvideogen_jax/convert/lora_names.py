@@ -8,9 +8,10 @@ The names of these writers are known, with or without `.alpha`:
 - kohya and musubi: `lora_unet_blocks_0_self_attn_q.lora_up.weight`,
 - LyCORIS: `lycoris_blocks_0_attn1_to_q.lora_up.weight`.
 
-Extracted files and LyCORIS also hold differences of whole parameters: `.diff`
-of weights, including those of norms, `.diff_b` of biases, `.diff_m` of
-modulations, `.w_norm` and `.b_norm` of norms.
+The tensors of LoHa, LoKr, DoRA and (IA)3 (`lora_forms`) follow a module's name
+in the same way. Extracted files and LyCORIS also hold differences of whole
+parameters: `.diff` of weights, including those of norms, `.diff_b` of biases,
+`.diff_m` of modulations, `.w_norm` and `.b_norm` of norms.
 
 Adapters of other kinds are recognised by their names and refused.
 """
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert import naming, sources
+from dcvideogen_jax.convert import lora_forms, naming, sources
 
 Tensors = Mapping[str, sources.Tensor]
 
@@ -42,26 +43,27 @@ _PREFIXES = (
 )
 # Early files of diffusers and transformers have these before `.down` and `.up`.
 _OLD = r"(lora|lora_linear_layer)"
-# Role of a tensor -> pattern of the end of its name, which may also contain the
-# name of an adapter.
-_ROLES = {
-  role: re.compile(rf"(?P<module>.+)\.{pattern}")
-  for role, pattern in {
-    "down": rf"(lora_A|lora_down|{_OLD}\.down)(\.(?!bias)\w+)?(\.weight)?",
-    "up": rf"(lora_B|lora_up|{_OLD}\.up)(\.(?!bias)\w+)?(\.weight)?",
-    "up_bias": rf"(lora_B|lora_up|{_OLD}\.up)(\.\w+)?\.bias",
-    **{x: x for x in ("alpha", "diff", "diff_b", "diff_m", "w_norm", "b_norm")},
-  }.items()
-}
+# Patterns of the ends of names, which may also contain the name of an adapter.
+# The role is the one beside a pattern, or a part of the name.
+_ENDS = [
+  (re.compile(rf"(?P<module>.+)\.{pattern}"), role)
+  for pattern, role in (
+    (rf"(lora_A|lora_down|{_OLD}\.down)(\.(?!bias)\w+)?(\.weight)?", "down"),
+    (rf"(lora_B|lora_up|{_OLD}\.up)(\.(?!bias)\w+)?(\.weight)?", "up"),
+    (rf"(lora_B|lora_up|{_OLD}\.up)(\.\w+)?\.bias", "up_bias"),
+    (r"lora_mid(\.weight)?", "mid"),
+    (r"(?P<role>alpha|on_input|diff(_b|_m)?|[wb]_norm)", None),
+    (
+      r"(?P<role>lokr_w[12](_[ab])?|lokr_t2|hada_w[12]_[ab]|hada_t[12]|ia3_l"
+      r"|dora_scale|lora_magnitude_vector)(\.\w+)?(\.weight)?",
+      None,
+    ),
+  )
+]
 # Other kinds of adapter -> words that only their tensors' names have.
 _OTHER_KINDS = {
   kind: re.compile(rf".*[._]({pattern})([._].*)?")
   for kind, pattern in {
-    "LoKr (Kronecker products)": r"lokr_[wt]\d?",
-    "LoHa (Hadamard products)": r"hada_[wt]\d?",
-    "DoRA (directions and magnitudes)": r"dora_scale|lora_magnitude_vector",
-    "(IA)3 (learned scales)": r"ia3_l|on_input",
-    "LoCon in Tucker's form": r"lora_mid",
     "OFT or BOFT (rotations)": r"oft_(blocks|diag|[rRsS])|boft_[rRsS]",
     "GLoRA": r"(?<=\.)(a1|a2|b1|b2|bm)(?=\.weight$)",
     "VeRA": r"vera_lambda_[bd]",
@@ -70,8 +72,13 @@ _OTHER_KINDS = {
     "MonteCLoRA": r"lora_monteclora_sampler",
     "VeLoRA": r"lora_velora_embed",
     "LoRA of embeddings": r"lora_embedding_[AB]",
+    "LoRA of a layer that it widens": r"reshape_weight",
   }.items()
 }
+# The layers between the transformer and its latent space, which an adaptation
+# replaces, by their flat names in both layouts.
+_INTERFACE = re.compile(r"(patch_embedding|head_head|proj_out)_.*")
+INTERFACE = "interface"
 # Role of a difference -> what follows the module in the parameter's flat name.
 _SUFFIXES = {
   "diff": ("_weight", ""),
@@ -84,21 +91,32 @@ _SUFFIXES = {
 
 
 class Update(NamedTuple):
-  """The tensors of a low-rank update.
+  """The tensors of an adapter of one weight.
 
   Attributes:
     module: name of the module in the file.
     place: the kernel, or part of one, that is updated.
-    down: name of the factor (rank, in).
-    up: name of the factor (out, rank).
-    alpha: name of the tensor of alpha; None if the file holds none.
+    form: key of `lora_forms.FORMS`.
+    names: role -> name of the tensor, of those that the file holds: of the
+      form, "alpha", and the magnitude of DoRA.
+    bias: the module's bias; None if it has none.
   """
 
   module: str
   place: naming.TensorSlot
-  down: str
-  up: str
-  alpha: str | None
+  form: str
+  names: Mapping[str, str]
+  bias: naming.TensorSlot | None = None
+
+  @property
+  def magnitude(self) -> str | None:
+    """The role of the magnitude of DoRA; None without one."""
+    return next((x for x in lora_forms.MAGNITUDES if x in self.names), None)
+
+  def name(self, role: str) -> str:
+    """Returns the name of a tensor, or what it could be called."""
+    ends = {"down": "lora_A.weight", "up": "lora_B.weight"}
+    return self.names.get(role, f"{self.module}.{ends.get(role, role)}")
 
 
 class Delta(NamedTuple):
@@ -123,12 +141,12 @@ class Names(NamedTuple):
 
 
 def split(tensors: Tensors) -> tuple[Tensors, Tensors]:
-  """Splits tensors into weights and low-rank updates.
+  """Splits tensors into weights and updates.
 
   PEFT inserts `.base_layer.` into the names of weights that have an update; it
   is removed.
   """
-  updates = {n: t for n, t in tensors.items() if _role(n)[1] is not None}
+  updates = {n: t for n, t in tensors.items() if _role(n, tensors)[1]}
   if not updates:
     return tensors, {}
   weights = {
@@ -139,8 +157,43 @@ def split(tensors: Tensors) -> tuple[Tensors, Tensors]:
   return weights, updates
 
 
-def require_low_rank(tensors: Tensors, what: str) -> None:
-  """Refuses adapters of other kinds than LoRA.
+def without(tensors: Tensors, patterns: Sequence[str], what: str) -> Tensors:
+  """Leaves out the tensors whose names contain one of the patterns.
+
+  Args:
+    tensors: the tensors of a file.
+    patterns: regular expressions, or `INTERFACE` for those of the patch
+      embedding and of the head's linear layer, in any spelling.
+    what: the file, for messages.
+
+  Raises:
+    errors.UserError: if a pattern is no regular expression.
+  """
+  found = dict(tensors)
+  for pattern in patterns:
+    try:
+      expression = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as e:
+      raise errors.UserError(
+        f"{what}: skip={errors.brief(pattern)} is no regular expression: {e}"
+      ) from e
+    for name in [*found]:
+      if pattern == INTERFACE:
+        skipped = is_interface(name)
+      else:
+        skipped = expression.search(name) is not None
+      if skipped:
+        del found[name]
+  return found
+
+
+def is_interface(name: str) -> bool:
+  """Whether a tensor belongs to the patch embedding or to the head's linear."""
+  return _INTERFACE.fullmatch(_flat(name)) is not None
+
+
+def require_known(tensors: Tensors, what: str) -> None:
+  """Refuses adapters of kinds that are not read.
 
   Args:
     tensors: the tensors of a file.
@@ -153,7 +206,7 @@ def require_low_rank(tensors: Tensors, what: str) -> None:
     if name := next((n for n in tensors if expression.fullmatch(n)), None):
       raise errors.UserError(
         f"{what} holds {kind}, such as {name}, which is not read: expected"
-        " LoRA, products of two factors"
+        " LoRA, DoRA, LoHa, LoKr, (IA)3 or differences of weights"
       )
 
 
@@ -173,7 +226,7 @@ def parse(
   """
   modules: dict[str, dict[str, str]] = {}
   for name in tensors:
-    module, role = _role(name)
+    module, role = _role(name, tensors)
     if role is not None:
       modules.setdefault(module, {}).setdefault(role, name)
   candidates = [
@@ -194,17 +247,16 @@ def expected_shapes(
     leaves: name -> shape of the model's parameters.
   """
   found = {name: tensor.shape for name, tensor in tensors.items()}
-  shapes = {}
+  shapes: dict[str, naming.Shape] = {}
   for update in names.updates:
     weight = update.place.torch_shape(leaves[update.place.jax])
-    down = found.get(update.down, ())
-    up = found.get(update.up, ())
-    rank = [*down[:1], *up[1:2], 0][0]
-    shapes[update.down] = (rank, *weight[1:])
-    # The up factor of a convolution has kernel axes of size 1 at its end.
-    shapes[update.up] = (weight[0], rank, *(1 for _ in up[2:]))
-    if update.alpha is not None:
-      shapes[update.alpha] = tuple(1 for _ in found[update.alpha])
+    own = {role: found[name] for role, name in update.names.items()}
+    expected = lora_forms.FORMS[update.form].shapes(own, weight)
+    if (role := update.magnitude) is not None:
+      expected[role] = lora_forms.magnitude_shape(role, own[role], weight)
+    for role in {"alpha", "on_input"} & own.keys():
+      expected[role] = tuple(1 for _ in own[role])
+    shapes |= {update.name(role): shape for role, shape in expected.items()}
   for delta in names.deltas:
     shape = delta.place.torch_shape(leaves[delta.place.jax])
     squeezed = [n for n in found[delta.name] if n != 1]
@@ -213,11 +265,15 @@ def expected_shapes(
   return shapes
 
 
-def _role(name: str) -> tuple[str, str | None]:
+def _role(name: str, tensors: Tensors) -> tuple[str, str | None]:
   """Returns a tensor's module and role; the role is None if it has no role."""
-  for role, expression in _ROLES.items():
+  for expression, role in _ENDS:
     if match := expression.fullmatch(name):
-      return match["module"], role
+      return match["module"], role or match["role"]
+  module, _, end = name.rpartition(".")
+  # LyCORIS calls the vector of (IA)3 a weight.
+  if end == "weight" and f"{module}.on_input" in tensors:
+    return module, end
   return name, None
 
 
@@ -231,10 +287,16 @@ def _resolve(
     flat = _flat(module)
     update = None
     place = targets.get(f"{flat}_weight")
-    if place and _is_linear(place) and {"down", "up"} & roles.keys():
-      down = roles.get("down", f"{module}.lora_A.weight")
-      up = roles.get("up", f"{module}.lora_B.weight")
-      update = Update(module, place, down, up, roles.get("alpha"))
+    forms = [
+      x for x, f in lora_forms.FORMS.items() if roles.keys() & {*f.roles}
+    ]
+    if place and _is_linear(place) and forms:
+      known = {*lora_forms.FORMS[forms[0]].roles, "alpha"}
+      if forms[0] != lora_forms.IA3:
+        known |= {*lora_forms.MAGNITUDES}
+      own = {role: name for role, name in roles.items() if role in known}
+      bias = targets.get(f"{flat}_bias")
+      update = Update(module, place, forms[0], own, bias)
       names.updates.append(update)
     for role, suffixes in _SUFFIXES.items():
       places = [targets[flat + s] for s in suffixes if flat + s in targets]

@@ -71,8 +71,11 @@ _CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
 _LORA = flags.DEFINE_multi_string(
   "lora",
   [],
-  "LoRA file to merge into the weights: PATH or PATH,SCALE, with a scale of 1"
-  " unless given. The format of any trainer is read. Several files add up",
+  "LoRA or other adapter to merge into the weights: PATH, PATH,SCALE or"
+  " PATH,SCALE,skip=PATTERN, with a scale of 1 unless given. Tensors with names"
+  " that contain the regular expression PATTERN are left out; skip=interface"
+  " leaves out the patch embedding and the head. The format of any trainer is"
+  " read. Several files add up",
 )
 _SHARD_GB = flags.DEFINE_float(
   "shard_gb",

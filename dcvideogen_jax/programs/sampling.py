@@ -1,5 +1,6 @@
 """Flags, loading and the loop over requests of `sample` and `stream`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -44,8 +45,10 @@ _IMAGE_ENCODER = flags.DEFINE_string(
 _LORA = flags.DEFINE_multi_string(
   "lora",
   [],
-  "LoRA file to merge into the transformer: PATH or PATH,SCALE, with a scale of"
-  " 1 unless given. Several files add up",
+  "LoRA or other adapter to merge into the transformer: PATH, PATH,SCALE or"
+  " PATH,SCALE,skip=PATTERN, with a scale of 1 unless given. Tensors with names"
+  " that contain the regular expression PATTERN are left out; skip=interface"
+  " leaves out the patch embedding and the head. Several files add up",
 )
 _PROMPT = flags.DEFINE_multi_string(
   "prompt", [], "Text that describes a video; each prompt gets its own video"
@@ -173,7 +176,7 @@ class Job:
           )
         self.clock.restart("load")
 
-  def _load(self, loras: list[tuple[str, float]]) -> Any:
+  def _load(self, loras: Sequence[Any]) -> Any:
     from dcvideogen_jax.sample import loading, model_names, placement, settings
     from dcvideogen_jax.sample import pipeline as pipeline_lib
 

@@ -4,8 +4,9 @@ import importlib.resources
 import math
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.sample import hub
@@ -41,47 +42,77 @@ def video(name: str) -> str:
   return str(assets / "demo.mp4")
 
 
-def lora(text: str) -> tuple[str, float]:
-  """Parses a file of low-rank updates and its scale: "PATH" or "PATH,SCALE".
+class LoraFile(NamedTuple):
+  """A file of LoRA or of another adapter, as `--lora` names it.
+
+  Attributes:
+    path: the file or directory.
+    scale: factor of its updates.
+    skip: patterns of the names of tensors that are left out, as
+      `convert.load_lora` takes them.
+  """
+
+  path: str
+  scale: float = 1.0
+  skip: tuple[str, ...] = ()
+
+
+def lora(text: str) -> LoraFile:
+  """Parses "PATH", "PATH,SCALE", and any number of ",skip=PATTERN" behind.
 
   Raises:
-    errors.UserError: if there is no such file, or the scale is not finite.
+    errors.UserError: if there is no such file, the scale is not finite or comes
+      last, or a pattern is empty or no regular expression.
   """
-  path, comma, end = text.rpartition(",")
+  path, *skip = text.split(",skip=")
+  for pattern in skip:
+    if not pattern or re.search(r",[\d.+-]+$", pattern):
+      raise errors.UserError(
+        f"--lora={text}: expected PATH,SCALE,skip=PATTERN, with a scale before"
+        " the patterns"
+      )
+    try:
+      re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as e:
+      raise errors.UserError(
+        f"--lora={text}: skip={pattern} is no regular expression: {e}"
+      ) from e
+  start, comma, end = path.rpartition(",")
   try:
-    found = (path, float(end)) if comma else (text, 1.0)
+    path, scale = (start, float(end)) if comma else (path, 1.0)
   except ValueError:
-    found = (text, 1.0)
-  if not os.path.exists(found[0]):
+    scale = 1.0
+  if not os.path.exists(path):
     raise errors.UserError(
-      f"--lora={text}: there is no file {found[0]} (a scale is a number after a"
-      " comma)"
+      f"--lora={text}: there is no file {path} (a scale is a number after a"
+      " comma, and skip=PATTERN comes last)"
     )
-  if not math.isfinite(found[1]):
+  if not math.isfinite(scale):
     raise errors.UserError(f"--lora={text}: the scale must be finite")
-  return found
+  return LoraFile(path, scale, tuple(skip))
 
 
 def merge_loras(
-  kind: str, module: Any, variables: Any, loras: list[tuple[str, float]]
+  kind: str, module: Any, variables: Any, loras: Sequence[LoraFile]
 ) -> Any:
-  """Adds low-rank updates to a model's parameters, and prints what changes.
+  """Adds LoRA and other adapters to a model, and prints what changes.
 
   Args:
     kind: a key of `convert.KINDS`.
     module, variables: the model; its parameters are donated.
-    loras: files and their scales, as `lora` returns them.
+    loras: files, as `lora` returns them.
 
   Raises:
     errors.UserError: if a file is damaged or belongs to another model.
   """
   found = []
-  for path, scale in loras:
-    found.append(updates := convert.load_lora(kind, path, module, scale))
-    changed = updates.factors, updates.deltas, updates.whole
+  for path, scale, skip in loras:
+    updates = convert.load_lora(kind, path, module, scale, skip)
+    found.append(updates)
+    left_out = f", {updates.skipped} tensors left out" if skip else ""
     print(
-      f"{path}: {updates.matched} tensors matched,"
-      f" {sum(map(len, changed))} parameters change, rank {updates.rank},"
+      f"{path}: {updates.matched} tensors matched{left_out},"
+      f" {len(updates.changed)} parameters change, rank {updates.rank},"
       f" scale {scale:g}",
       flush=True,
     )

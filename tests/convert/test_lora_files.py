@@ -228,14 +228,25 @@ def test_alpha_of_peft_and_diffusers(base, tmp_path, config, rule, where):
   )
 
 
-@pytest.mark.parametrize("config", [{"use_dora": True}, {"peft_type": "LOHA"}])
-def test_other_adapters_are_refused(base, tmp_path, config):
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    (
+      {"use_dora": True},
+      "has use_dora, but the weights have no base_model.mod",
+    ),
+    ({"peft_type": "LOHA"}, r"it describes LoHa, and .*ffn\.\d is LoRA"),
+    ({"peft_type": "VERA"}, "found peft_type='VERA', which is not read"),
+  ],
+)
+@pytest.mark.filterwarnings("ignore:.*default of 8")
+def test_descriptions_of_others_are_refused(base, tmp_path, config, message):
   (tmp_path / "adapter_config.json").write_text(json.dumps(config))
   path = tmp_path / "adapter_model.safetensors"
   safetensors.numpy.save_file(
     lora_files.spelt("peft", lora_files.factors()), path
   )
-  with pytest.raises(errors.UserError, match="no plain LoRA"):
+  with pytest.raises(errors.UserError, match=message):
     convert.load_lora("wan_dit", path, base[0])
 
 

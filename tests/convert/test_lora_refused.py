@@ -59,9 +59,33 @@ def without(tensors, *endings):
       "unexpected diffusion_model.blocks.0.ffn.0.alpha ()",
     ),
     (
-      lambda t: t | {"diffusion_model.blocks.0.ffn.0.dora_scale": np.ones(24)},
-      "holds DoRA (directions and magnitudes), such as"
-      " diffusion_model.blocks.0.ffn.0.dora_scale, which is not read",
+      lambda t: t | {"diffusion_model.blocks.0.ffn.0.dora_scale": np.ones(16)},
+      "blocks.0.ffn.0.dora_scale: expected (24, 1), found (16,)",
+    ),
+    (
+      lambda t: t | {"diffusion_model.blocks.0.ffn.2.dora_scale": np.ones(16)},
+      "unexpected diffusion_model.blocks.0.ffn.2.dora_scale (16,)",
+    ),
+    (
+      lambda t: t | {"diffusion_model.blocks.0.ffn.2.ia3_l": np.ones((1, 16))},
+      "blocks.0.ffn.2.ia3_l: expected (16, 1), found (1, 16)",
+    ),
+    (
+      lambda t: t | {"diffusion_model.blocks.0.ffn.2.on_input": np.array(1)},
+      "missing diffusion_model.blocks.0.ffn.2.weight (16,)",
+    ),
+    (
+      lambda t: t | {"lora_unet_blocks_0_ffn_2.lokr_w1": np.ones((3, 4))},
+      "lokr_w1: expected (1, 4), found (3, 4)",
+    ),
+    (
+      lambda t: t | {"lora_unet_blocks_0_ffn_2.lokr_w1": np.ones((4, 4))},
+      "missing lora_unet_blocks_0_ffn_2.lokr_w2_a (4, 0)",
+    ),
+    (
+      lambda t: t | {"lora_unet_blocks_0_ffn_2.hada_w1_b": np.ones((2, 24))},
+      "lora_unet_blocks_0_ffn_2.hada_w2_a (16, 2); missing lora_unet_blocks_0"
+      "_ffn_2.hada_w2_b (2, 24)",
     ),
     (
       lambda t: t | {"head.head.weight": np.ones((16, 16), np.float32)},
@@ -89,15 +113,6 @@ def test_nothing_is_passed_over(base, change, message):
 
 # As LyCORIS, kohya and PEFT write them.
 OTHERS = {
-  "LoKr": ("blocks_0_ffn_0.lokr_w1", "blocks.0.ffn.0.lokr_w2_a"),
-  "LoHa": ("blocks_0_ffn_0.hada_w1_a", "blocks.0.ffn.0.hada_t2.default"),
-  "DoRA": (
-    "blocks_0_ffn_0.dora_scale",
-    "blocks.0.ffn.0.lora_magnitude_vector",
-    "blocks.0.ffn.0.lora_magnitude_vector.default.weight",
-  ),
-  "(IA)3": ("blocks_0_ffn_0.on_input", "blocks.0.ffn.0.ia3_l"),
-  "LoCon in Tucker's form": ("blocks_0_ffn_0.lora_mid.weight",),
   "OFT or BOFT": (
     "blocks_0_ffn_0.oft_blocks",
     "blocks.0.ffn.0.oft_R.default.weight",
@@ -110,6 +125,7 @@ OTHERS = {
   "MonteCLoRA": ("blocks.0.ffn.0.lora_monteclora_sampler.std_prior",),
   "VeLoRA": ("blocks.0.ffn.0.lora_velora_embed",),
   "LoRA of embeddings": ("blocks.0.ffn.0.lora_embedding_A",),
+  "LoRA of a layer that it widens": ("blocks.0.ffn.0.reshape_weight",),
 }
 
 
@@ -130,10 +146,10 @@ def test_no_model_has_the_names_of_other_adapters():
   for kind in convert.KINDS.values():
     for rules in kind.layouts.values():
       names = {re.sub(r"{\w+}", "0", rule.torch): None for rule in rules}
-      lora_names.require_low_rank(names, "a model")
+      lora_names.require_known(names, "a model")
       names["blocks.0.ffn.0.lora_embedding_A"] = None
       with pytest.raises(errors.UserError, match="LoRA of embeddings"):
-        lora_names.require_low_rank(names, "a model")
+        lora_names.require_known(names, "a model")
 
 
 @pytest.mark.parametrize(
@@ -194,6 +210,21 @@ def test_nan_is_named(base):
   tensors = lora_files.spelt("comfy", lora_files.factors())
   tensors["diffusion_model.blocks.0.ffn.0.lora_A.weight"][1, 1] = np.nan
   assert "0.ffn.0.lora_A.weight holds NaN" in refused(base, tensors)
+
+
+def test_another_latent_space_is_told(base):
+  """The interface layers of Wan's base, which an adapted model replaces."""
+  wide = lora_files.FIELDS | {"in_channels": 9, "out_channels": 9}
+  ranks = {"patch_embedding": (2, 1.0), "head.head": (2, 1.0)}
+  tensors = lora_files.spelt("comfy", lora_files.factors(ranks, wide))
+  assert refused(base, tensors).endswith(
+    "it is of a model with another latent space: skip=interface leaves these"
+    " tensors out"
+  )
+  ranks = {"blocks.0.ffn.0": (2, 1.0), "head.head": (2, 1.0)}
+  wide |= {"width": 24}
+  tensors = lora_files.spelt("comfy", lora_files.factors(ranks, wide))
+  assert "skip=" not in refused(base, tensors)
 
 
 @pytest.mark.parametrize("spelling", ["comfy", "kohya"])

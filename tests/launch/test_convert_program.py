@@ -221,15 +221,18 @@ def test_flat_pt_of_another_layout(programs, transformer, tmp_path):
 
 
 def test_updates_are_merged_and_counted(programs, transformer, tmp_path):
-  alpha = {"diffusion_model.blocks.1.cross_attn.v.alpha": np.full((), 2.0)}
-  one = write_lora(tmp_path / "a.safetensors", 2, scale=0.5, **alpha)
+  extra = {
+    "diffusion_model.blocks.1.cross_attn.v.alpha": np.full((), 2.0),
+    "diffusion_model.head.head.diff": np.ones((3, 3)),  # Of another model.
+  }
+  one = write_lora(tmp_path / "a.safetensors", 2, scale=0.5, **extra)
   two = write_lora(tmp_path / "b,c.safetensors", 3)
   finished = programs.run(
     "launch.convert",
     f"--source={transformer[0]}",
     f"--output={tmp_path / 'merged.safetensors'}",
     "--kind=wan_dit",
-    f"--lora={tmp_path / 'a.safetensors'},0.5",
+    f"--lora={tmp_path / 'a.safetensors'},0.5,skip=interface",
     f"--lora={tmp_path / 'b,c.safetensors'}",
   )
   assert finished.code == 0, finished.stderr
@@ -240,7 +243,8 @@ def test_updates_are_merged_and_counted(programs, transformer, tmp_path):
   )
   told = finished.stdout
   assert (
-    "a.safetensors: 3 tensors matched, 1 parameters change, rank 2," in told
+    "a.safetensors: 3 tensors matched, 1 tensors left out, 1 parameters"
+    " change, rank 2," in told
   )
   assert "b,c.safetensors: 2 tensors matched" in told
   assert "scale 0.5" in told
