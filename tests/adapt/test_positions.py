@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax.models import rope
+from tests import random_weights
 from tests.adapt import tiny_models
 
 
@@ -46,7 +47,8 @@ def test_positions_matter():
   variables = tiny_models.variables(module, scale=1.0)
 
   def predict(**changes):
-    return jax.jit(module.clone(**changes).apply)(variables, *inputs(module))
+    apply = random_weights.jitted(module.clone(**changes))
+    return apply(variables, *inputs(module))
 
   plain = predict()
   np.testing.assert_array_equal(plain, predict(rope_scale=(1.0, 1.0, 1.0)))

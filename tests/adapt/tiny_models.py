@@ -3,11 +3,10 @@
 import functools
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from dcvideogen_jax import convert
 from dcvideogen_jax.models import wan_dit
+from tests import random_weights
 
 # Two heads of 8 numbers; the base's latents have 4 channels, the deep ones 6.
 _T2V = {
@@ -47,7 +46,4 @@ def variables(module, seed=0, scale=0.2):
 
 def random(abstract, seed=0, scale=0.2):
   """Returns random arrays for a tree of shapes and dtypes."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda x: jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), abstract
-  )
+  return random_weights.like(abstract, seed, scale=scale)

@@ -1,11 +1,11 @@
 """Directories that diffusers and transformers write and open, both ways."""
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 from dcvideogen_jax import convert
+from tests import random_weights
 from tests.convert import checkpoints
 
 pytestmark = pytest.mark.parity
@@ -143,6 +143,6 @@ def test_transformers_that_diffusers_opens(tmp_path, name, dtype):
   arguments = inputs(convert.config_of(module))
   np.testing.assert_allclose(
     sample(opened.float().eval(), arguments),
-    jax.jit(module.apply)(variables, *arguments),
+    random_weights.jitted(module)(variables, *arguments),
     atol=1e-5,
   )

@@ -2,13 +2,13 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from dcvideogen_jax import convert, errors, sharding, tree
+from tests import random_weights
 from tests.convert import checkpoints, lora_files
 
 
@@ -161,7 +161,7 @@ def apply(module, variables):
     random.normal(size=s).astype(np.float32)
     for s in ((2, 2, 4, 4, c), (2,), (2, 3, e))
   ]
-  return jax.jit(module.apply)(variables, *arguments)
+  return random_weights.jitted(module)(variables, *arguments)
 
 
 def test_apart_equals_merged(base):

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from dcvideogen_jax import convert, errors, tree
+from tests import random_weights
 from tests.convert import checkpoints
 
 ALPHA, RANK = 6.0, 3
@@ -113,10 +114,13 @@ def test_the_collection_stands_for_its_product():
     jnp.asarray(random.normal(size=shape), jnp.float32)
     for shape in ((2, 3, 2, 2, 12), (2,), (2, 5, 12), (2, 4, 10))
   ]
-  expected = apart.apply({"params": params, "lora": changes["lora"]}, *inputs)
-  found = module.apply({"params": convert.merge(params, lora)}, *inputs)
+  apply = random_weights.jitted(module)
+  expected = random_weights.jitted(apart)(
+    {"params": params, "lora": changes["lora"]}, *inputs
+  )
+  found = apply({"params": convert.merge(params, lora)}, *inputs)
   np.testing.assert_allclose(found, expected, atol=1e-5)
-  assert np.abs(found - module.apply({"params": params}, *inputs)).max() > 0.01
+  assert np.abs(found - apply({"params": params}, *inputs)).max() > 0.01
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "original"])

@@ -16,6 +16,7 @@ from dcvideogen_jax.models import (
   umt5,
   wan_vae,
 )
+from tests import random_weights
 
 DEEP = {
   "latent_channels": 4,
@@ -56,15 +57,7 @@ FRAMES = 16
 
 def _filled(module, *arguments):
   """Returns the module with random variables."""
-  shapes = jax.eval_shape(module.init, jax.random.key(0), *arguments)
-  random = np.random.default_rng(1)
-
-  def fill(x):
-    fan_in = max(1, int(np.prod(x.shape[:-1])))
-    scale = fan_in**-0.5 if len(x.shape) > 1 else 0.2
-    return (random.normal(size=x.shape) * scale).astype(x.dtype)
-
-  return module, jax.tree.map(fill, shapes)
+  return module, random_weights.of(module, *arguments)
 
 
 def _zeros(*shape, dtype=np.float32):

@@ -1,13 +1,13 @@
 """On a mesh, each device runs the attention kernel on its own part."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dcvideogen_jax import sharding
 from dcvideogen_jax.models import clip_vision, wan_vae_layers
 from dcvideogen_jax.ops.attention import api, reference
+from tests import random_weights
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_each_device_computes_its_own_part(monkeypatch, module, shape, axes):
 
   monkeypatch.setitem(api.IMPLEMENTATIONS, "reference", kernel)
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-  variables = module.init(jax.random.key(0), jnp.asarray(x))
+  variables = random_weights.of(module, x)
   apply = jax.jit(module.apply)
   expected = apply(variables, x)
   manual.clear()

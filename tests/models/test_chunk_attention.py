@@ -15,7 +15,7 @@ from dcvideogen_jax.models import (
   rope,
   streaming,
 )
-from tests import golden_data
+from tests import golden_data, random_weights
 
 CHUNK, HEADS, WIDTH = 2, 2, 12
 
@@ -26,16 +26,12 @@ def block():
   module = chunk_attention.ChunkAttention(HEADS, CHUNK)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 3 * CHUNK, 2, 3, WIDTH)).astype(np.float32)
-  variables = jax.tree.map(
-    lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32),
-    module.init(jax.random.key(0), x),
-  )
-  return module, variables, x
+  return module, random_weights.of(module, x, scale=0.4), x
 
 
 def apply(x):
   module, variables, _ = block()
-  return np.asarray(jax.jit(module.apply)(variables, x)[0])
+  return np.asarray(random_weights.jitted(module)(variables, x)[0])
 
 
 def test_by_hand():
@@ -49,20 +45,21 @@ def test_by_hand():
   y = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
   y = y * p["norm"]["scale"] + p["norm"]["bias"]
   n, e = CHUNK * 6, WIDTH // HEADS
+  rotate = jax.jit(rope.rotate)
   angles = rope.angles((np.arange(2 * CHUNK), np.arange(2), np.arange(3)), e)
   parts = {
     name: dense(name, y).reshape(2, 3, n, HEADS, e) for name in ("q", "k", "v")
   }
   found = []
   for i in range(3):
-    q = rope.rotate(parts["q"][:, i], angles[n:])
+    q = rotate(parts["q"][:, i], angles[n:])
     k, v = (
       np.concatenate(
         [parts[s][:, i - 1] if i else 0 * parts[s][:, 0], parts[s][:, i]], 1
       )
       for s in "kv"
     )
-    logits = np.einsum("bnke,bmke->bknm", q, rope.rotate(k, angles)) / e**0.5
+    logits = np.einsum("bnke,bmke->bknm", q, rotate(k, angles)) / e**0.5
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     found.append(np.einsum("bknm,bmke->bnke", weights, v))
@@ -83,24 +80,17 @@ def test_a_chunk_sees_itself_and_the_one_before():
 
 def test_it_begins_as_nothing():
   module, _, x = block()
-  variables = module.init(jax.random.key(1), x)
+  variables = jax.jit(module.init)(jax.random.key(1), x)
   assert set(variables) == {"params"}
-  np.testing.assert_array_equal(module.apply(variables, x)[0], x)
+  found = random_weights.jitted(module)(variables, x)[0]
+  np.testing.assert_array_equal(found, x)
 
 
 @functools.cache
 def model(**changes):
   module = dc_ae_v.build(golden_data.SMALL, **{"attention_heads": 2, **changes})
   zeros = jax.ShapeDtypeStruct((1, 8, 8, 8, 3), np.float32)
-  shapes = jax.eval_shape(module.init, jax.random.key(0), zeros)
-  rng = np.random.default_rng(1)
-
-  def fill(leaf):
-    fan_in = max(1, np.prod(leaf.shape[:-1]))
-    scale = 1 / np.sqrt(fan_in) if len(leaf.shape) > 1 else 0.3
-    return (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-
-  return module, jax.tree.map(fill, shapes)
+  return module, random_weights.of(module, zeros, vectors=0.3)
 
 
 def joined(parts):
@@ -116,12 +106,11 @@ def test_streamed_equals_whole(plan):
   module, variables = model()
   rng = np.random.default_rng(2)
   x = rng.uniform(-1, 1, (1, 24, 16, 24, 3)).astype(np.float32)
-  run = jax.jit(module.apply, static_argnames="method")
-  z = np.asarray(run(variables, x, method="encode"))
-  y = np.asarray(run(variables, z, method="decode"))
+  z = np.asarray(random_weights.jitted(module, "encode")(variables, x))
+  y = np.asarray(random_weights.jitted(module, "decode")(variables, z))
   # The attention changes the result by more than rounding.
   plain = module.clone(attention_heads=0)
-  other = jax.jit(functools.partial(plain.apply, method="decode"))(variables, z)
+  other = random_weights.jitted(plain, "decode")(variables, z)
   assert np.abs(other - y).max() > 0.05 * np.abs(y).max()
   pieces = [x[:, i : i + 5] for i in range(0, 24, 5)]
   found = joined(streaming.encode(module, variables, pieces, plan=plan))
@@ -136,8 +125,9 @@ def test_streamed_equals_whole(plan):
 def test_images_are_one_clip():
   module, variables = model()
   image = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3))
-  z = module.apply(variables, image.astype(np.float32), method="encode_image")
-  again = module.apply(variables, z, method="decode_image")
+  encode = random_weights.jitted(module, "encode_image")
+  z = encode(variables, image.astype(np.float32))
+  again = random_weights.jitted(module, "decode_image")(variables, z)
   assert again.shape == image.shape and np.isfinite(again).all()
 
 
@@ -179,9 +169,8 @@ def test_fields_that_do_not_fit(changes, message):
 
 def test_gradients():
   module, variables, x = block()
-  found = jax.grad(lambda v: jnp.square(module.apply(v, x)[0]).mean())(
-    variables
-  )
+  loss = jax.grad(lambda v: jnp.square(module.apply(v, x)[0]).mean())
+  found = jax.jit(loss)(variables)
   for name, leaf in tree.flatten(found["params"]).items():
     # The keys' bias has a gradient only because the first chunk sees zeros.
     assert np.abs(leaf).max() > 0, name

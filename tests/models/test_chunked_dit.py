@@ -9,6 +9,7 @@ import pytest
 
 from dcvideogen_jax import convert
 from dcvideogen_jax.models import wan_dit
+from tests import random_weights
 from tests.adapt import tiny_models
 
 # Five frames in chunks of two, the last one shorter; three rows, two columns.
@@ -36,8 +37,7 @@ def inputs(kind="t2v", b=2, seed=0):
 
 def apply(kind, x, t, rest, changes=None, **given):
   module, variables = model(kind, **(changes or {}))
-  run = jax.jit(lambda v, *a, **k: module.apply(v, *a, **k))
-  return run(variables, x, t, *rest, **given)
+  return random_weights.jitted(module)(variables, x, t, *rest, **given)
 
 
 def times(*levels, b=2):
@@ -85,11 +85,10 @@ def test_the_past_is_what_was_kept(kind):
   module, variables = model(kind)
   t = times(0, 500, 300)
   whole = apply(kind, x, t, rest)
+  step = random_weights.jitted(module, mutable="cache")
   past = ()
   for chunk in ALL:
-    found, state = jax.jit(functools.partial(module.apply, mutable=["cache"]))(
-      variables, x[:, chunk], t[:, chunk], *rest, past=past
-    )
+    found, state = step(variables, x[:, chunk], t[:, chunk], *rest, past=past)
     assert_same(found, whole[:, chunk])
     past = (*past, wan_dit.kv_cache(state))
   assert past[0].keys.shape == (2, 2, 2 * 6, 2, 8)
@@ -101,9 +100,8 @@ def test_several_chunks_after_a_past():
   x, rest = inputs()
   module, variables = model()
   t = times(0, 500, 300)
-  _, state = module.apply(
-    variables, x[:, :2], t[:, :2], *rest, mutable=["cache"]
-  )
+  step = random_weights.jitted(module, mutable="cache")
+  _, state = step(variables, x[:, :2], t[:, :2], *rest)
   past = (wan_dit.kv_cache(state),)
   found = apply("t2v", x[:, 2:], t[:, 2:], rest, past=past)
   assert_same(found, apply("t2v", x, t, rest)[:, 2:])

@@ -12,7 +12,7 @@ import pytest
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.convert import clip_vision as table
 from dcvideogen_jax.models import clip_vision
-from tests import golden_data
+from tests import golden_data, random_weights
 
 FEATURES = 2e-5  # max abs
 
@@ -62,7 +62,7 @@ def images():
 def test_features_equal_the_reference(layout):
   golden = golden_data.io("clip_vision", "clip_tiny")
   module, variables = load(layout)
-  features = jax.jit(module.apply)(variables, images())
+  features = random_weights.jitted(module)(variables, images())
   for name in ("official_features", "hf_hidden_states_minus2"):
     expected = golden[f"out.b2.{name}"]
     np.testing.assert_allclose(features, expected, rtol=0, atol=FEATURES)
@@ -71,7 +71,8 @@ def test_features_equal_the_reference(layout):
 def test_intermediates_equal_the_reference():
   golden = golden_data.io("clip_vision", "clip_tiny")
   module, variables = load()
-  _, state = module.apply(variables, images(), mutable="intermediates")
+  apply = random_weights.jitted(module, mutable="intermediates")
+  _, state = apply(variables, images())
   state = state["intermediates"]
   found = {
     "hf_hidden_states.0": state["embedded"][0],
@@ -90,8 +91,8 @@ def test_last_block_and_norm_have_no_influence():
   for leaf in jax.tree.leaves(params["blocks"]):
     leaf[-1] += 1
   params["post_norm"]["scale"] += 1
-  features = jax.jit(module.apply)(variables, images())
-  again = jax.jit(module.apply)({"params": params}, images())
+  features = random_weights.jitted(module)(variables, images())
+  again = random_weights.jitted(module)({"params": params}, images())
   np.testing.assert_array_equal(features, again)
 
 
@@ -139,7 +140,7 @@ def test_remat_changes_no_gradient():
 
 def test_bfloat16_stays_near_float32():
   module, variables = load()
-  features = jax.jit(module.apply)(variables, images())
+  features = random_weights.jitted(module)(variables, images())
   module = module.clone(dtype=jnp.bfloat16)
   rounded = jax.jit(module.apply)(variables, images())
   assert rounded.dtype == jnp.bfloat16

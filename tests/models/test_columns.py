@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import sharding
 from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
+from tests import random_weights
 
 # Share of the largest value by which two orders of the same sums may differ.
 EXACT = 1e-5
@@ -40,15 +41,7 @@ def small(kind="deep"):
   build = {"deep": dc_ae_v.build, "wan": wan_vae.build}[kind]
   module = build(DEEP if kind == "deep" else WAN)
   example = jax.ShapeDtypeStruct((1, 5, 4, 4, 3), np.float32)
-  shapes = jax.eval_shape(module.init, jax.random.key(0), example)
-  rng = np.random.default_rng(1)
-
-  def draw(leaf):
-    fan_in = max(1, leaf.size // leaf.shape[-1])
-    x = rng.normal(0, fan_in**-0.5, leaf.shape)
-    return (x + (leaf.ndim == 1)).astype(np.float32)
-
-  return module, jax.tree.map(draw, shapes)
+  return module, random_weights.of(module, example, norms=1.0)
 
 
 def video(*shape):

@@ -9,7 +9,7 @@ import pytest
 
 from dcvideogen_jax import convert
 from dcvideogen_jax.models import dc_ae_v
-from tests import golden_data
+from tests import golden_data, random_weights
 
 LATENTS = 2e-5  # max abs; also for the video
 ACTIVATIONS = 1e-4
@@ -24,8 +24,7 @@ def load(name="f32t4_chunk8"):
 
 def run(x, method, name="f32t4_chunk8", **fields):
   module, variables = load(name)
-  module = module.clone(**fields)
-  apply = jax.jit(functools.partial(module.apply, method=method))
+  apply = random_weights.jitted(module.clone(**fields), method)
   return np.asarray(apply(variables, x))
 
 
@@ -155,13 +154,12 @@ def small():
   module = dc_ae_v.build(golden_data.SMALL)
   video = np.random.default_rng(0).uniform(-1, 1, (1, 24, 16, 24, 3))
   video = video.astype(np.float32)
-  return jax.jit(module.init)(jax.random.key(0), video), video
+  return random_weights.of(module, video, norms=1.0), video
 
 
 def run_small(x, method, time):
   module = dc_ae_v.build(golden_data.SMALL, time=time)
-  apply = jax.jit(functools.partial(module.apply, method=method))
-  return np.asarray(apply(small()[0], x))
+  return np.asarray(random_weights.jitted(module, method)(small()[0], x))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.convert import umt5 as table
 from dcvideogen_jax.models import umt5
-from tests import golden_data
+from tests import golden_data, random_weights
 
 HIDDEN = 2e-5  # max abs
 CASES = ("padded", "long")
@@ -40,7 +40,8 @@ def inputs(case):
 
 def run(ids, mask, **fields):
   module, variables = load()
-  return jax.jit(module.clone(**fields).apply)(variables, ids, mask)
+  apply = random_weights.jitted(module.clone(**fields))
+  return apply(variables, ids, mask)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -57,7 +58,8 @@ def test_hidden_states_equal_the_reference(case):
 def test_each_block_equals_the_reference():
   golden = golden_data.io("umt5", "umt5_tiny")
   module, variables = load()
-  _, state = module.apply(variables, *inputs("long"), mutable="intermediates")
+  apply = random_weights.jitted(module, mutable="intermediates")
+  _, state = apply(variables, *inputs("long"))
   (hidden,) = state["intermediates"]["blocks"]["hidden"]
   expected = golden["out.long.hidden_states.1"]
   np.testing.assert_allclose(hidden[0], expected, rtol=0, atol=HIDDEN)

@@ -12,7 +12,7 @@ from benchmarks import wan_vae_tiles
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.convert import wan_vae as tables
 from dcvideogen_jax.models import streaming, wan_vae
-from tests import golden_data
+from tests import golden_data, random_weights
 
 NAME = "wan_vae_tiny"
 FIELDS = {"base_width": 6}
@@ -53,14 +53,7 @@ def golden():
 def small():
   """Returns a random model, whose norms and biases are random too."""
   module = wan_vae.build(SMALL)
-  rng = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    fan_in = max(1, leaf.size // leaf.shape[-1])
-    x = rng.normal(0, 0.2 if leaf.ndim == 1 else fan_in**-0.5, leaf.shape)
-    return (x + (path[-1].key == "scale")).astype(np.float32)
-
-  return module, jax.tree_util.tree_map_with_path(draw, shapes(module))
+  return module, random_weights.like(shapes(module), seed=0, norms=1.0)
 
 
 @functools.cache

@@ -6,12 +6,9 @@ import pathlib
 import shutil
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 import dcvideogen_jax
 from dcvideogen_jax import convert
+from tests import random_weights
 
 ASSETS = pathlib.Path(dcvideogen_jax.__file__).parent / "assets"
 TINY = ASSETS / "dcvideogen_tiny"
@@ -102,17 +99,8 @@ def model(kind: str, name: str | None = None) -> Model:
   """Returns a random model, always the same; `name` is a key of `DIT`."""
   fields = DIT[name] if kind == "wan_dit" else _CONFIGS[kind]
   module = convert.KINDS[kind].build(fields)
-  expected = jax.eval_shape(
-    module.init, jax.random.key(0), *convert.KINDS[kind].example(module)
-  )
-  random = np.random.default_rng(1)
-
-  def fill(x):
-    fan_in = max(1, int(np.prod(x.shape[:-1])))
-    scale = fan_in**-0.5 if len(x.shape) > 1 else 0.2
-    return jnp.asarray(random.normal(size=x.shape) * scale, x.dtype)
-
-  return Model(kind, module, jax.tree.map(fill, expected))
+  example = convert.KINDS[kind].example(module)
+  return Model(kind, module, random_weights.of(module, *example))
 
 
 def load(kind, source, **options):

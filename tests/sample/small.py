@@ -7,6 +7,7 @@ import numpy as np
 from dcvideogen_jax.latents import spaces
 from dcvideogen_jax.models import clip_vision, dc_ae_v, umt5, wan_dit
 from dcvideogen_jax.sample import loading, pipeline
+from tests import random_weights
 
 AUTOENCODER = {
   "latent_channels": 4,
@@ -68,16 +69,9 @@ class Letters:
     return np.asarray(ids, np.int32), np.asarray(mask, np.int32)
 
 
-def _part(module, *shapes, seed=0):
-  random = np.random.default_rng(seed)
-  expected = jax.eval_shape(module.init, jax.random.key(0), *shapes)
-
-  def fill(x):
-    fan_in = max(1, int(np.prod(x.shape[:-1])))
-    scale = 1 / np.sqrt(fan_in) if len(x.shape) > 1 else 0.2
-    return jnp.asarray(random.normal(size=x.shape) * scale, x.dtype)
-
-  return loading.LoadedModel(module, jax.tree.map(fill, expected))
+def _part(module, *shapes):
+  variables = random_weights.of(module, *shapes, seed=0)
+  return loading.LoadedModel(module, variables)
 
 
 def _float(*shape):
