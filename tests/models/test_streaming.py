@@ -10,7 +10,7 @@ import pytest
 from benchmarks import blended
 from dcvideogen_jax import convert, errors, levels
 from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
-from tests import golden_data
+from tests import golden_data, random_weights
 
 NAME = "f32t4_chunk8"
 # Share of the largest value by which two orders of the same sums may differ.
@@ -30,12 +30,8 @@ def load():
 def small(time="chunk_causal"):
   """Returns a random model of three halvings, whose norms are random too."""
   module = dc_ae_v.build(golden_data.SMALL, time=time)
-  video = np.zeros((1, 8, 8, 8, 3), np.float32)
-  variables = module.init(jax.random.key(0), video)
-  rng = np.random.default_rng(1)
-  return module, jax.tree.map(
-    lambda x: x + rng.normal(0, 0.05, x.shape).astype(x.dtype), variables
-  )
+  video = jax.ShapeDtypeStruct((1, 8, 8, 8, 3), np.float32)
+  return module, random_weights.of(module, video, vectors=0.05, norms=1.0)
 
 
 @functools.cache
@@ -46,8 +42,7 @@ def video(frames, height, width):
 
 
 def whole(module, variables, x, method):
-  apply = jax.jit(functools.partial(module.apply, method=method))
-  return np.asarray(apply(variables, x))
+  return np.asarray(random_weights.jitted(module, method)(variables, x))
 
 
 def assert_same(found, expected):
@@ -114,8 +109,7 @@ def test_state_is_the_reference_feature_cache():
   """One frame per convolution, the last one of its input."""
   module, variables = load()
   x = golden()["in.x"][:, :8]
-  apply = functools.partial(module.apply, variables, mutable=["cache"])
-  _, state = jax.jit(apply)(x)
+  _, state = random_weights.jitted(module, mutable="cache")(variables, x)
   prefix = "out.cache_T8.cache."
   names = [key for key in golden() if key.startswith(prefix)]
   assert len(names) == len(jax.tree.leaves(state)) == 42
@@ -236,16 +230,18 @@ def _reference(height, width, time="chunk_causal"):
   return x, z, whole(module, variables, z, "decode")
 
 
-@pytest.mark.parametrize("size", [(48, 32), (75, 35), (100, 17)], ids=str)
+# At every cut; the last band is full for some of them, and not for others.
 @pytest.mark.parametrize(
-  "plan",
+  ("size", "plan"),
   [
-    bands.BandPlan(cut=1, rows=10),
-    bands.BandPlan(cut=2, rows=3, offload=True),
-    bands.BandPlan(cut=3, rows=2),
-    bands.BandPlan(cut=4, rows=1, offload=True),
+    ((48, 32), bands.BandPlan(cut=1, rows=10)),
+    ((48, 32), bands.BandPlan(cut=2, rows=3, offload=True)),
+    ((75, 35), bands.BandPlan(cut=2, rows=3, offload=True)),
+    ((75, 35), bands.BandPlan(cut=4, rows=1, offload=True)),
+    ((100, 17), bands.BandPlan(cut=1, rows=10)),
+    ((100, 17), bands.BandPlan(cut=3, rows=2)),
   ],
-  ids=lambda plan: f"cut{plan.cut}",
+  ids=lambda x: f"cut{x.cut}" if isinstance(x, bands.BandPlan) else str(x),
 )
 def test_banded_equals_whole(size, plan):
   module, variables = small()
