@@ -37,6 +37,11 @@ def _inputs(shape, features, taps, dtype=jnp.float32):
   return tuple(jnp.asarray(a, dtype) for a in (x, kernel, bias))
 
 
+_conv3d = functools.partial(
+  jax.jit, static_argnames=("padding", "implementation")
+)(conv3d.conv3d)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _value_and_gradients(name, padding, max_elements, *args):
   def run(*args):
@@ -82,8 +87,8 @@ def test_bfloat16_is_accumulated_in_float32(form):
   shape, features, taps, padding = CASES["same"]
   args = _inputs(shape, features, taps, jnp.bfloat16)
   wide = [a.astype(jnp.float32) for a in args[:2]]
-  exact = conv3d.conv3d(*wide, padding=padding, implementation="reference")
-  y = conv3d.conv3d(*args[:2], padding=padding, implementation=form)
+  exact = _conv3d(*wide, padding=padding, implementation="reference")
+  y = _conv3d(*args[:2], padding=padding, implementation=form)
   assert y.dtype == jnp.bfloat16
   # One rounding of the result: 8 bits of mantissa.
   np.testing.assert_allclose(
@@ -105,8 +110,7 @@ def test_winograd_rounds_little_more_than_the_direct_form(channels):
   error = {
     name: np.sqrt(
       np.mean(
-        (conv3d.conv3d(x, kernel, padding=SAME, implementation=name) - exact)
-        ** 2
+        (_conv3d(x, kernel, padding=SAME, implementation=name) - exact) ** 2
       )
     )
     for name in ("reference", "winograd")
@@ -119,7 +123,9 @@ def test_winograd_rounds_little_more_than_the_direct_form(channels):
 def test_split_is_exact(case, rows):
   shape, features, taps, padding = CASES[case]
   # Small integers: every order of summation gives the same float32.
-  x, kernel, bias = (jnp.round(4 * a) for a in _inputs(shape, features, taps))
+  x, kernel, bias = (
+    np.round(4 * np.asarray(a)) for a in _inputs(shape, features, taps)
+  )
   n, t, _, w, c = shape
   widest = n * (t + sum(padding[0])) * (w + sum(padding[2])) * max(c, features)
   limit = widest * (rows + taps[1] - 1)
@@ -144,12 +150,18 @@ def test_split_is_exact(case, rows):
     for v in (eqn.invars[0], *eqn.outvars):
       assert v.aval.size <= limit
 
-  want, want_vjp = jax.vjp(lambda x: run(x, 2**31), x)
-  got, got_vjp = jax.vjp(lambda x: run(x, limit), x)
-  np.testing.assert_array_equal(got, want)
-  dy = jnp.round(4 * jnp.sin(jnp.arange(want.size, dtype=jnp.float32)))
-  dy = dy.reshape(want.shape)
-  np.testing.assert_array_equal(got_vjp(dy)[0], want_vjp(dy)[0])
+  @functools.partial(jax.jit, static_argnums=2)
+  def value_and_gradient(x, dy, limit):
+    y, vjp = jax.vjp(lambda x: run(x, limit), x)
+    return y, *vjp(dy)
+
+  y = jax.eval_shape(lambda x: run(x, limit), x)
+  dy = np.round(4 * np.sin(np.arange(y.size))).reshape(y.shape)
+  dy = dy.astype(np.float32)
+  want = value_and_gradient(x, dy, 2**31)
+  got = value_and_gradient(x, dy, limit)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_a_row_over_the_limit_is_refused():
