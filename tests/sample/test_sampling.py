@@ -1,21 +1,20 @@
 """The pipeline's promises: sizes, seeds, batches, memory, refusals."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.diffusion import flow
-from dcvideogen_jax.latents import conditions, spaces
+from dcvideogen_jax.diffusion import flow, sampler
+from dcvideogen_jax.latents import conditions, denoiser, spaces
 from dcvideogen_jax.sample import (
   arguments,
   denoise,
   options,
   pipeline,
 )
+from tests import random_weights
 from tests.sample.small import NEGATIVE, PHOTO, TEXT, make, run
 
 
@@ -95,16 +94,39 @@ def test_guidance_of_one_needs_no_negative(t2v):
   assert np.abs(plain - run(t2v).latents).max() > 1e-3
 
 
-def test_options_change_the_result(t2v):
-  first = run(t2v, steps=4).latents
-  for changes in (
-    {"shift": 1.0},
-    {"options": flow.Options("euler", {}, 5.0, "wan")},
-    {"options": flow.Options("unipc", {}, 5.0, "diffusers_0_37")},
-  ):
-    other = run(t2v, steps=4, **changes)
-    assert np.abs(first - other.latents).max() > 1e-5
-  assert other.settings["grid"] == "diffusers_0_37"
+@pytest.mark.parametrize(
+  ("changes", "solver", "shift", "grid"),
+  [
+    ({}, "unipc", 5.0, "wan"),
+    ({"shift": 1.0}, "unipc", 1.0, "wan"),
+    (
+      {"options": flow.Options("euler", {}, 5.0, "wan")},
+      "euler",
+      5.0,
+      "wan",
+    ),
+    (
+      {"options": flow.Options("unipc", {}, 3.0, "diffusers_0_37")},
+      "unipc",
+      3.0,
+      "diffusers_0_37",
+    ),
+  ],
+)
+def test_options_are_those_of_the_solver(t2v, changes, solver, shift, grid):
+  """The steps are those of a plan that is made here."""
+  found = run(t2v, steps=4, **changes)
+  module, variables = t2v.parts.transformer
+  plan = sampler.plan(flow.schedule(4, shift, grid=grid), solver)
+  step = denoise.jit_step(module, True, True, None)
+  noise = denoiser.noise([0], (3, 3, 5, 4))
+  texts = {"text": TEXT}, {"text": NEGATIVE}
+  steps = sampler.stream(
+    step, noise, plan, variables, np.float32(5), *texts, ()
+  )
+  *_, (_, expected) = steps
+  np.testing.assert_allclose(found.latents, expected, rtol=0, atol=1e-5)
+  assert found.settings["grid"] == grid
 
 
 def test_image_to_video(i2v):
@@ -132,9 +154,8 @@ def test_condition_holds_the_images_and_grey(i2v):
   )
   # The last chunk is filled with its last frame.
   video = np.concatenate([video, np.repeat(video[-1:], 4, 0)])[None]
-  expected = space.module.apply(
-    space.variables, jnp.asarray(video), method="encode"
-  )
+  encode = random_weights.jitted(space.module, "encode")
+  expected = encode(space.variables, video)
   np.testing.assert_allclose(encoded, 0.9 * expected[:, :3], atol=2e-5)
 
 
@@ -152,11 +173,14 @@ def test_a_condition_that_fills_no_chunk(i2v, last):
   if last:
     video[:, -4:] = images[1] / np.float32(127.5) - 1
   module, variables = space.module, space.variables
-  encode = functools.partial(module.apply, variables, method="encode")
-  alone = module.unchunked().apply(variables, video[:, 8:], method="encode")
+  encode = random_weights.jitted(module, "encode")
+  tail = random_weights.jitted(module.unchunked(), "encode")
+  filled = np.concatenate([video, video[:, -1:].repeat(4, 1)], axis=1)
   expected = {
-    "pad": encode(np.concatenate([video, video[:, -1:].repeat(4, 1)], 1)),
-    "official": np.concatenate([encode(video[:, :8]), alone], axis=1),
+    "pad": encode(variables, filled),
+    "official": np.concatenate(
+      [encode(variables, video[:, :8]), tail(variables, video[:, 8:])], axis=1
+    ),
   }
   found = {
     tail: i2v.condition(*images, size, tail=tail)["extra"][..., 4:]
