@@ -1,4 +1,4 @@
-"""Settings of the whole suite: devices, precision, memory, order.
+"""Settings of the whole suite: devices, precision, shape checks, memory, order.
 
 Tests run on eight fake CPU devices, with exact products and quick compilation.
 Some of them run once more as programs do: `test_production.py`.
@@ -23,7 +23,13 @@ if not PRODUCTION:
   )
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+from tests import shapes  # noqa: E402
+
+# Every call in the package has the shapes and dtypes that its signature says.
+jaxtyping.install_import_hook("dcvideogen_jax", f"{shapes.__name__}.check")
 
 from dcvideogen_jax.data import probing  # noqa: E402
 
@@ -100,6 +106,14 @@ def _videos_are_remembered_elsewhere(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(probing, "directory", lambda: path)
     yield
+
+
+@pytest.fixture
+def wrong_shapes():
+  """For a test that passes wrong shapes to see the package refuse them."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

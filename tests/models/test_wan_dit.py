@@ -279,7 +279,7 @@ def test_inputs_that_do_not_fit(change, message):
     )
 
 
-def test_wrong_number_of_timesteps():
+def test_wrong_number_of_timesteps(wrong_shapes):
   module = wan_dit.build(TINY)
   (latents, _, *rest), _ = _random(module)
   with pytest.raises(ValueError, match="timesteps"):
