@@ -200,7 +200,7 @@ def _expand(sigma: Any, x: Array) -> Array:
 def add_noise(
   x0: Float[Array, "*n"],
   noise: Float[Array, "*n"],
-  sigma: float | Float[Array, "*b"],
+  sigma: float | np.floating | Float[Array, "*b"],
 ) -> Float32[Array, "*n"]:
   """Returns the noisy sample `(1 - sigma) * x0 + sigma * noise`, float32.
 

@@ -60,7 +60,7 @@ def test_image_of_the_size_is_only_normalised():
     np.zeros((0, 8, 3), np.uint8),
   ],
 )
-def test_other_arrays_are_refused(x):
+def test_other_arrays_are_refused(wrong_shapes, x):
   with pytest.raises(errors.UserError, match="image"):
     clip_images.preprocess(x)
 

@@ -335,7 +335,7 @@ def _spoilt(folder, tmp_path, name, change):
 @pytest.mark.parametrize(
   ("name", "change", "words"),
   [
-    ("index.json", None, "was not finished"),
+    ("index.json", None, "has not finished"),
     ("index.json", lambda x: x[:50], "is damaged"),
     ("index.json", lambda x: b"[" * 100_000, "nested too deep"),
     ("index.json", lambda x: b"[]", "cannot read"),

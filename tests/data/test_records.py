@@ -181,7 +181,7 @@ def test_a_file_size_limit_is_told_and_leaves_nothing(tmp_path, limit):
 
 def test_a_folder_without_shards_is_told(tmp_path):
   for path in (tmp_path, tmp_path / "missing"):
-    with pytest.raises(errors.UserError, match="prepare_clips"):
+    with pytest.raises(errors.UserError, match="prepare-clips"):
       records.ClipSource(path)
 
 

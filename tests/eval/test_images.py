@@ -47,7 +47,7 @@ def test_frames_smaller_than_the_window(size):
 
 
 @pytest.mark.parametrize("metric", [images.psnr, images.ssim])
-def test_wrong_arguments(metric):
+def test_wrong_arguments(wrong_shapes, metric):
   x, y = frames((8, 8), 5, 1)
   with pytest.raises(TypeError, match="uint8, not float32"):
     metric(x, y.astype(np.float32))
