@@ -191,7 +191,7 @@ def test_a_named_form_never_falls_back():
     ({"padding": ((0, 0),) * 3}, "smaller than kernel"),
   ],
 )
-def test_bad_arguments(change, message):
+def test_bad_arguments(wrong_shapes, change, message):
   given = {
     "x": jnp.zeros((1, 2, 3, 4, 2)),
     "kernel": jnp.zeros((3, 3, 3, 2, 5)),
