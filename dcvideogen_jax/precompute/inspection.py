@@ -164,7 +164,8 @@ def _bytes(clip: Clip, encoders: dict[str, Any], job: encoding.Job) -> int:
     m = encoders["image_encoder"]
     numbers += (1 + (m.image_size // m.patch) ** 2) * m.width
   if "text_encoder" in encoders:
-    tokens = sum(min(512, 1 + len(x) // _TOKEN) for x in clip.captions)
+    most = job.options.text_tokens
+    tokens = sum(min(most, 1 + len(x) // _TOKEN) for x in clip.captions)
     numbers += tokens * encoders["text_encoder"].width
   return numbers * np.dtype(latents.DTYPES[job.dtype]).itemsize
 

@@ -416,6 +416,7 @@ def test_a_look_beforehand(programs, videos):
     f"--captions={videos / 'table.jsonl'}",
     "--frames=8",
     "--bucket=32x64,64x32",
+    "--text_tokens=8",
     "--dry_run",
   )
   assert finished.code == 0, finished.stderr
@@ -426,8 +427,9 @@ def test_a_look_beforehand(programs, videos):
     "      64x32  1",
   ]
   assert lines[3].startswith("durations: 0.6 to 0.9 s, median 0.8 s")
-  # Per clip 2 x 1 x 2 x 32 + 2 x 4 x 8 x 16 latents, 3 + 12 tokens or so.
-  size = 4 * 4 * (128 + 1024 + (1 + 7 // 4 + 1 + 39 // 4) * 4096)
+  # Per clip 2 x 1 x 2 x 32 + 2 x 4 x 8 x 16 latents. Of the two captions, one
+  # has some 2 tokens and the other is cut to 8.
+  size = 4 * 4 * (128 + 1024 + (1 + 7 // 4 + 8) * 4096)
   assert lines[4] == f"about {size / 1e3:.3g} kB would be written"
   assert lines[5:9] == [
     f"  {name}.mp4: 12.5 frames per second, some are repeated"
