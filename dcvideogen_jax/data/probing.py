@@ -1,5 +1,6 @@
 """Finds the videos of a folder and probes them in parallel, with a cache."""
 
+import ast
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -134,8 +135,28 @@ def _reader() -> str:
   """
   digest = hashlib.sha256(av.__version__.encode())
   for module in (video, containers, decoding, pixels, stills):
-    digest.update(pathlib.Path(str(module.__file__)).read_bytes())
+    source = pathlib.Path(str(module.__file__)).read_bytes()
+    digest.update(_statements(source).encode())
   return digest.hexdigest()
+
+
+def _statements(source: bytes) -> str:
+  """Returns the syntax tree of Python code without docstrings, as text.
+
+  Layout and comments are no part of a syntax tree, so prose can change without
+  a change of `_reader`.
+  """
+  return ast.dump(_WithoutTexts().visit(ast.parse(source)))
+
+
+class _WithoutTexts(ast.NodeTransformer):
+  """Removes statements that are only a string, such as docstrings."""
+
+  def visit_Expr(self, node):
+    value = node.value
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+      return None
+    return node
 
 
 def _read(index: pathlib.Path) -> dict[str, list]:

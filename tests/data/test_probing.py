@@ -74,3 +74,22 @@ def test_a_cache_that_cannot_be_written_is_no_error(looked, tmp_path):
   folder, _ = looked
   (tmp_path / "cache").write_text("a file")
   assert probing.probe(folder, NAMES[:1])["0.mp4"].frames == 4
+
+
+@pytest.mark.parametrize(
+  ("change", "same"),
+  [
+    (("a comment", "another"), True),
+    (("A docstring.", "Prose."), True),
+    (("  return (x + 1)", "  return x + 1"), True),
+    (("x + 1", "x + 2"), False),
+    (("def f", "def g"), False),
+  ],
+)
+def test_only_other_statements_look_anew(change, same):
+  """Comments, docstrings and layout do not count."""
+  source = 'def f(x):\n  """A docstring."""\n  return (x + 1)  # a comment\n'
+  old, new = (
+    probing._statements(x.encode()) for x in (source, source.replace(*change))
+  )
+  assert source != source.replace(*change) and (old == new) == same
