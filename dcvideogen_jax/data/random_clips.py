@@ -259,6 +259,8 @@ class _VideoFiles:
     return self._ends[-1]
 
   def __getitem__(self, index):
+    if not 0 <= index < len(self):
+      raise IndexError(f"{self} has {len(self)} elements, found index {index}")
     return bisect.bisect_right(self._ends, int(index))
 
   def path(self, number: int) -> pathlib.Path:

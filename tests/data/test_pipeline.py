@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import pipeline, probing, records, video
+from dcvideogen_jax.data import pipeline, probing, random_clips, records, video
 from dcvideogen_jax.tiny import synthetic, world
 
 SIZE = {"frames": 4, "height": 16, "width": 24}
@@ -357,6 +357,14 @@ def test_a_folder_without_videos_is_told(tmp_path):
   config = {"source": "videos", "path": tmp_path, **SIZE}
   with pytest.raises(errors.UserError, match="has no .mp4"):
     _take(config, 1)
+
+
+def test_a_video_is_listed_once_for_each_second(folder):
+  files = random_clips._VideoFiles(folder, frames=2)
+  assert [*files] == [0] + 11 * [1]
+  for index in (-1, 12):
+    with pytest.raises(IndexError, match=f"has 12 elements, .* {index}"):
+      files[index]
 
 
 def test_a_damaged_video_is_told(tmp_path):
