@@ -7,11 +7,7 @@ import numpy as np
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.latents import spaces
-from dcvideogen_jax.sample import (
-  arguments,
-  chunkwise,
-  denoise,
-)
+from dcvideogen_jax.sample import arguments, chunkwise, denoise
 from dcvideogen_jax.sample import options as options_lib
 
 # One prompt, or prompts by the chunk from which they hold:
@@ -127,19 +123,27 @@ def check(window: Any, sink: Any, clean_level: Any) -> None:
   Raises:
     errors.UserError: names the option that does not fit.
   """
-  if window is not None and (not isinstance(window, int) or window < 1):
+  if window is not None and not _is_count(window, 1):
     raise errors.UserError(f"the window has 1 chunk or more, found {window!r}")
-  if not isinstance(sink, int) or sink < 0:
+  if not _is_count(sink, 0):
     raise errors.UserError(f"the sink has 0 chunks or more, found {sink!r}")
   if sink and window is None:
     raise errors.UserError(
       "without a window every chunk is seen: a sink belongs to a window"
     )
-  if not isinstance(clean_level, int | float) or not 0 <= clean_level < 1:
+  wrong = isinstance(clean_level, bool)
+  wrong = wrong or not isinstance(clean_level, int | float)
+  if wrong or not 0 <= clean_level < 1:
     raise errors.UserError(
       f"clean_level, a noise level, must be from 0 up to 1, found "
       f"{clean_level!r}"
     )
+
+
+def _is_count(given: Any, least: int) -> bool:
+  """Returns whether `given` is a whole number, at least `least`."""
+  whole = isinstance(given, int) and not isinstance(given, bool)
+  return whole and given >= least
 
 
 def _in_chunks(module, chunk):
@@ -150,7 +154,7 @@ def _in_chunks(module, chunk):
       "this transformer was trained on whole clips: give a chunk of latent "
       "frames to stream with it all the same"
     )
-  if not isinstance(chunk, int) or chunk < 1:
+  if not _is_count(chunk, 1):
     raise errors.UserError(
       f"a chunk has 1 latent frame or more, found {chunk!r}"
     )
@@ -171,7 +175,7 @@ def _check_chunk(space, per_chunk):
 def _texts(prompt: Prompts) -> dict[int, arguments.Prompt]:
   """Returns the prompts by the chunk from which they hold, in order."""
   given = prompt if isinstance(prompt, Mapping) else {0: prompt}
-  if any(not isinstance(n, int) or n < 0 for n in given) or 0 not in given:
+  if not all(_is_count(n, 0) for n in given) or 0 not in given:
     raise errors.UserError(
       f"expected prompts by the number of a chunk, with 0, found {[*given]}"
     )
