@@ -116,7 +116,8 @@ def read_noise(path: str) -> Float[np.ndarray, "1 t h w c"]:
   """Reads the noise of one video from a .npy file, `t h w c`.
 
   Raises:
-    errors.UserError: if the file is missing, damaged or not a .npy file.
+    errors.UserError: if the file is missing, damaged or not a .npy file, or
+      does not hold floats.
   """
   try:
     found = np.load(path, allow_pickle=False)
@@ -130,8 +131,13 @@ def read_noise(path: str) -> Float[np.ndarray, "1 t h w c"]:
       f"--noise={path} is no .npy file of numbers, or is damaged"
     ) from e
   if not isinstance(found, np.ndarray):
+    found.close()
     raise errors.UserError(
       f"--noise={path} is an archive, expected a .npy file"
+    )
+  if not np.issubdtype(found.dtype, np.floating):
+    raise errors.UserError(
+      f"--noise={path} must hold floats, found {found.dtype}"
     )
   return found[None]
 

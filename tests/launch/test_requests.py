@@ -75,6 +75,28 @@ def test_images_are_read(photo):
   assert request_list.read_image(str(photo)).shape == (8, 9, 3)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "complex64", "bool", "V2"])
+def test_noise_is_floats(tmp_path, dtype):
+  path = tmp_path / "noise.npy"
+  np.save(path, np.zeros((1, 2, 3, 4), dtype))
+  with pytest.raises(errors.UserError, match="must hold floats, found"):
+    request_list.read_noise(str(path))
+  np.save(path, np.zeros((1, 2, 3, 4), "float16"))
+  assert request_list.read_noise(str(path)).shape == (1, 1, 2, 3, 4)
+
+
+def test_an_archive_of_noise_is_closed(tmp_path, monkeypatch):
+  path, opened = tmp_path / "noise.npz", []
+  np.savez(path, np.zeros(3))
+  load = np.load
+  monkeypatch.setattr(
+    np, "load", lambda *x, **y: opened.append(load(*x, **y)) or opened[-1]
+  )
+  with pytest.raises(errors.UserError, match="is an archive"):
+    request_list.read_noise(str(path))
+  assert opened[0].fid is None
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [
