@@ -174,6 +174,9 @@ class Job:
             crf=_CRF.value,
             interrupted=interrupted,
           )
+          # Ctrl-C came during the last chunk, so the video is complete.
+          if interrupted() and index + 1 < count:
+            raise KeyboardInterrupt
         self.clock.restart("load")
 
   def _load(self, loras: Sequence[Any]) -> Any:

@@ -44,7 +44,8 @@ def write(
 
   Raises:
     errors.UserError: if a file cannot be written.
-    KeyboardInterrupt: if `interrupted` ended the video; the files are complete.
+    KeyboardInterrupt: if `interrupted` ended the video early; the files are
+      complete.
     RuntimeError: if the decoder gives fewer frames than the size says.
   """
   settings = {**settings, "fps": generation.FPS, **result.settings}
@@ -83,9 +84,8 @@ def write(
       file.write_text(provenance.to_json(report), encoding="utf-8")
   if count < frames:
     print(f"{path}.mp4: {count} of {frames} frames", flush=True)
-  if interrupted():
-    raise KeyboardInterrupt
-  if count < frames:
+    if interrupted():
+      raise KeyboardInterrupt
     raise RuntimeError("the decoder gave fewer frames than it was to give")
   print(f"{path}.mp4: {clock_lib.told(report['seconds'])}", flush=True)
 
