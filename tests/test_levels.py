@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import levels
-from dcvideogen_jax.models import streaming
+from dcvideogen_jax.models import calls
 
 QUANTISERS = [
   levels.to_uint8,
   jax.jit(levels.to_uint8),
-  lambda x: streaming._from_float(jnp.asarray(x), np.uint8),
+  lambda x: calls.from_float(jnp.asarray(x), np.uint8),
 ]
 
 

@@ -201,7 +201,9 @@ class DCAEV(nn.Module):
     return self.encoder(video, band, last=cut - 1)[0]
 
   @_exact
-  def encode_coarse(self, x, cut: int):
+  def encode_coarse(
+    self, x: Float[Array, "b t h w d"], cut: int
+  ) -> Float[Array, "b tz hz wz c"]:
     """Encodes all rows of `encode_fine`'s features with the stages from `cut`.
 
     Returns the latents.
@@ -209,7 +211,9 @@ class DCAEV(nn.Module):
     return self.encoder(x, first=cut)[0]
 
   @_exact
-  def decode_coarse(self, latents, cut: int):
+  def decode_coarse(
+    self, latents: Float[Array, "b tz hz wz c"], cut: int
+  ) -> Float[Array, "b t h w d"]:
     """Runs the stages down to `cut` on all rows of unscaled latents."""
     return self.decoder(latents, last=cut)[0]
 

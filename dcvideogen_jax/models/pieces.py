@@ -58,6 +58,7 @@ def regroup(
   frames: int,
   eager: bool = False,
   first: int | None = None,
+  noun: str = "frames",
 ) -> Iterator[tuple[np.ndarray, bool]]:
   """Regroups pieces into pieces of `frames` frames each, in host memory.
 
@@ -69,6 +70,7 @@ def regroup(
     eager: whether to yield a piece as soon as its frames have arrived, before
       it is known whether another follows.
     first: frames of the first piece that is yielded; None for `frames`.
+    noun: what the pieces hold, for error messages.
 
   Yields:
     (piece, whether it is known to be the last one)
@@ -86,7 +88,7 @@ def regroup(
     expected = waiting[0] if waiting else piece
     if piece.shape[2:] != expected.shape[2:]:
       raise ValueError(
-        f"frames change from {expected.shape[2:]} to {piece.shape[2:]}"
+        f"{noun} change from {expected.shape[2:]} to {piece.shape[2:]}"
       )
     waiting.append(piece)
     held += piece.shape[1]
@@ -100,5 +102,5 @@ def regroup(
   if not held and given:
     return
   if not held:
-    raise ValueError("there are no frames")
+    raise ValueError(f"there are no {noun}")
   yield np.concatenate(waiting, axis=1), True

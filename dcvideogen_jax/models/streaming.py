@@ -21,18 +21,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 from jaxtyping import Float
 
 from dcvideogen_jax import errors, levels, sharding
 from dcvideogen_jax.arrays import Array
-from dcvideogen_jax.models import bands, dc_ae_v, layers, pieces
+from dcvideogen_jax.models import bands, calls, dc_ae_v, pieces
 
 Variables = dict[str, Any]
 WHOLE = bands.BandPlan()
 
-# Axis of the columns in the arrays of each collection of the state.
-COLUMNS = {"cache": 3, "rows": 4}
 _OF_BANDS = ("cache", "rows")
 TAILS = ("pad", "official")
 
@@ -83,7 +80,7 @@ def encode(
             f"multiple of {module.temporal_factor} frames, found {seen}"
           )
         # Fewer frames than a chunk's need no plan to fit into memory.
-        yield _unchunked(module, "encode", variables, put(chunk))
+        yield _unchunked(module, "encode", variables, calls.put(chunk))
         return
       chunk = dc_ae_v.pad_edge(chunk, module.chunk_frames)
     latents, state = step(module, variables, chunk, state, plan, last)
@@ -124,13 +121,13 @@ def decode(
   frames = module.chunk_frames // module.temporal_factor
   step = _decode_whole if plan.cut is None else _decode_banded
   state = None
-  for chunk, last in pieces.regroup(latents, frames, eager):
+  for chunk, last in pieces.regroup(latents, frames, eager, noun="latents"):
     pieces.require_latents(chunk, module)
     found = chunk.shape[1]
     if found < frames:
       if tail == "official":
-        video = _unchunked(module, "decode", variables, put(chunk))
-        yield sharding.to_host(_from_float(video, dtype))
+        video = _unchunked(module, "decode", variables, calls.put(chunk))
+        yield sharding.to_host(calls.from_float(video, dtype))
         return
       chunk = dc_ae_v.pad_edge(chunk, frames)
     video, state = step(module, variables, chunk, state, plan, last, dtype)
@@ -153,14 +150,16 @@ def _check(module: dc_ae_v.DCAEV, plan: bands.BandPlan, tail: str) -> None:
 
 def _encode_whole(module, variables, video, state, plan, last):
   del plan, last
-  args = (module, "encode", variables, put(video))
-  return apply(*args, state=state or empty_state(*args))
+  args = (module, "encode", variables, calls.put(video))
+  return calls.apply(*args, state=state or calls.empty_state(*args))
 
 
 def _decode_whole(module, variables, latents, state, plan, last, dtype):
   del plan, last
-  args = (module, "decode", variables, put(latents))
-  video, state = apply(*args, state=state or empty_state(*args), dtype=dtype)
+  args = (module, "decode", variables, calls.put(latents))
+  video, state = calls.apply(
+    *args, state=state or calls.empty_state(*args), dtype=dtype
+  )
   return sharding.to_host(video), state
 
 
@@ -176,17 +175,21 @@ def _encode_banded(module, variables, video, state, plan, last):
     """Returns a band of the video; rows below the video are zeros."""
     piece = video[:, :, i * rows : (i + 1) * rows]
     missing = rows - piece.shape[2]
-    return put(np.pad(piece, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))))
+    return calls.put(
+      np.pad(piece, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
+    )
 
   static = {"height": height, "cut": plan.cut}
   args = (module, "encode_fine", variables)
   if state is None:
-    shapes = state_shapes(*args, band(0), 0, collections=_OF_BANDS, **static)
+    shapes = calls.state_shapes(
+      *args, band(0), 0, collections=_OF_BANDS, **static
+    )
     state = _Bands(None, [None] * n, shapes)
   coarse, fine, empty = state
-  lines, features = _empty(empty, "rows"), None
+  lines, features = calls.empty(empty, "rows"), None
   for i in range(n):
-    x, new = apply(
+    x, new = calls.apply(
       *args,
       band(i),
       i,
@@ -196,13 +199,13 @@ def _encode_banded(module, variables, video, state, plan, last):
     fine[i], lines = _stored(new["cache"], plan, last), new["rows"]
     if features is None:
       shape = (b, x.shape[1], n * plan.rows, width // scale, x.shape[-1])
-      features = _zeros(jax.ShapeDtypeStruct(shape, x.dtype))
+      features = calls.zeros(jax.ShapeDtypeStruct(shape, x.dtype))
     features = _put_rows(features, x, i * plan.rows)
   features = features[:, :, late : late + height // scale]
 
   args = (module, "encode_coarse", variables, features)
-  coarse = coarse or empty_state(*args, cut=plan.cut)
-  latents, coarse = apply(*args, state=coarse, cut=plan.cut)
+  coarse = coarse or calls.empty_state(*args, cut=plan.cut)
+  latents, coarse = calls.apply(*args, state=coarse, cut=plan.cut)
   return latents, _Bands(coarse, fine, empty)
 
 
@@ -212,25 +215,25 @@ def _decode_banded(module, variables, latents, state, plan, last, dtype):
   n = bands.count(module, plan, height, decode=True)
   rows = plan.rows * module.scale_at(plan.cut)
 
-  args = (module, "decode_coarse", variables, put(latents))
-  coarse = state.coarse if state else empty_state(*args, cut=plan.cut)
-  features, coarse = apply(*args, state=coarse, cut=plan.cut)
+  args = (module, "decode_coarse", variables, calls.put(latents))
+  coarse = state.coarse if state else calls.empty_state(*args, cut=plan.cut)
+  features, coarse = calls.apply(*args, state=coarse, cut=plan.cut)
   features = _pad_rows(features, plan.rows)
 
   static = {"height": height, "cut": plan.cut, "rows": plan.rows}
   args = (module, "decode_fine", variables, features)
   if state is None:
-    shapes = state_shapes(*args, 0, collections=_OF_BANDS, **static)
+    shapes = calls.state_shapes(*args, 0, collections=_OF_BANDS, **static)
     state = _Bands(coarse, [None] * n, shapes)
   _, fine, empty = state
-  lines = _empty(empty, "rows")
+  lines = calls.empty(empty, "rows")
   late = bands.lag(module, plan.cut, decode=True)
   video = None
   previous = None
   for i in range(n + 1):
     done, previous = previous, None
     if i < n:
-      piece, new = apply(
+      piece, new = calls.apply(
         *args,
         i,
         state={"cache": _loaded(fine[i], empty), "rows": lines},
@@ -290,7 +293,7 @@ def _stored(cache, plan: bands.BandPlan, last: bool):
 def _loaded(cache, empty):
   """Returns a band's state on the devices; zeros before the first chunk."""
   if cache is None:
-    return _empty(empty, "cache")
+    return calls.empty(empty, "cache")
   if not isinstance(cache, _Offloaded):
     return cache
   leaves = [
@@ -298,85 +301,6 @@ def _loaded(cache, empty):
     for x, where in zip(*cache, strict=True)
   ]
   return jax.tree.unflatten(jax.tree.structure(empty["cache"]), leaves)
-
-
-@functools.partial(
-  jax.jit,
-  static_argnames=("module", "method", "dtype", "height", "cut", "rows"),
-  donate_argnames=("state",),
-)
-def apply(module, method, variables, x, *args, state, dtype=None, **static):
-  """Calls a method of a module; compiled, returns the result and new state.
-
-  Args:
-    module, method, variables: the model, the method's name, `{"params": ...}`.
-    x, *args, **static: the method's arguments; uint8 pixels become floats.
-    state: the mutable collections by name; donated.
-    dtype: dtype of the result; None keeps the method's.
-  """
-  y, state = module.apply(
-    {**variables, **state},
-    levels.to_float(x),
-    *args,
-    **static,
-    method=method,
-    mutable=[*state],
-  )
-  y = jax.tree.map(layers.constrain_output, y)
-  return (y if dtype is None else _from_float(y, dtype)), state
-
-
-def empty_state(module, method, variables, x, *args, **static):
-  """Returns the state of `apply` at the beginning of a clip: zeros.
-
-  Args:
-    module, method, variables, x, *args, **static: as for `state_shapes`.
-  """
-  shapes = state_shapes(module, method, variables, x, *args, **static)
-  return {name: _empty(shapes, name) for name in shapes}
-
-
-def state_shapes(
-  module, method, variables, x, *args, collections=("cache",), **static
-):
-  """Traces a method and returns the shapes of its state by collection.
-
-  Args:
-    module, method, variables, x, *args, **static: as for `apply`.
-    collections: names of the mutable collections.
-  """
-
-  def run(variables, x, *args):
-    call = functools.partial(
-      module.apply, **static, method=method, mutable=[*collections]
-    )
-    return call(variables, levels.to_float(x), *args)[1]
-
-  shapes = jax.eval_shape(run, variables, x, *args)
-  return {name: shapes.get(name, {}) for name in collections}
-
-
-def _empty(shapes, name):
-  zeros = functools.partial(_zeros, axis=COLUMNS[name])
-  return jax.tree.map(zeros, shapes[name])
-
-
-@functools.partial(jax.jit, static_argnames=("like", "axis"))
-def _zeros(like: jax.ShapeDtypeStruct, axis: int = 3):
-  """Returns zeros sharded like `apply`'s state, to compile `apply` once."""
-  x = jnp.zeros(like.shape, like.dtype)
-  return jnp.moveaxis(
-    layers.constrain_columns(jnp.moveaxis(x, axis, 3)), 3, axis
-  )
-
-
-def put(x: np.ndarray) -> Any:
-  """Shards (b, t, h, w, c) over the mesh in force like `constrain_output`."""
-  mesh = jax.sharding.get_mesh()
-  if mesh.empty:
-    return x
-  where = sharding.divisible_spec(mesh, x.shape, *layers.SPLIT)
-  return jax.device_put(x, NamedSharding(mesh, where))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -393,8 +317,3 @@ def _pad_rows(x, multiple):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _unchunked(module, method, variables, x):
   return module.unchunked().apply(variables, levels.to_float(x), method=method)
-
-
-def _from_float(x, dtype):
-  """Converts pixels in [-1, 1] to uint8 levels, or to another float dtype."""
-  return levels.to_uint8(x) if dtype == np.uint8 else x.astype(dtype)

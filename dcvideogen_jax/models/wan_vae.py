@@ -30,11 +30,11 @@ from jaxtyping import Float
 from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import (
+  calls,
   dc_ae_v,
   fields,
   pieces,
   precision,
-  streaming,
   wan_vae_layers,
 )
 
@@ -274,9 +274,9 @@ def stream_encode(
     seen += chunk.shape[1]
     if module.whole_frames(seen, tail) < seen:
       return
-    args = (module, method, variables, streaming.put(chunk))
-    state = state or streaming.empty_state(*args)
-    posterior, state = streaming.apply(*args, state=state)
+    args = (module, method, variables, calls.put(chunk))
+    state = state or calls.empty_state(*args)
+    posterior, state = calls.apply(*args, state=state)
     yield posterior
 
 
@@ -306,12 +306,12 @@ def stream_decode(
       frames.
   """
   state = None
-  for chunk, _ in pieces.regroup(latents, 1, eager=True):
+  for chunk, _ in pieces.regroup(latents, 1, eager=True, noun="latents"):
     pieces.require_latents(chunk, module)
     method = "decode_next" if state else "decode"
-    args = (module, method, variables, streaming.put(chunk))
-    state = state or streaming.empty_state(*args)
-    video, state = streaming.apply(*args, state=state, dtype=np.dtype(dtype))
+    args = (module, method, variables, calls.put(chunk))
+    state = state or calls.empty_state(*args)
+    video, state = calls.apply(*args, state=state, dtype=np.dtype(dtype))
     yield sharding.to_host(video)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from dcvideogen_jax import convert, errors, flops, sharding
-from dcvideogen_jax.models import streaming
+from dcvideogen_jax.models import calls
 from dcvideogen_jax.sample import loading
 
 # Figures of a program by name: "flops" is in FLOPs, all others are in bytes.
@@ -168,7 +168,7 @@ def streamed(
   dtype: Any = None,
   **static: Any,
 ) -> tuple[Figures, Any]:
-  """Compiles one call of `streaming.apply`.
+  """Compiles one call of `calls.apply`.
 
   Args:
     module: the model.
@@ -177,8 +177,8 @@ def streamed(
     method: the name of the method to call.
     x, *args: shapes of its arguments.
     collections: Flax collections of the state that the call takes and returns.
-    dtype: as for `streaming.apply`.
-    **static: further arguments of `streaming.apply`.
+    dtype: as for `calls.apply`.
+    **static: further arguments of `calls.apply`.
 
   Returns:
     The program's figures, with the bytes of each collection of the state under
@@ -189,17 +189,17 @@ def streamed(
   with jax.set_mesh(mesh):
     shapes = jax.eval_shape(
       functools.partial(
-        streaming.empty_state, module, method, collections=collections, **static
+        calls.empty_state, module, method, collections=collections, **static
       ),
       variables,
       x,
       *args,
     )
     state = {
-      name: place(mesh, shapes[name], streaming.COLUMNS[name])
+      name: place(mesh, shapes[name], calls.COLUMNS[name])
       for name in collections
     }
-    traced = streaming.apply.trace(
+    traced = calls.apply.trace(
       module, method, variables, x, *args, state=state, dtype=dtype, **static
     )
   on_tpus = mesh.devices.flat[0].platform == "tpu"

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import sharding
-from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
+from dcvideogen_jax.models import bands, calls, dc_ae_v, streaming, wan_vae
 from tests import random_weights
 
 # Share of the largest value by which two orders of the same sums may differ.
@@ -161,7 +161,7 @@ def test_streams(latents, plan):
   x, z, y, _ = alone(10, 16, latents)
   mesh = mesh_of(spatial=4)
   variables = jax.device_put(variables, NamedSharding(mesh, P()))
-  before = streaming.apply._cache_size()
+  before = calls.apply._cache_size()
   with jax.set_mesh(mesh):
     found = [*streaming.encode(module, variables, [x], plan=plan)]
     assert_same(np.concatenate(found, axis=1), z)
@@ -169,7 +169,7 @@ def test_streams(latents, plan):
     assert_same(np.concatenate(found, axis=1), y)
   # The same programs serve all chunks and all bands.
   programs = 2 if plan.cut is None else 4
-  assert streaming.apply._cache_size() - before == programs
+  assert calls.apply._cache_size() - before == programs
 
 
 def test_wan():

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import blended
 from dcvideogen_jax import convert, errors, levels
-from dcvideogen_jax.models import bands, dc_ae_v, streaming, wan_vae
+from dcvideogen_jax.models import bands, calls, dc_ae_v, streaming, wan_vae
 from tests import golden_data, random_weights
 
 NAME = "f32t4_chunk8"
@@ -149,6 +149,8 @@ def test_empty_and_changing_video_are_refused():
   module, variables = small()
   with pytest.raises(ValueError, match="no frames"):
     next(streaming.encode(module, variables, []))
+  with pytest.raises(ValueError, match="no latents"):
+    next(streaming.decode(module, variables, []))
   x = video(24, 16, 24)
   with pytest.raises(ValueError, match="change"):
     next(streaming.encode(module, variables, [x[:, :4], x[:, :4, :8]]))
@@ -278,12 +280,12 @@ def test_banded_is_the_reference():
 def test_one_compiled_function_serves_all_bands_and_chunks():
   module, variables = small()
   z = _reference(75, 35)[1]
-  before = streaming.apply._cache_size()
+  before = calls.apply._cache_size()
   plan = bands.BandPlan(cut=3, rows=4, offload=True)
   list(streaming.decode(module, variables, [z], plan=plan))
   # The coarse part and the fine part compile once each, and one of them again:
   # jit distinguishes a state on the device from one that comes from the host.
-  assert streaming.apply._cache_size() - before <= 3
+  assert calls.apply._cache_size() - before <= 3
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -294,7 +296,7 @@ def test_the_state_of_bands_is_made_once(monkeypatch, offload):
   traced = []
 
   def eval_shape(function, *args):
-    if function.__module__ == streaming.__name__:
+    if function.__module__ == calls.__name__:
       traced.append(function)
     return real(function, *args)
 

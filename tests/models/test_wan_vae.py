@@ -11,7 +11,7 @@ import pytest
 from benchmarks import wan_vae_tiles
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.convert import wan_vae as tables
-from dcvideogen_jax.models import streaming, wan_vae
+from dcvideogen_jax.models import calls, streaming, wan_vae
 from tests import golden_data, random_weights
 
 NAME = "wan_vae_tiny"
@@ -141,11 +141,11 @@ def test_image_and_its_activations_equal_the_reference():
 def test_streamed_equals_whole_and_the_reference():
   module, variables = load()
   x = golden()["in.x"]
-  before = streaming.apply._cache_size()
+  before = calls.apply._cache_size()
   parts = [*wan_vae.stream_encode(module, variables, pieces(x, 2))]
   assert [part.mean.shape[1] for part in parts] == [1, 1, 1]
   mean, logvar = (joined(values) for values in zip(*parts, strict=True))
-  assert streaming.apply._cache_size() - before == 2
+  assert calls.apply._cache_size() - before == 2
   whole = run("encode", x)
   assert_close(mean, whole.mean, SAME)
   assert_close(logvar, whole.logvar, SAME)
@@ -155,7 +155,7 @@ def test_streamed_equals_whole_and_the_reference():
   z = whole.mean
   parts = [*wan_vae.stream_decode(module, variables, [z[:, :2], z[:, 2:]])]
   assert [part.shape[1] for part in parts] == [1, 4, 4]
-  assert streaming.apply._cache_size() - before == 4
+  assert calls.apply._cache_size() - before == 4
   y = joined(parts)
   assert_close(y, run("decode", z), SAME)
   expected = golden()["out.T5.decoded_unclamped@s3"]
@@ -304,17 +304,17 @@ def test_streamed_frames_that_do_not_fit_are_refused_at_the_end():
 @pytest.mark.parametrize(
   ("x", "message"),
   [
-    ([], "no frames"),
-    ([video(4)[:, :0]], "no frames"),
+    ([], "no {}"),
+    ([video(4)[:, :0]], "no {}"),
     ([video(4)[0]], "b t h w c"),
-    ([video(1)[:, :0], video(1, 8, 8)], "change"),
+    ([video(1)[:, :0], video(1, 8, 8)], "{} change"),
   ],
 )
 def test_video_that_does_not_fit_together_is_refused(x, message):
   module, variables = small()
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=message.format("frames")):
     next(wan_vae.stream_encode(module, variables, x))
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=message.format("latents")):
     next(wan_vae.stream_decode(module, variables, x))
 
 

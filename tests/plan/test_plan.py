@@ -10,7 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
 from dcvideogen_jax import errors, flops, sharding
-from dcvideogen_jax.models import bands, dc_ae_v, streaming
+from dcvideogen_jax.models import bands, calls, dc_ae_v
 from dcvideogen_jax.ops import attention, conv3d
 from dcvideogen_jax.ops.attention import splash
 from dcvideogen_jax.plan import hardware
@@ -105,13 +105,13 @@ def _traced(module, method, x, *args, collections, **static):
     module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 8, 3))
   )
   state = jax.eval_shape(
-    lambda v, x: streaming.empty_state(
+    lambda v, x: calls.empty_state(
       module, method, v, x, *args, collections=collections, **static
     ),
     variables,
     x,
   )
-  traced = streaming.apply.trace(
+  traced = calls.apply.trace(
     module, method, variables, x, *args, state=state, **static
   )
   return flops.count(traced.jaxpr.jaxpr), traced.out_info[0]

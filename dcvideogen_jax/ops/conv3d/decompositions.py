@@ -9,12 +9,21 @@ Both accumulate in float32 (float64 for float64).
 
 import functools
 import operator
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
+
+from dcvideogen_jax.arrays import Array
 
 
-def fold_taps_into_input(x, kernel, padding, precision):
+def fold_taps_into_input(
+  x: Float[Array, "n t h w c"],
+  kernel: Float[Array, "kt kh kw c o"],
+  padding: Sequence[tuple[int, int]],
+  precision: lax.PrecisionLike,
+) -> Float[Array, "n t2 h2 w2 o"]:
   """Convolves with the shifted frames concatenated in the input's channels.
 
   Args:
@@ -28,7 +37,12 @@ def fold_taps_into_input(x, kernel, padding, precision):
   return _conv2d(x, kernel, padding[1:], precision).astype(x.dtype)
 
 
-def fold_taps_into_output(x, kernel, padding, precision):
+def fold_taps_into_output(
+  x: Float[Array, "n t h w c"],
+  kernel: Float[Array, "kt kh kw c o"],
+  padding: Sequence[tuple[int, int]],
+  precision: lax.PrecisionLike,
+) -> Float[Array, "n t2 h2 w2 o"]:
   """Convolves with the taps in the output's channels, then sums them shifted.
 
   Args:

@@ -10,11 +10,15 @@ The rounding error in float32 is about twice that of the direct form.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
+
+from dcvideogen_jax.arrays import Array
 
 # Along one axis, product i takes the inputs FIRST[i] + SIGN[i] * SECOND[i] of a
 # tile, and the kernel's taps combined by KERNEL[i].
@@ -28,7 +32,7 @@ KERNEL = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2
 POSITIONS = 1024
 
 
-def refusals(kernel) -> list[str]:
+def refusals(kernel: Sequence[int]) -> list[str]:
   """Returns the reasons why `winograd` does not support a kernel shape."""
   if tuple(kernel[:3]) != (3, 3, 3):
     return [f"the kernel must be 3x3x3, found {tuple(kernel[:3])}"]
@@ -37,7 +41,12 @@ def refusals(kernel) -> list[str]:
 
 # With jit, the function is traced once per shape and not once per layer.
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def winograd(x, kernel, padding, precision):
+def winograd(
+  x: Float[Array, "n t h w c"],
+  kernel: Float[Array, "kt kh kw c o"],
+  padding: Sequence[tuple[int, int]],
+  precision: lax.PrecisionLike,
+) -> Float[Array, "n t2 h2 w2 o"]:
   """Convolves one band of rows after the other.
 
   Args:
@@ -57,8 +66,8 @@ def winograd(x, kernel, padding, precision):
   if bands > 1:
     # The taps are combined once for all bands. For one band, `_filter` combines
     # them.
-    combine = np.kron(np.kron(KERNEL, KERNEL), KERNEL)
-    combine = jnp.asarray(combine, wide) + zero
+    taps = np.kron(np.kron(KERNEL, KERNEL), KERNEL)
+    combine = jnp.asarray(taps, wide) + zero
     kernel = jnp.dot(combine, kernel.reshape(27, -1), precision=precision)
     kernel = kernel.reshape(4, 4, 4, c, o)
 
