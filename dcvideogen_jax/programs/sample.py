@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
         condition_tail=job.c.condition_tail,
         one_program=_ONE_PROGRAM.value,
         phase=phase,
-        on_step=lambda i, x: bar.update(),
+        on_step=None if _ONE_PROGRAM.value else lambda i, x: bar.update(),
         **options,
       )
 

@@ -139,7 +139,8 @@ def run(
     how: the steps and the guidance, which is off if `uncond` is None.
     noise: standard normal. Like all inputs, it is replicated over the layout.
     cond, uncond, caches: as for `denoiser.velocity`.
-    phase, on_step, one_program: as in `options.VideoOptions`.
+    phase, on_step, one_program: as in `options.VideoOptions`; `on_step` is None
+      with `one_program`.
   """
   module, variables = transformer
   layout, plan = pipeline.layout, how.plan

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxtyping import Float, UInt8
 
+from dcvideogen_jax import errors
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.sample import arguments, sizes
@@ -76,7 +77,8 @@ class VideoOptions(Options):
       fill its last chunk. "pad" repeats the last frame. "official" forgets the
       chunks before and pads with zeros, as the official code does. None is
       "official" under that size rule, otherwise "pad".
-    one_program: whether all steps run as one program, without `on_step`.
+    one_program: whether all steps run as one program, which cannot call
+      `on_step`.
   """
 
   frames: int = 80
@@ -86,6 +88,17 @@ class VideoOptions(Options):
   size_rule: str = "exact"
   condition_tail: str | None = None
   one_program: bool = False
+
+  def __post_init__(self):
+    """Refuses options that exclude each other.
+
+    Raises:
+      errors.UserError: for `on_step` with `one_program`.
+    """
+    if self.one_program and self.on_step is not None:
+      raise errors.UserError(
+        "one_program runs all steps at once: it cannot call on_step"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

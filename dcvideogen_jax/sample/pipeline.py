@@ -354,7 +354,7 @@ class DCVideoGen:
   def _last_condition(self, image, last_image, size, memory_budget, tail):
     """Returns `condition`, cached because all seeds of an image share it."""
     images = (image, last_image)
-    key = (size, tail, *(x is not None and x.tobytes() for x in images))
+    key = size, tail, [(x.shape, x.tobytes()) for x in images if x is not None]
     if self._conditioned is None or self._conditioned[0] != key:
       self._conditioned = None
       found = self.condition(image, last_image, size, memory_budget, tail)

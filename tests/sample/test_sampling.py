@@ -318,6 +318,7 @@ def test_a_video_is_saved(t2v, tmp_path):
     ({"noise": np.full((1, 3, 3, 5, 4), np.inf)}, "the noise must be finite"),
     ({"height": 10**6}, "height must be at most 65536, found 1000000"),
     ({"frames": 10**12}, "too large, expected fewer frames"),
+    ({"one_program": True, "on_step": print}, "cannot call on_step"),
   ],
 )
 def test_refusals(t2v, changes, message):
@@ -362,6 +363,13 @@ def test_numbers_of_numpy_are_welcome():
 def test_refusals_of_images(i2v, changes, message):
   with pytest.raises(errors.UserError, match=message):
     run(i2v, **changes)
+
+
+def test_images_of_the_same_bytes_and_other_shapes_differ(i2v, monkeypatch):
+  monkeypatch.setattr(i2v, "condition", lambda image, *_: image.shape)
+  monkeypatch.setattr(i2v, "_conditioned", None)
+  for image in (PHOTO, PHOTO.reshape(50, 30, 3), PHOTO):
+    assert i2v._last_condition(image, None, (), None, "pad") == image.shape
 
 
 def test_a_condition_is_computed_once(i2v):
