@@ -10,6 +10,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+# Share of the free memory with which autoencoders are planned where no budget
+# is given. The remainder is for cuDNN's workspaces and for fragmentation.
+SHARE = 0.85
+
 
 def peak_rss() -> int:
   """Returns the peak host memory of this process so far, in bytes."""

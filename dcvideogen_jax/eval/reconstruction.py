@@ -148,7 +148,7 @@ def _for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
 def _plans(module, source, budget, devices) -> dict[str, bands.BandPlan]:
   """Plans how chunks are encoded and decoded within the memory budget."""
   if budget is None:
-    budget = 0.8 * memory.free_on_all()
+    budget = memory.SHARE * memory.free_on_all()
   return {
     name: bands.plan(
       module,
@@ -191,7 +191,7 @@ def write(
     rule: "pad" or "official"; see `checked`.
     crf: quality of the videos; 0 is the best.
     budget: device memory in bytes for everything but the weights; None takes
-      four fifths of the free memory.
+      `memory.SHARE` of the free memory.
     devices: number of devices that share the columns of a frame.
 
   Returns:

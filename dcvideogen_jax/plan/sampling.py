@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dcvideogen_jax import errors, sharding
+from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.diffusion import guidance, sampler
 from dcvideogen_jax.latents import conditions, spaces
 from dcvideogen_jax.models import bands, wan_dit
@@ -337,7 +337,7 @@ def _autoencoder(parts, shape, left, layout, *, decode):
     plan = bands.plan(
       module,
       *pixels,
-      max(0, spaces.SHARE * left),
+      max(0, memory.SHARE * left),
       decode=decode,
       streamed=streamed,
       devices=sharding.num_shards(layout.mesh, "columns"),

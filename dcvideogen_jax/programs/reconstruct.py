@@ -72,8 +72,8 @@ _BUDGET = flags.DEFINE_float(
   "memory_budget_gib",
   None,
   "Memory for encoding and decoding, beyond the weights, in GiB. Frames that do"
-  " not fit are computed in horizontal bands, with the same result. Unset: four"
-  " fifths of the free memory.",
+  " not fit are computed in horizontal bands, with the same result. Unset: 85 %"
+  " of the free memory.",
   lower_bound=1e-6,
 )
 _SPATIAL = flags.DEFINE_integer(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.diffusion import flow
-from dcvideogen_jax.latents import spaces
+from dcvideogen_jax.latents import latent_space, spaces
 from dcvideogen_jax.sample import layouts, placement
 
 # Solver, shift and grid for checkpoints without a scheduler: Wan's own.
@@ -71,7 +71,7 @@ class Parts(NamedTuple):
   """
 
   transformer: LoadedModel
-  space: spaces.LatentSpace
+  space: latent_space.LatentSpace
   texts: Texts | None = None
   image_encoder: LoadedModel | None = None
   options: flow.Options = DEFAULT_OPTIONS
@@ -141,7 +141,7 @@ def load(
   if paths.wan_vae is not None:
     # Half precision would be visible, and this model is small.
     vae = model("wan_vae", paths.wan_vae, jnp.float32)
-    space: spaces.LatentSpace = spaces.WanVAELatents(*vae)
+    space: latent_space.LatentSpace = spaces.WanVAELatents(*vae)
   else:
     space = spaces.DCAEVLatents(*model("dc_ae_v", paths.dc_ae_v))
   check_channels(transformer.module, space)
@@ -204,7 +204,7 @@ def _read_scheduler(path: pathlib.Path | None) -> flow.Options:
     raise errors.UserError(f"{path}: {e}") from e
 
 
-def check_channels(module: Any, space: spaces.LatentSpace) -> None:
+def check_channels(module: Any, space: latent_space.LatentSpace) -> None:
   """Checks that a transformer fits the latents of an autoencoder.
 
   Raises:

@@ -29,7 +29,7 @@ from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.data import clip_images, tables, tokenize
 from dcvideogen_jax.diffusion import flow, sampler
-from dcvideogen_jax.latents import conditions, spaces
+from dcvideogen_jax.latents import conditions
 from dcvideogen_jax.sample import (
   arguments,
   denoise,
@@ -393,7 +393,7 @@ class DCVideoGen:
 
   def budget(self, budget: float | None) -> float:
     """Returns bytes for encoding and decoding; None is most of free memory."""
-    return spaces.SHARE * memory.free_on_all() if budget is None else budget
+    return memory.SHARE * memory.free_on_all() if budget is None else budget
 
   def put(self, x: Any) -> Array:
     """Puts an array on the device, or on all devices of the layout."""

@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 
 from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.diffusion import guidance, sampler
-from dcvideogen_jax.latents import conditions, denoiser, spaces
+from dcvideogen_jax.latents import conditions, denoiser, latent_space
 
 Video = UInt8[np.ndarray, "b t h w 3"]
 
@@ -64,7 +64,9 @@ class Requests(NamedTuple):
 
 
 def condition(
-  space: spaces.LatentSpace, image: UInt8[np.ndarray, "h w 3"], frames: int
+  space: latent_space.LatentSpace,
+  image: UInt8[np.ndarray, "h w 3"],
+  frames: int,
 ) -> Float[np.ndarray, "t h w c"]:
   """Encodes a first frame followed by grey frames, as in training; float32.
 
@@ -73,7 +75,7 @@ def condition(
     image: the first frame, of the video's size.
     frames: of the video.
   """
-  budget = spaces.SHARE * memory.free()
+  budget = memory.SHARE * memory.free()
   return np.asarray(space.condition(image, None, frames, budget)[0])
 
 
@@ -81,7 +83,7 @@ class Renderer:
   """Renders the same videos each time, with the parameters of the moment."""
 
   def __init__(
-    self, module: Any, space: spaces.LatentSpace, settings: Settings
+    self, module: Any, space: latent_space.LatentSpace, settings: Settings
   ):
     """Checks the size of the videos; nothing is compiled before the first call.
 
@@ -119,7 +121,7 @@ class Renderer:
     videos = []
     for latents in self.latents(variables, requests):
       with jax.set_mesh(_one_device()):
-        budget = spaces.SHARE * memory.free()
+        budget = memory.SHARE * memory.free()
         pieces = self._space.decode(latents, self._size, jnp.float32, budget)
         videos.append(np.concatenate([*pieces], axis=1))
     return np.concatenate(videos)

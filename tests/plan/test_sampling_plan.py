@@ -11,7 +11,7 @@ import pytest
 
 import dcvideogen_jax
 from configs import common, sample
-from dcvideogen_jax import config_parts, convert, errors
+from dcvideogen_jax import config_parts, convert, errors, memory
 from dcvideogen_jax.latents import spaces
 from dcvideogen_jax.models import bands
 from dcvideogen_jax.plan import compiled, hardware, roofline, sampling
@@ -128,7 +128,7 @@ def test_decoding_is_planned_with_what_the_weights_leave():
   left = phase["bytes"]
   tight = measure(parts, weights + left)["phases"]["decode"]["plan"]
   assert tight["cut"] is not None
-  assert tight["bytes"] < spaces.SHARE * left < phase["plan"]["bytes"]
+  assert tight["bytes"] < memory.SHARE * left < phase["plan"]["bytes"]
   with pytest.raises(compiled.TooLarge, match="decoding: 64x64 does"):
     measure(parts, weights + 400_000)
   with pytest.raises(compiled.TooLarge, match="weights alone"):
