@@ -34,6 +34,17 @@ SMALL = {
   "spatial_factor": 8,
 }
 
+# A Wan autoencoder as small, whose normalisation changes its latents.
+WAN_SMALL = {
+  "latent_channels": 2,
+  "base_width": 4,
+  "multipliers": [1, 1, 1],
+  "temporal": [True, True],
+  "blocks": 1,
+  "mean": [0.5, -0.25],
+  "std": [2.0, 0.5],
+}
+
 
 @functools.cache
 def weights(folder: str, name: str) -> dict[str, np.ndarray]:

@@ -12,8 +12,8 @@ from dcvideogen_jax import convert, errors, sharding
 from dcvideogen_jax.convert import matching, sources
 from dcvideogen_jax.data import pipeline
 from dcvideogen_jax.latents import conditions
+from dcvideogen_jax.train import batch_parts, weights
 from dcvideogen_jax.train import task as task_lib
-from dcvideogen_jax.train import weights
 
 # Kinds of frozen encoders, by the name of the array that each one makes.
 _KINDS = {
@@ -114,18 +114,9 @@ def _one_per_device(
   """Applies a function to a batch, one sample per device at a time."""
   mesh = jax.sharding.get_abstract_mesh()
   devices = 1 if mesh.empty else sharding.batch_devices(mesh)
-
-  def split(x):
-    # Neighbouring samples are on the same device, so they go to other rounds.
-    x = jnp.swapaxes(x.reshape(devices, -1, *x.shape[1:]), 0, 1)
-    return sharding.constrain(x, None, "batch")
-
-  def join(x):
-    x = jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-    return sharding.constrain(x, "batch")
-
-  encoded = jax.lax.map(function, jax.tree.map(split, batch))
-  return jax.tree.map(join, encoded)
+  rounds = len(jax.tree.leaves(batch)[0]) // devices
+  encoded = jax.lax.map(function, batch_parts.cut(batch, rounds))
+  return batch_parts.join(encoded)
 
 
 def _noise(

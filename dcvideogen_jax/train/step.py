@@ -16,6 +16,7 @@ from dcvideogen_jax import differences, errors, flops, sharding, tree
 from dcvideogen_jax.train import (
   align,
   autoencoders,
+  batch_parts,
   denoise,
   optim,
   ranges,
@@ -243,20 +244,6 @@ def _described(variables: Any) -> dict[str, tuple[Any, ...]]:
   }
 
 
-def cut(batch: Any, parts: int) -> Any:
-  """Cuts arrays (b, ...) into (parts, b / parts, ...), sharded over samples.
-
-  Part i gets the samples i, i + parts, ..., so that each device cuts the
-  samples that it holds already.
-  """
-
-  def one(x):
-    x = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
-    return sharding.constrain(x, None, "batch")
-
-  return jax.tree.map(one, batch)
-
-
 def gradients(
   task: task_lib.Task, trainable: Any, frozen: Any, drawn: Any, parts: int
 ) -> tuple[task_lib.Metrics, Any]:
@@ -285,7 +272,7 @@ def gradients(
 
   if parts == 1:
     return once(drawn)
-  pieces = cut(drawn, parts)
+  pieces = batch_parts.cut(drawn, parts)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
     jax.eval_shape(once, jax.tree.map(lambda x: x[0], pieces)),

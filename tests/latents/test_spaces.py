@@ -16,7 +16,7 @@ from dcvideogen_jax.models import (
   umt5,
   wan_vae,
 )
-from tests import random_weights
+from tests import golden_data, random_weights
 
 DEEP = {
   "latent_channels": 4,
@@ -27,15 +27,7 @@ DEEP = {
   "temporal_factor": 4,
   "latent_scale": 0.7,
 }
-BASE = {
-  "latent_channels": 2,
-  "base_width": 4,
-  "multipliers": [1, 1, 1],
-  "temporal": [True, True],
-  "blocks": 1,
-  "mean": [0.5, -0.25],
-  "std": [2.0, 0.5],
-}
+BASE = golden_data.WAN_SMALL
 TEXT = {
   "vocab": 20,
   "layers": 1,

@@ -27,20 +27,12 @@ from dcvideogen_jax.models import wan_vae
 from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.precompute import encoding
 from dcvideogen_jax.sample import layouts
+from tests import golden_data
 from tests.data import data_sets
 from tests.launch import launching
 
 TINY = launching.ROOT / "dcvideogen_jax" / "assets" / "dcvideogen_tiny"
 SIZES = buckets.find("32x64,64x32")
-VAE = {
-  "latent_channels": 2,
-  "base_width": 4,
-  "multipliers": [1, 1, 1],
-  "temporal": [True, True],
-  "blocks": 1,
-  "mean": [0.5, -0.25],
-  "std": [2.0, 0.5],
-}
 SKIPPED = {
   "broken.mp4": "it is truncated",
   "gone.mp4": "it does not exist",
@@ -77,7 +69,7 @@ def videos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base_vae(tmp_path_factory):
   """Directory, module and variables of a random autoencoder like Wan's."""
-  module = wan_vae.build(VAE)
+  module = wan_vae.build(golden_data.WAN_SMALL)
   example = convert.KINDS["wan_vae"].example(module)
   shapes = jax.eval_shape(module.init, jax.random.key(0), *example)
   random = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import pytest
 from configs import common, tiny
 from dcvideogen_jax import errors, sharding, tree
 from dcvideogen_jax.models import wan_dit
-from dcvideogen_jax.train import loop, optim, step, task
+from dcvideogen_jax.train import batch_parts, loop, optim, step, task
 
 MESH = {"data": 1, "fsdp": 2, "tensor": 4}
 SGD = {
@@ -193,7 +193,7 @@ def test_a_batch_is_cut_where_it_lies():
 
   with jax.set_mesh(mesh):
     placed = step.put(mesh, batch)
-    compiled = jax.jit(lambda x: step.cut(x, 2)).lower(placed).compile()
+    compiled = jax.jit(lambda x: batch_parts.cut(x, 2)).lower(placed).compile()
     parts = compiled(placed)
   assert not re.search("all-|permute|collective", compiled.as_text())
   assert parts["video"].sharding.shard_shape((2, 8, 3)) == (2, 2, 3)
