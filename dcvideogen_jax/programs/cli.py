@@ -13,6 +13,7 @@ import sys
 import types
 
 import dcvideogen_jax
+from dcvideogen_jax.programs import pipes
 
 # The words that name a program, and its line in `dcvideogen --help`.
 PROGRAMS = {
@@ -44,8 +45,9 @@ def main() -> None:
   """Starts the program that the command line names; never returns."""
   words = sys.argv[1:]
   if not words or words[0] in ("--help", "-h", "help"):
-    print(_list())
-    sys.exit(0)
+    with pipes.quiet():
+      print(_list())
+      sys.exit(0)
   if words[0] == "--version":
     print(f"dcvideogen {dcvideogen_jax.__version__}")
     sys.exit(0)

@@ -1,7 +1,8 @@
 """Startup code shared by all programs: flags, errors, the compilation cache.
 
 Exit codes: 0 for success, 1 for a bug, 2 for bad input, which includes wrong
-flags, 130 for an interrupt (Ctrl-C) and 143 for SIGTERM.
+flags, 130 for an interrupt (Ctrl-C), 141 for output that nothing reads any more
+(`| head`) and 143 for SIGTERM.
 """
 
 import contextlib
@@ -15,11 +16,12 @@ import tempfile
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import app, flags, logging
 
 from dcvideogen_jax import errors, files
+from dcvideogen_jax.programs import pipes
 
 # Help of the flag --config in programs where it describes a model.
 CONFIG_HELP = (
@@ -42,7 +44,7 @@ _COMPILE_CACHE = flags.DEFINE_string(
 _BUG = 1
 _BAD_INPUT = 2
 _INTERRUPTED = 128 + signal.SIGINT
-_TERMINATED = 128 + signal.SIGTERM
+TERMINATED = 128 + signal.SIGTERM
 
 
 def run(
@@ -65,7 +67,7 @@ def run(
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # jax would set 1.
   warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
   # SIGTERM raises SystemExit, so that temporary files are removed.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
   sys.argv[1:] = _joined(sys.argv[1:])
   if presets is not None:
     sys.argv[1:] = _with_presets(sys.argv[1:], presets.__file__)
@@ -75,7 +77,23 @@ def run(
     if module.startswith(__package__):
       for flag in found:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-  app.run(_one_sentence(main), flags_parser=_one_sentence(_parse))
+  with pipes.quiet():
+    app.run(_one_sentence(main), flags_parser=_one_sentence(_parse))
+
+
+def refuse_flags(names: Iterable[str], why: str) -> None:
+  """Refuses flags that are on the command line but would have no effect.
+
+  Args:
+    names: of the flags.
+    why: the end of the error sentence, such as "goes with --videos only".
+
+  Raises:
+    errors.UserError: for the first of these flags that was given.
+  """
+  for name in names:
+    if flags.FLAGS[name].present:
+      raise errors.UserError(f"--{name} {why}")
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -174,7 +192,8 @@ def _one_sentence(function):
         processes.end(message, code)
       if code == _BUG:
         raise
-      print(f"error: {message}", file=sys.stderr)
+      if code != pipes.CODE:
+        print(f"error: {message}", file=sys.stderr)
       sys.exit(code)
 
   return guarded
@@ -187,6 +206,8 @@ def _told(error: BaseException) -> tuple[str, int] | None:
       return str(error), _BAD_INPUT
     case KeyboardInterrupt():
       return "interrupted", _INTERRUPTED
+    case BrokenPipeError() if pipes.is_broken():
+      return "nothing reads the output any more", pipes.CODE
     case MemoryError():
       return f"the host is out of memory: {error}", _BAD_INPUT
     case OSError() if error.filename is not None:

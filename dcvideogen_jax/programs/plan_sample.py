@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     errors.UserError: if --config is that of a training.
   """
   del argv
-  if _CONFIG.value is None or "optim" in _CONFIG.value:
+  if "optim" in _CONFIG.value:
     raise errors.UserError("--config: expected the config of a sampling")
   plan_flags.run(_sample)
 

@@ -49,8 +49,6 @@ _PROFILE = flags.DEFINE_string(
 )
 flags.mark_flag_as_required("config")
 
-_TERMINATED = 128 + 15
-
 
 def main(argv):
   """Trains, and exports the result if --export is given.
@@ -79,7 +77,7 @@ def main(argv):
     if _EXPORT.value and not files.is_remote(_EXPORT.value):
       stack.enter_context(common.output_directory(_EXPORT.value))
     if not loop.fit(config, _WORKDIR.value, evaluators.build(config), profile):
-      sys.exit(_TERMINATED)
+      sys.exit(common.TERMINATED)
     if _EXPORT.value:
       export.export(_WORKDIR.value, _EXPORT.value)
       print(_EXPORT.value)

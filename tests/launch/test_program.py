@@ -1,5 +1,6 @@
 """What all programs share: exit codes, one sentence, configs, the cache."""
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -54,6 +55,9 @@ PROGRAM = """
       case "remote":
         with common.output_directory("gs://bucket/x"):
           pass
+      case "prints":
+        for line in range(10_000):
+          print("a table's line", flush=True)
       case "wait":
         with common.output_directory("a") as directory:
           print("ready", flush=True)
@@ -90,9 +94,15 @@ def place(tmp_path_factory):
   return directory
 
 
-def start(place, *flags, **environment):
+def start(
+  place,
+  *flags,
+  arguments=("prog.py",),
+  stdout=subprocess.PIPE,
+  **environment,
+):
   return subprocess.Popen(
-    [sys.executable, "prog.py", *flags],
+    [sys.executable, *arguments, *flags],
     cwd=place,
     env={
       "PYTHONPATH": str(launching.ROOT),
@@ -101,7 +111,7 @@ def start(place, *flags, **environment):
       **environment,
     },
     stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
+    stdout=stdout,
     stderr=subprocess.PIPE,
     text=True,
     # A shell's background jobs ignore it, and so would this one.
@@ -229,6 +239,23 @@ def test_wrong_flags_are_bad_input(place, flags, message):
   assert finished.stderr.startswith("error: ")
   assert message in finished.stderr
   assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["prog.py", "--do=prints"],
+    ["prog.py", "--help"],
+    ["-c", "from dcvideogen_jax.programs import cli; cli.main()"],
+  ],
+)
+def test_output_that_nothing_reads_ends_a_program_quietly(place, arguments):
+  reader, writer = os.pipe()
+  os.close(reader)
+  process = start(place, arguments=arguments, stdout=writer)
+  os.close(writer)
+  assert process.communicate()[1] == ""
+  assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_config_and_logging(place):
