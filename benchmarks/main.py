@@ -106,14 +106,30 @@ _THREADS = flags.DEFINE_integer(
 _SIDES = flags.DEFINE_list(
   "sides",
   [*reconstruct.SIDES],
-  "Implementations to time: jax is this project, torch is PyTorch or"
-  " diffusers.",
+  "Implementations that reconstruct, load and dit time: jax is this project,"
+  " torch is PyTorch or diffusers.",
 )
+# The flags that each benchmark reads, besides --output and --repeats.
+_READS: dict[str, set[str]] = {
+  "attention": {"tokens"},
+  "conv3d": set(),
+  "dit": {"config", "latents", "layers", "dtype", "threads", "sides"},
+  "load": {"config", "sides"},
+  "reconstruct": {
+    *("config", "frames", "height", "width", "threads", "sides"),
+  },
+}
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the benchmark, prints a table and writes the JSON."""
+  """Runs the benchmark, prints a table and writes the JSON.
+
+  Raises:
+    errors.UserError: for a flag that the benchmark does not read.
+  """
   del argv
+  others = set().union(*_READS.values()) - _READS[_WHAT.value]
+  common.refuse_flags(sorted(others), f"is not for --what={_WHAT.value}")
   output = pathlib.Path(_OUTPUT.value)
   with common.output_directory(output.parent):
     measure = {

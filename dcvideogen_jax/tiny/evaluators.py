@@ -95,13 +95,15 @@ def build(config: Mapping[str, Any]) -> list[Evaluator]:
       name
       what: "samples" or "semantic".
       prompts: the texts; for "semantic" the number of held-out scenes.
-      images: a file for each prompt, for image to video with "samples".
+      images: a file for each prompt, for image to video with "samples" only;
+        "semantic" draws its own.
       every: training steps between two evaluations.
       frames, height, width: size of the videos.
       solver, steps, shift, guidance: how to sample; `flow.Options` with the
         solver's own grid of noise levels.
-      seed: seed of the first video's noise with "samples"; the next videos get
-        the next seeds.
+      seed: seed of the first video's noise with "samples"; with "semantic" it
+        is added to the seed of the first scene. The next videos get the next
+        seeds.
       batch_size: number of videos in a batch.
       autoencoder, text_encoder, tokenizer, image_encoder: paths that
         `convert.load` reads; the image encoder for image to video only.
@@ -144,7 +146,7 @@ def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
       f"{c['text_encoder']} gives texts of width {text.shape[-1]}, the "
       f"transformer takes {module.text_width}"
     )
-  first = asked[0].seed if asked else c["seed"]
+  first = c["seed"] + (asked[0].seed if asked else 0)
   requests = rendering.Requests(
     text,
     denoise.negative(config["negative"], *text.shape[1:]),
@@ -169,6 +171,10 @@ def _questions(name, c) -> Sequence[scorer.Question]:
   if c["what"] not in ("samples", "semantic"):
     raise errors.UserError(
       f"evaluators.{name}.what must be samples or semantic, found {c['what']!r}"
+    )
+  if c["what"] == "semantic" and c.get("images"):
+    raise errors.UserError(
+      f"evaluators.{name}.images are for samples: semantic draws its own"
     )
   return scorer.questions(c["prompts"]) if c["what"] == "semantic" else ()
 

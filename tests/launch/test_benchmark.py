@@ -35,6 +35,9 @@ def test_bad_input_is_one_sentence(programs, tmp_path):
     (["--sides=jax,numpy"], "found numpy"),
     (["--config=f16t4c16"], "found 'f16t4c16'"),
     (["--frames=39"], "multiple of 40 frames"),
+    (["--what=attention", "--sides=jax"], "--sides is not for --what=att"),
+    (["--what=conv3d", "--threads=2"], "--threads is not for --what=conv3d"),
+    (["--what=load", "--threads=2"], "--threads is not for --what=load"),
   ):
     finished = programs.run("launch.benchmark", f"--output={output}", *flags)
     assert finished.code == 2, finished.stderr

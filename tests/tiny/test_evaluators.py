@@ -113,6 +113,10 @@ def test_an_evaluator_of_a_run(models):
   again, _ = score(variables(c), 2)
   assert metrics == again and all(0 <= x <= 1 for x in metrics.values())
   assert images["score"].shape == (16, 4 * (4 * 16 + 2) - 2, 3)
+  (moved,) = evaluators.build(config(models, seed=1))
+  np.testing.assert_array_equal(
+    moved._requests.noise[:-1], score._requests.noise[1:]
+  )
   assert evaluators.build(runs.config("scratch")) == []
 
 
@@ -151,7 +155,7 @@ def test_image_to_video_starts_from_pictures(models, tmp_path):
   metrics, images = samples(variables(c), 1)
   assert metrics == {} and [*images] == ["score"]
   # Scenes of the world have first frames of their own.
-  c["evaluators"]["score"] |= {"what": "semantic", "prompts": 1}
+  c["evaluators"]["score"] |= {"what": "semantic", "prompts": 1, "images": ()}
   (score,) = evaluators.build(c)
   assert np.abs(score._requests.condition - requests.condition).max() > 1e-3
 
@@ -164,6 +168,7 @@ def test_image_to_video_starts_from_pictures(models, tmp_path):
       "score.what must be samples or semantic, found 'dance'",
     ),
     ({"prompts": 0}, "at least one prompt, found 0"),
+    ({"images": ["a.png"]}, "score.images are for samples"),
     ({"what": "samples", "prompts": ()}, "score.prompts: there are none"),
     ({"solver": "heun"}, "solvers are unipc, dpm"),
     ({"frames": 9}, "videos of 4k frames"),
