@@ -16,6 +16,10 @@ from absl import flags
 
 from dcvideogen_jax.programs import common
 
+_DTYPES = ["float32", "bfloat16"]
+_FORMATS = ["merged", "lora"]
+_LAYOUTS = ["diffusers", "official", "original"]
+
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
@@ -28,13 +32,13 @@ _OUTPUT = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
-  ["float32", "bfloat16"],
+  _DTYPES,
   "dtype of the written weights. Unset: bfloat16 for DC-AE-V, else float32.",
 )
 _FORMAT = flags.DEFINE_enum(
   "format",
   "merged",
-  ["merged", "lora"],
+  _FORMATS,
   "merged writes the whole model, with low-rank updates added to its weights;"
   " lora writes the low-rank updates, with the other parameters that were"
   " trained.",
@@ -42,7 +46,7 @@ _FORMAT = flags.DEFINE_enum(
 _LAYOUT = flags.DEFINE_enum(
   "layout",
   None,
-  ["diffusers", "original", "official"],
+  _LAYOUTS,
   "Whose names and files to write: those of diffusers, of Wan's own code"
   " (original) or of the official DC-VideoGen code (official). Unset: official"
   " for DC-AE-V, else diffusers.",

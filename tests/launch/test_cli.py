@@ -9,6 +9,8 @@ import pytest
 from dcvideogen_jax import convert
 from dcvideogen_jax.models import dc_ae_v
 from dcvideogen_jax.programs import cli, common
+from dcvideogen_jax.tiny import download
+from dcvideogen_jax.train import export
 from tests.launch import launching
 
 
@@ -118,3 +120,9 @@ def test_names_in_flags_are_those_of_the_library():
   assert listed("convert", "_KINDS") == sorted(convert.KINDS)
   assert listed("convert", "_LAYOUTS") == sorted(layouts)
   assert listed("plan_decode", "_MODELS") == [*dc_ae_v.VARIANTS]
+  assert listed("prepare_clips", "_SPLITS") == [*download.SPLITS]
+  assert listed("export", "_DTYPES") == [*export.DTYPES]
+  assert listed("export", "_FORMATS") == [*export.FORMATS]
+  kinds = {row.kind for row in export._ROWS.values()}
+  written = {x for kind in kinds for x in convert.KINDS[kind].layouts}
+  assert listed("export", "_LAYOUTS") == sorted(written)
