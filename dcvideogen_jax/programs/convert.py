@@ -104,6 +104,8 @@ def main(argv: Sequence[str]) -> None:
   kind, output = _KIND.value, pathlib.Path(_OUTPUT.value)
   _check_target(output, _TO.value)
   layout = _layout(kind, _TO.value)
+  if layout is None or output.suffix in _FILE_SUFFIXES:
+    common.refuse_flags(["shard_gb"], "goes with the layout of a library only")
   loras = [model_names.lora(text) for text in _LORA.value]
   source = model_names.weights(_SOURCE.value)
   module, variables = convert.load(

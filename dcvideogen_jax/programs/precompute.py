@@ -32,7 +32,7 @@ from typing import Any
 from absl import flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.programs import distributed
+from dcvideogen_jax.programs import common, distributed
 
 _VIDEOS = flags.DEFINE_string(
   "videos", None, "Source of the clips: a folder of video files."
@@ -210,6 +210,15 @@ _DRY_RUN = flags.DEFINE_bool(
   "Only check the clips, and print what would be encoded.",
 )
 
+# Flags that only some sources of clips read.
+_SOURCES_OF = {
+  "captions": ("videos",),
+  "data_dir": ("tfds",),
+  "fps": ("videos", "tfds"),
+  "seed": ("world",),
+  "split": ("tfds", "world"),
+}
+
 
 def main(argv):
   """Checks the flags, encodes the missing parts and writes the index.
@@ -261,9 +270,12 @@ def _check_flags() -> None:
       f"expected one of {', '.join('--' + name for name in sources)}, found "
       f"{', '.join('--' + name for name in given) or 'none'}"
     )
-  for flag, name in ((_CAPTIONS, "videos"), (_DATA_DIR, "tfds")):
-    if flag.value is not None and given != [name]:
-      raise errors.UserError(f"--{flag.name} goes with --{name} only")
+  for flag, names in _SOURCES_OF.items():
+    if given[0] not in names:
+      with_names = " or ".join(f"--{name}" for name in names)
+      common.refuse_flags([flag], f"goes with {with_names} only")
+  if not _I2V.value:
+    common.refuse_flags(["image_encoder", "stretch"], "goes with --i2v only")
   if _FRAMES.value % 4:
     raise errors.UserError(
       f"--frames must be a multiple of 4, not {_FRAMES.value}"

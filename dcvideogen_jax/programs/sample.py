@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dcvideogen_jax.programs import sampling
+from dcvideogen_jax.programs import common, sampling
 from dcvideogen_jax.sample import presets
 
 _LAST_IMAGE = flags.DEFINE_string(
@@ -47,8 +47,14 @@ PRESETS = presets
 
 
 def main(argv: Sequence[str]) -> None:
-  """Makes and writes a video for each prompt and seed."""
+  """Makes and writes a video for each prompt and seed.
+
+  Raises:
+    errors.UserError: for --seeds with --noise, which would make equal videos.
+  """
   del argv
+  if _NOISE.value:
+    common.refuse_flags(["seeds"], "has no effect on the noise of --noise")
   job = sampling.Job(_LAST_IMAGE.value)
   import tqdm
 

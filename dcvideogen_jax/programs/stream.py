@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.programs import sampling
+from dcvideogen_jax.programs import common, sampling
 from dcvideogen_jax.sample import presets
 
 _WINDOW = flags.DEFINE_integer(
@@ -134,8 +134,11 @@ def _check(job: sampling.Job) -> None:
   """Refuses settings that streams do not support.
 
   Raises:
-    errors.UserError: for a last image, a size rule or a condition tail.
+    errors.UserError: for a last image, a size rule or a condition tail, and for
+      --continue_fps without --continue_from.
   """
+  if _CONTINUE_FROM.value is None:
+    common.refuse_flags(["continue_fps"], "goes with --continue_from only")
   if any(request.last_image for request in job.requests):
     raise errors.UserError("a stream has no last image, found one")
   if job.c.size_rule != "exact" or job.c.condition_tail:

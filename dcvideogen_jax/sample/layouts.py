@@ -83,8 +83,8 @@ def locate(
 
   Raises:
     errors.UserError: names all parts that are missing. Also if a part cannot be
-      fetched, if several files could be the same part, or if the repository is
-      known to be for the other task.
+      fetched, if several files could be the same part, if the repository is
+      known to be for the other task, or for CLIP with text to video.
   """
   for other, repository in hub.REPOSITORIES.items():
     if other != task and hub.name(source) == repository:
@@ -95,7 +95,11 @@ def locate(
   given = {}
   if autoencoder is not None:
     given |= _given(autoencoder, ("dc_ae_v", "wan_vae"), task)
-  if image_encoder is not None and task == "i2v":
+  if image_encoder is not None:
+    if task == "t2v":
+      raise errors.UserError(
+        f"text to video takes no image_encoder, found {image_encoder}"
+      )
     given |= _given(image_encoder, ("image_encoder",), task)
   paths = find(source, task, given)._asdict() | given
   return Paths(**_needed(paths, task, source, given))

@@ -485,6 +485,11 @@ def test_a_look_at_a_tfds_data_set(programs, videos, tmp_path):
     (("--world=2", "--output=o", "--frames=9"), "multiple of 4, not 9"),
     (("--world=2", "--output=o", "--process=1"), "below --processes=1, not 1"),
     (("--world=2", "--output=o"), "there is no autoencoder: give --model"),
+    (("--world=2", "--fps=8"), "--fps goes with --videos or --tfds only"),
+    (("--videos=.", "--seed=1"), "--seed goes with --world only"),
+    (("--videos=.", "--split=train"), "--split goes with --tfds or --world"),
+    (("--world=2", "--captions=x"), "--captions goes with --videos only"),
+    (("--world=2", "--stretch"), "--stretch goes with --i2v only"),
     (
       ("--world=2", "--output=o", "--dc_ae_v=tiny", "--bucket=48x64"),
       "the size 48x64 is no multiple of 32",

@@ -190,7 +190,12 @@ def test_noise_in_an_archive(programs, tmp_path):
     (("--stream", "--chunk=2", "--one_program"), "flag 'one_program'"),
     (("--stream", "--chunk=2", "--frames=0"), "frames must be at least 1"),
     (("--stream", "--chunk=2", "--continue_from=x.mp4"), "x.mp4"),
-    (("--stream", "--chunk=2", "--continue_fps=0"), "--continue_fps must be"),
+    (
+      ("--stream", "--continue_from=x.mp4", "--continue_fps=0"),
+      "--continue_fps must be",
+    ),
+    (("--stream", "--continue_fps=16"), "goes with --continue_from only"),
+    (("--noise=x.npy", "--seeds=0,1"), "--seeds has no effect"),
   ],
 )
 def test_flags_of_streams(programs, tmp_path, flags, word):

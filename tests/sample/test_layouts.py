@@ -174,6 +174,12 @@ def test_only_what_a_task_needs_is_fetched(hub, name, task, expected):
   assert (paths.dc_ae_v is None) == name.startswith("Wan")
 
 
+def test_text_to_video_takes_no_image_encoder(hub):
+  name = "nvidia/DC-VideoGen-Wan2.1-14B"
+  with pytest.raises(errors.UserError, match="takes no image_encoder, found x"):
+    layouts.locate(name, "t2v", image_encoder="x")
+
+
 def test_parts_from_three_repositories(hub):
   clip = "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers"
   space = "dc-ai/dc-ae-v-1.0-f32t4c32"
