@@ -11,7 +11,7 @@ import pytest
 from benchmarks import wan_vae_tiles
 from dcvideogen_jax import convert, errors
 from dcvideogen_jax.convert import wan_vae as tables
-from dcvideogen_jax.models import calls, streaming, wan_vae
+from dcvideogen_jax.models import calls, wan_vae
 from tests import golden_data, random_weights
 
 NAME = "wan_vae_tiny"
