@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -55,15 +54,18 @@ def pin(threads: int) -> None:
 
 
 def resident_bytes() -> int:
-  """Returns resident memory, or its peak where there is no /proc."""
-  status = pathlib.Path("/proc/self/status")
-  if not status.exists():
-    return peak_bytes()
-  (line,) = [x for x in status.read_text().splitlines() if "VmRSS" in x]
-  return int(line.split()[1]) * 1024
+  """Returns the resident memory of this process now; needs Linux's /proc."""
+  return _status("VmRSS")
 
 
 def peak_bytes() -> int:
-  """Returns the peak resident memory of this process so far."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == "darwin" else peak * 1024
+  """Returns the peak resident memory of this process; needs Linux's /proc.
+
+  `ru_maxrss` begins with the peak of the process that started this one.
+  """
+  return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+  text = pathlib.Path("/proc/self/status").read_text()
+  return int(text.split(f"{name}:")[1].split()[0]) * 1024

@@ -16,7 +16,14 @@ SHARE = 0.85
 
 
 def peak_rss() -> int:
-  """Returns the peak host memory of this process so far, in bytes."""
+  """Returns the peak host memory of this process so far, in bytes.
+
+  On Linux `ru_maxrss` begins with the peak of the process that started this
+  one, such as a notebook's, so it is read only where there is no /proc.
+  """
+  with contextlib.suppress(OSError, ValueError, IndexError):
+    text = pathlib.Path("/proc/self/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0]) * 1024
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else peak * 1024
 
