@@ -309,6 +309,7 @@ def test_the_state_of_bands_is_made_once(monkeypatch, offload):
   assert len(traced) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("case", "image", "tile", "overlap", "frames"),
   [
@@ -336,7 +337,15 @@ BF16 = jax.numpy.bfloat16
   [*itertools.product([True], [8, 16, 24, 60]), (False, 12), (False, 24)],
 )
 @pytest.mark.parametrize(
-  "size", [(480, 832), (704, 1280), (1088, 1920), (2176, 3840), (5760, 1440)]
+  "size",
+  [
+    (704, 1280),
+    (2176, 3840),
+    *(
+      pytest.param(size, marks=pytest.mark.slow)
+      for size in ((480, 832), (1088, 1920), (5760, 1440))
+    ),
+  ],
 )
 def test_plan_keeps_its_budget(size, gib, decode):
   module = dc_ae_v.build(dc_ae_v.VARIANTS["f32t4c32"], dtype=BF16)
