@@ -57,7 +57,8 @@ def load(
       to have 128 channels, as in all released ones).
     dtype: dtype of the computation and of the parameters, except those that the
       model keeps in float32; None computes in float32 and keeps the stored
-      dtype of every parameter (float64 becomes float32, float8 bfloat16).
+      dtype of every parameter (float64 becomes float32, float8 and quantised
+      weights bfloat16).
     sharding: a `jax.sharding.Sharding` for all parameters, a tree of them like
       `{"params": ...}`, or a function from the abstract tree to that tree, such
       as `functools.partial(sharding.shardings, mesh=mesh, rules=rules)`.
@@ -69,9 +70,9 @@ def load(
     The module and its variables, `{"params": ...}`.
 
   Raises:
-    errors.UserError: if the source is missing, damaged, quantised, not finite
-      or not safe to read, or if it does not fit the configuration; every
-      difference is listed.
+    errors.UserError: if the source is missing, damaged, quantised in a format
+      that is not read, not finite or not safe to read, or if it does not fit
+      the configuration; every difference is listed.
   """
   tensors = _open(kind, source)
   weights, updates = _split(kind, source, tensors)
@@ -359,7 +360,7 @@ def _layout(
     What is loaded and in which layout, for messages; and the layout's rules.
 
   Raises:
-    errors.UserError: for quantised weights.
+    errors.UserError: for weights whose dtype is not a plain floating-point one.
   """
   layout, rules = matching.nearest_layout(kind, weights, expected)
   names = naming.torch_shapes(rules, expected)

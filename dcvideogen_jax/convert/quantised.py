@@ -1,8 +1,9 @@
-"""Recognises quantised weights, and refuses them with the name of their format.
+"""Refuses quantised weights that are not read, and names their format.
 
 A quantised weight without its scale has other values, so quantised weights are
-never loaded as plain ones. Only plain casts to float8, which have no scales,
-are read.
+never loaded as plain ones. `gguf_files` and `quantised_layers` read the formats
+that are known; this module finds the weights that they leave. Plain casts to
+float8 have no scales and pass.
 """
 
 import re
@@ -17,8 +18,8 @@ from dcvideogen_jax.convert import reading
 Tensors = Mapping[str, reading.Tensor]
 
 _EXPECTED = (
-  "which is not read here: expected weights in float32, bfloat16 or float16, or"
-  " cast to float8 without scales"
+  "which is not read here: expected weights in float32, bfloat16 or float16,"
+  " cast to float8 without scales, or in a format that docs/weights.md lists"
 )
 # Patterns of the names of tensors beside quantised weights -> the format, as
 # messages call it. The first match counts.
@@ -57,11 +58,12 @@ _MODULES = {
 
 
 def require_plain(where: str, tensors: Tensors) -> None:
-  """Refuses quantised weights.
+  """Refuses weights with the marks of a quantised format.
 
   Args:
     where: the source, for the message.
-    tensors: tensors by their names in the file.
+    tensors: tensors by name, after `quantised_layers.join` has taken the marks
+      of the formats that are read.
 
   Raises:
     errors.UserError: names the format of the quantised weights.

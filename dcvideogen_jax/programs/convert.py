@@ -42,8 +42,9 @@ _KIND = flags.DEFINE_enum(
 _SOURCE = flags.DEFINE_string(
   "source",
   None,
-  "Weights to read: a .pt, .pth or .safetensors file, an .index.json, or a"
-  " directory with such files.",
+  "Weights to read: a .safetensors, .gguf, .pt, .pth, .bin or .ckpt file, an"
+  " .index.json, or a directory with such files; or tiny, the DC-AE-V that"
+  " ships.",
   required=True,
 )
 _OUTPUT = flags.DEFINE_string(
@@ -74,8 +75,9 @@ _LORA = flags.DEFINE_multi_string(
   "LoRA or other adapter to merge into the weights: PATH, PATH,SCALE or"
   " PATH,SCALE,skip=PATTERN, with a scale of 1 unless given. Tensors with names"
   " that contain the regular expression PATTERN are left out; skip=interface"
-  " leaves out the patch embedding and the head. The format of any trainer is"
-  " read. Several files add up",
+  " leaves out the patch embedding and the head. The names of PEFT, diffusers,"
+  " Wan, ComfyUI, kohya, musubi, LyCORIS and DC-VideoGen's trainer are known;"
+  " adapters of a kind that is not read are refused. Several files add up",
 )
 _SHARD_GB = flags.DEFINE_float(
   "shard_gb",

@@ -33,8 +33,8 @@ from dcvideogen_jax.programs import common, distributed
 _MODEL = flags.DEFINE_string(
   "model",
   "tiny",
-  "Weights of DC-AE-V: tiny, which ships, a directory, the official .pt or a"
-  " .safetensors file.",
+  "Weights of DC-AE-V: tiny, which ships, a directory, the official .pt, or a"
+  " .safetensors, .pth, .bin or .ckpt file.",
 )
 _CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
 _INPUT = flags.DEFINE_string(

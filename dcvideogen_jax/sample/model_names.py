@@ -28,8 +28,9 @@ def weights(name: str) -> pathlib.Path:
     path = pathlib.Path(name)
   if not os.path.exists(path):
     raise errors.UserError(
-      f"there are no weights at {path}: expected a directory, a .pt or"
-      f" .safetensors file, or one of {[*_SHIPPED]}"
+      f"there are no weights at {path}: expected a directory, a .safetensors,"
+      " .gguf, .pt, .pth, .bin or .ckpt file, an .index.json, or one of"
+      f" {[*_SHIPPED]}"
     )
   return path
 
