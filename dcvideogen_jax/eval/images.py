@@ -25,7 +25,7 @@ _C2 = (0.03 * _RANGE) ** 2
 
 
 def psnr(
-  reference: UInt8[np.ndarray, "n h w c"], other: UInt8[np.ndarray, "n h w c"]
+  reference: UInt8[Array, "n h w c"], other: UInt8[Array, "n h w c"]
 ) -> Float64[np.ndarray, " n"]:
   """Peak signal-to-noise ratio of each frame in dB; infinite if equal.
 
@@ -41,7 +41,7 @@ def psnr(
 
 
 def ssim(
-  reference: UInt8[np.ndarray, "n h w c"], other: UInt8[np.ndarray, "n h w c"]
+  reference: UInt8[Array, "n h w c"], other: UInt8[Array, "n h w c"]
 ) -> Float64[np.ndarray, " n"]:
   """Structural similarity of each frame, 1 if equal; computed by jax.
 

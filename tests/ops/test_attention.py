@@ -162,9 +162,12 @@ def taken(monkeypatch):
   """Returns the names of implementations that are called; none of them runs."""
   names = []
   for name in attention.IMPLEMENTATIONS:
-    monkeypatch.setitem(
-      attention.IMPLEMENTATIONS, name, lambda *_, name=name: names.append(name)
-    )
+
+    def note(q, *_, name=name):
+      names.append(name)
+      return q
+
+    monkeypatch.setitem(attention.IMPLEMENTATIONS, name, note)
   return names
 
 

@@ -298,7 +298,7 @@ def test_a_mask_of_all_queries_is_none_of_some():
     attention.sharded_attention(q, k, v, keys=None, mask=BlockCausal(2))
 
 
-def test_named_implementations_do_not_fall_back(monkeypatch):
+def test_named_implementations_do_not_fall_back(monkeypatch, wrong_shapes):
   monkeypatch.undo()
   x = jnp.zeros((1, 4, 2, 16), jnp.bfloat16)
   named = functools.partial(attention.attention, mask=BlockCausal(2))
@@ -345,9 +345,12 @@ def test_pallas_is_interpreted_on_a_cpu(monkeypatch):
 def test_choice_for_a_mask(monkeypatch, platform, n, block, dtype, expected):
   taken = []
   for name in api.IMPLEMENTATIONS:
-    monkeypatch.setitem(
-      api.IMPLEMENTATIONS, name, lambda *_, name=name: taken.append(name)
-    )
+
+    def note(q, *_, name=name):
+      taken.append(name)
+      return q
+
+    monkeypatch.setitem(api.IMPLEMENTATIONS, name, note)
   kind = jax.sharding.AbstractDevice("some kind", None, platform)
   mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=kind)
   x = jax.ShapeDtypeStruct((1, n, 2, 64), dtype)
