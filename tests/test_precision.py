@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax.latents import conditions, spaces
-from dcvideogen_jax.models import bands, dc_ae_v, streaming
+from dcvideogen_jax.models import bands, calls, dc_ae_v, streaming
 from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.sample import layouts, sizes
 from dcvideogen_jax.train import rendering as training
@@ -52,7 +52,7 @@ def lowered(monkeypatch):
 
     monkeypatch.setattr(owner, name, run)
 
-  record(streaming, "apply")
+  record(calls, "apply")
   for name in ("encode_text", "encode_images"):
     record(conditions, name)
   record(encoders_lib, "_text")

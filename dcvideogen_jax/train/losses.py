@@ -10,6 +10,7 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.arrays import Array
 
 Video = Float[Array, "b t h w c"]
+Smaller = Float[Array, "b t h2 w2 c"]
 Scalar = Float[Array, ""]
 
 
@@ -86,13 +87,13 @@ def kl(mean: Video, logvar: Video) -> Scalar:
   return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
 
 
-def _halve(x: Video) -> Video:
+def _halve(x: Video) -> Smaller:
   b, t, h, w, c = x.shape
   x = x[:, :, : h // 2 * 2, : w // 2 * 2]
   return x.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
 
 
-def _blur(x: Video, window: int) -> Video:
+def _blur(x: Video, window: int) -> Smaller:
   """Averages each window x window patch that lies inside the frame."""
   for axis in (2, 3):
     total = jnp.cumsum(x, axis=axis)

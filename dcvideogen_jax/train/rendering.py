@@ -67,7 +67,7 @@ def condition(
   space: latent_space.LatentSpace,
   image: UInt8[np.ndarray, "h w 3"],
   frames: int,
-) -> Float[np.ndarray, "t h w c"]:
+) -> Float[np.ndarray, "tz hz wz c"]:
   """Encodes a first frame followed by grey frames, as in training; float32.
 
   Args:
