@@ -90,7 +90,7 @@ class _Alignment:
 
   def _tokens(
     self, variables: Mapping[str, Any], batch: task_lib.LatentBatch
-  ) -> tuple[align_lib.Tokens, align_lib.Tokens]:
+  ) -> tuple[align_lib.Tokens, align_lib.Teacher]:
     """Returns the tokens of the student and of the teacher."""
 
     def tokens(collection: str, space: task_lib.Space) -> align_lib.Tokens:

@@ -187,7 +187,7 @@ def test_score_counts_each_fact():
   assert found == {"colour": 0.5, "shape": 0.5, "motion": 0.5, "all": 0.25}
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_told(wrong_shapes):
   scenes, videos = _clips("train", 2, 2)
   with pytest.raises(TypeError, match="uint8, not float32"):
     scorer.read(videos[0].astype(np.float32))
