@@ -166,6 +166,6 @@ def test_strip_shows_original_reconstruction_and_error():
   np.testing.assert_array_equal(picture[36:, :16], error.clip(0, 255))
 
 
-def test_a_strip_of_different_shapes_is_refused():
+def test_a_strip_of_different_shapes_is_refused(wrong_shapes):
   with pytest.raises(errors.UserError, match="was reconstructed as"):
     validation.comparison_image(_video(), _video((2, 4, 16, 14, 3)))
