@@ -42,7 +42,7 @@ def clips(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  "kills", [2, pytest.param(5, marks=pytest.mark.nightly)]
+  "kills", [2, pytest.param(7, marks=pytest.mark.nightly)]
 )
 @pytest.mark.parametrize(
   "phase",

@@ -16,7 +16,7 @@ from configs import tiny
 from dcvideogen_jax import convert, tree
 from tests.train import killing
 
-STEPS = 20
+STEPS = 24
 
 
 def _command(workdir, *arguments, config="tiny.py:autoencoder,runlocal"):
@@ -65,7 +65,7 @@ def _assert_undisturbed(workdir, finished):
 
 
 @pytest.mark.parametrize(
-  "kills", [2, pytest.param(5, marks=pytest.mark.nightly)]
+  "kills", [2, pytest.param(10, marks=pytest.mark.nightly)]
 )
 def test_killed_at_random_steps(finished, cache, tmp_path, kills):
   seed = random.randrange(2**32)
