@@ -12,16 +12,23 @@ from jax.experimental import xla_metadata
 _HOPPER = {"bfloat16": 989.4e12, "float32": 494.7e12}
 
 # Peak dense FLOPs per second by jax's name of the device and by dtype, from
-# data sheets. In float32 matrix products GPUs round the inputs to TF32 and TPUs
-# to bfloat16, unless a program asks for more precision.
+# data sheets; products of bfloat16 are summed in float32. In float32 matrix
+# products GPUs round the inputs to TF32 and TPUs to bfloat16, unless a program
+# asks for more precision.
 PEAKS: Mapping[str, Mapping[str, float]] = {
   "NVIDIA A100-SXM4-80GB": {"bfloat16": 312e12, "float32": 156e12},
   "NVIDIA H100 80GB HBM3": _HOPPER,
   "NVIDIA H200": _HOPPER,
+  "NVIDIA B200": {"bfloat16": 2250e12, "float32": 1125e12},
+  "NVIDIA L40S": {"bfloat16": 362.05e12, "float32": 183e12},
+  "NVIDIA GeForce RTX 4090": {"bfloat16": 165.2e12, "float32": 82.6e12},
+  "NVIDIA GeForce RTX 5090": {"bfloat16": 209.5e12, "float32": 104.8e12},
   "TPU v4": {"bfloat16": 275e12, "float32": 275e12},
   "TPU v5 lite": {"bfloat16": 197e12, "float32": 197e12},
   "TPU v5": {"bfloat16": 459e12, "float32": 459e12},
   "TPU v6 lite": {"bfloat16": 918e12, "float32": 918e12},
+  # Half a chip: jax has one device for each of the two cores.
+  "TPU7x": {"bfloat16": 1153.5e12, "float32": 1153.5e12},
 }
 
 _COMPUTED = "computed_blocks"  # Key of XLA's metadata; a value is "3/4".

@@ -155,14 +155,17 @@ def resources(
   assembler = _assembler()
   if not found or assembler is None:
     return found
-  major = re.search(r"major: (\d+)", target.chip.capability)
-  assert major is not None
-  architecture = f"sm_{major[1]}0" + "a" * (
-    "ACCELERATED" in target.chip.capability
-  )
+  assert isinstance(target.chip, hardware.Gpu)
   for path in folder.glob("*.ptx"):
     text = subprocess.run(
-      [assembler, "-v", f"-arch={architecture}", path, "-o", "/dev/null"],
+      [
+        assembler,
+        "-v",
+        f"-arch={target.chip.architecture}",
+        path,
+        "-o",
+        "/dev/null",
+      ],
       capture_output=True,
       text=True,
       check=True,

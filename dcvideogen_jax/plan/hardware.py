@@ -21,7 +21,8 @@ FRACTION = 0.92
 class Gpu:
   """A GPU: what XLA's compiler needs to know about it, and its peak rates.
 
-  The figures come from the vendor's data sheets and CUDA's device query.
+  The figures come from the vendor's data sheets and CUDA's device query, for
+  the B200 from XLA's `target_config/specs/b200.txtpb` (openxla/xla, 300ec95).
 
   Attributes:
     kind: the driver's name of the device, which jax's kernels look at.
@@ -35,6 +36,7 @@ class Gpu:
     shared_per_core: shared memory of a multiprocessor in bytes.
     shared_per_block: largest shared memory of a thread block in bytes.
     capability: CUDA's compute capability, as text of XLA's protobuf.
+    threads_per_core: largest number of threads on a multiprocessor.
   """
 
   kind: str
@@ -48,11 +50,23 @@ class Gpu:
   shared_per_core: int
   shared_per_block: int
   capability: str
+  threads_per_core: int = 2048
 
   @property
   def usable(self) -> int:
     """Bytes of device memory that programs let jax take."""
     return int(self.memory * FRACTION)
+
+  @property
+  def architecture(self) -> str:
+    """CUDA's name of the code that the GPU runs, such as "sm_90a"."""
+    major, minor = (
+      re.search(rf"{part}: (\d+)", self.capability)
+      for part in ("major", "minor")
+    )
+    assert major is not None
+    own = "a" if "ACCELERATED" in self.capability else ""
+    return f"sm_{major[1]}{minor[1] if minor else 0}{own}"
 
   def text(self) -> str:
     """Returns the device as a GpuTargetConfigProto in text form."""
@@ -62,7 +76,7 @@ gpu_device_info {{
   threads_per_warp: 32
   shared_memory_per_block: 49152
   shared_memory_per_core: {self.shared_per_core}
-  threads_per_core_limit: 2048
+  threads_per_core_limit: {self.threads_per_core}
   core_count: {self.cores}
   fpus_per_core: {self.fpus_per_core}
   block_dim_limit_x: 2147483647
@@ -95,6 +109,14 @@ _HOPPER = {
   "flops": flops.PEAKS["NVIDIA H100 80GB HBM3"],
 }
 
+# Ada and the Blackwell of workstations: no thread block takes more than 99 KiB.
+_SMALL = {
+  "fpus_per_core": 128,
+  "shared_per_core": 102400,
+  "shared_per_block": 101376,
+  "threads_per_core": 1536,
+}
+
 GPUS = {
   "h100": Gpu(
     kind="NVIDIA H100 80GB HBM3",
@@ -120,6 +142,52 @@ GPUS = {
     shared_per_block=166912,
     capability="major: 8",
     flops=flops.PEAKS["NVIDIA A100-SXM4-80GB"],
+  ),
+  "b200": Gpu(
+    kind="NVIDIA B200",
+    cores=148,
+    clock_ghz=1.965,
+    fpus_per_core=128,
+    bandwidth=7672320000000,
+    memory=191514411008,
+    l2_cache=132644864,
+    shared_per_core=233472,
+    shared_per_block=232448,
+    capability="major: 10 feature_extension: ACCELERATED_FEATURES",
+    flops=flops.PEAKS["NVIDIA B200"],
+  ),
+  "l40s": Gpu(
+    kind="NVIDIA L40S",
+    cores=142,
+    clock_ghz=2.52,
+    bandwidth=864000000000,
+    memory=int(44.4 * 2**30),
+    l2_cache=100663296,
+    capability="major: 8 minor: 9",
+    flops=flops.PEAKS["NVIDIA L40S"],
+    **_SMALL,
+  ),
+  "rtx4090": Gpu(
+    kind="NVIDIA GeForce RTX 4090",
+    cores=128,
+    clock_ghz=2.52,
+    bandwidth=1008000000000,
+    memory=int(23.64 * 2**30),
+    l2_cache=75497472,
+    capability="major: 8 minor: 9",
+    flops=flops.PEAKS["NVIDIA GeForce RTX 4090"],
+    **_SMALL,
+  ),
+  "rtx5090": Gpu(
+    kind="NVIDIA GeForce RTX 5090",
+    cores=170,
+    clock_ghz=2.407,
+    bandwidth=1792000000000,
+    memory=int(31.36 * 2**30),
+    l2_cache=100663296,
+    capability="major: 12",
+    flops=flops.PEAKS["NVIDIA GeForce RTX 5090"],
+    **_SMALL,
   ),
 }
 

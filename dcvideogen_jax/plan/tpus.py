@@ -15,9 +15,11 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Tpu:
-  """A TPU chip, and its links to other chips.
+  """A device of a TPU slice, and its links to other chips.
 
-  The figures come from docs.cloud.google.com/tpu, except `usable`.
+  A device of jax is a chip or, on TPU7x, one of the two cores of a chip, which
+  then has half of the chip's memory, rates and links. The figures come from
+  docs.cloud.google.com/tpu, except `usable`.
 
   Attributes:
     bandwidth: memory bandwidth in bytes per second.
@@ -29,6 +31,8 @@ class Tpu:
     ring: an axis whose number of chips is a multiple of this is a ring: its
       ends are linked too. Here ends count as linked only if all axes are rings.
     cores: jax's name of how it uses the cores of a chip.
+    per_chip: number of devices on a chip.
+    between: bytes per second between the devices of a chip.
   """
 
   bandwidth: float
@@ -38,15 +42,17 @@ class Tpu:
   axes: int
   ring: int
   cores: str = "default"
+  per_chip: int = 1
+  between: float = 0
 
   def rate(
     self, topology: Sequence[int], chips: Sequence[Sequence[int]]
   ) -> float:
-    """Returns the bytes per second that a chip can receive from others.
+    """Returns the bytes per second that a device can receive from others.
 
     Args:
       topology: number of chips along each axis of the slice.
-      chips: coordinates of the chips that exchange data.
+      chips: coordinates of the chips of the devices that exchange data.
     """
     ends = 2 if all(n % self.ring == 0 for n in topology) else 1
     links = 0
@@ -54,7 +60,7 @@ class Tpu:
       spanned = len(set(found))
       if spanned > 1:
         links += ends if spanned == size else 1
-    return self.link * links
+    return self.link * links or self.between
 
 
 TPUS = {
@@ -91,6 +97,16 @@ TPUS = {
     axes=2,
     ring=16,
   ),
+  "tpu7x": Tpu(
+    flops=flops.PEAKS["TPU7x"],
+    bandwidth=3690e9,
+    usable=int(94.75 * _GIB),
+    link=50e9,
+    axes=3,
+    ring=4,
+    per_chip=2,
+    between=600e9,
+  ),
 }
 
 
@@ -106,7 +122,7 @@ _ENVIRONMENT = {
 
 
 def devices(name: str, topology: Sequence[int]) -> tuple[jax.Device, ...]:
-  """Returns the chips of a slice to compile for, on which nothing can run.
+  """Returns the devices of a slice to compile for, on which nothing can run.
 
   Args:
     name: a key of `TPUS`.
@@ -136,5 +152,5 @@ def devices(name: str, topology: Sequence[int]) -> tuple[jax.Device, ...]:
       f"cannot compile for {layout}: install requirements-tpu.txt in an "
       f"environment of its own ({reason})"
     ) from e
-  assert len(found) == math.prod(topology)
+  assert len(found) == math.prod(topology) * chip.per_chip
   return tuple(found)

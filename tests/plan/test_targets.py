@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.plan import hardware, hlo, roofline, tpus
 
-V5P, V6E = tpus.TPUS["v5p"], tpus.TPUS["v6e"]
+V5P, V6E, TPU7X = (tpus.TPUS[name] for name in ("v5p", "v6e", "tpu7x"))
 
 
 def asked(monkeypatch, answer):
@@ -35,6 +35,22 @@ def test_a_slice_by_its_name(monkeypatch):
   assert calls[0]["topology_name"] == "v5p:4x4x4"
   asked(monkeypatch, lambda: [*range(4)])
   assert hardware.find("v4:2x2x1").chip.cores == "megacore"
+  # Two devices on each chip.
+  asked(monkeypatch, lambda: [*range(8)])
+  assert len(hardware.find("tpu7x:2x2x1").devices) == 8
+
+
+def test_code_of_gpus():
+  found = {name: gpu.architecture for name, gpu in hardware.GPUS.items()}
+  assert found == {
+    "h100": "sm_90a",
+    "h200": "sm_90a",
+    "a100": "sm_80",
+    "b200": "sm_100a",
+    "l40s": "sm_89",
+    "rtx4090": "sm_89",
+    "rtx5090": "sm_120",
+  }
 
 
 def fail(message):
@@ -75,10 +91,16 @@ def test_one_sentence(monkeypatch, name, message, sentence):
     (V5P, (2, 2, 4), [(0, 0, z) for z in range(4)], 1),
     (V6E, (8, 8), [(x, y) for x in range(8) for y in range(8)], 2),
     (V6E, (16, 16), [(x, y) for x in range(16) for y in range(16)], 4),
+    # The two devices of a chip share its links.
+    (TPU7X, (4, 4, 4), [(0, y, 0) for y in range(4) for _ in range(2)], 2),
   ],
 )
 def test_rates(chip, topology, chips, links):
   assert chip.rate(topology, chips) == links * chip.link
+
+
+def test_the_devices_of_a_chip_exchange_data_without_links():
+  assert TPU7X.rate((4, 4, 4), [(1, 2, 3), (1, 2, 3)]) == 600e9
 
 
 @dataclasses.dataclass(frozen=True)
