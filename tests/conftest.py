@@ -10,6 +10,8 @@ import json
 import os
 import pathlib
 
+from tests import compiling
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 PRODUCTION = os.environ.get("DCVIDEOGEN_TEST_SETTINGS") == "production"
 if not PRODUCTION:
@@ -17,8 +19,7 @@ if not PRODUCTION:
     [
       os.environ.get("XLA_FLAGS", ""),
       "--xla_force_host_platform_device_count=8",
-      # Tests compile hundreds of programs and run each once or twice.
-      "--xla_backend_optimization_level=0",
+      compiling.FLAGS,
     ]
   )
 

@@ -13,6 +13,7 @@ import numpy as np
 from dcvideogen_jax import convert
 from dcvideogen_jax.data import video
 from dcvideogen_jax.models import dc_ae_v
+from tests import compiling
 from tests.conftest import PRODUCTION
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,8 +48,7 @@ class Server:
       env={
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-        # Compiled quickly.
-        + (" --xla_backend_optimization_level=0" if not PRODUCTION else ""),
+        + (f" {compiling.FLAGS}" if not PRODUCTION else ""),
         # Programs set it, but before jax does, which is imported here already.
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "XDG_CACHE_HOME": str(directory / "cache"),

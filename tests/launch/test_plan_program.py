@@ -12,6 +12,7 @@ import textwrap
 
 import pytest
 
+from tests import compiling
 from tests.launch import launching
 
 # The program on this machine's CPU, with small models under the released names
@@ -72,7 +73,7 @@ def on_cpu(tmp_path_factory):
         "PYTHONPATH": str(launching.ROOT),
         "HOME": str(directory),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": compiling.FLAGS,
       },
       capture_output=True,
       text=True,

@@ -27,7 +27,7 @@ from dcvideogen_jax.models import wan_vae
 from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.precompute import encoding
 from dcvideogen_jax.sample import layouts
-from tests import golden_data
+from tests import compiling, golden_data
 from tests.data import data_sets
 from tests.launch import launching
 
@@ -366,7 +366,7 @@ def test_a_killed_run_is_continued_to_the_same_bytes(
   process = subprocess.Popen(
     [sys.executable, "-m", "launch.precompute", *_world(base_vae, killed)],
     cwd=launching.ROOT,
-    env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    env={**os.environ, "XLA_FLAGS": compiling.FLAGS},
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests import compiling
+
 # Frames are generated on demand and decoded video is dropped at once, as in a
 # program that reads and writes files.
 _STREAM = """
@@ -64,7 +66,7 @@ def test_peak_memory_does_not_grow_with_the_clip(how):
   done = subprocess.run(
     [sys.executable, "-c", _STREAM, how],
     # One device: the threads of eight would each keep memory of their own.
-    env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    env=os.environ | {"XLA_FLAGS": compiling.FLAGS},
     check=True,
     capture_output=True,
     text=True,

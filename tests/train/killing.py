@@ -15,6 +15,7 @@ import numpy as np
 
 from dcvideogen_jax import checkpoint, tree
 from dcvideogen_jax.train import step
+from tests import compiling
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -42,7 +43,7 @@ def start(
     cwd=ROOT,
     env=os.environ
     | {
-      "XLA_FLAGS": f"--xla_backend_optimization_level=0 {flags}",
+      "XLA_FLAGS": f"{compiling.FLAGS} {flags}",
       "PYTHONUNBUFFERED": "1",
       "XDG_CACHE_HOME": str(cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
