@@ -1,6 +1,8 @@
-"""Reports free memory and peak memory of the host and of devices."""
+"""Reports free and peak memory, and has freed memory returned."""
 
 import contextlib
+import ctypes
+import functools
 import os
 import pathlib
 import resource
@@ -13,6 +15,11 @@ from jax.experimental import multihost_utils
 # Share of the free memory with which autoencoders are planned where no budget
 # is given. The remainder is for cuDNN's workspaces and for fragmentation.
 SHARE = 0.85
+
+# Bytes of the smallest array that `return_large_arrays` is about, and glibc's
+# number of that setting (`malloc.h`).
+_LARGE = 2**20
+_M_MMAP_THRESHOLD = -3
 
 
 def peak_rss() -> int:
@@ -54,3 +61,24 @@ def free_on_all() -> int:
     return free()
   # jax would cut int64 to 32 bits, so the number is gathered as float32.
   return int(multihost_utils.process_allgather(np.float32(free())).min())
+
+
+@functools.cache
+def return_large_arrays() -> None:
+  """Has glibc return freed arrays of 1 MiB or more to the system, on a CPU.
+
+  By default glibc keeps freed arrays of up to 32 MiB, once one of that size was
+  freed, in an arena for each of XLA's threads. Which thread computes what
+  changes from chunk to chunk, so that a stream would grow until every arena has
+  held the most that any thread needs.
+
+  The setting is the process's, and stays. One that the user made in the
+  environment is kept. Nothing happens on a GPU or TPU, where XLA allocates
+  elsewhere, nor where libc is not glibc.
+  """
+  user = os.environ.get("GLIBC_TUNABLES", "")
+  if "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in user:
+    return
+  if sys.platform == "linux" and jax.default_backend() == "cpu":
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+      mallopt(_M_MMAP_THRESHOLD, _LARGE)

@@ -45,3 +45,46 @@ def test_free_memory_is_that_of_the_machine():
   total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   assert memory.free() < total
   assert memory.peak_device() is None  # On a CPU.
+
+
+_FREED = """
+import pathlib, sys
+from dcvideogen_jax import memory
+
+
+def rss():
+  status = pathlib.Path("/proc/self/status").read_text()
+  return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+
+if sys.argv[1] == "set":
+  memory.return_large_arrays()
+bytearray(2**24)  # Freed at once: glibc then keeps arrays of that size.
+held = [bytearray(b"x") * 2**21 for _ in range(50)]
+last = bytearray(b"x") * (2**20 - 2**10)
+before = rss()
+held.clear()
+print(before - rss())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+  ("how", "environment", "share"),
+  [
+    ("set", {}, 1),
+    ("not set", {}, 0),
+    ("set", {"MALLOC_MMAP_THRESHOLD_": str(2**25)}, 0),
+    ("set", {"GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={2**25}"}, 0),
+  ],
+)
+def test_large_arrays_are_returned_once_freed(how, environment, share):
+  """By itself glibc keeps them: `last` holds the end of its heap."""
+  done = subprocess.run(
+    [sys.executable, "-c", _FREED, how],
+    env=os.environ | environment,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert int(done.stdout) / (50 * 2**21) == pytest.approx(share, abs=0.05)

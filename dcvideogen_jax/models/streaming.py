@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from dcvideogen_jax import errors, levels, sharding
+from dcvideogen_jax import errors, levels, memory, sharding
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import bands, calls, dc_ae_v, pieces
 
@@ -66,6 +66,7 @@ def encode(
     ValueError: if there are no frames or the pieces do not fit together.
   """
   _check(module, plan, tail)
+  memory.return_large_arrays()
   step = _encode_whole if plan.cut is None else _encode_banded
   state, seen = None, 0
   video = (pieces.require_video(piece) for piece in video)
@@ -117,6 +118,7 @@ def decode(
     ValueError: if there are no latents or the pieces do not fit together.
   """
   _check(module, plan, tail)
+  memory.return_large_arrays()
   dtype = np.dtype(dtype)
   frames = module.chunk_frames // module.temporal_factor
   step = _decode_whole if plan.cut is None else _decode_banded

@@ -27,7 +27,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from dcvideogen_jax import errors, sharding
+from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import (
   calls,
@@ -266,6 +266,7 @@ def stream_encode(
     ValueError: if there are no frames, or the pieces differ in more than their
       frames.
   """
+  memory.return_large_arrays()
   state, seen = None, 0
   video = (pieces.require_video(piece) for piece in video)
   size = module.temporal_factor
@@ -305,6 +306,7 @@ def stream_decode(
     ValueError: if there are no latents, or the pieces differ in more than their
       frames.
   """
+  memory.return_large_arrays()
   state = None
   for chunk, _ in pieces.regroup(latents, 1, eager=True, noun="latents"):
     pieces.require_latents(chunk, module)
