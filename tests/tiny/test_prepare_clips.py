@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dcvideogen_jax import errors, files
+from dcvideogen_jax import errors, files, packages
 from dcvideogen_jax.data import records, video
 from dcvideogen_jax.tiny import clips, download
 
@@ -42,7 +42,7 @@ def media(tmp_path_factory):
   photo = _moving(1, 120, 130, 3)[0]
   PIL.Image.fromarray(photo).save(cache / "view.png")
   entries = {
-    path.name: download.Entry(
+    path.name: packages.Entry(
       name=path.name,
       package="none",
       version="0",
