@@ -1,4 +1,4 @@
-"""Reads the tensors of a `.pt` file without torch.
+"""Reads the tensors of a `.pt` file, or a TorchScript archive, without torch.
 
 A pickle is a program. The pickle of a checkpoint needs no more than
 dictionaries of tensors and a trainer's settings. The unpickler here builds the
@@ -59,6 +59,14 @@ _SETTINGS = (
   "typing",
 )
 _BUILT_IN = ("dict", "list", "set", "frozenset", "tuple", "int", "float", "str")
+# What TorchScript marks the types of its modules' attributes with.
+_SCRIPT_LISTS = (
+  "build_boollist",
+  "build_doublelist",
+  "build_intlist",
+  "build_tensorlist",
+  "restore_type_tag",
+)
 # Bytes of the longest pickle that is read; a 14B model's has less than 1 MB.
 _LONGEST = 1 << 27
 
@@ -99,6 +107,16 @@ class _Blank:
 
   def add(self, value):
     pass
+
+
+class _Module(dict):
+  """Replaces a module of a TorchScript archive by its attributes.
+
+  The code of the archive lies in other members and is not read.
+  """
+
+  def __setstate__(self, state):
+    self.update(state)
 
 
 def _rebuild_tensor(storage, offset, shape, strides, dtype):
@@ -176,6 +194,10 @@ class _WeightsUnpickler(pickle.Unpickler):
       module = "typing"
     if (module, name) in allowed:
       return allowed[module, name]
+    if module.partition(".")[0] == "__torch__":
+      return type("Module", (_Module,), {})
+    if module == "torch.jit._pickle" and name in _SCRIPT_LISTS:
+      return lambda values, *_: values
     if module.partition(".")[0] in _SETTINGS:
       return type("Blank", (_Blank,), {"__slots__": ()})
     raise errors.UserError(
@@ -259,11 +281,11 @@ def _unpickle(path: pathlib.Path, archive: zipfile.ZipFile) -> Any:
   if order and (order.file_size > 9 or archive.read(order) != b"little"):
     raise ValueError("it is big-endian")
   pickled = archive.read(pickles[0])
-  _check_memo(pickled)
+  check_memo(pickled)
   return _WeightsUnpickler(io.BytesIO(pickled), path, storage).load()
 
 
-def _check_memo(pickled: bytes) -> None:
+def check_memo(pickled: bytes) -> None:
   """Raises ValueError for an index of the memo that no pickle needs.
 
   Python allocates a memo as long as the largest index, however few objects it
