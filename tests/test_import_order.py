@@ -37,7 +37,7 @@ ROWS = {
   2: ["tiny.world"],
   3: ["models", "diffusion", "data"],
   4: ["adapt", "convert", "eval", "latents"],
-  5: ["train", "sample"],
+  5: ["train", "sample", "eval.networks"],
   6: ["plan", "precompute", "tiny"],
   7: ["programs"],
   8: ["launch"],

@@ -1,4 +1,4 @@
-"""PSNR and SSIM equal those of the official evaluation's libraries."""
+"""PSNR, SSIM and MS-SSIM equal those of the official evaluation's libraries."""
 
 import json
 import pathlib
@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from dcvideogen_jax import errors
 from dcvideogen_jax.eval import images
 
 GOLDEN = json.loads(
@@ -30,6 +31,23 @@ def test_values_are_those_of_the_libraries(case):
   np.testing.assert_allclose(images.ssim(x, y), case["ssim"], atol=2e-5)
 
 
+@pytest.mark.parametrize(
+  "case", GOLDEN["ms_ssim"]["cases"], ids=lambda c: c["name"]
+)
+def test_ms_ssim_is_that_of_the_library(case):
+  x, y = frames(case["size"], case["noise"], case["seed"])
+  np.testing.assert_allclose(images.ms_ssim(x, y), case["ms_ssim"], atol=2e-5)
+
+
+def test_ms_ssim_of_equal_opposite_and_small_frames():
+  x, _ = frames((176, 176), 0, 5, n=1)
+  assert 1 - 1e-5 < images.ms_ssim(x, x)[0] <= 1
+  # Negative similarities count as 0.
+  assert images.ms_ssim(x, 255 - x)[0] == 0
+  with pytest.raises(errors.UserError, match="176 pixels .* found 175x176"):
+    images.ms_ssim(x[:, 1:], x[:, 1:])
+
+
 def test_equal_frames():
   x, y = frames((12, 20), 9, 0)
   y[0] = x[0]
@@ -46,7 +64,7 @@ def test_frames_smaller_than_the_window(size):
   assert np.all((-1 <= ssim) & (ssim < 1))
 
 
-@pytest.mark.parametrize("metric", [images.psnr, images.ssim])
+@pytest.mark.parametrize("metric", [images.psnr, images.ssim, images.ms_ssim])
 def test_wrong_arguments(wrong_shapes, metric):
   x, y = frames((8, 8), 5, 1)
   with pytest.raises(TypeError, match="uint8, not float32"):
