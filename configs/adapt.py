@@ -134,6 +134,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   chunk = _TINY_CHUNK if tiny else _CHUNK
   c.model.chunk = common.optional(int, None if arg.causal == "off" else chunk)
   c.dtype = c.frozen_dtype = "float32" if tiny else "bfloat16"
+  # The frozen kernels of the blocks: "int8" or "float8"; None is frozen_dtype.
+  c.weights = common.optional(str, None)
   c.sharding = common.DIT_SHARDING
   c.ema.decay = 0.0
   c.optim.update(warmup=0, schedule="constant", clip=0.1, betas=(0.9, 0.999))

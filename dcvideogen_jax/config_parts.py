@@ -36,7 +36,8 @@ def dit_sharding(*weights: str) -> tuple[tuple[str, Any], ...]:
   return (
     ("frozen/encoders/.*", rest),
     (f".*/blocks{_IN}/kernel", (None, w, "tensor")),
-    (f".*/blocks{_IN}/bias", (None, "tensor")),
+    (f".*/blocks{_IN}/(bias|scale)", (None, "tensor")),
+    (f".*/blocks{_OUT}/scale", (None, w)),
     (f".*/blocks{_IN}/a", (None, w, None)),
     (f".*/blocks{_IN}/b", (None, w, "tensor")),
     (f".*/blocks{_OUT}/kernel", (None, "tensor", w)),

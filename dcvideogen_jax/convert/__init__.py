@@ -13,6 +13,9 @@ from dcvideogen_jax.convert.lora import add as add
 from dcvideogen_jax.convert.lora import from_collection as from_collection
 from dcvideogen_jax.convert.lora import merge as merge
 from dcvideogen_jax.convert.lora_writing import save_adapter as save_adapter
+from dcvideogen_jax.convert.rounding import WEIGHTS as WEIGHTS
+from dcvideogen_jax.convert.rounding import host as host
+from dcvideogen_jax.convert.rounding import in_eight_bits as in_eight_bits
 from dcvideogen_jax.convert.writing import finite as finite
 from dcvideogen_jax.convert.writing import save as save
 from dcvideogen_jax.convert.writing import write_file as write_file

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dcvideogen_jax import differences, errors, tree
+from dcvideogen_jax import errors, tree
 from dcvideogen_jax.convert import (
   engine,
   kinds,
@@ -23,12 +23,19 @@ from dcvideogen_jax.convert import (
   naming,
   quantised,
   quantised_layers,
+  rounding,
   sources,
+  state_dicts,
   wrappings,
 )
+from dcvideogen_jax.models import eight_bits
 
 KINDS = kinds.KINDS
-Variables = dict[str, Any]
+config_of = state_dicts.config_of
+rules_of = state_dicts.rules_of
+to_tensors = state_dicts.to_tensors
+to_torch = state_dicts.to_torch
+Variables = state_dicts.Variables
 Tensors = Mapping[str, sources.Tensor]
 
 
@@ -39,6 +46,8 @@ def load(
   dtype: DTypeLike | None = None,
   sharding: Any = None,
   merge_lora: bool = True,
+  weights: str | None = None,
+  only: Callable[[str], bool] | None = None,
 ) -> tuple[Any, Variables]:
   """Loads a model from PyTorch or converted weights.
 
@@ -65,6 +74,11 @@ def load(
     merge_lora: whether low-rank updates that a trainer's file holds beside
       their base weights are added to them; otherwise they are left out (see
       `load_lora`).
+    weights: "int8" or "float8" for kernels of blocks in eight bits (see
+      `models.eight_bits`), which are rounded as they are read; "bfloat16" for
+      kernels like the other parameters; None for what the source holds.
+    only: JAX name of a parameter -> whether it is read; None reads all. The
+      others are checked, and missing from the variables.
 
   Returns:
     The module and its variables, `{"params": ...}`.
@@ -74,24 +88,31 @@ def load(
       that is not read, not finite or not safe to read, or if it does not fit
       the configuration; every difference is listed.
   """
-  tensors = _open(kind, source)
-  weights, updates = _split(kind, source, tensors)
-  if updates and not weights:
+  stored = rounding.beside(source)
+  tensors = _open(kind, source, plain=stored is None)
+  found, updates = _split(kind, source, tensors)
+  if updates and not found:
     raise errors.UserError(
       f"{sources.told(source)} holds low-rank updates only, no weights of"
       f" {kind}"
     )
-  matching.require_known(kind, sources.told(source), weights)
-  module = _build(kind, source, config, weights, dtype)
+  matching.require_known(kind, sources.told(source), found)
+  chosen = rounding.choose(kind, source, weights, stored)
+  fields = matching.find_config(kind, source, config, found)
+  module = _build(kind, source, fields, found, dtype, chosen)
   expected = matching.parameters(kind, module)
-  what, rules = _layout(kind, source, weights, expected)
+  what, rules = _layout(kind, source, found, expected)
   if dtype is None:
-    expected = matching.as_stored(rules, weights, expected)
-  shardings = _shardings(sharding, expected)
-  params = engine.torch_to_jax(rules, weights, expected, what, shardings)
+    expected = matching.as_stored(rules, found, expected)
+  if updates and merge_lora and chosen and not stored:
+    # Updates are added before the kernels are rounded.
+    module, variables = load(kind, source, config, dtype, rounding.host())
+    return rounding.in_eight_bits(kind, module, variables, chosen, sharding)
+  shardings = state_dicts.shardings(sharding, expected)
+  params = engine.torch_to_jax(rules, found, expected, what, shardings, only)
   if updates and merge_lora:
-    found = _read_lora(kind, source, tensors, expected)
-    params = lora.merge(params, found, donate=True)
+    merged = _read_lora(kind, source, tensors, expected)
+    params = lora.merge(params, merged, donate=True)
   return module, {"params": params}
 
 
@@ -208,83 +229,13 @@ def with_lora(
   return module, {"lora": lora.collection(updates, variables["lora"])}
 
 
-def to_torch(
-  kind: str,
-  module: nn.Module,
-  variables: Variables,
-  layout: str | None = None,
-) -> dict[str, np.ndarray]:
-  """Converts a model to a PyTorch state dict of numpy arrays, bit for bit.
-
-  Args:
-    kind: a key of `KINDS`.
-    module: the model.
-    variables: `{"params": ...}`.
-    layout: name of one of the kind's layouts; None is the first.
-
-  Raises:
-    errors.UserError: if the variables are not those of the module, or the
-      layout is unknown.
-  """
-  tensors = to_tensors(kind, module, variables, layout)
-  return {name: tensor.read() for name, tensor in tensors.items()}
-
-
-def to_tensors(
-  kind: str,
-  module: nn.Module,
-  variables: Variables,
-  layout: str | None = None,
-) -> dict[str, sources.Tensor]:
-  """Converts as `to_torch` does, but each tensor only when it is read.
-
-  Args:
-    kind, module, variables, layout: as for `to_torch`.
-
-  Raises:
-    errors.UserError: as `to_torch` does.
-  """
-  rules = rules_of(kind, layout)
-  params = variables["params"]
-  differences.require_equal(
-    tree.shapes(matching.parameters(kind, module)),
-    tree.shapes(params),
-    f"the parameters of {kind}",
-  )
-  return engine.torch_tensors(rules, params)
-
-
-def rules_of(kind: str, layout: str | None) -> Sequence[naming.Rule]:
-  """Returns the rules of a layout; None is the kind's first layout.
-
-  Raises:
-    errors.UserError: if the kind has no such layout.
-  """
-  layouts = KINDS[kind].layouts
-  if layout is not None and layout not in layouts:
-    raise errors.UserError(
-      f"unknown layout {layout!r} of {kind}: expected one of {[*layouts]}"
-    )
-  return layouts[layout or next(iter(layouts))]
-
-
-def config_of(module: Any) -> dict[str, Any]:
-  """Returns the fields of the architecture, without those of a single run."""
-  run = {"parent", "name", "dtype", "param_dtype", "remat", "conv3d"}
-  run |= {"attention", "lora_rank", "lora_alpha"}
-  return {
-    name: getattr(module, name)
-    for name in type(module).__dataclass_fields__
-    if name not in run
-  }
-
-
-def _open(kind: str, source: sources.Source) -> Tensors:
+def _open(kind: str, source: sources.Source, plain: bool = True) -> Tensors:
   if kind not in KINDS:
     raise errors.UserError(f"unknown kind {kind!r}: expected {[*KINDS]}")
   tensors = sources.open_source(source, KINDS[kind].files)
-  tensors = quantised_layers.join(sources.told(source), tensors)
-  quantised.require_plain(sources.told(source), tensors)
+  if plain:
+    tensors = quantised_layers.join(sources.told(source), tensors)
+    quantised.require_plain(sources.told(source), tensors)
   tensors = wrappings.without_inner(sources.told(source), tensors)
   lora_names.require_known(tensors, sources.told(source))
   return tensors
@@ -363,32 +314,31 @@ def _layout(
     errors.UserError: for weights whose dtype is not a plain floating-point one.
   """
   layout, rules = matching.nearest_layout(kind, weights, expected)
-  names = naming.torch_shapes(rules, expected)
-  quantised.require_floats(sources.told(source), weights, names)
+  leaves = tree.flatten(expected)
+  plain = engine.rounded(rules, weights, leaves).keys() | {
+    name
+    for name, leaf in leaves.items()
+    if not eight_bits.is_stored(leaf.dtype)
+  }
+  floats = [
+    slot.torch
+    for slot in naming.places(rules, tree.shapes(expected))
+    if slot.jax in plain
+  ]
+  quantised.require_floats(sources.told(source), weights, floats)
   where = "" if isinstance(source, Mapping) else f"{source}: "
   return f"{where}{kind} in {layout} names", rules
 
 
-def _build(kind, source, config, weights: Tensors, dtype) -> nn.Module:
-  fields = matching.find_config(kind, source, config, weights)
+def _build(kind, source, fields, tensors: Tensors, dtype, weights) -> nn.Module:
+  fields = {name: x for name, x in fields.items() if name != "weights"}
   try:
-    return KINDS[kind].build(
+    module = KINDS[kind].build(
       fields,
       dtype=dtype or jnp.float32,
-      param_dtype=dtype or matching.stored_dtype(weights),
+      param_dtype=dtype or matching.stored_dtype(tensors),
     )
   except (TypeError, ValueError) as e:
     where = "" if isinstance(source, Mapping) else f"{source}: "
     raise errors.UserError(f"{where}the configuration of {kind}: {e}") from e
-
-
-def _shardings(sharding: Any, expected: Any) -> Callable[..., Any]:
-  """Returns a function from a parameter's name and shape to its sharding."""
-  if callable(sharding):
-    sharding = sharding({"params": expected})
-  if sharding is None or isinstance(sharding, jax.sharding.Sharding):
-    return lambda name, shape: sharding
-  by_name = tree.flatten(sharding["params"])
-  if missing := sorted(tree.flatten(expected).keys() - by_name.keys()):
-    raise errors.UserError(f"no sharding is given for {', '.join(missing)}")
-  return lambda name, shape: by_name[name]
+  return rounding.with_weights(kind, module, weights) if weights else module

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcvideogen_jax import errors, tree
-from dcvideogen_jax.convert import lora_changes
+from dcvideogen_jax.convert import lora_changes, rounding
 
 Factors = tuple[np.ndarray, np.ndarray]
 
@@ -107,10 +107,13 @@ def merge(params: Any, lora: Lora, donate: bool = False) -> Any:
     shardings are kept.
 
   Raises:
-    errors.UserError: names the parameters that would hold NaN or infinity.
+    errors.UserError: names the parameters that would hold NaN or infinity, or
+      that are in eight bits.
   """
   leaves = tree.flatten(params)
   finite: dict[str, list[Any]] = {}
+  for name in sorted(lora.changed):
+    rounding.require_plain(f"{lora.source}: {name}", leaves[name].dtype)
 
   def update(name, function, *operands):
     leaf = jnp.asarray(leaves[name])

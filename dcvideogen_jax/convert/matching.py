@@ -20,6 +20,7 @@ from dcvideogen_jax.convert import (
   sources,
   wrappings,
 )
+from dcvideogen_jax.models import eight_bits
 from dcvideogen_jax.models import fields as model_fields
 
 Tensors = Mapping[str, sources.Tensor]
@@ -259,6 +260,8 @@ def as_stored(
 ) -> Any:
   """Returns `expected` with the dtypes in which the tensors are stored.
 
+  Kernels that are expected in eight bits stay so.
+
   Args:
     rules: the rules of the tensors' layout.
     tensors: tensors by their plain names.
@@ -271,7 +274,9 @@ def as_stored(
       known = dtypes.get(place.jax, dtype)
       dtypes[place.jax] = np.dtype(jnp.promote_types(known, dtype))
   leaves = {
-    name: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(name, leaf.dtype))
+    name: leaf
+    if eight_bits.is_stored(leaf.dtype)
+    else jax.ShapeDtypeStruct(leaf.shape, dtypes.get(name, leaf.dtype))
     for name, leaf in tree.flatten(expected).items()
   }
   return flax.traverse_util.unflatten_dict(leaves, sep="/")

@@ -116,6 +116,26 @@ def linear(
   ]
 
 
+def with_scales(rules: Sequence[Rule]) -> list[Rule]:
+  """Adds rules for the scales of stacked kernels in eight bits.
+
+  The names and the shape (out, 1) are those of LightX2V's quantised files.
+  """
+  return [
+    *rules,
+    *(
+      Rule(
+        f"{rule.torch}_scale",
+        rule.jax.removesuffix("kernel") + "scale",
+        Layout(None, (1,)),
+        stack=True,
+      )
+      for rule in rules
+      if rule.stack and rule.jax.endswith("/kernel")
+    ),
+  ]
+
+
 def norm(torch: str, jax: str, *, stack: bool = False) -> list[Rule]:
   """Returns the rules of weight and bias of a norm.
 

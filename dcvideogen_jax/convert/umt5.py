@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert.naming import COPY, DENSE, Layout, Rule
+from dcvideogen_jax.convert.naming import (
+  COPY,
+  DENSE,
+  Layout,
+  Rule,
+  with_scales,
+)
 
 # JAX name -> layout, names in transformers and in the original.
 _ARRAYS: dict[str, tuple[Layout, str, str]] = {
@@ -41,7 +47,7 @@ def _rules(side: int, blocks: str) -> list[Rule]:
     Rule(f"{names[side]}.weight", jax, layout)
     for jax, (layout, *names) in _ARRAYS.items()
   ]
-  return rules + [
+  rules += [
     Rule(
       f"{blocks}.{{i}}.{names[side]}.weight",
       f"blocks/{jax}",
@@ -50,6 +56,7 @@ def _rules(side: int, blocks: str) -> list[Rule]:
     )
     for jax, (layout, *names) in _BLOCK.items()
   ]
+  return with_scales(rules)
 
 
 LAYOUTS = {

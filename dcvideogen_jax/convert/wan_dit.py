@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.convert.naming import CONV3D, Rule, linear, norm
+from dcvideogen_jax.convert.naming import (
+  CONV3D,
+  Rule,
+  linear,
+  norm,
+  with_scales,
+)
 from dcvideogen_jax.models import fields as model_fields
 
 # Channels of the CLIP in Wan's own code, and its number of tokens for two
@@ -99,7 +105,7 @@ def _rules(side: int) -> list[Rule]:
       rules += norm(torch + theirs[side], jax + name, stack=stack)[:1]
     for name, theirs in names.arrays.items():
       rules.append(Rule(torch + theirs[side], jax + name, stack=stack))
-  return rules
+  return with_scales(rules)
 
 
 LAYOUTS = {"diffusers": _rules(0), "original": _rules(1)}

@@ -49,8 +49,12 @@ def save(
 
   Raises:
     errors.UserError: if a file cannot be written, the directory already holds
-      other weights, the layout is unknown, or a weight is not finite.
+      other weights, the layout is unknown, or a weight is not finite. Also for
+      weights in eight bits with a `dtype` or `layout`: only this package reads
+      them, as they are.
   """
+  if layout is not None or dtype is not None:
+    _require_no_eight_bits(module, layout or np.dtype(dtype).name)
   tensors = api.to_tensors(kind, module, variables, layout)
   config: Mapping[str, Any] | None = {"kind": kind, **api.config_of(module)}
   stem = "model"
@@ -197,15 +201,25 @@ def write_file(
       the keys that DC-VideoGen's own loader reads.
 
   Raises:
-    errors.UserError: for weights that are not finite, if the file cannot be
-      written, or if a .pt is asked for and torch is not installed.
+    errors.UserError: for weights that are not finite or in eight bits, if the
+      file cannot be written, or if a .pt is asked for and torch is not
+      installed.
   """
+  _require_no_eight_bits(module, f"the file {path}")
   with files.atomic(path) as new:
     tensors = api.to_tensors(kind, module, variables, layout)
     if pathlib.Path(path).suffix == ".safetensors":
       write_safetensors(new, tensors)
     else:
       _save_pt(new, tensors, flat=layout is not None)
+
+
+def _require_no_eight_bits(module: Any, target: str) -> None:
+  if getattr(module, "weights", None):
+    raise errors.UserError(
+      f"weights in {module.weights} are only written as a directory for the"
+      f" programs here: expected --to=jax, found {target}"
+    )
 
 
 def _save_pt(

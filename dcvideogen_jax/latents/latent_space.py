@@ -105,6 +105,12 @@ class LatentSpace:
     """
     raise NotImplementedError
 
+  def load_encoder(self) -> None:
+    """Loads the encoder, where that waits for the first video.
+
+    Encoding does so, too; free memory is counted after it.
+    """
+
   def encode_whole(self, video: videos.Video) -> Latents:
     """Encodes clips in one piece.
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 
+from dcvideogen_jax.models import eight_bits
+
 Module = TypeVar("Module", bound=nn.Module)
 
 # Upper bounds, larger than in any model. They are checked before parameters are
@@ -107,6 +109,19 @@ def finite(name: str, value: Any) -> None:
   """
   if not _is_number(value):
     raise ValueError(f"{name} is {told(value)}, expected a finite number")
+
+
+def weights(value: Any) -> None:
+  """Checks the format of a model's kernels.
+
+  Raises:
+    ValueError: unless `value` is None or a key of `eight_bits.FORMATS`.
+  """
+  if value not in (None, *eight_bits.FORMATS):
+    raise ValueError(
+      f"weights must be None or one of {', '.join(eight_bits.FORMATS)}, found"
+      f" {told(value)}"
+    )
 
 
 def sequence(name: str, value: Any, length: int | None = None) -> tuple:

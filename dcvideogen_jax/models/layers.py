@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from dcvideogen_jax import sharding
 from dcvideogen_jax.arrays import Array
+from dcvideogen_jax.models import eight_bits
 
 # Logical axes of the autoencoders' activations; see `sharding.LOGICAL`.
 SPLIT = ("batch", None, None, "columns")
@@ -44,6 +45,8 @@ class Dense(nn.Module):
     precision: precision of the products, as in `jax.lax`.
     dtype: dtype of the computation.
     param_dtype: dtype of the kernel and bias; `a` and `b` are float32.
+    weights: a key of `eight_bits.FORMATS` for a frozen kernel in eight bits,
+      with a parameter "scale" (out,); None for one in `param_dtype`.
   """
 
   features: int
@@ -54,6 +57,7 @@ class Dense(nn.Module):
   precision: jax.lax.PrecisionLike = None
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
+  weights: str | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n f"]:
@@ -63,19 +67,38 @@ class Dense(nn.Module):
       x: channels last; cast to `dtype`.
     """
     shape = (x.shape[-1], self.features)
-    kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+    kernel, scale = self._kernel(shape)
     bias = None
     if self.use_bias:
       bias = self.param(
         "bias", nn.initializers.zeros, shape[1:], self.param_dtype
       )
     x = x.astype(self.dtype)
-    y = linear(x, kernel, bias, self.precision)
+    if scale is None:
+      y = linear(x, kernel, bias, self.precision)
+    else:
+      y = eight_bits.linear(x, kernel, scale, bias)
     if self.lora_rank and (
       self.is_initializing() or self.has_variable("lora", "a")
     ):
       y += self._update(x, shape)
     return y
+
+  def _kernel(self, shape):
+    """Returns the kernel as it is stored, and its scale or None."""
+    if self.weights is None:
+      init = self.kernel_init
+      return self.param("kernel", init, shape, self.param_dtype), None
+
+    def part(index):
+      # The two parts draw apart: a random kernel has no values to keep.
+      def init(key):
+        drawn = self.kernel_init(key, shape, jnp.float32)
+        return eight_bits.quantise(drawn, self.weights)[index]
+
+      return init
+
+    return self.param("kernel", part(0)), self.param("scale", part(1))
 
   def _update(self, x, shape):
     rank = self.lora_rank

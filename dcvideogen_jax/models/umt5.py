@@ -191,6 +191,7 @@ class UMT5Encoder(nn.Module):
     dtype: dtype of the computation; the module's docstring lists the parts that
       are float32.
     param_dtype: dtype of the parameters.
+    weights: format of the blocks' kernels, see `layers.Dense`.
   """
 
   vocab: int
@@ -205,6 +206,7 @@ class UMT5Encoder(nn.Module):
   remat: bool = False
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
+  weights: str | None = None
 
   @precision.of_float32(precision.PRODUCTS)
   @nn.compact
@@ -249,7 +251,11 @@ class UMT5Encoder(nn.Module):
       },
       self.ffn_width,
       norm,
-      {"dtype": self.dtype, "param_dtype": self.param_dtype},
+      {
+        "dtype": self.dtype,
+        "param_dtype": self.param_dtype,
+        "weights": self.weights,
+      },
       name="blocks",
     )(x, mask)
     return layers.RMSNorm(use_bias=False, **norm, name="norm")(x)
@@ -308,6 +314,7 @@ def build(config: Mapping[str, Any], **overrides: Any) -> UMT5Encoder:
   for name in (*counts, "buckets", "max_distance"):
     fields.count(name, getattr(module, name))
   fields.positive("eps", module.eps)
+  fields.weights(module.weights)
   if module.buckets % 4:
     raise ValueError(
       f"buckets is {module.buckets}, expected a positive multiple of 4"

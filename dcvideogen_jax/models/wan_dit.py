@@ -92,6 +92,7 @@ class WanDiT(nn.Module):
       are float32.
     param_dtype: dtype of the parameters, except for those of norms, modulation
       and time embedding, which are float32.
+    weights: format of the blocks' kernels, see `layers.Dense`.
   """
 
   layers: int
@@ -114,6 +115,7 @@ class WanDiT(nn.Module):
   lora_alpha: float = 0.0
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
+  weights: str | None = None
 
   @nn.compact
   def __call__(
@@ -179,7 +181,7 @@ class WanDiT(nn.Module):
       self.eps,
       self.attention,
       self._mask(grid, clean, past),
-      dense,
+      {**dense, "weights": self.weights},
       lora,
       name="blocks",
     )(x, time, text, image, angles, tuple(past))
@@ -321,15 +323,8 @@ def kv_cache(variables: Mapping[str, Any]) -> wan_blocks.KVCache:
   )
 
 
-_COUNTS = (
-  "width",
-  "heads",
-  "ffn_width",
-  "in_channels",
-  "out_channels",
-  "text_width",
-  "frequencies",
-)
+_COUNTS = ("width", "heads", "ffn_width", "in_channels", "out_channels")
+_COUNTS += ("text_width", "frequencies")
 # Upper bound of the latent frames, rows or columns of a token.
 _MOST_PATCH = 256
 
@@ -385,6 +380,7 @@ def _check_fields(module: WanDiT) -> None:
       " cosines"
     )
   fields.positive("eps", module.eps)
+  fields.weights(module.weights)
   for i, n in enumerate(module.patch):
     fields.count(f"patch[{i}]", n, most=_MOST_PATCH)
   for i, scale in enumerate(module.rope_scale):

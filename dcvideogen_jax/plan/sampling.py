@@ -1,4 +1,4 @@
-"""Compiles sampling for devices that are not present, all models resident.
+"""Compiles sampling for devices that are not present.
 
 The programs are those of `sample.pipeline` for one prompt: the text encoder,
 the image encoder, the encoder of the condition, a solver step and the decoder.
@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.diffusion import guidance, sampler
 from dcvideogen_jax.latents import conditions, spaces
-from dcvideogen_jax.models import bands, wan_dit
+from dcvideogen_jax.models import bands, eight_bits, wan_dit
 from dcvideogen_jax.plan import (
   autoencoder,
   compiled,
@@ -35,7 +35,9 @@ from dcvideogen_jax.sample import (
 _GIB = 2**30
 
 
-def parts(variant: str, dtype: DTypeLike) -> loading.Parts:
+def parts(
+  variant: str, dtype: DTypeLike, weights: str | None = None
+) -> loading.Parts:
   """Returns the parts of a published model, with shapes in place of weights.
 
   They are what `loading.load` returns for the model.
@@ -43,15 +45,23 @@ def parts(variant: str, dtype: DTypeLike) -> loading.Parts:
   Args:
     variant: a key of `wan_dit.VARIANTS`.
     dtype: bfloat16 or float32, as for `loading.load`.
+    weights: as for `loading.load`.
   """
+  loading.check_weights(weights)
+  weights = weights if weights in eight_bits.FORMATS else None
   dtype = jnp.dtype(dtype)
   both = {"dtype": dtype, "param_dtype": dtype}
-  transformer = compiled.part("wan_dit", variant, **both)
+  transformer = compiled.part("wan_dit", variant, weights=weights, **both)
   if variant.startswith("dc-"):
-    space = spaces.DCAEVLatents(*compiled.part("dc_ae_v", "f32t4c32", **both))
+    module, variables = compiled.part("dc_ae_v", "f32t4c32", **both)
+    if transformer.module.image_width is None:
+      # The encoder is not loaded for text to video.
+      halves = variables["params"]
+      variables = {"params": {"decoder": halves["decoder"]}}
+    space = spaces.DCAEVLatents(module, variables)
   else:
     space = spaces.WanVAELatents(*compiled.part("wan_vae", "wan2.1"))
-  encoder = compiled.part("umt5", "umt5_xxl", **both)
+  encoder = compiled.part("umt5", "umt5_xxl", weights=weights, **both)
   seen = transformer.module.image_width is not None
   return loading.Parts(
     transformer,
@@ -77,6 +87,7 @@ def measure_config(
   config: Any,
   target: hardware.Target,
   tell: Callable[[str], None] = lambda phase: None,
+  text_encoder: str = "device",
 ) -> dict[str, Any]:
   """Compiles and measures the sampling that a config of `sample` describes.
 
@@ -84,6 +95,7 @@ def measure_config(
     config: a config of `sample.presets`, with `variant`.
     target: the hardware to compile for.
     tell: is called with the name of each phase before it is compiled.
+    text_encoder: as for `measure`.
 
   Returns:
     The result of `measure`.
@@ -98,7 +110,7 @@ def measure_config(
       f"{', '.join(wan_dit.VARIANTS)}; found none"
     )
   return measure(
-    parts(config.variant, config.dtype or "bfloat16"),
+    parts(config.variant, config.dtype or "bfloat16", config.weights),
     size(config),
     target,
     config.mesh,
@@ -108,6 +120,7 @@ def measure_config(
     ),
     steps=config.steps,
     tell=tell,
+    text_encoder=text_encoder,
   )
 
 
@@ -133,6 +146,7 @@ def measure(
   guided: bool = True,
   steps: int = 50,
   tell: Callable[[str], None] = lambda phase: None,
+  text_encoder: str = "device",
 ) -> dict[str, Any]:
   """Compiles the sampling of one video; returns its memory, work and time.
 
@@ -146,6 +160,8 @@ def measure(
     guided: whether classifier-free guidance is used.
     steps: number of solver steps.
     tell: is called with the name of each phase before it is compiled.
+    text_encoder: "device"; "once" if it embeds the texts and goes before the
+      other models come; or "host" if it is not on the device at all.
 
   Returns:
     - "latents": frames, height, width and channels of the latents.
@@ -153,7 +169,7 @@ def measure(
     - "phases": by name, in order, "runs" and a `compiled.report` of one run;
       "held", the bytes of all results of earlier phases, as if all of them
       stayed; and "plan", where the phase has one.
-    - "peak": bytes of all weights and the largest phase.
+    - "peak": bytes of the weights and the largest phase that are there at once.
     - "limit": bytes of a device that jax may use.
     - "step": "flops", "traffic" and "collectives" of one step on one device, as
       in `roofline.Work`, and "passes", the number of calls of the transformer.
@@ -166,6 +182,9 @@ def measure(
   layout = _layout(target, mesh or {}, rules)
   parts = loading.placed(parts, layout)
   resident, limit = weights(parts), target.chip.usable
+  texts = resident["text encoder"]
+  if text_encoder != "device":
+    del resident["text encoder"]
   left = limit - sum(resident.values())
   if left <= 0:
     raise compiled.TooLarge(
@@ -173,6 +192,8 @@ def measure(
       f"{limit / _GIB:.1f} GiB"
     )
   phases, given, held = _conditions(parts, size, left, guided, layout, tell)
+  if text_encoder != "device":
+    alone = phases.pop("text")
   tell("denoise")
   found, work, passes = _denoise(parts, size, given, guided, layout)
   phases["denoise"] = {"runs": steps, **found, "held": held}
@@ -181,13 +202,18 @@ def measure(
   tell("decode")
   found = _autoencoder(parts, shape, left - held, layout, decode=True)
   phases["decode"] = {**found, "held": held}
-  largest = max(phase["bytes"] + phase["held"] for phase in phases.values())
+  peak = sum(resident.values())
+  peak += max(phase["bytes"] + phase["held"] for phase in phases.values())
+  if text_encoder == "once":
+    phases = {"text": alone, **phases}
+    peak = max(peak, texts + alone["bytes"])
+    resident["text encoder, before the others"] = texts
   seconds = roofline.estimate(target, work, [*layout.mesh.devices.flat])
   return {
     "latents": shape[1:],
     "weights": resident,
     "phases": phases,
-    "peak": sum(resident.values()) + largest,
+    "peak": peak,
     "limit": limit,
     "step": {
       "flops": work.flops,

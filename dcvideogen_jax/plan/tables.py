@@ -180,7 +180,7 @@ def sampling(found: Mapping[str, Any], steps: int) -> str:
   step, seconds = found["step"], found["seconds"]["total"]
   within = found["peak"] <= found["limit"]
   lines += [
-    f"all weights and the largest program: {found['peak'] / _GIB:.1f} of "
+    f"weights and the largest program at once: {found['peak'] / _GIB:.1f} of "
     f"{found['limit'] / _GIB:.1f} GiB, which "
     f"{'fits' if within else 'does not fit'}",
     f"estimate, from the data sheet's peak rates: a step, on one device "

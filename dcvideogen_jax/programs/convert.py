@@ -68,6 +68,14 @@ _DTYPE = flags.DEFINE_enum(
   ["float32", "bfloat16"],
   "dtype of the written weights. Unset: that of the source.",
 )
+_WEIGHTS = flags.DEFINE_enum(
+  "weights",
+  None,
+  ["int8", "float8", "bfloat16"],
+  "Kernels in the blocks of wan_dit or umt5: in eight bits with a scale per"
+  " output channel, or bfloat16 for kernels like the other weights. Unset: that"
+  " of the source. Eight bits are written for the programs here (--to=jax).",
+)
 _CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
 _LORA = flags.DEFINE_multi_string(
   "lora",
@@ -105,16 +113,27 @@ def main(argv: Sequence[str]) -> None:
 
   kind, output = _KIND.value, pathlib.Path(_OUTPUT.value)
   _check_target(output, _TO.value)
+  is_file = output.suffix in _FILE_SUFFIXES
   layout = _layout(kind, _TO.value)
-  if layout is None or output.suffix in _FILE_SUFFIXES:
+  if layout is None or is_file:
     common.refuse_flags(["shard_gb"], "goes with the layout of a library only")
   loras = [model_names.lora(text) for text in _LORA.value]
   source = model_names.weights(_SOURCE.value)
+  eight = _WEIGHTS.value in ("int8", "float8")
+  if eight and (is_file or layout):
+    raise errors.UserError(
+      f"--weights={_WEIGHTS.value} is only written as a directory for the"
+      f" programs here: expected --to=jax, found --output={output}"
+      f" --to={_TO.value}"
+    )
+  # Adapters are merged before the kernels are rounded.
+  rounds = loras and eight
   module, variables = convert.load(
     kind,
     source,
     config=model_names.config(_CONFIG.value),
     dtype=_DTYPE.value and jnp.dtype(_DTYPE.value),
+    weights=None if rounds else _WEIGHTS.value,
   )
   leaves = jax.tree.leaves(variables)
   dtypes = sorted({leaf.dtype.name for leaf in leaves})
@@ -125,7 +144,10 @@ def main(argv: Sequence[str]) -> None:
   )
   if loras:
     variables = model_names.merge_loras(kind, module, variables, loras)
-  is_file = output.suffix in _FILE_SUFFIXES
+  if rounds:
+    module, variables = convert.in_eight_bits(
+      kind, module, variables, _WEIGHTS.value
+    )
   with common.output_directory(output.parent if is_file else output):
     if is_file:
       convert.write_file(output, kind, module, variables, layout)

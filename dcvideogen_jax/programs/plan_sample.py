@@ -2,11 +2,12 @@
 
   dcvideogen plan sample --config=dc-t2v-14b,size=2160p --target=h100
 
-compiles every program of `dcvideogen sample` with this config, ahead of time
-and with all models resident. It prints the weights of each model, the memory of
-each program, and their peak beside the device memory that jax may use. Weights
-are not read. FLOPs are counted in the traced and in the compiled program. Times
-follow from the peak rates of data sheets, so they are lower bounds.
+compiles every program of `dcvideogen sample` with this config, ahead of time.
+All models are resident, unless --text_encoder says otherwise. It prints the
+weights of each model, the memory of each program, and their peak beside the
+device memory that jax may use. Weights are not read. FLOPs are counted in the
+traced and in the compiled program. Times follow from the peak rates of data
+sheets, so they are lower bounds.
 
 The exit code is 1 if sampling does not fit. TPUs need requirements-tpu.txt and
 GPUs requirements-cuda.txt, each best in an environment of its own, and
@@ -17,6 +18,7 @@ first run, are unknown without the device and are not counted.
 from collections.abc import Sequence
 from typing import Any
 
+from absl import flags
 from ml_collections import config_flags
 
 from dcvideogen_jax import errors
@@ -28,6 +30,12 @@ _CONFIG = config_flags.DEFINE_config_file(
   None,
   "Config to plan for: a preset or a config file, as for `dcvideogen sample`."
   " Unset: tiny. --config.KEY=VALUE overrides a value.",
+)
+_TEXT_ENCODER = flags.DEFINE_enum(
+  "text_encoder",
+  "device",
+  ["device", "once", "host"],
+  "Where the text encoder is, as for `dcvideogen sample`.",
 )
 
 PRESETS = presets
@@ -54,12 +62,16 @@ def _sample(target: Any) -> tuple[dict[str, Any], bool]:
   print(
     f"{config.variant} sampling {size.frames} frames of "
     f"{size.height}x{size.width} on {target.name}, "
-    f"{config.dtype or 'bfloat16'}",
+    f"{config.dtype or 'bfloat16'}, weights in "
+    f"{config.weights or config.dtype or 'bfloat16'}",
     flush=True,
   )
   try:
     figures = sampling.measure_config(
-      config, target, lambda phase: print(f"compiling {phase}", flush=True)
+      config,
+      target,
+      lambda phase: print(f"compiling {phase}", flush=True),
+      _TEXT_ENCODER.value,
     )
   except compiled.TooLarge as e:
     print(f"does not fit: {e}")

@@ -77,10 +77,13 @@ _SEEDS = flags.DEFINE_list(
 _OUTPUT = flags.DEFINE_string(
   "output", None, "Directory to write the videos to.", required=True
 )
-_FREE_TEXT_ENCODER = flags.DEFINE_bool(
-  "free_text_encoder",
-  False,
-  "Encode all prompts first, then free the memory of the text encoder.",
+_TEXT_ENCODER = flags.DEFINE_enum(
+  "text_encoder",
+  "device",
+  ["device", "once", "host"],
+  "Where the text encoder is. device keeps it there. once embeds all prompts"
+  " first, and frees it before the other models are loaded. host keeps it in"
+  " the host's memory and computes on its CPU.",
 )
 _BUDGET = flags.DEFINE_float(
   "memory_budget_gib",
@@ -150,15 +153,12 @@ class Job:
     loras = [model_names.lora(text) for text in _LORA.value]
     budget = _BUDGET.value and _BUDGET.value * 2**30
     with common.output_directory(_OUTPUT.value) as output:
-      with self.clock.phase("load"):
-        pipeline = self._load(loras)
-      if _FREE_TEXT_ENCODER.value:
+      embedder = None
+      if _TEXT_ENCODER.value == "once":
         with self.clock.phase("text"):
-          for request in self.requests:
-            negative = settings.negative_prompt(pipeline, self.c, request)
-            for text in (*texts(request.prompt), negative):
-              pipeline.embed([text])
-        pipeline.free_text_encoder()
+          embedder = self._embed_all(texts)
+      with self.clock.phase("load"):
+        pipeline = self._load(loras, embedder)
       for index, request in enumerate(self.requests):
         count = len(self.requests)
         print(f"{index + 1} of {count}: {request.prompt}", flush=True)
@@ -179,28 +179,58 @@ class Job:
             raise KeyboardInterrupt
         self.clock.restart("load")
 
-  def _load(self, loras: Sequence[Any]) -> Any:
-    from dcvideogen_jax.sample import loading, model_names, placement, settings
+  def _embed_all(self, texts: Any) -> Any:
+    """Loads the text encoder, embeds all texts and frees it."""
+    from dcvideogen_jax.sample import embedding, loading, settings
+
+    options = self._options()
+    print(f"loading the text encoder of {options['source']}", flush=True)
+    found = loading.texts(**options)
+    embedder = embedding.Embedder(found, options["layout"])
+    default = embedding.negative_prompt(self._task)
+    for request in self.requests:
+      negative = settings.negative_prompt(default, self.c, request)
+      for text in (*texts(request.prompt), negative):
+        embedder(text)
+    embedder.free()
+    return embedder
+
+  def _load(self, loras: Sequence[Any], embedder: Any) -> Any:
+    from dcvideogen_jax.sample import loading, model_names
     from dcvideogen_jax.sample import pipeline as pipeline_lib
 
-    source = model_names.pipeline(_MODEL.value or self.c.model)
-    layout = placement.layout(self.c.mesh, self.c.sharding)
-    print(f"loading {source} for {self._task}", flush=True)
+    def change(transformer):
+      module, variables = transformer
+      merged = model_names.merge_loras("wan_dit", module, variables, loras)
+      return transformer._replace(variables=merged)
+
+    options = self._options()
+    print(f"loading {options['source']} for {self._task}", flush=True)
+    where = _TEXT_ENCODER.value
     parts = loading.load(
-      source,
-      task=self._task,
-      autoencoder=_AUTOENCODER.value,
-      image_encoder=_IMAGE_ENCODER.value,
-      dtype=settings.DTYPES[self.c.dtype],
-      layout=layout,
+      **options,
+      text_encoder=None if where == "once" else where,
+      change=change if loras else None,
     )
-    module, variables = parts.transformer
-    if loras:
-      variables = model_names.merge_loras("wan_dit", module, variables, loras)
-    module = module.clone(attention=self.c.attention)
-    transformer = parts.transformer._replace(module=module, variables=variables)
-    parts = parts._replace(transformer=transformer)
-    return pipeline_lib.DCVideoGen(parts, layout)
+    module = parts.transformer.module.clone(attention=self.c.attention)
+    parts = parts._replace(
+      transformer=parts.transformer._replace(module=module)
+    )
+    return pipeline_lib.DCVideoGen(parts, options["layout"], embedder)
+
+  def _options(self) -> dict[str, Any]:
+    """Returns the arguments that `loading.load` and `loading.texts` share."""
+    from dcvideogen_jax.sample import model_names, placement, settings
+
+    return {
+      "source": model_names.pipeline(_MODEL.value or self.c.model),
+      "task": self._task,
+      "autoencoder": _AUTOENCODER.value,
+      "image_encoder": _IMAGE_ENCODER.value,
+      "dtype": settings.DTYPES[self.c.dtype],
+      "layout": placement.layout(self.c.mesh, self.c.sharding),
+      "weights": self.c.weights,
+    }
 
   def _told(self, request: Any) -> dict[str, Any]:
     given = (_AUTOENCODER, _IMAGE_ENCODER, _LORA, _CRF, _BUDGET)

@@ -240,6 +240,7 @@ class Stream:
       np.stack([conditions.pad(x, grid) for x in self.given[i : i + step]])
       for i in range(0, len(self.given), step)
     )
+    space.load_encoder()
     encoded = space.encode_stream(
       (x[None] for x in chunks), *grid, self._budget()
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.diffusion import flow
-from dcvideogen_jax.latents import latent_space, spaces
+from dcvideogen_jax.latents import decoder_first, latent_space, spaces
 from dcvideogen_jax.sample import layouts, placement
 
 # Solver, shift and grid for checkpoints without a scheduler: Wan's own.
@@ -41,6 +41,10 @@ _NAMES = {
 }
 
 
+# Where the text encoder may be -> whether that is the host.
+_TEXT_ENCODERS = {"device": False, "host": True}
+
+
 class LoadedModel(NamedTuple):
   """A model and its variables."""
 
@@ -49,11 +53,19 @@ class LoadedModel(NamedTuple):
 
 
 class Texts(NamedTuple):
-  """A tokenizer and an encoder, which reads `length` tokens of a text."""
+  """A tokenizer and a text encoder.
+
+  Attributes:
+    tokenizer: the tokenizer.
+    encoder: the text encoder.
+    length: tokens of a text that are read.
+    on_host: whether the encoder lies in the host's memory and runs there.
+  """
 
   tokenizer: tokenize.Tokenizer
   encoder: LoadedModel
   length: int = tokenize.LENGTH
+  on_host: bool = False
 
 
 class Parts(NamedTuple):
@@ -93,8 +105,14 @@ def load(
   dtype: Any = None,
   load_model: Callable[..., tuple[Any, Any]] = convert.load,
   layout: placement.Layout | None = None,
+  weights: str | None = None,
+  text_encoder: str | None = "device",
+  change: Callable[[LoadedModel], LoadedModel] | None = None,
 ) -> Parts:
   """Loads a published model, straight from its PyTorch files.
+
+  For text to video only the decoder of DC-AE-V is loaded; the encoder follows
+  when a video is encoded, as to continue it.
 
   Args:
     source: a directory in one of the layouts of `sample.layouts`, or a Hugging
@@ -107,6 +125,13 @@ def load(
       where it is faster. CLIP and Wan's autoencoder are always in float32.
     load_model: replaces `convert.load`.
     layout: of the weights on several devices; None is one device.
+    weights: the kernels in the blocks of the transformer and of the text
+      encoder: "int8", "float8", "bfloat16" for those of `dtype`, or None for
+      what the files hold.
+    text_encoder: "device"; "host", which also computes on the host's CPU; or
+      None for none.
+    change: changes the transformer, as adapters do, before its kernels are
+      rounded to eight bits; they then pass through the host's memory.
 
   Raises:
     errors.UserError: if a part is missing, damaged or does not fit.
@@ -115,22 +140,16 @@ def load(
     raise errors.UserError(
       f"task must be one of {', '.join(layouts.TASKS)}, found {task!r}"
     )
-  if dtype is None:
-    half = jax.default_backend() != "cpu"
-    dtype = jnp.bfloat16 if half else jnp.float32
+  on_host = False
+  if text_encoder is not None:
+    on_host = errors.choose("text_encoder", text_encoder, _TEXT_ENCODERS)
   paths = layouts.locate(
     source, task, autoencoder=autoencoder, image_encoder=image_encoder
   )
-
-  def model(kind, path, dtype=dtype):
-    where = {}
-    if layout is not None:
-      where["sharding"] = functools.partial(layout.shardings, _NAMES[kind])
-    return LoadedModel(*load_model(kind, path, dtype=dtype, **where))
-
+  model = _Models(load_model, _dtype(dtype), layout, check_weights(weights))
   options = _read_scheduler(paths.scheduler)
   tokenizer = tokenize.Tokenizer.from_directory(paths.tokenizer)
-  transformer = model("wan_dit", paths.transformer)
+  transformer = model.transformer(paths.transformer, change)
   if _task_of(transformer) != task:
     raise errors.UserError(
       f"the transformer in {paths.transformer} is for {_task_of(transformer)}, "
@@ -138,26 +157,130 @@ def load(
     )
   if paths.scheduler is None and transformer.module.image_positions:
     options = options._replace(shift=_TWO_IMAGES_SHIFT)
-  if paths.wan_vae is not None:
-    # Half precision would be visible, and this model is small.
-    vae = model("wan_vae", paths.wan_vae, jnp.float32)
-    space: latent_space.LatentSpace = spaces.WanVAELatents(*vae)
-  else:
-    space = spaces.DCAEVLatents(*model("dc_ae_v", paths.dc_ae_v))
+  space = model.space(paths, task)
   check_channels(transformer.module, space)
-  encoder = model("umt5", paths.text_encoder)
-  if tokenizer.vocab > encoder.module.vocab:
-    raise errors.UserError(
-      f"{paths.tokenizer} has {tokenizer.vocab} tokens, more than the "
-      f"{encoder.module.vocab} of {paths.text_encoder}"
-    )
-  texts = Texts(tokenizer, encoder, paths.text_tokens or tokenize.LENGTH)
+  found = None
+  if text_encoder is not None:
+    found = model.texts(paths, tokenizer, on_host)
   clip = None
   if paths.image_encoder is not None:
-    clip = model("clip_vision", paths.image_encoder, jnp.float32)
+    clip = model.of("clip_vision", paths.image_encoder, jnp.float32)
   located = paths._asdict().items()
   files = {k: str(v) for k, v in located if isinstance(v, pathlib.Path)}
-  return Parts(transformer, space, texts, clip, options, dtype, files)
+  return Parts(transformer, space, found, clip, options, model.dtype, files)
+
+
+def texts(
+  source: str | os.PathLike[str],
+  *,
+  task: str = "t2v",
+  autoencoder: str | os.PathLike[str] | None = None,
+  image_encoder: str | os.PathLike[str] | None = None,
+  dtype: Any = None,
+  load_model: Callable[..., tuple[Any, Any]] = convert.load,
+  layout: placement.Layout | None = None,
+  weights: str | None = None,
+  text_encoder: str = "device",
+) -> Texts:
+  """Loads the tokenizer and the text encoder alone; arguments as for `load`."""
+  paths = layouts.locate(
+    source, task, autoencoder=autoencoder, image_encoder=image_encoder
+  )
+  model = _Models(load_model, _dtype(dtype), layout, check_weights(weights))
+  tokenizer = tokenize.Tokenizer.from_directory(paths.tokenizer)
+  on_host = errors.choose("text_encoder", text_encoder, _TEXT_ENCODERS)
+  return model.texts(paths, tokenizer, on_host)
+
+
+def check_weights(weights: str | None) -> str | None:
+  """Returns `weights`.
+
+  Raises:
+    errors.UserError: unless it is one of `convert.WEIGHTS`, or None.
+  """
+  if weights not in (None, *convert.WEIGHTS):
+    raise errors.UserError(
+      f"config.weights must be one of {', '.join(convert.WEIGHTS)}, found "
+      f"{weights!r}"
+    )
+  return weights
+
+
+def _dtype(dtype: Any) -> Any:
+  if dtype is not None:
+    return dtype
+  return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+class _Models(NamedTuple):
+  """Loads models; the fields are arguments of `load`."""
+
+  load: Callable[..., tuple[Any, Any]]
+  dtype: Any
+  layout: placement.Layout | None
+  weights: str | None
+
+  def of(self, kind: str, path: Any, dtype: Any = None, **options: Any):
+    if "sharding" not in options and self.layout is not None:
+      options["sharding"] = self.sharding(kind)
+    dtype = dtype or self.dtype
+    return LoadedModel(*self.load(kind, path, dtype=dtype, **options))
+
+  def sharding(self, kind: str) -> Any:
+    if self.layout is None:
+      return None
+    return functools.partial(self.layout.shardings, _NAMES[kind])
+
+  def in_blocks(self) -> dict[str, str]:
+    return {} if self.weights is None else {"weights": self.weights}
+
+  def transformer(self, path: Any, change: Any) -> LoadedModel:
+    eight = self.weights not in (None, "bfloat16")
+    if not (change and eight):
+      found = self.of("wan_dit", path, **self.in_blocks())
+      return change(found) if change else found
+    found = change(self.of("wan_dit", path, sharding=convert.host()))
+    where = self.sharding("wan_dit")
+    return LoadedModel(
+      *convert.in_eight_bits("wan_dit", *found, self.weights, where)
+    )
+
+  def texts(
+    self, paths: layouts.Paths, tokenizer: tokenize.Tokenizer, on_host: bool
+  ) -> Texts:
+    where = {"sharding": convert.host()} if on_host else {}
+    path = paths.text_encoder
+    encoder = self.of("umt5", path, **where, **self.in_blocks())
+    if tokenizer.vocab > encoder.module.vocab:
+      raise errors.UserError(
+        f"{paths.tokenizer} has {tokenizer.vocab} tokens, more than the "
+        f"{encoder.module.vocab} of {path}"
+      )
+    length = paths.text_tokens or tokenize.LENGTH
+    return Texts(tokenizer, encoder, length, on_host)
+
+  def space(self, paths: layouts.Paths, task: str) -> latent_space.LatentSpace:
+    if paths.wan_vae is not None:
+      # Half precision would be visible, and this model is small.
+      vae = self.of("wan_vae", paths.wan_vae, jnp.float32)
+      return spaces.WanVAELatents(*vae)
+    path = paths.dc_ae_v
+    if task != "t2v":
+      return spaces.DCAEVLatents(*self.of("dc_ae_v", path))
+    module, variables = self.of("dc_ae_v", path, only=_in_decoder)
+
+    def encoder():
+      return self.of("dc_ae_v", path, only=_in_encoder).variables
+
+    return decoder_first.DecoderFirst(module, variables, encoder)
+
+
+def _in_decoder(name: str) -> bool:
+  return name.startswith("decoder/")
+
+
+def _in_encoder(name: str) -> bool:
+  return name.startswith("encoder/")
 
 
 def placed(parts: Parts, layout: placement.Layout) -> Parts:

@@ -16,23 +16,22 @@ stay on the device, conditions are encoded in float32, and noise comes from
 import contextlib
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from dcvideogen_jax import errors, memory, sharding
+from dcvideogen_jax import errors, memory
 from dcvideogen_jax.arrays import Array
-from dcvideogen_jax.data import clip_images, tables, tokenize
+from dcvideogen_jax.data import clip_images
 from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.latents import conditions
 from dcvideogen_jax.sample import (
   arguments,
   denoise,
+  embedding,
   generation,
   loading,
   placement,
@@ -47,18 +46,23 @@ class DCVideoGen:
 
   Attributes:
     parts: the models.
+    embedder: embeds texts, and keeps their embeddings.
     task: "t2v" or "i2v".
     layout: of the models on several devices; None is one device.
   """
 
   def __init__(
-    self, parts: loading.Parts, layout: placement.Layout | None = None
+    self,
+    parts: loading.Parts,
+    layout: placement.Layout | None = None,
+    embedder: embedding.Embedder | None = None,
   ):
     """Builds a pipeline from loaded parts.
 
     Args:
       parts: the models; `texts` may be None if only embeddings are given.
       layout: the layout with which the parts were loaded.
+      embedder: has embedded texts before; None makes one of the parts.
 
     Raises:
       errors.UserError: if the transformer and the autoencoder do not fit.
@@ -67,22 +71,40 @@ class DCVideoGen:
     self.parts = parts
     self.task = parts.task
     self.layout = layout
-    self._embedded: dict[str, np.ndarray] = {}
+    self.embedder = embedder or embedding.Embedder(parts.texts, layout)
     self._conditioned: tuple[Any, dict[str, Array]] | None = None
 
   @classmethod
   def from_pretrained(
-    cls, source: str | os.PathLike[str], **options: Any
+    cls,
+    source: str | os.PathLike[str],
+    *,
+    embed: Sequence[str] | None = None,
+    **options: Any,
   ) -> "DCVideoGen":
-    """Loads a published model; arguments and errors as for `loading.load`."""
-    parts = loading.load(source, **options)
-    return cls(parts, options.get("layout"))
+    """Loads a published model; arguments and errors as for `loading.load`.
+
+    Args:
+      source: as for `loading.load`.
+      embed: texts to embed, beside Wan's negative prompt: the text encoder
+        comes first, and goes before the other models come. Other texts are
+        then refused.
+      **options: of `loading.load`.
+    """
+    layout, embedder = options.get("layout"), None
+    if embed is not None:
+      shared = {k: x for k, x in options.items() if k != "change"}
+      embedder = embedding.Embedder(loading.texts(source, **shared), layout)
+      negative = embedding.negative_prompt(options.get("task", "t2v"))
+      for text in (*embed, negative):
+        embedder(text)
+      embedder.free()
+      options["text_encoder"] = None
+    return cls(loading.load(source, **options), layout, embedder)
 
   def free_text_encoder(self) -> None:
     """Frees the text encoder's memory; embeddings of texts seen so far stay."""
-    if self.parts.texts is not None:
-      for leaf in jax.tree.leaves(self.parts.texts.encoder.variables):
-        leaf.delete()
+    self.embedder.free()
     self.parts = self.parts._replace(texts=None)
 
   def generate(
@@ -187,6 +209,7 @@ class DCVideoGen:
       **how.options._asdict(),
       "seeds": seeds,
       "dtype": jnp.dtype(self.parts.dtype).name,
+      "weights": self.parts.transformer.module.weights,
       "mesh": self.layout and dict(self.layout.mesh.shape),
       "files": dict(self.parts.files),
     }
@@ -263,34 +286,12 @@ class DCVideoGen:
       raise errors.UserError(f"expected {wanted}, found {count}")
     width = self.parts.transformer.module.text_width
     if isinstance(prompts, list):
-      prompts = np.concatenate([self._embed(x) for x in prompts])
+      prompts = np.concatenate([self.embedder(x) for x in prompts])
     if prompts.shape[-1] != width:
       raise errors.UserError(
         f"expected text embeddings (b, s, {width}), found {prompts.shape}"
       )
     return jnp.repeat(self.put(prompts), b // count, axis=0)
-
-  def _embed(self, prompt):
-    """Embeds one text; the cache is on the host, as prompts may be many."""
-    text = tokenize.clean(prompt)
-    if text not in self._embedded:
-      if self.parts.texts is None:
-        raise errors.UserError(f"there is no text encoder for {text!r}")
-      tokenizer, (module, variables), length = self.parts.texts
-      (tokens,) = tokenizer.count([text])
-      # Wan's own negative prompt is cut in training too, if texts are short.
-      if tokens > length and text != tokenize.clean(self.negative_prompt()):
-        warnings.warn(
-          f"the text {tables.short(text)} has {tokens} tokens, of which the "
-          f"first {length} are read",
-          stacklevel=2,
-        )
-      with placement.in_force(self.layout):
-        embedding = conditions.encode_text(
-          module, variables, *tokenizer([text], length)
-        )
-      self._embedded[text] = sharding.to_host(embedding)
-    return self._embedded[text]
 
   def condition(
     self,
@@ -363,8 +364,7 @@ class DCVideoGen:
 
   def negative_prompt(self) -> str:
     """Returns Wan's own negative prompt for the task."""
-    suffix = "" if self.task == "t2v" else "_i2v"
-    return tokenize.NEGATIVE_PROMPTS["wan" + suffix]
+    return embedding.negative_prompt(self.task)
 
   def _decode(self, size, memory_budget, phase, latents):
     budget = self.budget(memory_budget)

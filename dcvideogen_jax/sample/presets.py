@@ -137,4 +137,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   c.mesh, c.sharding = _TARGETS[arg.target]
   # None is bfloat16, but float32 on a CPU.
   c.dtype = config_dict.placeholder(str)
+  # The kernels in the blocks of the transformer and of UMT5: "int8", "float8",
+  # or "bfloat16" for the dtype above; None is as the files hold them.
+  c.weights = config_dict.placeholder(str)
   return c

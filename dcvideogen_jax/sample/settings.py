@@ -35,6 +35,7 @@ def check(c: Any) -> None:
     raise errors.UserError(
       f"config.dtype must be float32 or bfloat16, found {c.dtype!r}"
     )
+  loading.check_weights(c.weights)
   options = solver_options(loading.DEFAULT_OPTIONS, c)
   if c.shift is not None:
     options = options._replace(shift=c.shift)
@@ -51,21 +52,20 @@ def solver_options(options: flow.Options, c: Any) -> flow.Options:
   return options if c.grid is None else options._replace(grid=c.grid)
 
 
-def negative_prompt(pipeline: Any, c: Any, request: Any) -> str:
+def negative_prompt(default: str, c: Any, request: Any) -> str:
   """Returns the negative prompt of a request.
 
   It is the request's own if it has one, otherwise that of the config, otherwise
   that of the model.
 
   Args:
-    pipeline: `pipeline.DCVideoGen`.
+    default: that of the model.
     c: the config.
     request: of `request_list`.
   """
   text = request.negative_prompt
   text = c.negative_prompt if text is None else text
-  if text is None:
-    return pipeline.negative_prompt()
+  text = default if text is None else text
   return tokenize.NEGATIVE_PROMPTS.get(text, text)
 
 
@@ -80,7 +80,7 @@ def of_request(
     request: the video to make.
   """
   return {
-    "negative_prompt": negative_prompt(pipeline, c, request),
+    "negative_prompt": negative_prompt(pipeline.negative_prompt(), c, request),
     "image": request_list.read_image(request.image),
     "height": c.height,
     "width": c.width,

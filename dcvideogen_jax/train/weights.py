@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from dcvideogen_jax import convert, errors, tree
 from dcvideogen_jax.adapt import align, assemble, phases
 from dcvideogen_jax.convert import sources
-from dcvideogen_jax.models import wan_dit
+from dcvideogen_jax.models import eight_bits, wan_dit
 from dcvideogen_jax.ops import attention
 from dcvideogen_jax.train import task as task_lib
 
@@ -35,8 +35,9 @@ def build(config: Mapping[str, Any], phase: phases.Phase) -> wan_dit.WanDiT:
   Args:
     config: "model", the fields of `WanDiT`; "dtype", that of the computation;
       "frozen_dtype", that of the frozen parameters which `WanDiT` does not keep
-      in float32; "lora", the "rank" and "alpha" of low-rank updates, if the
-      phase has any.
+      in float32; "weights", the format of the frozen kernels of blocks, as in
+      `WanDiT`, or None; "lora", the "rank" and "alpha" of low-rank updates, if
+      the phase has any.
     phase: a row of `phases.PHASES`.
 
   Raises:
@@ -53,6 +54,7 @@ def build(config: Mapping[str, Any], phase: phases.Phase) -> wan_dit.WanDiT:
       config["model"],
       dtype=dtype(config, "dtype"),
       param_dtype=dtype(config, "frozen_dtype"),
+      weights=config.get("weights"),
       lora_rank=lora["rank"],
       lora_alpha=float(lora["alpha"]),
     )
@@ -70,7 +72,18 @@ def dtype(config: Mapping[str, Any], key: str) -> DTypeLike:
 
 
 def trainable_in_float32(variables: Any, rules: phases.Rules) -> Any:
-  """Casts trainable variables to float32; frozen ones keep their dtypes."""
+  """Casts trainable variables to float32; frozen ones keep their dtypes.
+
+  Raises:
+    errors.UserError: if variables in eight bits would train.
+  """
+  trains = tree.flatten(tree.match_tree(rules, variables))
+  for name, leaf in tree.flatten(variables).items():
+    if trains[name] and eight_bits.is_stored(leaf.dtype):
+      raise errors.UserError(
+        f"{name} is in {eight_bits.format_of(leaf.dtype)} and would train:"
+        " expected config.weights unset in a phase that trains the blocks"
+      )
   return jax.tree.map(
     lambda leaf, trains: leaf.astype(jnp.float32) if trains else leaf,
     variables,
@@ -184,7 +197,10 @@ def load(
   if not source:
     return drawing(init, tree.names(expected), where)(rng)
   found, variables = convert.load(
-    "wan_dit", source, sharding=functools.partial(_where, where["params"])
+    "wan_dit",
+    source,
+    sharding=functools.partial(_where, where["params"]),
+    weights=module.weights or "bfloat16",
   )
   assemble.require_compatible(module, found, same)
   params = tree.flatten(variables.pop("params"))

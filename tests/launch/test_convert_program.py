@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dcvideogen_jax import convert
+from dcvideogen_jax import convert, tree
 from tests.convert import checkpoints
 from tests.launch import launching
 
@@ -265,6 +265,32 @@ def test_updates_are_merged_and_counted(programs, transformer, tmp_path):
     found.pop(name), expected.pop(name) + one + two, atol=1e-5
   )
   require_equal(found, expected)
+
+
+def test_weights_in_eight_bits_are_rounded_after_merging(
+  programs, transformer, tmp_path
+):
+  alpha = {"diffusion_model.blocks.1.cross_attn.v.alpha": np.full((), 2.0)}
+  write_lora(tmp_path / "a.safetensors", **alpha)
+  flags = ("--kind=wan_dit", "--weights=int8")
+  lora = f"--lora={tmp_path / 'a.safetensors'}"
+  run(programs, transformer[0], tmp_path / "eight", *flags, lora)
+  module, variables = convert.load("wan_dit", transformer[0])
+  update = convert.load_lora("wan_dit", tmp_path / "a.safetensors", module)
+  merged = {"params": convert.merge(variables["params"], update)}
+  expected = convert.in_eight_bits("wan_dit", module, merged, "int8")[1]
+  module, found = convert.load("wan_dit", tmp_path / "eight")
+  assert module.weights == "int8"
+  require_equal(*(tree.flatten(x) for x in (found, expected)))
+  for name, more in (("a", ["--to=diffusers"]), ("a.safetensors", [])):
+    output = tmp_path / "new" / name
+    source = f"--source={transformer[0]}"
+    line = fail(programs, output, source, "--weights=int8", *more)
+    assert "--weights=int8 is only written as a directory" in line
+  lines = fail(
+    programs, tmp_path / "new", f"--source={tmp_path / 'eight'}", lora
+  )
+  assert "is in int8, to which nothing can be added" in lines
 
 
 def broken_copy(source, target, change):

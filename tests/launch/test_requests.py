@@ -181,10 +181,9 @@ def test_what_is_empty_stays_and_what_is_null_is_not_there(tmp_path):
 
 
 def test_an_empty_negative_prompt_is_not_the_configs():
-  made = types.SimpleNamespace(negative_prompt=lambda: "Wan's own")
   found = [
     settings.negative_prompt(
-      made,
+      "Wan's own",
       types.SimpleNamespace(negative_prompt=config),
       types.SimpleNamespace(negative_prompt=own),
     )

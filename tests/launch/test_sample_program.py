@@ -85,8 +85,15 @@ def test_image_to_video_and_its_repetition(programs, tmp_path, photo):
   videos = []
   for name, more in (
     ("one", ()),
-    ("two", ("--one_program", "--free_text_encoder")),
-    ("last", (f"--last_image={photo}",)),
+    ("two", ("--one_program", "--text_encoder=once")),
+    (
+      "last",
+      (
+        f"--last_image={photo}",
+        "--text_encoder=host",
+        "--config.weights=int8",
+      ),
+    ),
   ):
     sample(programs, tmp_path / name, *flags, *more)
     (path,) = (tmp_path / name).glob("*.mp4")
@@ -95,6 +102,7 @@ def test_image_to_video_and_its_repetition(programs, tmp_path, photo):
   assert np.abs(videos[0] - videos[2]).max() > 2
   report = json.loads(path.with_suffix(".json").read_text())
   assert report["settings"]["task"] == "i2v"
+  assert report["settings"]["weights"] == "int8"
   assert "condition" in report["seconds"]
 
 
@@ -128,7 +136,7 @@ def test_a_stream_and_its_continuation(programs, tmp_path):
       json.loads(path.with_suffix(".json").read_text()),
     )
 
-  flags = ("--frames=20", "--prompt_at=2:a cat", "--free_text_encoder")
+  flags = ("--frames=20", "--prompt_at=2:a cat", "--text_encoder=once")
   path, first, report = stream("one", *flags)
   assert first.shape == (20, 40, 56, 3)
   settings = report["settings"]

@@ -101,6 +101,23 @@ def test_peak_is_all_weights_and_the_largest_program(task):
   assert plan["peak"] == sum(plan["weights"].values()) + max(used)
 
 
+@pytest.mark.parametrize("where", ["once", "host"])
+def test_the_text_encoder_is_not_there_beside_the_others(where):
+  usual, plan = found("t2v"), measure(load("t2v").parts, text_encoder=where)
+  phases, weights = plan["phases"], dict(plan["weights"])
+  assert phases["denoise"] == usual["phases"]["denoise"]
+  together = max(
+    phase["bytes"] + phase["held"]
+    for name, phase in phases.items()
+    if name != "text"
+  )
+  before = weights.pop("text encoder, before the others", 0)
+  assert before == (usual["weights"]["text encoder"] if where == "once" else 0)
+  alone = before + phases["text"]["bytes"] if where == "once" else 0
+  assert weights.keys() == usual["weights"].keys() - {"text encoder"}
+  assert plan["peak"] == max(sum(weights.values()) + together, alone)
+
+
 def test_guidance_in_turn_is_the_same_work(monkeypatch):
   together, plain = found("t2v"), found("t2v", guided=False)
   monkeypatch.setattr(denoise, "_BATCHED_TOKENS", 0)
@@ -153,6 +170,19 @@ def test_parts_are_the_published_ones(variant):
   assert weights["autoencoder"] == stored * sum(
     x.size for x in jax.tree.leaves(parts.space.variables)
   )
+
+
+def test_parts_in_eight_bits_and_the_decoder_alone():
+  variant = "dc-wan2.1-t2v-14b"
+  parts = sampling.parts(variant, jnp.bfloat16, "int8")
+  plain = sampling.parts(variant, jnp.bfloat16, "bfloat16")
+  assert parts.space.variables["params"].keys() == {"decoder"}
+  kernel = parts.transformer.variables["params"]["blocks"]["ffn"]["linear_1"]
+  assert kernel["kernel"].dtype == jnp.int8
+  found, expected = sampling.weights(parts), sampling.weights(plain)
+  assert found["autoencoder"] == expected["autoencoder"]
+  for name, share in (("transformer", 0.52), ("text encoder", 0.61)):
+    assert 0.5 < found[name] / expected[name] < share
 
 
 def test_wans_autoencoder_and_two_images():

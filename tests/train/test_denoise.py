@@ -1,11 +1,13 @@
 """The flow-matching task: what it draws, loses and measures."""
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dcvideogen_jax import errors, tree
+from dcvideogen_jax.models import eight_bits
 from dcvideogen_jax.train import denoise
 from tests.adapt import runs, tiny_models
 
@@ -99,6 +101,47 @@ def test_measures_of_every_noise_level():
   )
 
 
+@pytest.mark.parametrize("weights", ["int8", "float8"])
+def test_low_rank_updates_train_on_frozen_kernels_in_eight_bits(weights):
+  """The loss and its gradients are those of the kernels as rounded."""
+  # Behind a head of zeros all gradients are zero.
+  start = {"start": runs.config()["start"] | {"head": "random"}}
+  task = denoise.denoise(runs.config("lora", weights=weights, **start))
+  plain = denoise.denoise(runs.config("lora", **start))
+  variables = jax.jit(task.init)(jax.random.key(0))
+  # Gradients of `a` are zero as long as `b` is.
+  variables["lora"] = jax.tree.map(
+    lambda x: x + 0.01 * np.arange(x.size).reshape(x.shape) / x.size,
+    variables["lora"],
+  )
+  multiplied = tree.flatten(variables)
+  stored = [n for n, x in multiplied.items() if eight_bits.is_stored(x.dtype)]
+  assert stored and all("/blocks/" in name for name in stored)
+  for name in stored:
+    scale = multiplied.pop(name.removesuffix("kernel") + "scale")
+    multiplied[name] = multiplied[name].astype(jnp.float32) * scale[:, None]
+  multiplied = flax.traverse_util.unflatten_dict(multiplied, sep="/")
+  drawn = task.draw(runs.batch(), jax.random.key(0))
+  results = []
+  for made, given in ((task, variables), (plain, multiplied)):
+
+    def loss(lora, made=made, given=given):
+      return made.loss_fn({**given, "lora": lora}, drawn)[0]
+
+    results.append(jax.jit(jax.value_and_grad(loss))(given["lora"]))
+  (found, gradients), (expected, others) = results
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  for x, y in zip(*map(jax.tree.leaves, (gradients, others)), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
+  assert max(np.abs(x).max() for x in jax.tree.leaves(gradients)) > 1e-5
+
+
+def test_kernels_in_eight_bits_do_not_train():
+  task = denoise.denoise(runs.config("full", weights="int8"))
+  with pytest.raises(errors.UserError, match="is in int8 and would train"):
+    jax.eval_shape(task.init, jax.random.key(0))
+
+
 def test_half_precision_keeps_masters_and_losses():
   config = runs.config(
     "lora", dtype="bfloat16", frozen_dtype="bfloat16", levels=OFFICIAL
@@ -151,6 +194,7 @@ OFFICIAL = {"draw": "official", "shift": 8.0, "weighted": True}
     ("scratch", {"space": "middle"}, "space must be one of deep, base"),
     ("scratch", {"text_dropout": 1.5}, "text_dropout must be within 0..1"),
     ("scratch", {"dtype": "float16"}, "dtype must be one of float32"),
+    ("lora", {"weights": "int4"}, "weights must be None or one of int8"),
     ("scratch", {"model": {"layers": 2}}, "config.model: .*missing"),
     (
       "lora",

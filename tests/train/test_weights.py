@@ -62,6 +62,17 @@ def stored(path):
 SPACE = ("params/head/", "params/patch_embed/")
 
 
+def test_frozen_kernels_are_rounded_as_they_are_read(files):
+  path = files("deep_t2v")
+  start = runs.started("lora", weights=path)
+  _, leaves = begin(runs.config("lora", weights="int8", **start))
+  _, variables = convert.load("wan_dit", path, weights="int8")
+  expected = tree.flatten(variables)
+  assert expected.keys() == {n for n in leaves if n.startswith("params/")}
+  for name, value in expected.items():
+    np.testing.assert_array_equal(leaves[name], value, err_msg=name)
+
+
 @pytest.mark.parametrize("kind", ["t2v", "i2v"])
 def test_head_starts_from_base_and_first_phase(files, tmp_path, kind):
   base = files(f"base_{kind}")
