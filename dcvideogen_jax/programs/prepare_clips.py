@@ -7,7 +7,8 @@ Downloads the files of dcvideogen_jax/tiny/manifest.json and cuts clips from
 them. The training split has 24-frame clips of 96x96 pixels from the videos and
 from pans over the photographs, in ArrayRecord shards under DIR. The held-out
 split has 64-frame clips of 64x64 pixels under DIR/frames64, and the first 16
-frames of each under DIR/frames16. The same flags give the same clips.
+frames of each under DIR/frames16. --frames and --size make others: held-out
+clips of 120 frames lie under DIR/frames120. The same flags give the same clips.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,14 @@ _CLIPS = flags.DEFINE_integer(
   None,
   "Approximate number of clips. Unset: 5000 for train, 48 for heldout.",
 )
+_FRAMES = flags.DEFINE_integer(
+  "frames", None, "Frames per clip. Unset: 24 for train, 64 for heldout."
+)
+_SIZE = flags.DEFINE_integer(
+  "size",
+  None,
+  "Height and width of a clip in pixels. Unset: 96 for train, 64 for heldout.",
+)
 _SEED = flags.DEFINE_integer(
   "seed",
   0,
@@ -53,17 +62,22 @@ def main(argv: Sequence[str]) -> None:
   """Makes the clips.
 
   Raises:
-    errors.UserError: if --clips is not positive.
+    errors.UserError: if --clips, --frames or --size is not positive.
   """
   del argv
   from dcvideogen_jax.tiny import clips
 
-  if _CLIPS.value is not None and _CLIPS.value <= 0:
-    raise errors.UserError(f"--clips must be positive, not {_CLIPS.value}")
+  for flag in (_CLIPS, _FRAMES, _SIZE):
+    if flag.value is not None and flag.value <= 0:
+      raise errors.UserError(
+        f"--{flag.name} must be positive, not {flag.value}"
+      )
   number, sources = clips.prepare(
     _OUTPUT.value,
     _SPLIT.value,
     count=_CLIPS.value,
+    frames=_FRAMES.value,
+    size=_SIZE.value,
     seed=_SEED.value,
     exclude=_EXCLUDE.value,
   )

@@ -28,6 +28,8 @@ STILL = 0.6
 # The share of clips that come from photographs, which hold most of the textures
 # but get synthetic motion.
 _PHOTO_SHARE = 0.3
+# Frames of the shorter copies of held-out clips.
+_FIRST = 16
 
 
 class Recipe(NamedTuple):
@@ -59,6 +61,8 @@ def prepare(
   split: str,
   *,
   count: int | None = None,
+  frames: int | None = None,
+  size: int | None = None,
   seed: int = 0,
   exclude: Sequence[str] = (),
 ) -> tuple[int, int]:
@@ -66,11 +70,14 @@ def prepare(
 
   Args:
     output: the folder to create. It gets the shards of "train". For "heldout",
-      its folder frames64 gets the whole clips and frames16 their first 16
-      frames. sources.json beside the shards holds the attribution that the
-      licences require.
+      its folder frames64 gets the whole clips, here of 64 frames, and frames16
+      their first 16 frames. sources.json beside the shards holds the
+      attribution that the licences require.
     split: one of `download.SPLITS`.
     count: approximate number of clips; None takes that of `RECIPES`.
+    frames: frames per clip, for "heldout" more than 16; None takes those of
+      `RECIPES`.
+    size: height and width of a clip in pixels; None takes that of `RECIPES`.
     seed: selects the positions of the clips in the videos.
     exclude: names of files to leave out, which may contain "*" and "?".
 
@@ -90,7 +97,7 @@ def prepare(
   ]
   if not names:
     raise errors.UserError(f"--exclude leaves no file of the {split} split")
-  total = RECIPES[split].clips if count is None else count
+  recipe = _recipe(split, count, frames, size)
   taken: collections.Counter[str] = collections.Counter()
 
   def counted(clips):
@@ -111,27 +118,47 @@ def prepare(
     table = {"seed": seed, "sources": rows}
     return {"sources.json": json.dumps(table, indent=2, ensure_ascii=False)}
 
-  with contextlib.closing(_cut_all(names, split, total, seed)) as clips:
+  with contextlib.closing(_cut_all(names, split, recipe, seed)) as clips:
     if split == "train":
       number = records.write_shards(counted(clips), output, extra=extra)
     else:
       whole = list(counted(clips))
       files.make_directory(output)
-      records.write_shards(whole, output / "frames64", extra=extra)
-      first = (clip[:16] for clip in whole)
-      number = records.write_shards(first, output / "frames16", extra=extra)
+      folder = output / f"frames{recipe.frames}"
+      records.write_shards(whole, folder, extra=extra)
+      first = (clip[:_FIRST] for clip in whole)
+      folder = output / f"frames{_FIRST}"
+      number = records.write_shards(first, folder, extra=extra)
   return number, len(taken)
 
 
-def _cut_all(names, split, total, seed) -> Iterator[tuple[str, np.ndarray]]:
+def _recipe(split, count, frames, size) -> Recipe:
+  """Returns the recipe of a split with other numbers, where they are given."""
+  recipe = RECIPES[split]
+  if count is not None:
+    recipe = recipe._replace(clips=count)
+  if frames is not None:
+    if split == "heldout" and frames <= _FIRST:
+      raise errors.UserError(
+        f"--frames must be more than {_FIRST} for held-out clips, whose first"
+        f" {_FIRST} frames are written too; it is {frames}"
+      )
+    recipe = recipe._replace(frames=frames)
+  if size is not None:
+    sides = [side for side in recipe.short_sides if side >= size] or [size]
+    recipe = recipe._replace(size=size, short_sides=tuple(sides))
+  return recipe
+
+
+def _cut_all(names, split, recipe, seed) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the clips of a split as (manifest name, clip)."""
   with tqdm.tqdm(names, desc="fetching", unit="file") as bar:
     paths = {name: download.fetch(name) for name in bar}
-  quotas = _quotas(list(paths.values()), split, total)
-  with tqdm.tqdm(total=total, desc="cutting", unit="clip") as bar:
+  quotas = _quotas(list(paths.values()), split, recipe.clips)
+  with tqdm.tqdm(total=recipe.clips, desc="cutting", unit="clip") as bar:
     for (name, path), quota in zip(paths.items(), quotas, strict=True):
       bar.set_postfix_str(name, refresh=False)
-      for clip in _cut(path, quota, RECIPES[split], seed):
+      for clip in _cut(path, quota, recipe, seed):
         bar.update()
         yield name, clip
 

@@ -106,10 +106,20 @@ def test_held_out_clips(entries, tmp_path):
   assert list(note["sources"]) == ["kept.mp4"]
 
 
+def test_clips_of_other_shapes(entries, tmp_path):
+  clips.prepare(tmp_path / "a", "train", count=10, frames=40, size=32)
+  assert {c.shape for c in _read(tmp_path / "a")} == {(40, 32, 32, 3)}
+  clips.prepare(tmp_path / "b", "heldout", count=2, frames=80, size=32)
+  shapes = {c.shape for c in _read(tmp_path / "b" / "frames80")}
+  assert shapes == {(80, 32, 32, 3)}
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
     (["--clips=0"], "--clips must be positive, not 0"),
+    (["--size=-1"], "--size must be positive, not -1"),
+    (["--split=heldout", "--frames=16"], "--frames must be more than 16 for"),
     (["--exclude=*"], "leaves no file of the train split"),
   ],
 )
