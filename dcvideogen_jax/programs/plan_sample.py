@@ -62,8 +62,8 @@ def _sample(target: Any) -> tuple[dict[str, Any], bool]:
   print(
     f"{config.variant} sampling {size.frames} frames of "
     f"{size.height}x{size.width} on {target.name}, "
-    f"{config.dtype or 'bfloat16'}, weights in "
-    f"{config.weights or config.dtype or 'bfloat16'}",
+    f"{config.dtype or 'bfloat16'}"
+    f"{f', weights in {config.weights}' if config.weights else ''}",
     flush=True,
   )
   try:

@@ -229,7 +229,7 @@ def test_rows_of_other_hosts_are_not_read(monkeypatch):
   place = naming.TensorSlot("t", "p", None, Rule("t", "p"))
   tensor = in_rows(np.random.default_rng(0).normal(size=(8, 4)), read)
   for rows in engine._pieces(tensor, place):
-    engine._fill(host, "x", tensor, place, rows)
+    engine._fill([host], "x", tensor, place, rows)
   assert read == [4, 4]
 
 
