@@ -7,10 +7,12 @@ from dcvideogen_jax.sample import model_names, pipeline
 from dcvideogen_jax.tiny import evaluation
 
 
-# docs/results.md has 400 prompts; fewer may fall a little below its figures by
-# chance.
-@pytest.mark.parametrize(("config", "count"), [("tiny", 48), ("tiny-i2v", 12)])
-def test_shipped_models_follow_held_out_prompts(config, count):
+# Prompts, and how many are right at least. On a CPU 44 and 10 were; the shape
+# was wrong in the others. docs/results.md has 400 prompts.
+@pytest.mark.parametrize(
+  ("config", "count", "right"), [("tiny", 48, 43), ("tiny-i2v", 12, 10)]
+)
+def test_shipped_models_follow_held_out_prompts(config, count, right):
   c = sample.get_config(config)
   made = pipeline.DCVideoGen.from_pretrained(
     model_names.pipeline(c.model), task=c.task
@@ -25,4 +27,5 @@ def test_shipped_models_follow_held_out_prompts(config, count):
     guidance_scale=c.guidance_scale,
   )
   assert found.tokens == 16
-  assert found.accuracy["all"] >= 0.8
+  assert found.accuracy["colour"] == found.accuracy["motion"] == 1
+  assert sum(video["right"] for video in found.videos) >= right
