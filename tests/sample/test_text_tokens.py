@@ -58,7 +58,7 @@ def test_a_text_that_is_cut_is_told(model):
 
 
 def test_texts_have_as_many_tokens_as_the_directory_says(model):
-  found = {}
+  found, texts = {}, {}
   for tokens in (None, 512, 24):
     if tokens is not None:
       say(model, text_tokens=tokens)
@@ -66,11 +66,14 @@ def test_texts_have_as_many_tokens_as_the_directory_says(model):
     expected = tokens or 512
     assert made.parts.texts.length == expected
     assert result.settings["text_tokens"] == expected
-    assert made.embed(["a red ball rolls"]).shape[1] == expected
+    texts[tokens] = np.asarray(made.embed(["a red ball rolls"]))
+    assert texts[tokens].shape[1] == expected
     found[tokens] = np.asarray(result.latents)
   np.testing.assert_array_equal(found[None], found[512])
+  np.testing.assert_allclose(texts[24], texts[512][:, :24], rtol=0, atol=1e-5)
   # The transformer attends to all tokens, also those after the text's end.
-  assert np.abs(found[24] - found[512]).max() > 1e-4
+  change = np.abs(found[24] - found[512]).max() / found[512].std()
+  assert 0.01 < change < 0.1
   assert "text_tokens" not in made.parts.files
 
 
