@@ -15,7 +15,7 @@ from dcvideogen_jax import config_parts, convert, errors, memory
 from dcvideogen_jax.latents import spaces
 from dcvideogen_jax.models import bands
 from dcvideogen_jax.plan import compiled, hardware, roofline, sampling
-from dcvideogen_jax.sample import denoise, loading, pipeline, sizes
+from dcvideogen_jax.sample import denoise, loading, pipeline, placement, sizes
 
 TINY = pathlib.Path(dcvideogen_jax.__file__).parent / "assets/dcvideogen_tiny"
 SIZE = sizes.Size(40, 48, 64)
@@ -225,6 +225,21 @@ def test_devices_share_the_work(monkeypatch):
   work = [plan["step"]["flops"] for plan in (alone, shared)]
   assert work[1] == pytest.approx(work[0] / 4, rel=0.1)
   assert shared["step"]["collectives"] and not alone["step"]["collectives"]
+  # As many bytes as a device holds once the pipeline has loaded its parts.
+  layout = placement.layout(common.mesh(data=2, context=2), rules)
+  placed = pipeline.DCVideoGen.from_pretrained(
+    TINY, task="t2v", layout=layout
+  ).parts
+  for name, part in (
+    ("autoencoder", placed.space),
+    ("transformer", placed.transformer),
+    ("text encoder", placed.texts.encoder),
+  ):
+    held = [
+      x.addressable_shards[0].data.nbytes
+      for x in jax.tree.leaves(part.variables)
+    ]
+    assert shared["weights"][name] == sum(held)
   weights = [plan["weights"] for plan in (alone, shared)]
   assert weights[1]["autoencoder"] == weights[0]["autoencoder"]
   assert weights[1]["transformer"] < 0.6 * weights[0]["transformer"]
