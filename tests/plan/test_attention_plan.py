@@ -1,10 +1,13 @@
 """Figures of attention alone, and kernels' resources from compilers' output."""
 
+import functools
+
 import jax
 import pytest
 
+from dcvideogen_jax.ops import attention as ops
 from dcvideogen_jax.ops.attention import BlockCausal
-from dcvideogen_jax.plan import attention, hardware, tpus
+from dcvideogen_jax.plan import attention, hardware, hlo, tpus
 
 SIZE = {"heads": 2, "width": 16, "dtype": "float32"}
 
@@ -49,9 +52,29 @@ def test_figures():
   assert masked["flops"] * 4 == dense["flops"] * 3
   # Eight products instead of two: the backward pass repeats two and adds four.
   assert both["flops"] == masked["flops"] * 4
-  assert both["temporaries"] > masked["temporaries"] > 0
-  assert dense["traffic"] > 4 * 256 * 2 * 16 * 4
   assert dense["kernels"] == {}
+  x = jax.ShapeDtypeStruct((1, 256, 2, 16), "float32")
+
+  def attend(q, k, v, mask=None):
+    return ops.attention(q, k, v, mask=mask, implementation="chunked")
+
+  def gradients(q, k, v, dout):
+    return jax.vjp(functools.partial(attend, mask=BlockCausal(128)), q, k, v)[
+      1
+    ](dout)
+
+  for found, function, inputs in (
+    (dense, attend, 3),
+    (masked, functools.partial(attend, mask=BlockCausal(128)), 3),
+    (both, gradients, 4),
+  ):
+    program = jax.jit(function).lower(*[x] * inputs).compile()
+    memory = program.memory_analysis()
+    assert found["temporaries"] == memory.temp_size_in_bytes > 0
+    assert found["traffic"] == hlo.Program(program.as_text()).traffic()
+  # The dense program reads and writes each array at least once.
+  assert dense["traffic"] > 4 * 256 * 2 * 16 * 4
+  assert both["temporaries"] > masked["temporaries"]
 
 
 # As jax 0.10.2 and CUDA 12.8 print them.
