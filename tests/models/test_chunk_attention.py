@@ -128,19 +128,33 @@ def test_images_are_one_clip():
   encode = random_weights.jitted(module, "encode_image")
   z = encode(variables, image.astype(np.float32))
   again = random_weights.jitted(module, "decode_image")(variables, z)
-  assert again.shape == image.shape and np.isfinite(again).all()
+  # Four equal frames, which no chunk divides: attention sees one latent frame.
+  one = module.unchunked()
+  clip = np.repeat(image.astype(np.float32)[:, None], 4, axis=1)
+  expected = random_weights.jitted(one, "encode")(variables, clip)
+  assert expected.shape[1] == 1
+  np.testing.assert_allclose(z, expected, rtol=0, atol=1e-5)
+  expected = random_weights.jitted(one, "decode")(variables, z)[:, 0]
+  np.testing.assert_allclose(again, expected, rtol=0, atol=1e-5)
+  plain = module.clone(attention_heads=0)
+  other = random_weights.jitted(plain, "decode_image")(variables, z)
+  assert np.abs(other - again).max() > 0.05 * np.abs(again).max()
 
 
 def test_released_models_have_none():
   for fields in dc_ae_v.VARIANTS.values():
     assert dc_ae_v.build(fields).attention_heads == 0
   module, variables = model(attention_heads=0)
-  names = tree.names(variables)
-  assert not any(name.split("/")[-2] in "qkv" for name in names)
-  more = set(tree.names(model()[1])) - set(names)
-  assert {name.rsplit("/", 2)[0] for name in more} == {
-    f"params/{half}/stages_{len(module.widths) - 1}/op_list_{module.depths[-1]}"
+  names, all_names = set(tree.names(variables)), set(tree.names(model()[1]))
+  assert names < all_names
+  last = f"stages_{len(module.widths) - 1}/op_list_{module.depths[-1]}"
+  parts = [
+    f"{x}/{y}" for x in ("q", "k", "v", "out") for y in ("kernel", "bias")
+  ]
+  assert all_names - names == {
+    f"params/{half}/{last}/{part}"
     for half in ("encoder", "decoder")
+    for part in [*parts, "norm/scale", "norm/bias"]
   }
 
 
@@ -169,8 +183,20 @@ def test_fields_that_do_not_fit(changes, message):
 
 def test_gradients():
   module, variables, x = block()
-  loss = jax.grad(lambda v: jnp.square(module.apply(v, x)[0]).mean())
-  found = jax.jit(loss)(variables)
-  for name, leaf in tree.flatten(found["params"]).items():
-    # The keys' bias has a gradient only because the first chunk sees zeros.
-    assert np.abs(leaf).max() > 0, name
+  loss = jax.jit(lambda v: jnp.square(module.apply(v, x)[0]).mean())
+  gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(variables))
+  leaves, structure = jax.tree.flatten(variables)
+  names = tree.names(variables)
+  assert len(gradients) == len(names) == 10
+  for i, (name, gradient) in enumerate(zip(names, gradients, strict=True)):
+    # Along the gradient itself. The keys' bias has one only because the first
+    # chunk sees zeros.
+    length = np.linalg.norm(gradient)
+    assert length > 1e-4, name
+    ends = []
+    for step in (0.01, -0.01):
+      moved = leaves[i] + step * gradient / length
+      changed = [*leaves[:i], moved, *leaves[i + 1 :]]
+      ends.append(float(loss(jax.tree.unflatten(structure, changed))))
+    slope = (ends[0] - ends[1]) / 0.02
+    assert slope == pytest.approx(length, rel=0.01), name
