@@ -227,10 +227,13 @@ def test_rows_of_other_hosts_are_not_read(monkeypatch):
   host = hosting.HostShards((8, 4), np.dtype(np.float32))
   host._buffers = {((2, 4), (0, 4)): np.zeros((2, 4), np.float32)}
   place = naming.TensorSlot("t", "p", None, Rule("t", "p"))
-  tensor = in_rows(np.random.default_rng(0).normal(size=(8, 4)), read)
+  values = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+  tensor = in_rows(values, read)
   for rows in engine._pieces(tensor, place):
     engine._fill([host], "x", tensor, place, rows)
   assert read == [4, 4]
+  (buffer,) = host._buffers.values()
+  np.testing.assert_array_equal(buffer, values[2:4])
 
 
 def test_a_loaded_parameter_is_the_buffer_that_was_filled():
