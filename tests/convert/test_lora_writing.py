@@ -75,9 +75,9 @@ def test_is_read_back(tmp_path, layout, name):
   # Two factors and alpha of each layer.
   assert found.matched == len(tensors) == 3 * (3 * 6 + 3) + 5
   assert found.rank == RANK
+  results = tree.flatten(convert.merge(params, found))
   for name, x in merged(params, changes).items():
-    result = tree.flatten(convert.merge(params, found))[name]
-    np.testing.assert_allclose(result, x, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(results[name], x, atol=1e-6, err_msg=name)
   part = convert.load_part("wan_dit", tmp_path / "a", module)
   jax.tree.map(np.testing.assert_array_equal, part, changes["params"])
 
@@ -145,9 +145,9 @@ def test_the_file_works_alone(tmp_path, layout, without):
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     found = convert.load_lora("wan_dit", path, module)
+  results = tree.flatten(convert.merge(params, found))
   for name, x in merged(params, changes).items():
-    result = tree.flatten(convert.merge(params, found))[name]
-    np.testing.assert_allclose(result, x, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(results[name], x, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -168,15 +168,24 @@ def test_what_is_not_finite_is_not_written(tmp_path, where, bad):
 
 
 def test_half_precision(tmp_path):
-  module, _, changes = trained()
+  module, params, changes = trained()
   (path, _) = convert.save_adapter(
     tmp_path, "wan_dit", changes, ALPHA, dtype=jnp.bfloat16
   )
   tensors = safetensors.numpy.load_file(path)
+  (path, _) = convert.save_adapter(tmp_path / "a", "wan_dit", changes, ALPHA)
+  whole = safetensors.numpy.load_file(path)
+  assert tensors.keys() == whole.keys()
   for name, x in tensors.items():
     stored = np.float32 if name.endswith(".alpha") else jnp.bfloat16
     assert x.dtype == stored, name
-  assert convert.load_lora("wan_dit", tmp_path, module).rank == RANK
+    np.testing.assert_array_equal(x, whole[name].astype(stored), err_msg=name)
+  found = convert.load_lora("wan_dit", tmp_path, module)
+  assert found.rank == RANK
+  rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), changes)
+  results = tree.flatten(convert.merge(params, found))
+  for name, x in merged(params, rounded).items():
+    np.testing.assert_allclose(results[name], x, atol=1e-6, err_msg=name)
 
 
 def test_replaced_modules_are_not_scaled_nor_replaced_twice(tmp_path):
