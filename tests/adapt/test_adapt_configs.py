@@ -8,6 +8,7 @@ from configs import adapt
 from dcvideogen_jax import errors, tree
 from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.models import wan_dit
+from dcvideogen_jax.ops.attention import api
 from dcvideogen_jax.train import loop, step
 
 
@@ -74,11 +75,43 @@ def test_encoded_clips_bring_the_negative_prompt():
   assert keys == ("base", "deep", "base_condition", "deep_condition")
 
 
-def test_attention_has_a_name():
-  for name in ("by_chunks", "chunked"):
-    found = config("tiny_t2v,phase=lora,runlocal")
-    found["model"]["attention"] = name
-    assert step.plan(found).task
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    (None, {"reference"}),
+    ("chunked", {"chunked"}),
+    # Dense attention by chunks calls what is chosen for a small matrix.
+    ("by_chunks", {"by_chunks", "reference"}),
+  ],
+)
+def test_attention_has_a_name(monkeypatch, name, expected):
+  called = set()
+  for key, function in api.IMPLEMENTATIONS.items():
+
+    def noted(*args, key=key, function=function):
+      called.add(key)
+      return function(*args)
+
+    monkeypatch.setitem(api.IMPLEMENTATIONS, key, noted)
+  found = config("tiny_t2v,phase=lora,runlocal")
+  found["model"]["attention"] = name
+  run = step.plan(found)
+  data = loop.batches(run, found["data"], 8, found["seed"])
+  batch = step.put(run.mesh, next(data))
+  data.close()
+  called.clear()
+  jax.eval_shape(
+    lambda rng, batch: run.task.loss_fn(
+      run.task.init(rng), run.task.draw(batch, rng)
+    ),
+    jax.random.key(0),
+    batch,
+  )
+  assert called == expected
+
+
+def test_an_unknown_attention():
+  found = config("tiny_t2v,phase=lora,runlocal")
   found["model"]["attention"] = "fast"
   with pytest.raises(errors.UserError, match="attention must be one of .*fast"):
     step.plan(found)
