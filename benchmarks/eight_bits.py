@@ -3,8 +3,8 @@
   python3 -m benchmarks.eight_bits
 
 prints, for int8 and float8, the relative error of every linear map of the block
-and of the block's output against float32, on random weights and tokens. Kernels
-have normal weights; "output" and "input" plant one channel in a hundred whose
+and of the block's output against float32, on random tokens and the kernels of
+an initialisation. "output" and "input" plant one channel in a hundred whose
 weights are 20 times larger, among the output or the input channels of every
 kernel. The error is the root mean square of the difference over that of the
 exact result.
@@ -76,7 +76,7 @@ def _planted(name: str, leaf: jax.Array, where: str) -> jax.Array:
   large = np.random.default_rng(len(name)).choice(size, size // 100, False)
   factor = np.ones(size, np.float32)
   factor[large] = 20
-  return leaf * (factor if axis == -1 else factor[:, None])
+  return leaf * (factor[None] if axis == -1 else factor[:, None])
 
 
 def _error(found, expected) -> float:
