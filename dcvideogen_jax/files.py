@@ -169,8 +169,9 @@ def atomic_files(
 ) -> Iterator[pathlib.Path]:
   """Yields a temporary directory whose files move to `directory` on success.
 
-  Each file replaces one of the same name. On any failure the temporary files
-  are removed.
+  Each file replaces one of the same name. Files in folders of the temporary
+  directory go into folders of the same name, which are made. On any failure the
+  temporary files are removed.
 
   Args:
     directory: a local directory; must exist.
@@ -185,13 +186,17 @@ def atomic_files(
     yield temporary
     with writing(directory):
       made = sorted(
-        temporary.iterdir(), key=lambda x: (x.suffix == last, x.name)
+        (x for x in temporary.rglob("*") if x.is_file()),
+        key=lambda x: (x.suffix == last, x.name),
       )
       for found in made:
         _flush(found)
-      for found in made:
-        os.replace(found, directory / found.name)
-      _flush(directory)
+      targets = [directory / found.relative_to(temporary) for found in made]
+      for found, target in zip(made, targets, strict=True):
+        target.parent.mkdir(exist_ok=True)
+        os.replace(found, target)
+      for folder in {directory, *(target.parent for target in targets)}:
+        _flush(folder)
 
 
 @contextlib.contextmanager

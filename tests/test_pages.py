@@ -185,7 +185,14 @@ def _source(script: str, words: list[str], root: pathlib.Path) -> str:
     paths = [*bodies.glob(f"{name}.py")]
   shared = ("common.py", "distributed.py", "sampling.py", "plan_flags.py")
   paths += [bodies / name for name in shared if paths]
-  return "\n".join(path.read_text() for path in paths if path.exists())
+  paths = [path for path in paths if path.exists()]
+  for path in paths:  # Grows by the modules of flags that a program imports.
+    for names in re.findall(
+      r"from dcvideogen_jax\.programs import ([\w, ]+)", path.read_text()
+    ):
+      found = (bodies / f"{name.strip()}.py" for name in names.split(","))
+      paths += [x for x in found if x.exists() and x not in paths]
+  return "\n".join(path.read_text() for path in paths)
 
 
 def _name(page: pathlib.Path) -> str:

@@ -26,6 +26,7 @@ PROGRAMS = {
   "export": "writes a trained model under the names of PyTorch",
   "evaluate reconstruction": "measures an autoencoder on held-out clips",
   "evaluate generation": "another name of `evaluate tiny`",
+  "evaluate vbench-folder": "says whether VBench has all videos that it needs",
   "evaluate tiny": "measures videos of held-out scenes of the tiny world",
   "plan sample": "estimates memory and time of sampling on any device",
   "plan train": "estimates memory and time of a training step",

@@ -13,6 +13,7 @@ one process fails alone, it notifies the others, which end with it
 
 import os
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -81,6 +82,28 @@ def join(saves: bool = False) -> None:
   processes.watch()
   if jax.process_index() > 0:
     sys.stdout = open(os.devnull, "w")
+
+
+def apart() -> bool:
+  """Whether the flags start processes that do not communicate; see `share`."""
+  joined = _DISTRIBUTED.value or _COORDINATOR.value is not None
+  return not joined and _PROCESSES.value is not None
+
+
+def of_first(values: Sequence[int]) -> list[int]:
+  """Returns the values of process 0, in all processes that have joined.
+
+  Args:
+    values: as many in every process.
+  """
+  import jax
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  if not jax.distributed.is_initialized():
+    return [*values]
+  told = multihost_utils.broadcast_one_to_all(np.asarray(values, np.int32))
+  return told.tolist()
 
 
 def wait() -> None:

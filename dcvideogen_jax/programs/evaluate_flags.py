@@ -1,8 +1,8 @@
-"""The flag --output of the programs `evaluate ...`, and how it is written."""
+"""What the programs `evaluate ...` share: --output, and how sizes are read."""
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -35,3 +35,18 @@ def report() -> Iterator[dict[str, Any]]:
 
     with files.atomic(output) as path:
       path.write_text(provenance.to_json(filled), encoding="utf-8")
+
+
+def read_size(given: Sequence[str]) -> tuple[int, int, int]:
+  """Reads frames, height and width, the words of a flag --size.
+
+  Raises:
+    errors.UserError: if they are not three whole numbers.
+  """
+  try:
+    frames, height, width = (int(n) for n in given)
+  except ValueError as e:
+    raise errors.UserError(
+      f"--size must be frames,height,width, found {','.join(given)}"
+    ) from e
+  return frames, height, width

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dcvideogen_jax import errors
 from dcvideogen_jax.programs import evaluate_flags
 
 _MODEL = flags.DEFINE_string(
@@ -87,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
   """Makes and reads a video for each prompt; prints and writes the scores."""
   del argv
   with evaluate_flags.report() as report:
-    size = _read_size(_SIZE.value)
+    size = evaluate_flags.read_size(_SIZE.value)
     import PIL.Image
 
     from dcvideogen_jax import files, provenance
@@ -129,13 +128,3 @@ def main(argv: Sequence[str]) -> None:
     print(f"{_PROMPTS.value} held-out prompts: {', '.join(shares)}")
     seconds = ", ".join(f"{k} {x:.3f} s" for k, x in scores.seconds.items())
     print(f"per video: {scores.tokens} tokens, {seconds}")
-
-
-def _read_size(given: Sequence[str]) -> tuple[int, int, int]:
-  try:
-    frames, height, width = (int(n) for n in given)
-  except ValueError as e:
-    raise errors.UserError(
-      f"--size must be frames,height,width, found {','.join(given)}"
-    ) from e
-  return frames, height, width

@@ -16,13 +16,23 @@ Each prompt and seed gets three files, named `{index}_{prompt}_seed{seed}`:
   .png    a contact sheet
   .json   settings, versions, seconds per phase, memory; for each chunk of
           frames the time at which it was ready and the peak memory until then
+
+--vbench=LIST makes the videos of a list of VBench's instead:
+
+  dcvideogen sample --config=wan-t2v-1.3b --vbench=VBench_full_info.json \\
+    --vbench_augmented=all_dimension_aug_wanx_seed42.txt --output=out
+
+They are OUTPUT/videos/PROMPT-K.mp4, which VBench takes, and their settings
+OUTPUT/settings/PROMPT-K.json. The same command again makes the videos that are
+missing. With --processes=N and --process=I it makes every Nth of them, beside
+N - 1 other processes; `dcvideogen evaluate vbench-folder` checks the folder.
 """
 
 from collections.abc import Sequence
 
 from absl import flags
 
-from dcvideogen_jax.programs import common, sampling
+from dcvideogen_jax.programs import common, sampling, vbench_export
 from dcvideogen_jax.sample import presets
 
 _LAST_IMAGE = flags.DEFINE_string(
@@ -55,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
   del argv
   if _NOISE.value:
     common.refuse_flags(["seeds"], "has no effect on the noise of --noise")
-  job = sampling.Job(_LAST_IMAGE.value)
+  job = sampling.Job(_LAST_IMAGE.value, export=vbench_export.asked())
   import tqdm
 
   from dcvideogen_jax.sample import request_list

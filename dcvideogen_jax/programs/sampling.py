@@ -1,6 +1,6 @@
 """Flags, loading and the loop over requests of `sample` and `stream`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -111,17 +111,25 @@ class Job:
     clock: a running `clock.Clock`.
   """
 
-  def __init__(self, last_image: str | None = None, needs_image: bool = True):
+  def __init__(
+    self,
+    last_image: str | None = None,
+    needs_image: bool = True,
+    export: Callable[..., Any] | None = None,
+  ):
     """Joins the other processes and reads the flags.
 
     Args:
       last_image: file of the last frame, for all requests that name none.
       needs_image: whether image to video needs an image.
+      export: makes a `vbench_export.Export` of the config and --seeds, whose
+        videos are the requests; None reads prompts, images and seeds.
 
     Raises:
       errors.UserError: for flags that are sure to fail later.
     """
-    distributed.join()
+    if export is None or not distributed.apart():
+      distributed.join()
     from dcvideogen_jax import clock
     from dcvideogen_jax.sample import request_list, settings
 
@@ -129,8 +137,13 @@ class Job:
     self.c = CONFIG.value
     if _FRAMES.value is not None:
       self.c.frames = _FRAMES.value
-    self.requests = request_list.gather(
-      _PROMPT.value, _PROMPTS.value, _SEEDS.value, _IMAGE.value, last_image
+    self._export = None if export is None else export(self.c, _SEEDS.value)
+    self.requests = (
+      request_list.gather(
+        _PROMPT.value, _PROMPTS.value, _SEEDS.value, _IMAGE.value, last_image
+      )
+      if self._export is None
+      else self._export.videos
     )
     self._task = _TASK.value or (
       "i2v" if self.requests[0].image else self.c.task
@@ -148,36 +161,68 @@ class Job:
       told: settings to add to each video's report.
       stoppable: whether Ctrl-C ends a video after the current chunk.
     """
-    from dcvideogen_jax.sample import model_names, results, settings
+    from dcvideogen_jax.sample import model_names
 
     loras = [model_names.lora(text) for text in _LORA.value]
-    budget = _BUDGET.value and _BUDGET.value * 2**30
     with common.output_directory(_OUTPUT.value) as output:
+      if self._export is not None:
+        self.requests = self._export.remaining(output, self._made_with())
+        if not self.requests:
+          return
       embedder = None
       if _TEXT_ENCODER.value == "once":
         with self.clock.phase("text"):
           embedder = self._embed_all(texts)
       with self.clock.phase("load"):
         pipeline = self._load(loras, embedder)
-      for index, request in enumerate(self.requests):
-        count = len(self.requests)
-        print(f"{index + 1} of {count}: {request.prompt}", flush=True)
-        options = settings.of_request(pipeline, self.c, request)
-        result = make(pipeline, request, options | {"memory_budget": budget})
-        with results.interruptible(stoppable) as interrupted:
-          results.write(
-            output / request.name(index),
-            request,
-            result,
-            self.clock,
-            settings=self._told(request) | told,
-            crf=_CRF.value,
-            interrupted=interrupted,
-          )
-          # Ctrl-C came during the last chunk, so the video is complete.
-          if interrupted() and index + 1 < count:
-            raise KeyboardInterrupt
+      for index in range(len(self.requests)):
+        self._make_one(index, pipeline, output, make, told, stoppable)
         self.clock.restart("load")
+
+  def _make_one(self, index, pipeline, output, make, told, stoppable) -> None:
+    """Makes and writes the video of a request; see `run`."""
+    from dcvideogen_jax.sample import (
+      results,
+      settings,
+      vbench,
+      vbench_resume,
+    )
+
+    request, count = self.requests[index], len(self.requests)
+    export = self._export
+    title = request.prompt if export is None else request.name(index)
+    print(f"{index + 1} of {count}: {title}", flush=True)
+    options = settings.of_request(pipeline, self.c, request)
+    budget = _BUDGET.value and _BUDGET.value * 2**30
+    result = make(pipeline, request, options | {"memory_budget": budget})
+    told = self._told(request) | told
+    if export is not None:
+      told |= {"vbench": vbench_resume.told(request, self._made_with())}
+    with results.interruptible(stoppable) as interrupted:
+      results.write(
+        output / request.name(index),
+        request,
+        result,
+        self.clock,
+        settings=told,
+        crf=_CRF.value,
+        interrupted=interrupted,
+        folders=results.BESIDE if export is None else vbench.FOLDERS,
+      )
+      # Ctrl-C came during the last chunk, so the video is complete.
+      if interrupted() and index + 1 < count:
+        raise KeyboardInterrupt
+
+  def _made_with(self) -> dict[str, Any]:
+    """Returns what a video for VBench depends on, but for its prompt."""
+    given = (_AUTOENCODER, _IMAGE_ENCODER, _LORA, _CRF)
+    return self._export.made_with(
+      self._task,
+      {
+        "model": _MODEL.value or self.c.model,
+        **{flag.name: flag.value for flag in given},
+      },
+    )
 
   def _embed_all(self, texts: Any) -> Any:
     """Loads the text encoder, embeds all texts and frees it."""

@@ -62,7 +62,7 @@ def gather(
     errors.UserError: if there is no prompt or no seed, a prompt is not text, a
       seed is not a whole number in range, or a file is missing or damaged.
   """
-  numbers = [_seed(text) for text in seeds]
+  numbers = [seed(text) for text in seeds]
   if not numbers:
     raise errors.UserError("expected at least one seed, found none")
   rows: list[dict[str, Any]] = [
@@ -74,14 +74,14 @@ def gather(
     raise errors.UserError("nothing to do: give --prompt or --prompts")
   requests = []
   for row in rows:
-    for seed in [row["seed"]] if "seed" in row else numbers:
+    for number in [row["seed"]] if "seed" in row else numbers:
       requests.append(
         Request(
           row["prompt"],
           row.get("negative_prompt"),
           row.get("image", image),
           row.get("last_image", last_image),
-          seed,
+          number,
         )
       )
   for path in {x for r in requests for x in (r.image, r.last_image)}:
@@ -157,17 +157,22 @@ def read_image(path: str | None) -> UInt8[np.ndarray, "h w 3"] | None:
   return stills.read(path)
 
 
-def _seed(text: str, where: str = "") -> int:
+def seed(text: str, where: str = "") -> int:
+  """Reads a seed; `where` begins the message of an error.
+
+  Raises:
+    errors.UserError: if it is not a whole number from 0 to 2^32 - 1.
+  """
   try:
-    seed = int(text)
+    number = int(text)
   except ValueError:
-    seed = -1
-  if not 0 <= seed < 2**32:
+    number = -1
+  if not 0 <= number < 2**32:
     raise errors.UserError(
       f"{where}a seed is a whole number from 0 to {2**32 - 1}, found "
       f"{tables.short(text)}"
     )
-  return seed
+  return number
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -197,5 +202,5 @@ def _row(where: str, values: dict[str, Any]) -> dict[str, Any]:
   for key in row.keys() & {*_TEXTS}:
     tables.require_text(row[key], f"{where}: {key}")
   if "seed" in row:
-    row["seed"] = _seed(str(row["seed"]), f"{where}: ")
+    row["seed"] = seed(str(row["seed"]), f"{where}: ")
   return row

@@ -18,6 +18,8 @@ from dcvideogen_jax.data import video as video_files
 from dcvideogen_jax.eval import contact_sheet
 from dcvideogen_jax.sample import generation, request_list, streams
 
+# The folder of each kind of file, below that of the path.
+BESIDE = {".mp4": "", ".png": "", ".json": ""}
 _SHEET_FRAMES = 8
 
 
@@ -30,8 +32,11 @@ def write(
   settings: Mapping[str, Any],
   crf: int = 18,
   interrupted: Callable[[], bool] = lambda: False,
+  folders: Mapping[str, str] = BESIDE,
 ) -> None:
   """Decodes into PATH.mp4 chunk by chunk, with PATH.png and PATH.json.
+
+  The video takes its place after the other files, so where it is, they are.
 
   Args:
     path: of the files, without a suffix.
@@ -41,6 +46,8 @@ def write(
     settings: written into the report and the mp4, beside those of the result.
     crf: quality of the mp4; 0 is the best.
     interrupted: called after each chunk; True makes that chunk the last one.
+    folders: the folder of each kind of file below that of the path. Without
+      .png there is no contact sheet.
 
   Raises:
     errors.UserError: if a file cannot be written.
@@ -53,9 +60,14 @@ def write(
   wanted = set(np.linspace(0, frames - 1, _SHEET_FRAMES).round().astype(int))
   count, since = 0, time.perf_counter()
   with files.atomic_files(path.parent, last=".mp4") as new:
+
+    def place(suffix: str) -> pathlib.Path:
+      folder = files.make_directory(new / folders[suffix])
+      return pathlib.Path(folder) / f"{path.name}{suffix}"
+
     with (
       video_files.VideoWriter(
-        new / f"{path.name}.mp4",
+        place(".mp4"),
         fps=generation.FPS,
         crf=crf,
         comment=json.dumps(settings, ensure_ascii=False),
@@ -76,17 +88,21 @@ def write(
         chunks.append(clock_lib.arrival(count, since))
         if interrupted():
           break
-    with clock.phase("write"):
-      title = f"{request.prompt[:90]}  (seed {request.seed})"
-      contact_sheet.write(new / f"{path.name}.png", title, shown)
+    if count < frames and not interrupted():
+      raise RuntimeError(
+        f"the decoder gave fewer frames, {count}, than {frames}"
+      )
+    if ".png" in folders:
+      with clock.phase("write"):
+        title = f"{request.prompt[:90]}  (seed {request.seed})"
+        contact_sheet.write(place(".png"), title, shown)
     report = provenance.report(clock, settings=settings, chunks=chunks)
-    with files.atomic(new / f"{path.name}.json") as file:
+    with files.atomic(place(".json")) as file:
       file.write_text(provenance.to_json(report), encoding="utf-8")
+  path = path.parent / folders[".mp4"] / path.name
   if count < frames:
     print(f"{path}.mp4: {count} of {frames} frames", flush=True)
-    if interrupted():
-      raise KeyboardInterrupt
-    raise RuntimeError("the decoder gave fewer frames than it was to give")
+    raise KeyboardInterrupt
   print(f"{path}.mp4: {clock_lib.told(report['seconds'])}", flush=True)
 
 

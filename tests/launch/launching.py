@@ -36,10 +36,15 @@ class Finished(NamedTuple):
 
 
 class Server:
-  """Starts `server.py` and asks it to run programs."""
+  """Starts `server.py` and asks it to run programs.
+
+  Attributes:
+    cache: directory for compiled programs.
+  """
 
   def __init__(self, directory: pathlib.Path, devices: int = 1):
     self._directory = directory
+    self.cache = directory / "cache"
     self._process = subprocess.Popen(
       [sys.executable, str(pathlib.Path(__file__).parent / "server.py")],
       stdin=subprocess.PIPE,
@@ -51,7 +56,7 @@ class Server:
         + (f" {compiling.FLAGS}" if not PRODUCTION else ""),
         # Programs set it, but before jax does, which is imported here already.
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "XDG_CACHE_HOME": str(directory / "cache"),
+        "XDG_CACHE_HOME": str(self.cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       },
     )

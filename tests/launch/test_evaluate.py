@@ -64,7 +64,10 @@ def test_held_out_prompts(programs, tmp_path, task):
     (("--what=semantic", "--model=/gone"), "there is no model /gone"),
     (("--at_end",), "Unknown command line flag 'at_end'"),
     (("--what=semantic", "--clips=c"), "Unknown command line flag 'clips'"),
-    (("--what=else",), "--what must be reconstruction or semantic, found else"),
+    (
+      ("--what=else",),
+      "--what must be reconstruction, semantic or vbench-folder, found else",
+    ),
   ],
 )
 def test_bad_input(programs, tmp_path, flags, message):
