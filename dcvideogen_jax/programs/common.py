@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 import types
 import warnings
@@ -66,8 +67,7 @@ def run(
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # jax would set 1.
   warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-  # SIGTERM raises SystemExit, so that temporary files are removed.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+  signal.signal(signal.SIGTERM, terminate)
   sys.argv[1:] = _joined(sys.argv[1:])
   if presets is not None:
     sys.argv[1:] = _with_presets(sys.argv[1:], presets.__file__)
@@ -79,6 +79,26 @@ def run(
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   with pipes.quiet():
     app.run(_one_sentence(main), flags_parser=_one_sentence(_parse))
+
+
+def terminate(number: int, frame: types.FrameType | None) -> None:
+  """Ends the program on SIGTERM by SystemExit, so that temporary files go.
+
+  Python drops an exception that leaves a finaliser, such as that of a progress
+  bar. If one is running, the signal is sent again a moment later.
+
+  Args:
+    number: of the signal.
+    frame: what was running.
+  """
+  while frame is not None:
+    if frame.f_code.co_name == "__del__":
+      again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+      again.daemon = True
+      again.start()
+      return
+    frame = frame.f_back
+  sys.exit(TERMINATED)
 
 
 def refuse_flags(names: Iterable[str], why: str) -> None:

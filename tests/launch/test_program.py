@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
+from dcvideogen_jax.programs import common
 from tests.launch import launching
 
 PROGRAM = """
@@ -295,3 +297,21 @@ def test_signals_clean_up(place, number, code):
   assert process.returncode == code
   assert "Traceback" not in stderr
   assert not pathlib.Path(place, "a").exists()
+
+
+class Ended:
+  """Receives SIGTERM while it is finalised, where Python drops exceptions."""
+
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_during_a_finaliser_is_not_lost():
+  before = signal.signal(signal.SIGTERM, common.terminate)
+  try:
+    with pytest.raises(SystemExit) as ended:
+      Ended()
+      time.sleep(10)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert ended.value.code == 143
