@@ -9,6 +9,9 @@ import pytest
 from dcvideogen_jax.data import records
 from tests.launch import launching
 
+# What the report adds to the facts about the clips.
+SET_LATER = ("dtype", "ground truth")
+
 
 def evaluate(programs, output, *flags):
   finished = programs.run("launch.evaluate", f"--output={output}", *flags)
@@ -28,6 +31,65 @@ def test_reconstructions(programs, model, tmp_path):
   assert report["clips"] == 2 and report["shape"] == [8, 12, 16, 3]
   assert report["psnr"] == pytest.approx(np.mean(report["psnr_by_clip"]))
   assert f"PSNR {report['psnr']:.2f} dB" in finished.stdout
+
+
+def test_videos_by_the_official_crop_and_several_models(
+  programs, model, tmp_path
+):
+  """Stopped within the second model, and continued."""
+  other, *_ = launching.save_model(tmp_path / "other", chunk_frames=4)
+  (tmp_path / "videos").mkdir()
+  for i in range(3):
+    launching.write_video(
+      tmp_path / "videos" / f"{i}.mp4", launching.clip(12, 50, 40, seed=i)
+    )
+  flags = (
+    f"--model={model[0]}",
+    f"--model={other}",
+    f"--videos={tmp_path / 'videos'}",
+    "--frames=8",
+    "--size=16",
+  )
+  finished, whole = evaluate(programs, tmp_path / "report.json", *flags)
+  found = whole["models"][str(other)]
+  assert found["shape"] == [8, 16, 16, 3] and found["frames"] == 24
+  assert len(found["psnr_by_frame"]) == 8 and len(found["psnr_by_clip"]) == 3
+  assert found["psnr"] == pytest.approx(np.mean(found["psnr_by_frame"]))
+  assert found["ssim"] == pytest.approx(np.mean(found["ssim_by_clip"]))
+  assert found["psnr"] != whole["psnr"]
+  assert not (tmp_path / "report.clips.jsonl").exists()
+  table = (tmp_path / "report.md").read_text()
+  assert f"| {other} | {found['psnr']:.4f} | " in table
+  assert "8 in the centre" in table and "16 x 16, official crop" in table
+  assert PIL.Image.open(tmp_path / "report.png").width > 3 * 300
+  # What a stopped run leaves, with a line that it was writing.
+  names = [str(tmp_path / "videos" / f"{i}.mp4") for i in range(3)]
+  settings = {
+    "about": {k: v for k, v in whole["about"].items() if k not in SET_LATER},
+    "names": names,
+    "config": None,
+    "dtype": "float32",
+    "ground_truth": "float32",
+  }
+  rows = [
+    {"model": str(model[0]), "clip": name, "shape": [8, 16, 16, 3]}
+    | {"psnr": [30.0] * 8, "ssim": [0.5] * 8}
+    for name in names
+  ]
+  lines = [json.dumps({"settings": settings}, sort_keys=True)]
+  lines += [json.dumps(row) for row in rows]
+  (tmp_path / "report.clips.jsonl").write_text("\n".join(lines) + '\n{"mod')
+  finished, resumed = evaluate(programs, tmp_path / "report.json", *flags)
+  assert resumed["psnr"] == 30 and resumed["ssim"] == 0.5
+  assert resumed["models"][str(other)] == found
+  (tmp_path / "report.clips.jsonl").write_text(lines[0] + "\n")
+  finished = programs.run(
+    "launch.evaluate",
+    f"--output={tmp_path / 'report.json'}",
+    *flags,
+    "--ground_truth=bfloat16",
+  )
+  assert finished.code == 2 and "with other settings" in finished.stderr
 
 
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
@@ -59,6 +121,13 @@ def test_held_out_prompts(programs, tmp_path, task):
   ("flags", "message"),
   [
     ((), "--clips must have a value"),
+    (("--clips=a", "--videos=b"), "--videos, and not both"),
+    (("--clips=a", "--frames=8"), "--frames goes with --videos only"),
+    (
+      ("--videos=a", "--model=b", "--model=c", "--config=d"),
+      "--config goes with a single --model only",
+    ),
+    (("--videos=/gone",), "there is no folder or list /gone"),
     (("--what=semantic", "--size=16,64"), "--size must be frames,height,width"),
     (("--what=semantic", "--size=a,b,c"), "found a,b,c"),
     (("--what=semantic", "--model=/gone"), "there is no model /gone"),
