@@ -73,6 +73,23 @@ def test_sampling_over_the_context(alone, cache, tmp_path):
   assert_nearly_equal(tmp_path / "out" / alone.name, alone)
 
 
+@pytest.mark.slow
+def test_an_export_for_vbench_goes_on_together(cache, tmp_path):
+  """Process 1, which has no folder, leaves out what process 0 finds there."""
+  (tmp_path / "list.txt").write_text("a red ball\n")
+  export = [x for x in SAMPLE if not x.startswith("--prompt")]
+  export += [
+    f"--vbench={tmp_path / 'list.txt'}",
+    f"--output={tmp_path / 'out'}",
+    "--config.mesh.context=2",
+  ]
+  for count in (1, 2):
+    out = run_pair(cache, *export, f"--vbench_samples={count}")
+    assert f"{count} videos; {count - 1} are there, 1 to make" in out
+  names = sorted(x.name for x in (tmp_path / "out" / "videos").iterdir())
+  assert names == ["a red ball-0.mp4", "a red ball-1.mp4"]
+
+
 @pytest.mark.nightly
 def test_sampling_killed_and_started_again(alone, cache, tmp_path):
   command = (*SAMPLE, f"--output={tmp_path}", "--config.mesh.context=2")
