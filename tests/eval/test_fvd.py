@@ -65,9 +65,10 @@ def _filled(layout, arrays, expected):
 
 @pytest.mark.parity
 def test_logits_are_those_of_torch(oracle, network):
+  """The three frames that are left at the end make two windows."""
   import torch
 
-  x = np.random.default_rng(1).uniform(-1, 1, (2, 16, 224, 224, 3))
+  x = np.random.default_rng(1).uniform(-1, 1, (2, 20, 224, 224, 3))
   x = x.astype(np.float32)
   x[1] *= 0.3
   with torch.no_grad():
@@ -100,10 +101,10 @@ def _official(clip):
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-  "size", [(224, 224), (120, 161), (300, 256), (240, 480), (448, 336)]
+  "size", [(224, 224), (120, 161), (300, 256), (100, 200), (448, 336)]
 )
 def test_input_is_that_of_the_official_code(size):
-  """Enlarged and reduced; at 240x480 the official width is rounded up."""
+  """Enlarged and reduced; at 100x200 the official width is 449."""
   clip = np.random.default_rng(2).integers(0, 256, (2, *size, 3), np.uint8)
   found = jax.jit(fvd.preprocess)(clip[None])[0]
   expected = _official(clip).permute(1, 2, 3, 0)
