@@ -68,7 +68,11 @@ def guided(
 def _sequential(
   model: Model, x: Array, t: Array, cond: Any, uncond: Any
 ) -> tuple[Array, Array]:
-  return model(x, t, cond), model(x, t, uncond)
+  v = model(x, t, cond)
+  # The second call waits for the first one. Otherwise XLA computes once what
+  # both share, and keeps it during the first call: the embedded tokens.
+  v, x, t = jax.lax.optimization_barrier((v, x, t))
+  return v, model(x, t, uncond)
 
 
 def _batched(

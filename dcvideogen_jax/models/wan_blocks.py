@@ -28,10 +28,17 @@ Mask = attention.Mask
 # The text embedder and the feed-forward use tanh GELU, the image embedder uses
 # exact GELU.
 gelu_tanh = functools.partial(layers.gelu, approximate=True)
+# Tokens that a feed-forward maps at once, enough to fill a GPU. A video of
+# 2160x3840 has five times as many, whose hidden channels would take more memory
+# than attention.
+_PIECE = 32768
 
 
 class MLP(nn.Module):
   """Two linear maps around a nonlinearity.
+
+  More than `_PIECE` tokens are mapped in equal pieces, which gives the same
+  result with less memory.
 
   Attributes:
     hidden: channels between the two.
@@ -54,9 +61,47 @@ class MLP(nn.Module):
     Args:
       x: tokens, or frames in the time embedding.
     """
-    x = layers.Dense(self.hidden, **self.dense, name="linear_1")(x)
-    x = sharding.constrain(self.act(x), "batch", self.tokens, "hidden")
-    x = layers.Dense(self.features, **self.dense, name="linear_2")(x)
+    both = _Both(
+      layers.Dense(self.hidden, **self.dense, name="linear_1"),
+      layers.Dense(self.features, **self.dense, name="linear_2"),
+      self.act,
+      self.tokens,
+    )
+    pieces = 1 if self.is_initializing() else self._pieces(x.shape[1])
+    if pieces == 1:
+      return both(x)
+    apply = nn.scan(
+      lambda module, _, piece: (None, module(piece)),
+      variable_broadcast=("params", "lora"),
+      split_rngs={"params": False},
+      in_axes=1,
+      out_axes=1,
+    )
+    _, x = apply(
+      both, None, einops.rearrange(x, "b (p n) c -> b p n c", p=pieces)
+    )
+    return einops.rearrange(x, "b p n c -> b (p n) c")
+
+  def _pieces(self, tokens: int) -> int:
+    """Returns how many pieces of the tokens are mapped one after the other."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and sharding.num_shards(mesh, self.tokens) > 1:
+      return 1  # Each device has a piece already.
+    least = -(-tokens // _PIECE)
+    return next((n for n in range(least, 2 * least) if tokens % n == 0), 1)
+
+
+class _Both(nn.Module):
+  """The maps of an `MLP` and the nonlinearity between them."""
+
+  first: nn.Module
+  second: nn.Module
+  act: Any
+  tokens: str | None
+
+  def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
+    x = self.act(self.first(x))
+    x = self.second(sharding.constrain(x, "batch", self.tokens, "hidden"))
     return sharding.constrain(x, "batch", self.tokens)
 
 

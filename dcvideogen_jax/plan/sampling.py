@@ -88,6 +88,7 @@ def measure_config(
   target: hardware.Target,
   tell: Callable[[str], None] = lambda phase: None,
   text_encoder: str = "device",
+  memory_budget: float | None = None,
 ) -> dict[str, Any]:
   """Compiles and measures the sampling that a config of `sample` describes.
 
@@ -96,6 +97,7 @@ def measure_config(
     target: the hardware to compile for.
     tell: is called with the name of each phase before it is compiled.
     text_encoder: as for `measure`.
+    memory_budget: as for `measure`.
 
   Returns:
     The result of `measure`.
@@ -121,6 +123,7 @@ def measure_config(
     steps=config.steps,
     tell=tell,
     text_encoder=text_encoder,
+    memory_budget=memory_budget,
   )
 
 
@@ -147,6 +150,7 @@ def measure(
   steps: int = 50,
   tell: Callable[[str], None] = lambda phase: None,
   text_encoder: str = "device",
+  memory_budget: float | None = None,
 ) -> dict[str, Any]:
   """Compiles the sampling of one video; returns its memory, work and time.
 
@@ -162,6 +166,8 @@ def measure(
     tell: is called with the name of each phase before it is compiled.
     text_encoder: "device"; "once" if it embeds the texts and goes before the
       other models come; or "host" if it is not on the device at all.
+    memory_budget: bytes that encoding and decoding may take beyond the weights,
+      if that is less than what is left.
 
   Returns:
     - "latents": frames, height, width and channels of the latents.
@@ -191,7 +197,8 @@ def measure(
       f"the weights alone take {sum(resident.values()) / _GIB:.1f} of "
       f"{limit / _GIB:.1f} GiB"
     )
-  phases, given, held = _conditions(parts, size, left, guided, layout, tell)
+  budget = left if memory_budget is None else min(left, memory_budget)
+  phases, given, held = _conditions(parts, size, budget, guided, layout, tell)
   if text_encoder != "device":
     alone = phases.pop("text")
   tell("denoise")
@@ -200,7 +207,7 @@ def measure(
   shape = latent_shape(parts, size)
   held += compiled.size(jax.ShapeDtypeStruct(shape, jnp.float32))
   tell("decode")
-  found = _autoencoder(parts, shape, left - held, layout, decode=True)
+  found = _autoencoder(parts, shape, budget - held, layout, decode=True)
   phases["decode"] = {**found, "held": held}
   peak = sum(resident.values())
   peak += max(phase["bytes"] + phase["held"] for phase in phases.values())
@@ -239,7 +246,7 @@ def latent_shape(parts: loading.Parts, size: sizes.Size) -> tuple[int, ...]:
   return (1, *pipeline.DCVideoGen(parts).latent_shape(size))
 
 
-def _conditions(parts, size, left, guided, layout, tell):
+def _conditions(parts, size, budget, guided, layout, tell):
   """Measures the phases before the first step.
 
   Returns:
@@ -257,7 +264,7 @@ def _conditions(parts, size, left, guided, layout, tell):
     phases["image"] = {"runs": 1, **found, "held": held}
     held += compiled.size(given["image"])
     tell("condition")
-    found = _autoencoder(parts, shape, left - held, layout, decode=False)
+    found = _autoencoder(parts, shape, budget - held, layout, decode=False)
     phases["condition"] = {**found, "held": held}
     extra = (*shape[:-1], parts.space.temporal + parts.space.channels)
     given["extra"] = jax.ShapeDtypeStruct(extra, jnp.float32)

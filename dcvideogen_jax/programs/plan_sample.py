@@ -37,6 +37,13 @@ _TEXT_ENCODER = flags.DEFINE_enum(
   ["device", "once", "host"],
   "Where the text encoder is, as for `dcvideogen sample`.",
 )
+_BUDGET = flags.DEFINE_float(
+  "memory_budget_gib",
+  None,
+  "Memory for encoding and decoding with DC-AE-V, beyond the weights, in GiB,"
+  " as for `dcvideogen sample`. Unset: what the weights leave.",
+  lower_bound=1e-6,
+)
 
 PRESETS = presets
 
@@ -72,6 +79,7 @@ def _sample(target: Any) -> tuple[dict[str, Any], bool]:
       target,
       lambda phase: print(f"compiling {phase}", flush=True),
       _TEXT_ENCODER.value,
+      _BUDGET.value and _BUDGET.value * 2**30,
     )
   except compiled.TooLarge as e:
     print(f"does not fit: {e}")

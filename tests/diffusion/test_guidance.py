@@ -117,6 +117,23 @@ def test_levels_may_differ_from_frame_to_frame(batched):
   np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
+def test_the_second_call_waits_for_the_first():
+  """XLA would embed once for both, and keep it while the first call runs."""
+  velocity = guidance.guided(Counting(), 5.0, batched=False)
+  jaxpr = jax.make_jaxpr(velocity)(*make_inputs(2)).jaxpr
+  x, t, *_ = jaxpr.invars
+  (barrier,) = (
+    i for i, eqn in enumerate(jaxpr.eqns) if "barrier" in eqn.primitive.name
+  )
+  before, waits, after = (
+    jaxpr.eqns[:barrier],
+    jaxpr.eqns[barrier],
+    jaxpr.eqns[barrier + 1 :],
+  )
+  assert waits.invars[0] is before[-1].outvars[0]
+  assert [v for eqn in after for v in eqn.invars if v is x or v is t] == []
+
+
 def test_combines_in_float32():
   def rounding(x, t, condition):
     return model(x, t, condition).astype(jnp.bfloat16)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import convert, tree
-from dcvideogen_jax.models import wan_dit
+from dcvideogen_jax.models import wan_blocks, wan_dit
 from tests import compiling, golden_data, random_weights
 
 NAMES = ["t2v_dc", "t2v_wan", "i2v_dc", "i2v_wan"]
@@ -289,3 +289,24 @@ def test_wrong_number_of_timesteps(wrong_shapes):
 def test_odd_head():
   with pytest.raises(ValueError, match="heads"):
     wan_dit.build({**TINY, "heads": 8})
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_feed_forward_in_pieces(monkeypatch, rank):
+  """Pieces give the same with less memory."""
+  dense = {"lora_rank": rank, "lora_alpha": 1.0}
+  mlp = wan_blocks.MLP(512, 8, wan_blocks.gelu_tanh, dense, "tokens")
+  x = np.random.default_rng(0).normal(size=(2, 1000, 8)).astype(np.float32)
+  variables = random_weights.of(mlp, x)
+  assert len(tree.names(variables)) == (4 if not rank else 8)
+
+  def program(piece):
+    monkeypatch.setattr(wan_blocks, "_PIECE", piece)
+    return jax.jit(lambda *x: mlp.apply(*x)).lower(variables, x).compile()
+
+  whole, pieces = program(1000), program(210)
+  np.testing.assert_allclose(
+    pieces(variables, x), whole(variables, x), rtol=0, atol=1e-6
+  )
+  bytes_ = [x.memory_analysis().temp_size_in_bytes for x in (whole, pieces)]
+  assert bytes_[1] < 0.4 * bytes_[0]
