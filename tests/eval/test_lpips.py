@@ -1,5 +1,7 @@
 """LPIPS equals that of the lpips package, from its weights in every layout."""
 
+import dataclasses
+import hashlib
 import json
 import pathlib
 import pickle
@@ -157,9 +159,16 @@ def test_fetched_files_are_checked(tmp_path, monkeypatch):
     networks.load("i3d", cache=tmp_path)
 
 
-def test_whether_weights_are_kept(tmp_path):
+def test_whether_weights_are_kept(tmp_path, monkeypatch):
+  """A damaged file is not, as it would be fetched again."""
+  digest = hashlib.sha256(b"weights").hexdigest()
+  entry = dataclasses.replace(networks.ENTRIES["i3d"], sha256=digest)
+  monkeypatch.setitem(networks.ENTRIES, "i3d", entry)
   assert not networks.is_kept("i3d", cache=tmp_path)
   (tmp_path / "networks").mkdir()
-  (tmp_path / "networks" / networks.ENTRIES["i3d"].name).write_bytes(b"")
+  path = tmp_path / "networks" / entry.name
+  path.write_bytes(b"weight")
+  assert not networks.is_kept("i3d", cache=tmp_path)
+  path.write_bytes(b"weights")
   assert networks.is_kept("i3d", cache=tmp_path)
   assert not networks.is_kept("lpips_alex", cache=tmp_path)
