@@ -56,6 +56,12 @@ def test_names_of_both_layouts_mean_the_same():
   }
   positions = "img_emb.emb_pos"
   assert found.pop(positions).endswith("image_embedder.pos_embed")
+  # Kernels in eight bits, a form of this library, have scales beside them.
+  scales = [name for name in found if name.endswith("_scale")]
+  assert scales
+  for name in scales:
+    kernel = name.removesuffix("_scale")
+    assert found.pop(name) == f"{found[kernel]}_scale"
   assert found == patterns
 
 
