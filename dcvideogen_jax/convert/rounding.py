@@ -85,8 +85,8 @@ def beside(source: sources.Source) -> str | None:
   if isinstance(source, Mapping):
     return None
   path = pathlib.Path(source)
-  path = (path if path.is_dir() else path.parent) / "config.json"
   try:
+    path = (path if path.is_dir() else path.parent) / "config.json"
     fields = documents.parse(path.read_bytes())
     return fields.get("weights") if "kind" in fields else None
   except (OSError, ValueError, TypeError, AttributeError):
