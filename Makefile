@@ -48,7 +48,7 @@ test-wheel:
 test-newest: $(VENV)/test
 	$(PYTEST) --at-most=$(AT_MOST) \
 	  -m "not parity and not slow and not ($(ELSEWHERE))"
-AT_MOST ?= 15
+AT_MOST ?= 8
 
 # The recipes of docs/pods.md, by the parsers of SkyPilot and xpk, which need an
 # environment of their own, some 700 MB.
