@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.arrays import Array
-from dcvideogen_jax.models import wan_blocks
+from dcvideogen_jax.models import wan_patches
 
 # Tokens of two models on grids of their own.
 Tokens = Float[Array, "b t h w d"]
@@ -82,7 +82,7 @@ def tokens(
       f"the patch embedding takes {channels} channels in patches of {patch}, "
       f"found latents {latents.shape}"
     )
-  patches = wan_blocks.to_patches(latents.astype(dtype), patch)
+  patches = wan_patches.to_patches(latents.astype(dtype), patch)
   found = patches @ kernel.reshape(-1, width)
   found += params["bias"].astype(dtype)[None, None, None, None]
   return found.astype(jnp.float32)

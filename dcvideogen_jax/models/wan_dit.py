@@ -30,7 +30,7 @@ from jaxtyping import Float
 
 from dcvideogen_jax import sharding
 from dcvideogen_jax.arrays import Array
-from dcvideogen_jax.models import fields, layers, rope, wan_blocks
+from dcvideogen_jax.models import fields, layers, rope, wan_blocks, wan_patches
 from dcvideogen_jax.ops import attention as attention_ops
 
 # Remat policies: which activations of a block are saved for the backward pass.
@@ -241,10 +241,10 @@ class WanDiT(nn.Module):
 
   def _embed_patches(self, latents):
     shape = (*self.patch, self.in_channels, self.width)
-    kernel, bias = wan_blocks.PatchKernel(
+    kernel, bias = wan_patches.PatchKernel(
       shape, self.param_dtype, name="patch_embed"
     )()
-    patches = wan_blocks.to_patches(latents.astype(self.dtype), self.patch)
+    patches = wan_patches.to_patches(latents.astype(self.dtype), self.patch)
     patches = einops.rearrange(patches, "b t h w p -> b (t h w) p")
     x = layers.linear(patches, kernel.reshape(-1, self.width), bias)
     x = sharding.constrain(x, "batch", "tokens")
@@ -290,7 +290,7 @@ class WanDiT(nn.Module):
     )(x)
     x = sharding.constrain(x, "batch", "tokens")
     x = x.reshape(x.shape[0], *grid, -1)
-    return wan_blocks.from_patches(x, self.patch)
+    return wan_patches.from_patches(x, self.patch)
 
 
 def _beside(

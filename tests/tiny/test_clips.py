@@ -5,7 +5,7 @@ import pytest
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.data import video
-from dcvideogen_jax.tiny import clips
+from dcvideogen_jax.tiny import clips, pans
 
 
 def _shot(frames, seed, height=40, width=56, speed=1.0, noise=0):
@@ -170,10 +170,10 @@ def _photo(height=200, width=300, seed=1):
 
 def test_ken_burns_shape_and_seed():
   image = _photo()
-  one = clips.ken_burns(image, 5, 6, 48, 64)
+  one = pans.ken_burns(image, 5, 6, 48, 64)
   assert one.shape == (6, 48, 64, 3) and one.dtype == np.uint8
-  np.testing.assert_array_equal(one, clips.ken_burns(image, 5, 6, 48, 64))
-  assert (one != clips.ken_burns(image, 6, 6, 48, 64)).any()
+  np.testing.assert_array_equal(one, pans.ken_burns(image, 5, 6, 48, 64))
+  assert (one != pans.ken_burns(image, 6, 6, 48, 64)).any()
 
 
 @pytest.mark.parametrize(
@@ -182,13 +182,13 @@ def test_ken_burns_shape_and_seed():
 def test_ken_burns_takes_any_large_enough_image(shape):
   image = np.full((*shape, 3), (10, 100, 200), np.uint8)
   for seed in range(12):
-    clip = clips.ken_burns(image, seed, 5, 48, 64)
+    clip = pans.ken_burns(image, seed, 5, 48, 64)
     assert (clip == np.array((10, 100, 200), np.uint8)).all()
 
 
 def test_ken_burns_refuses_a_small_image():
   with pytest.raises(ValueError, match="smaller"):
-    clips.ken_burns(_photo(40, 100), 0, 4, 48, 64)
+    pans.ken_burns(_photo(40, 100), 0, 4, 48, 64)
 
 
 def test_ken_burns_stays_inside_and_moves():
@@ -197,7 +197,7 @@ def test_ken_burns_stays_inside_and_moves():
   image = np.stack([y, x, 0 * x], -1).astype(np.uint8)
   moved = 0
   for seed in range(20):
-    clip = clips.ken_burns(image, seed, 8, 32, 32).astype(int)
+    clip = pans.ken_burns(image, seed, 8, 32, 32).astype(int)
     steps = np.diff(clip[..., :2], axis=0)
     assert np.abs(steps).max() < 60
     moved += np.abs(steps).mean() > 0.1
@@ -213,9 +213,9 @@ def test_ken_burns_does_not_alias():
   image = np.repeat((255 * ((x + y) % 2))[..., None], 3, -1).astype(np.uint8)
   contrast = []
   for seed in range(12):
-    _, scales, _ = clips._camera(
+    _, scales, _ = pans._camera(
       np.random.default_rng(seed), image.shape, 2, 32, 32
     )
     if scales.min() >= 2:
-      contrast.append(clips.ken_burns(image, seed, 2, 32, 32).std())
+      contrast.append(pans.ken_burns(image, seed, 2, 32, 32).std())
   assert len(contrast) > 3 and max(contrast) < 70 and np.median(contrast) < 20
