@@ -94,16 +94,9 @@ def plan(
     errors.UserError: if no plan fits (the message names the smallest budget
       that would), or if a size is not a positive whole number.
   """
-  for name, n in (("height", height), ("width", width), ("devices", devices)):
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-      raise errors.UserError(f"{name} must be at least 1, found {n!r}")
-  widest = -(-width // (module.spatial_factor * devices))
-  widest *= module.spatial_factor
-  overhead = _OVERHEAD.get(platform or jax.default_backend(), 1)
-  candidates = [
-    dataclasses.replace(c, bytes=int(overhead * c.bytes))
-    for c in _candidates(module, height, widest, decode, streamed)
-  ]
+  candidates = _checked(
+    module, height, width, decode, streamed, devices, platform
+  )
   fitting = [c for c in candidates if c.bytes <= budget]
   if not fitting:
     least = min(c.bytes for c in candidates)
@@ -118,6 +111,47 @@ def plan(
   # A few percent more work is accepted for fewer and larger bands.
   near = [c for c in fitting if c.work <= 1.05 * least_work]
   return max(near, key=lambda c: (not c.offload, c.rows * 2 ** (c.cut or 0)))
+
+
+def least_bytes(
+  module: dc_ae_v.DCAEV,
+  height: int,
+  width: int,
+  *,
+  decode: bool,
+  streamed: bool = True,
+  devices: int = 1,
+  platform: str | None = None,
+) -> int:
+  """Returns the smallest budget that has a plan, in bytes.
+
+  Args:
+    module, height, width: as for `plan`.
+    decode, streamed, devices, platform: as for `plan`.
+
+  Raises:
+    errors.UserError: if a size is not a positive whole number.
+  """
+  candidates = _checked(
+    module, height, width, decode, streamed, devices, platform
+  )
+  return min(c.bytes for c in candidates)
+
+
+def _checked(
+  module, height, width, decode, streamed, devices, platform
+) -> list[BandPlan]:
+  """Returns every plan, after checking the sizes; arguments as for `plan`."""
+  for name, n in (("height", height), ("width", width), ("devices", devices)):
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+      raise errors.UserError(f"{name} must be at least 1, found {n!r}")
+  widest = -(-width // (module.spatial_factor * devices))
+  widest *= module.spatial_factor
+  overhead = _OVERHEAD.get(platform or jax.default_backend(), 1)
+  return [
+    dataclasses.replace(c, bytes=int(overhead * c.bytes))
+    for c in _candidates(module, height, widest, decode, streamed)
+  ]
 
 
 def lag(module: dc_ae_v.DCAEV, cut: int, decode: bool) -> int:
@@ -190,6 +224,8 @@ def _candidates(
   size = module.spatial_factor
   height, width = (-(-n // size) * size for n in (height, width))
   layers = list(_layers(module, decode))
+  # Attributes of a module are slow to look up.
+  scales = [module.scale_at(s) for s in range(len(module.widths))]
   itemsize = jnp.dtype(module.dtype).itemsize
   kept = FRAMES_KEPT[module.time] if streamed else 0
   video = 3 * module.chunk_frames * height * width
@@ -197,12 +233,12 @@ def _candidates(
   def work(some):
     """Returns the multiply-adds of layers, up to a common factor."""
     return sum(
-      x.inputs * x.outputs * x.frames / module.scale_at(x.at) ** 2 for x in some
+      x.inputs * x.outputs * x.frames / scales[x.at] ** 2 for x in some
     )
 
   def area(x, pixel_rows, extra=0):
     """Returns the positions of a layer in these rows and some extra rows."""
-    scale = module.scale_at(x.at)
+    scale = scales[x.at]
     return (pixel_rows // scale + extra) * (width // scale)
 
   def live(some, pixel_rows, kept_rows=0):
@@ -234,7 +270,8 @@ def _candidates(
   for cut in range(1, len(module.widths)):
     fine = [x for x in layers if x.owner < cut]
     coarse = [x for x in layers if x.owner >= cut]
-    scale = module.scale_at(cut)
+    scale, fine_work, all_work = scales[cut], work(fine), work(layers)
+    late = lag(module, cut, decode) * (1 if decode else scale)
     # Features between the two parts, and the rows that convolutions keep.
     features = max(x.inputs * x.frames * area(x, height) for x in coarse)
     lines = sum(2 * x.inputs * (x.frames + 1) * area(x, 0, 1) for x in fine)
@@ -244,7 +281,7 @@ def _candidates(
       banded += 2 * video * pixels // height + twice(fine, lines)
       used = max(banded, live(coarse, height) + twice(coarse)) + features
       used += state(coarse, height)
-      bands = count(module, BandPlan(cut, rows), height, decode)
+      bands = -(-(height + late) // pixels)
       redone = bands * pixels / height - 1
       for offload in (False, True) if kept else (False,):
         resident = 0 if offload else state(fine, height)
@@ -253,7 +290,7 @@ def _candidates(
           rows,
           offload,
           round((used + resident) * itemsize),
-          1 + redone * work(fine) / work(layers),
+          1 + redone * fine_work / all_work,
         )
 
 
