@@ -46,6 +46,11 @@ def free() -> int:
   stats = jax.local_devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+  return free_on_host()
+
+
+def free_on_host() -> int:
+  """Returns the free bytes of the host's memory."""
   with contextlib.suppress(OSError, ValueError, IndexError):
     text = pathlib.Path("/proc/meminfo").read_text()
     return int(text.split("MemAvailable:")[1].split()[0]) * 1024

@@ -30,13 +30,13 @@ gelu_tanh = functools.partial(layers.gelu, approximate=True)
 # Tokens that a feed-forward maps at once, enough to fill a GPU. A video of
 # 2160x3840 has five times as many, whose hidden channels would take more memory
 # than attention.
-_PIECE = 32768
+PIECE = 32768
 
 
 class MLP(nn.Module):
   """Two linear maps around a nonlinearity.
 
-  More than `_PIECE` tokens are mapped in equal pieces, which gives the same
+  More than `PIECE` tokens are mapped in equal pieces, which gives the same
   result with less memory.
 
   Attributes:
@@ -86,7 +86,7 @@ class MLP(nn.Module):
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and sharding.num_shards(mesh, self.tokens) > 1:
       return 1  # Each device has a piece already.
-    least = -(-tokens // _PIECE)
+    least = -(-tokens // PIECE)
     return next((n for n in range(least, 2 * least) if tokens % n == 0), 1)
 
 

@@ -36,7 +36,10 @@ _GIB = 2**30
 
 
 def parts(
-  variant: str, dtype: DTypeLike, weights: str | None = None
+  variant: str,
+  dtype: DTypeLike,
+  weights: str | None = None,
+  part: Callable[..., loading.LoadedModel] = compiled.part,
 ) -> loading.Parts:
   """Returns the parts of a published model, with shapes in place of weights.
 
@@ -46,28 +49,29 @@ def parts(
     variant: a key of `wan_dit.VARIANTS`.
     dtype: bfloat16 or float32, as for `loading.load`.
     weights: as for `loading.load`.
+    part: builds a part, as `compiled.part`, which takes seconds.
   """
   loading.check_weights(weights)
   weights = weights if weights in eight_bits.FORMATS else None
   dtype = jnp.dtype(dtype)
   both = {"dtype": dtype, "param_dtype": dtype}
-  transformer = compiled.part("wan_dit", variant, weights=weights, **both)
+  transformer = part("wan_dit", variant, weights=weights, **both)
   if variant.startswith("dc-"):
-    module, variables = compiled.part("dc_ae_v", "f32t4c32", **both)
+    module, variables = part("dc_ae_v", "f32t4c32", **both)
     if transformer.module.image_width is None:
       # The encoder is not loaded for text to video.
       halves = variables["params"]
       variables = {"params": {"decoder": halves["decoder"]}}
     space = spaces.DCAEVLatents(module, variables)
   else:
-    space = spaces.WanVAELatents(*compiled.part("wan_vae", "wan2.1"))
-  encoder = compiled.part("umt5", "umt5_xxl", weights=weights, **both)
+    space = spaces.WanVAELatents(*part("wan_vae", "wan2.1"))
+  encoder = part("umt5", "umt5_xxl", weights=weights, **both)
   seen = transformer.module.image_width is not None
   return loading.Parts(
     transformer,
     space,
     loading.Texts(None, encoder),
-    compiled.part("clip_vision", "vit_h_14") if seen else None,
+    part("clip_vision", "vit_h_14") if seen else None,
     dtype=dtype,
   )
 

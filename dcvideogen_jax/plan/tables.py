@@ -208,3 +208,57 @@ def _program(name: str, report: Any, row: Mapping[str, int]) -> str:
     f"{name:17}{runs:5}  {gib[0]:9.2f}{gib[1]:9.2f}{gib[2]:13.2f}"
     f"{gib[3]:8.2f}{gib[4]:9.2f}{row['flops'] / 1e12:8.1f}"
   )
+
+
+def machine(found: Mapping[str, Any]) -> str:
+  """Formats the result of `plan.machine.report`."""
+  versions, device, host = (found[k] for k in ("versions", "devices", "host"))
+  lines = [", ".join(f"{k} {v}" for k, v in versions.items()), "", "packages"]
+  for row in found["packages"]:
+    version = row["version"] or "not installed"
+    why = f"for {row['purpose']}" if row["purpose"] else row["needs"]
+    lines.append(f"  {row['name']:22} {version:14} {why}")
+  limit = device["limit_bytes"]
+  lines += [
+    "",
+    "devices",
+    f"  {device['count']} of {device['kind']} ({device['platform']}), "
+    f"{_gib(device['free_bytes'])} free"
+    + ("" if limit is None else f" of the {_gib(limit)} that jax may use"),
+    f"  host: {host['cores']} cores, {_gib(host['free_bytes'])} free of "
+    f"{_gib(host['memory_bytes'])}",
+    "",
+    "caches",
+  ]
+  for row in found["caches"]:
+    free = row["free_bytes"]
+    lines.append(
+      f"  {row['what']:22} {row['bytes'] / _GIB:6.2f} GiB in {row['files']} "
+      f"files, {row['path']}"
+      + ("" if free is None else f" ({free / _GIB:.0f} GiB free)")
+    )
+  return "\n".join(lines)
+
+
+def fitting(row: Any) -> str:
+  """Formats a `plan.fits.Row` as a line."""
+  time = ""
+  if row.step_seconds is not None:
+    time = f"{row.steps} steps in {_time(row.steps * row.step_seconds)} or more"
+  name = (
+    f"  {row.config:24} {row.tokens:7} tokens {row.bytes / _GIB:7.1f} GiB  "
+  )
+  if row.flags is None:
+    return f"{name}does not fit"
+  return f"{name}fits  {time}{''.join(f'  {x}' for x in row.flags)}".rstrip()
+
+
+def _gib(count: int) -> str:
+  return f"{count / _GIB:.1f} GiB"
+
+
+def _time(seconds: float) -> str:
+  if seconds < 100:
+    return f"{seconds:.0f} s"
+  minutes = seconds / 60
+  return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -32,6 +32,7 @@ PROGRAMS = {
   "plan train": "estimates memory and time of a training step",
   "plan decode": "estimates memory and time of decoding within budgets",
   "plan attention": "estimates memory and time of attention",
+  "doctor": "says what is installed, and what this machine can do",
   "prepare-clips": "makes the clips of the tiny autoencoder",
   "reproduce": "trains the tiny models that ship, from the start",
 }

@@ -301,7 +301,7 @@ def test_feed_forward_in_pieces(monkeypatch, rank):
   assert len(tree.names(variables)) == (4 if not rank else 8)
 
   def program(piece):
-    monkeypatch.setattr(wan_blocks, "_PIECE", piece)
+    monkeypatch.setattr(wan_blocks, "PIECE", piece)
     return jax.jit(lambda *x: mlp.apply(*x)).lower(variables, x).compile()
 
   whole, pieces = program(1000), program(210)

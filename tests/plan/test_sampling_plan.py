@@ -14,7 +14,13 @@ from configs import common, sample
 from dcvideogen_jax import config_parts, convert, errors, memory
 from dcvideogen_jax.latents import spaces
 from dcvideogen_jax.models import bands
-from dcvideogen_jax.plan import compiled, hardware, roofline, sampling
+from dcvideogen_jax.plan import (
+  compiled,
+  formulas,
+  hardware,
+  roofline,
+  sampling,
+)
 from dcvideogen_jax.sample import denoise, loading, pipeline, placement, sizes
 
 TINY = pathlib.Path(dcvideogen_jax.__file__).parent / "assets/dcvideogen_tiny"
@@ -68,6 +74,20 @@ def test_the_step_is_the_pipelines(task, guided, compiled_programs):
   arguments = planned["arguments"] + plan["weights"]["transformer"]
   # Without guidance the program has no argument for the scale, 4 bytes.
   assert arguments - 4 * (not guided) == memory.argument_size_in_bytes
+
+
+@pytest.mark.parametrize(
+  ("task", "guided"), [("t2v", False), ("t2v", True), ("i2v", True)]
+)
+def test_formulas_count_the_work_without_compiling(task, guided):
+  parts, plan = load(task).parts, found(task, guided)
+  needs = formulas.needs(parts, SIZE, guided=guided)
+  step, decode = (plan["phases"][name] for name in ("denoise", "decode"))
+  # The formula leaves out the rotary angles' and other small products.
+  assert needs.step_flops == pytest.approx(step["flops"], rel=1e-3)
+  assert needs.decode_flops == decode["flops"] * decode["runs"]
+  assert needs.tokens == np.prod(plan["latents"][:3])
+  assert formulas.weights(parts) == plan["weights"]
 
 
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
