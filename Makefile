@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow test-wheel test-newest test-pods test-devices lint docs train-tiny reproduce ablation clean
+.PHONY: demo test test-slow test-wheel test-newest test-pods test-devices gpu lint docs train-tiny reproduce ablation clean
 
 # Reconstructs a real clip and turns a prompt into one, with the weights that
 # ship with the package.
@@ -84,6 +84,16 @@ $(CUDA)/devices $(TPU)/devices $(NEWEST)/devices:
 	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
 	  -r $< -r requirements-test.txt
 	touch $@
+
+# Times kernels and models on the GPU that jax finds, in at most eight minutes,
+# and runs the tests marked `gpu`. Where $(PYTHON) has no jax, it is installed.
+# Without a GPU: what would run, and every part at toy size.
+NEEDS = jax, flax, optax, einops, jaxtyping, absl
+gpu:
+	if $(PYTHON) -c "import $(NEEDS)" 2>/dev/null; \
+	then $(PYTHON) -m benchmarks.gpu --output=out/gpu; \
+	else $(MAKE) $(VENV)/test && $(BIN)/python -m benchmarks.gpu --output=out/gpu; \
+	fi
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -25,3 +25,23 @@ def lines(
     f"{row[0]:<20}" + "".join(f"{cell:>10}" for cell in row[1:]).rstrip()
     for row in cells
   ]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Formats rows as a Markdown table, with a column for each key.
+
+  Args:
+    rows: cells by column; floats get three digits, and a row may lack columns.
+  """
+  columns = [*dict.fromkeys(key for row in rows for key in row)]
+  lines = [columns, ["---"] * len(columns)]
+  lines += [[_cell(row.get(key, "")) for key in columns] for row in rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, float):
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+  return str(value).replace("|", "\\|").replace("\n", " ")

@@ -5,15 +5,17 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from dcvideogen_jax import convert, errors, flops, sharding
+from dcvideogen_jax import errors, flops, sharding
 from dcvideogen_jax.models import calls
-from dcvideogen_jax.sample import loading
+
+if TYPE_CHECKING:
+  from dcvideogen_jax.sample import loading
 
 # Figures of a program by name: "flops" is in FLOPs, all others are in bytes.
 Figures = dict[str, int]
@@ -76,7 +78,7 @@ def compile_traced(
     raise TooLarge(reason) from e
 
 
-def part(kind: str, variant: str, **overrides: Any) -> loading.LoadedModel:
+def part(kind: str, variant: str, **overrides: Any) -> "loading.LoadedModel":
   """Builds a released model with shapes in place of variables.
 
   Args:
@@ -84,6 +86,10 @@ def part(kind: str, variant: str, **overrides: Any) -> loading.LoadedModel:
     variant: one of its variants.
     **overrides: fields of the module that differ, such as dtypes.
   """
+  # What reads files; the rest of this module needs jax alone.
+  from dcvideogen_jax import convert
+  from dcvideogen_jax.sample import loading
+
   known = convert.KINDS[kind]
   module = known.build(known.variants[variant], **overrides)
   return loading.LoadedModel(
