@@ -90,7 +90,7 @@ $(CUDA)/devices $(TPU)/devices $(NEWEST)/devices:
 # Without a GPU: what would run, and every part at toy size.
 NEEDS = jax, flax, optax, einops, jaxtyping, absl
 gpu:
-	if $(PYTHON) -c "import $(NEEDS)" 2>/dev/null; \
+	@if $(PYTHON) -c "import $(NEEDS)" 2>/dev/null; \
 	then $(PYTHON) -m benchmarks.gpu --output=out/gpu; \
 	else $(MAKE) $(VENV)/test && $(BIN)/python -m benchmarks.gpu --output=out/gpu; \
 	fi

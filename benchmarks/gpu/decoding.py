@@ -30,7 +30,7 @@ def measure(
   toy: bool,
   height: int,
   width: int,
-  budget: float | None,
+  budget: float,
   device: jax.Device,
   run: bool,
 ) -> Row:
@@ -39,8 +39,7 @@ def measure(
   Args:
     toy: whether to take a tiny autoencoder.
     height, width: size of the video in pixels.
-    budget: bytes that may be taken beyond the weights; None for all that is
-      free.
+    budget: bytes that may be taken beyond the weights.
     device: what is compiled for, which need not be there.
     run: whether it is there.
 
@@ -59,7 +58,7 @@ def measure(
     module,
     height,
     width,
-    min([x for x in (budget, _free(run)) if x is not None]),
+    budget,
     decode=True,
     platform=device.platform,
   )
@@ -85,10 +84,6 @@ def measure(
     "compile s": time.perf_counter() - start,
   }
   return row | _run(module, shapes, height, width, plan, device) if run else row
-
-
-def _free(run: bool) -> float | None:
-  return memory.SHARE * memory.free() if run else None
 
 
 def _run(module, shapes, height, width, plan, device) -> Row:

@@ -35,11 +35,13 @@ class Setting(NamedTuple):
     toy: whether models and arrays are tiny.
     device: what is compiled for.
     run: whether the device is there.
+    free: bytes of its memory that programs may take.
   """
 
   toy: bool
   device: Any
   run: bool
+  free: float
 
   @property
   def platform(self) -> str:
@@ -83,8 +85,6 @@ def _machine(setting):
 def _versions(setting: Setting) -> Row:
   import jax
 
-  from dcvideogen_jax import memory
-
   return {
     "case": setting.device.device_kind,
     "jax": jax.__version__,
@@ -93,7 +93,7 @@ def _versions(setting: Setting) -> Row:
     "runtime": setting.device.client.platform_version.split("\n")[-1].strip()
     if setting.run
     else "compiled, not run",
-    "free GiB": memory.free() / 2**30 if setting.run else 0.0,
+    "free GiB": setting.free / 2**30,
   }
 
 
@@ -127,10 +127,13 @@ def _trainings(setting):
 def _decoding(height: int, width: int, budget: float | None):
   def rows(setting):
     from benchmarks.gpu import decoding
+    from dcvideogen_jax import memory
 
     size = (32, 32) if setting.toy else (height, width)
+    # The remainder is for cuDNN's workspaces and for fragmentation.
+    most = min(budget or setting.free, memory.SHARE * setting.free)
     yield lambda: decoding.measure(
-      setting.toy, *size, budget, setting.device, setting.run
+      setting.toy, *size, most, setting.device, setting.run
     )
 
   return rows
@@ -212,12 +215,15 @@ def main(argv: Sequence[str]) -> None:
   del argv
   import jax
 
-  if _TARGET.value:
-    from dcvideogen_jax.plan import hardware
+  from dcvideogen_jax import memory
+  from dcvideogen_jax.plan import hardware
 
-    setting = Setting(_TOY.value, hardware.gpu(_TARGET.value), False)
+  if _TARGET.value:
+    target = hardware.find(_TARGET.value)
+    where = (target.devices[0], False, target.chip.usable)
   else:
-    setting = Setting(_TOY.value, jax.devices()[0], True)
+    where = (jax.devices()[0], True, memory.free())
+  setting = Setting(_TOY.value, *where)
   with open(_ROWS.value, "a", encoding="utf-8") as file:
     for row in run(_PART.value, setting, _SECONDS.value):
       print(json.dumps(row), file=file, flush=True)

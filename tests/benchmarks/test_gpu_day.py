@@ -55,7 +55,7 @@ def test_a_row_that_fails_keeps_no_other_from_running(monkeypatch):
     yield lambda: {"case": "last"}
 
   monkeypatch.setitem(parts.PARTS, "own", parts.Part("", 1, rows))
-  setting = parts.Setting(True, jax.devices()[0], True)
+  setting = parts.Setting(True, jax.devices()[0], True, 2**30)
   first, second, last = parts.run("own", setting, 60)
   assert [first["case"], last["case"]] == ["first", "last"]
   assert second["failed"] == "ZeroDivisionError: division by zero"
