@@ -29,6 +29,11 @@ minutes).
 times the implementations of attention on the default device, dense and with
 block-causal masks, forward and backward. It reports milliseconds and TFLOP/s;
 only pairs of tokens that the mask leaves visible count as work.
+
+  python -m launch.benchmark --what=start --output=out/start.json
+
+times imports and --help, and the first and second start of a sampling, with the
+packages and the phases that take the time.
 """
 
 import json
@@ -38,7 +43,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from benchmarks import attention, conv3d, dit, load, reconstruct
+from benchmarks import attention, conv3d, dit, load, reconstruct, start
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.models import dc_ae_v, wan_dit
 from dcvideogen_jax.programs import common
@@ -47,7 +52,7 @@ from dcvideogen_jax.sample import model_names
 _WHAT = flags.DEFINE_enum(
   "what",
   "reconstruct",
-  ["reconstruct", "conv3d", "load", "dit", "attention"],
+  ["reconstruct", "conv3d", "load", "dit", "attention", "start"],
   "The benchmark to run.",
 )
 _OUTPUT = flags.DEFINE_string(
@@ -56,7 +61,8 @@ _OUTPUT = flags.DEFINE_string(
 _REPEATS = flags.DEFINE_integer(
   "repeats",
   None,
-  "Number of timed calls. Unset: 5 for conv3d and attention, otherwise 1.",
+  "Number of timed calls. Unset: 5 for conv3d, attention and start, otherwise"
+  " 1.",
   1,
 )
 _CONFIG = flags.DEFINE_string(
@@ -118,6 +124,7 @@ _READS: dict[str, set[str]] = {
   "reconstruct": {
     *("config", "frames", "height", "width", "threads", "sides"),
   },
+  "start": set(),
 }
 
 
@@ -138,6 +145,7 @@ def main(argv: Sequence[str]) -> None:
       "dit": _dit,
       "load": _load,
       "reconstruct": _reconstruct,
+      "start": _start,
     }
     text = measure[_WHAT.value](output)
     with files.atomic(output) as path:
@@ -169,6 +177,13 @@ def _attention(output):
   print(f"\n{shape}\n{attention.table(rows)}")
   device = jax.devices()[0].device_kind
   return json.dumps({"device": device, "rows": rows}, indent=1) + "\n"
+
+
+def _start(output):
+  del output
+  report = start.measure(_REPEATS.value or 5)
+  print(start.table(report))
+  return json.dumps(report, indent=1) + "\n"
 
 
 def _load(output):
