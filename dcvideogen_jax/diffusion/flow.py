@@ -13,7 +13,7 @@ The grids follow, bit for bit:
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ class Options(NamedTuple):
     solver: a name in `solvers.SOLVERS`.
     solver_options: keyword arguments of that solver.
     shift, grid, final, train_steps: arguments of `schedule`.
+    levels: noise levels as for `explicit`, instead of the grid's; None for the
+      grid's.
   """
 
   solver: str
@@ -55,13 +57,23 @@ class Options(NamedTuple):
   grid: str
   final: str = "zero"
   train_steps: int = TRAIN_STEPS
+  levels: Sequence[float] | None = None
 
   def schedule(self, steps: int) -> Schedule:
     """Returns the noise levels of `steps` steps.
 
     Raises:
-      errors.UserError: as the function `schedule` does.
+      errors.UserError: as the functions `schedule` and `explicit` do, or for
+        another number of steps than `levels`.
     """
+    if self.levels is not None:
+      found = explicit(self.levels, train_steps=self.train_steps)
+      if len(found.timesteps) != steps:
+        raise errors.UserError(
+          f"{len(found.timesteps)} noise levels are {len(found.timesteps)} "
+          f"steps, found {steps}"
+        )
+      return found
     return schedule(
       steps,
       self.shift,
@@ -183,6 +195,37 @@ def schedule(
   return Schedule(np.concatenate([sigmas, last]), timesteps)
 
 
+def explicit(
+  levels: Sequence[float], *, train_steps: int = TRAIN_STEPS
+) -> Schedule:
+  """Returns a schedule of given noise levels; the timesteps are not rounded.
+
+  Args:
+    levels: noise levels at which the model is called, high to low; the run ends
+      at 0.
+    train_steps: the scale of the timesteps.
+
+  Raises:
+    errors.UserError: unless the levels fall from at most 1 to above 0.
+  """
+  numbers = isinstance(levels, Sequence) and not isinstance(levels, str)
+  if not numbers or not all(_is_number(x) for x in levels) or not levels:
+    raise errors.UserError(
+      f"noise levels are a list of numbers, found {levels!r}"
+    )
+  exact = np.array([*levels, 0.0], np.float64)
+  if exact[0] > 1 or not (np.diff(exact) < 0).all():
+    raise errors.UserError(
+      f"noise levels must fall from at most 1 to above 0, found {[*levels]}"
+    )
+  sigmas = exact.astype(np.float32)
+  return Schedule(sigmas, sigmas[:-1] * np.float32(train_steps))
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _whole(value: Any) -> bool:
   """Whether the value is a whole number, such as 4 or 4.0."""
   if not isinstance(value, Real):
@@ -252,7 +295,6 @@ _UNSUPPORTED = (
   "invert_sigmas",
   "shift_terminal",
   "solver_p",
-  "stochastic_sampling",
   "thresholding",
   "use_beta_sigmas",
   "use_dynamic_shifting",
@@ -276,6 +318,7 @@ _SOLVER_OPTIONS = {
     "euler_at_final": "euler_at_final",
   },
   "euler": {},
+  "renoise": {},
 }
 
 
@@ -299,6 +342,8 @@ def from_config(config: Mapping[str, Any]) -> Options:
       f"scheduler classes are {', '.join(_CLASSES)}, found {name!r}"
     )
   row = _CLASSES[name]
+  if row.solver == "euler" and config.get("stochastic_sampling"):
+    row = row._replace(solver="renoise")
   _refuse_unsupported(name, row, config)
   keys = _SOLVER_OPTIONS[row.solver]
   return Options(

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, UInt32
 
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import flow, solvers
@@ -82,13 +82,26 @@ def row(plan: SamplingPlan, i: int | Int[Array, ""]) -> SamplingPlan:
   return jax.tree.map(lambda x: x[i], plan)
 
 
-def start(noise: Float[Array, "b ..."], plan: SamplingPlan) -> Carry:
+def start(
+  noise: Float[Array, "b ..."],
+  plan: SamplingPlan,
+  keys: UInt32[Array, "b n"] | None = None,
+) -> Carry:
   """Returns the first step's carry, with a float32 copy of the noise.
 
   The copy has the sharding of the noise.
+
+  Args:
+    noise: standard normal.
+    plan: from the function `plan`.
+    keys: data of a random key per sample, for solvers that draw noise in each
+      step; others ignore them.
+
+  Raises:
+    ValueError: if such a solver gets no keys.
   """
   x = jnp.array(noise, jnp.float32, copy=True)
-  return Carry(x, solvers.init(plan.coefficients, x))
+  return Carry(x, solvers.init(plan.coefficients, x, keys))
 
 
 def advance(
@@ -109,7 +122,11 @@ def advance(
 
 
 def sample(
-  model: Model, noise: Float[Array, "b ..."], plan: SamplingPlan, *inputs: Any
+  model: Model,
+  noise: Float[Array, "b ..."],
+  plan: SamplingPlan,
+  *inputs: Any,
+  keys: UInt32[Array, "b n"] | None = None,
 ) -> Float32[Array, "b ..."]:
   """Runs all steps in one `lax.scan`; jit it, or call it in a jitted function.
 
@@ -118,6 +135,7 @@ def sample(
     noise: standard normal, in the latents' shape, channels last.
     plan: from the function `plan`; jit compiles a program per number of steps.
     *inputs: passed on to the model.
+    keys: as for `start`.
 
   Returns:
     The latents after the last step.
@@ -126,7 +144,7 @@ def sample(
   def body(carry: Carry, row: SamplingPlan) -> tuple[Carry, None]:
     return advance(model, carry, row, *inputs), None
 
-  return jax.lax.scan(body, start(noise, plan), plan)[0].x
+  return jax.lax.scan(body, start(noise, plan, keys), plan)[0].x
 
 
 def jit_step(model: Model, out_shardings: Any = None) -> Callable[..., Carry]:
@@ -154,6 +172,7 @@ def stream(
   plan: SamplingPlan,
   *inputs: Any,
   where: Any = None,
+  keys: UInt32[Array, "b n"] | None = None,
 ) -> Iterator[tuple[int, Float32[Array, "b ..."]]]:
   """Runs all steps in a loop on the host and yields the latents of each.
 
@@ -166,12 +185,13 @@ def stream(
     plan: from the function `plan`.
     *inputs: passed on to the model.
     where: sharding of each step's row of the plan; None is the default device.
+    keys: as for `start`.
 
   Yields:
     (i, latents) with i from 0. All latents but the last are donated to the next
     step: copy them to keep them.
   """
-  carry = start(noise, plan)
+  carry = start(noise, plan, keys)
   for i in range(plan.steps):
     carry = step(carry, jax.device_put(row(plan, i), where), *inputs)
     yield i, jax.block_until_ready(carry.x)

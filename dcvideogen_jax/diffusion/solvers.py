@@ -6,9 +6,9 @@ UniPC, DPM++ 2M and Euler share one step function and differ in their weights.
 
 They follow huggingface/diffusers 0.42.1, `UniPCMultistepScheduler` (with
 `predict_x0`), `DPMSolverMultistepScheduler` ("dpmsolver++") and
-`FlowMatchEulerDiscreteScheduler`. Wan-Video/Wan2.1 (commit 9737cba) has copies
-of the first two. Papers: arXiv 2302.04867 (UniPC) and 2211.01095
-(DPM-Solver++).
+`FlowMatchEulerDiscreteScheduler`, whose `stochastic_sampling` is "renoise".
+Wan-Video/Wan2.1 (commit 9737cba) has copies of the first two. Papers: arXiv
+2302.04867 (UniPC) and 2211.01095 (DPM-Solver++).
 
 Time is measured as log((1 - sigma) / sigma), the logarithm of the
 signal-to-noise ratio; h is its increase over a step.
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt32
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.arrays import Array
@@ -42,11 +42,14 @@ class Coefficients(NamedTuple):
       sample, the current prediction and the past predictions; the weighted sum
       replaces the sample before `predict`. None for a solver without a
       corrector.
+    noise: (steps,) weights of standard normal noise, drawn anew in each step,
+      in the next sample. None for a solver that draws none.
   """
 
   sigma: Any
   predict: Any
   correct: Any = None
+  noise: Any = None
 
 
 class State(NamedTuple):
@@ -56,18 +59,39 @@ class State(NamedTuple):
     history: past predictions of clean latents, newest first; zeros before the
       first step.
     last: the previous sample, corrected; None for a solver without a corrector.
+    keys: data of a random key per sample; None for a solver that draws none.
   """
 
   history: tuple[Array, ...]
   last: Array | None
+  keys: Array | None = None
 
 
-def init(coefficients: Coefficients, x: Float[Array, "*n"]) -> State:
-  """Returns the state before the first step, for samples shaped like `x`."""
+def init(
+  coefficients: Coefficients,
+  x: Float[Array, "b ..."],
+  keys: UInt32[Array, "b n"] | None = None,
+) -> State:
+  """Returns the state before the first step, for samples shaped like `x`.
+
+  Args:
+    coefficients: of the solver.
+    x: the samples.
+    keys: data of a random key per sample; only solvers with `noise` use them.
+
+  Raises:
+    ValueError: if the solver draws noise and there are no keys.
+  """
+  if coefficients.noise is None:
+    keys = None
+  elif keys is None:
+    raise ValueError("this solver draws noise in each step: expected keys")
+  else:
+    keys = jnp.array(keys, copy=True)
   past = coefficients.predict.shape[-1] - 2
   zeros = [jnp.zeros_like(x, jnp.float32) for _ in range(past + 1)]
   corrects = coefficients.correct is not None
-  return State(tuple(zeros[1:]), zeros[0] if corrects else None)
+  return State(tuple(zeros[1:]), zeros[0] if corrects else None, keys)
 
 
 def step(
@@ -94,7 +118,18 @@ def step(
     x = last = _combine(row.correct, x, state.last, x0, *state.history)
   following = _combine(row.predict, x, x0, *state.history)
   history = (x0, *state.history)[: len(state.history)]
-  return following, State(history, last)
+  keys = state.keys
+  if keys is not None:
+    keys, fresh = _draw(keys, x.shape[1:])
+    following += row.noise * fresh
+  return following, State(history, last, keys)
+
+
+def _draw(keys: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+  """Returns the keys of the next step, and noise for each sample."""
+  pairs = jax.vmap(jax.random.split)(jax.random.wrap_key_data(keys))
+  fresh = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))
+  return jax.random.key_data(pairs[:, 0]), fresh(pairs[:, 1])
 
 
 def _combine(weights: Array, *arrays: Array) -> Array:
@@ -147,6 +182,17 @@ def euler(sigmas: np.ndarray) -> Coefficients:
   """
   kept = sigmas[1:] / sigmas[:-1]
   return _to_float32(sigmas, np.stack([kept, 1 - kept], axis=1))
+
+
+def renoise(sigmas: np.ndarray) -> Coefficients:
+  """Computes the coefficients of the sampler of consistency models.
+
+  A step predicts the clean sample x0 and adds fresh noise to it, up to the next
+  level: `(1 - next sigma) * x0 + next sigma * noise` (arXiv 2303.01469).
+  """
+  none = np.zeros(len(sigmas) - 1)
+  predict = np.stack([none, 1 - sigmas[1:]], axis=1)
+  return _to_float32(sigmas, predict, noise=sigmas[1:])
 
 
 def dpmpp(
@@ -297,9 +343,12 @@ def _log_snr(sigmas: np.ndarray) -> np.ndarray:
 
 
 def _to_float32(
-  sigmas: np.ndarray, predict: np.ndarray, correct: np.ndarray | None = None
+  sigmas: np.ndarray,
+  predict: np.ndarray,
+  correct: np.ndarray | None = None,
+  noise: np.ndarray | None = None,
 ) -> Coefficients:
-  every = Coefficients(sigmas[:-1], predict, correct)
+  every = Coefficients(sigmas[:-1], predict, correct, noise)
   return jax.tree.map(lambda x: x.astype(np.float32), every)
 
 
@@ -316,4 +365,5 @@ SOLVERS: dict[str, Callable[..., Coefficients]] = {
   "unipc": unipc,
   "dpm++": dpmpp,
   "euler": euler,
+  "renoise": renoise,
 }

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Float, UInt32
 
 from dcvideogen_jax import sharding
 from dcvideogen_jax.arrays import Array
@@ -22,6 +22,10 @@ from dcvideogen_jax.models import wan_blocks, wan_dit
 # For each pass through the transformer, the KV caches of the earlier chunks, in
 # order.
 Caches = Sequence[Sequence[wan_blocks.KVCache]]
+
+# Folded into the keys of `keys`. No chunk has this number, so that no other
+# noise has these keys.
+_FRESH = 2**32 - 2
 
 
 def noise(
@@ -37,11 +41,30 @@ def noise(
       chunk, so that a chunk's noise does not depend on the length of the video.
       The numbers of one draw must not be a prefix of those of another.
   """
-  keys = [
+  return jnp.stack(
+    [
+      jax.random.normal(key, shape, jnp.float32)
+      for key in _keys(seeds, numbers)
+    ]
+  )
+
+
+def keys(seeds: Sequence[int], *numbers: int) -> UInt32[Array, "b n"]:
+  """Returns data of keys for the noise that a solver draws in each step.
+
+  Args:
+    seeds: one seed for each sample.
+    *numbers: as for `noise`, whose numbers these may be too.
+  """
+  found = _keys(seeds, (_FRESH, *numbers))
+  return jnp.stack([jax.random.key_data(key) for key in found])
+
+
+def _keys(seeds: Sequence[int], numbers: Sequence[int]) -> list[Array]:
+  return [
     functools.reduce(jax.random.fold_in, numbers, jax.random.key(seed))
     for seed in seeds
   ]
-  return jnp.stack([jax.random.normal(k, shape, jnp.float32) for k in keys])
 
 
 def velocity(

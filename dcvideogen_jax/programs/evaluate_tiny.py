@@ -8,12 +8,15 @@ match the prompt is printed, and written with all settings; `out/scenes.png`
 shows the first videos.
 """
 
+import functools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
-from dcvideogen_jax.programs import evaluate_flags
+from dcvideogen_jax import errors
+from dcvideogen_jax.programs import common, evaluate_flags
 
 _MODEL = flags.DEFINE_string(
   "model",
@@ -51,6 +54,23 @@ _SHIFT = flags.DEFINE_float(
   None,
   "Shift of the noise levels. Unset: that of the checkpoint's scheduler.",
 )
+_LORA = flags.DEFINE_multi_string(
+  "lora", [], "LoRA to merge into the transformer, as for `dcvideogen sample`."
+)
+_FEW = flags.DEFINE_string(
+  "few",
+  None,
+  "Sample in a few evaluations, without guidance and instead of --steps: own,"
+  " with the few-step LoRA that the model brings, or a preset's name.",
+)
+_LEVELS = flags.DEFINE_list(
+  "levels",
+  None,
+  "Noise levels from 1 down, instead of those of --steps and --shift.",
+)
+_SOLVER = flags.DEFINE_string(
+  "solver", None, "Solver. Unset: that of the checkpoint's scheduler."
+)
 _NEGATIVE = flags.DEFINE_string(
   "negative_prompt",
   None,
@@ -82,6 +102,58 @@ _BATCH_SIZE = flags.DEFINE_integer(
 )
 
 
+def _how(source: str, loras: list[Any]) -> dict[str, Any]:
+  """Returns how to sample; adds a model's own few-step LoRA to `loras`.
+
+  Raises:
+    errors.UserError: for flags that contradict each other, or as
+      `few_steps.own` and `few_steps.preset`.
+  """
+  if _FEW.value is None and _LEVELS.value is None and _SOLVER.value is None:
+    return {
+      "steps": _STEPS.value,
+      "guidance_scale": _GUIDANCE.value,
+      "shift": _SHIFT.value,
+    }
+  from dcvideogen_jax.sample import few_steps, model_names
+
+  settled = ["steps", "shift"]
+  if _FEW.value is None:
+    if _LEVELS.value is None or _SOLVER.value is None:
+      raise errors.UserError("--levels and --solver go together")
+    common.refuse_flags(settled, "is settled by --levels")
+    try:
+      levels = tuple(map(float, _LEVELS.value))
+    except ValueError as e:
+      raise errors.UserError(f"--levels are numbers: {e}") from e
+    return {
+      "levels": levels,
+      "solver": _SOLVER.value,
+      "guidance_scale": _GUIDANCE.value,
+    }
+  common.refuse_flags(
+    [*settled, "guidance", "levels", "solver"], "is settled by --few"
+  )
+  if _FEW.value == "own":
+    choice = few_steps.own(source, _TASK.value)
+    loras.append(model_names.LoraFile(str(choice.lora)))
+  else:
+    choice = few_steps.preset(_FEW.value)
+  return {
+    "levels": choice.steps.levels,
+    "solver": choice.steps.solver,
+    "guidance_scale": 1.0,
+  }
+
+
+def _merged(transformer: Any, loras: Any) -> Any:
+  from dcvideogen_jax.sample import model_names
+
+  module, variables = transformer
+  merged = model_names.merge_loras("wan_dit", module, variables, loras)
+  return transformer._replace(variables=merged)
+
+
 def main(argv: Sequence[str]) -> None:
   """Makes and reads a video for each prompt; prints and writes the scores."""
   del argv
@@ -94,11 +166,18 @@ def main(argv: Sequence[str]) -> None:
     from dcvideogen_jax.sample import loading, model_names, pipeline
     from dcvideogen_jax.tiny import evaluation
 
+    source = model_names.pipeline(_MODEL.value)
+    loras = [model_names.lora(text) for text in _LORA.value]
+    how = _how(source, loras)
     parts = loading.load(
-      model_names.pipeline(_MODEL.value),
+      source,
       task=_TASK.value,
       autoencoder=_AUTOENCODER.value,
+      change=functools.partial(_merged, loras=loras) if loras else None,
     )
+    if "solver" in how:
+      changes = {key: how.pop(key) for key in ("solver", "levels")}
+      how["options"] = parts.options._replace(solver_options={}, **changes)
     scores = evaluation.score(
       pipeline.DCVideoGen(parts),
       _PROMPTS.value,
@@ -106,9 +185,7 @@ def main(argv: Sequence[str]) -> None:
       _SEED.value,
       size,
       _AT_END.value,
-      steps=_STEPS.value,
-      guidance_scale=_GUIDANCE.value,
-      shift=_SHIFT.value,
+      **how,
       negative_prompt=_NEGATIVE.value,
     )
     picture = pathlib.Path(evaluate_flags.OUTPUT.value).with_suffix(".png")
@@ -116,6 +193,8 @@ def main(argv: Sequence[str]) -> None:
       PIL.Image.fromarray(contact_sheet.strips(scores.shown)).save(path)
     report |= {
       "model": _MODEL.value,
+      "lora": _LORA.value,
+      "few": _FEW.value,
       "prompts": _PROMPTS.value,
       "accuracy": scores.accuracy,
       "tokens_per_video": scores.tokens,

@@ -6,6 +6,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from dcvideogen_jax import errors
 from dcvideogen_jax.programs import common, distributed
 from dcvideogen_jax.sample import presets
 
@@ -49,6 +50,12 @@ _LORA = flags.DEFINE_multi_string(
   " PATH,SCALE,skip=PATTERN, with a scale of 1 unless given. Tensors with names"
   " that contain the regular expression PATTERN are left out; skip=interface"
   " leaves out the patch embedding and the head. Several files add up",
+)
+_FEW = flags.DEFINE_bool(
+  "few",
+  False,
+  "Make videos in a few evaluations, with the few-step LoRA that the model"
+  " brings (tiny has some). For other LoRAs: --lora and --config.few=NAME",
 )
 _PROMPT = flags.DEFINE_multi_string(
   "prompt", [], "Text that describes a video; each prompt gets its own video"
@@ -148,8 +155,32 @@ class Job:
     self._task = _TASK.value or (
       "i2v" if self.requests[0].image else self.c.task
     )
+    self._few = self._few_steps()
     settings.check(self.c)
     request_list.check(self.requests, self._task, needs_image)
+
+  def _few_steps(self) -> Any:
+    """Settles the config for few steps; returns the choice, or None."""
+    from dcvideogen_jax.sample import few_steps, model_names
+
+    if _FEW.value and self.c.few is not None:
+      raise errors.UserError(
+        "--few is the model's own: expected no --config.few, found"
+        f" {self.c.few}"
+      )
+    if _FEW.value:
+      source = model_names.pipeline(_MODEL.value or self.c.model)
+      choice = few_steps.own(source, self._task)
+    elif self.c.few is not None:
+      choice = few_steps.preset(self.c.few)
+    else:
+      return None
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    few_steps.settle(self.c, choice, given)
+    print(choice.told(), flush=True)
+    if not choice.lora and not _LORA.value:
+      print("no --lora: the model itself must be distilled", flush=True)
+    return choice
 
   def run(self, make, *, texts, told, stoppable=False) -> None:
     """Loads the model, then makes and writes a video for each request.
@@ -164,6 +195,8 @@ class Job:
     from dcvideogen_jax.sample import model_names
 
     loras = [model_names.lora(text) for text in _LORA.value]
+    if self._few and self._few.lora:
+      loras.append(model_names.LoraFile(str(self._few.lora)))
     with common.output_directory(_OUTPUT.value) as output:
       if self._export is not None:
         self.requests = self._export.remaining(output, self._made_with())
@@ -282,6 +315,7 @@ class Job:
     return {
       "model": _MODEL.value or self.c.model,
       **{flag.name: flag.value for flag in given},
+      "few": self._few and self._few.told(),
       "image": request.image,
       "last_image": request.last_image,
     }

@@ -176,6 +176,7 @@ class Stream:
       phase=self.asked.phase,
       on_step=on_step,
       caches=cache.by_pass(),
+      keys=self.pipeline.put(denoiser.keys(self.seeds, n)),
     )
 
   def _cached(self, x, inputs, cache, i):

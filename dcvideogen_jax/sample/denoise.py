@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt32
 
-from dcvideogen_jax import sharding
+from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import flow, guidance, sampler
 from dcvideogen_jax.latents import denoiser
@@ -40,6 +40,38 @@ class Denoising(NamedTuple):
   guided: bool
   batched: bool
   negative: arguments.Prompt
+
+  def told(self) -> dict[str, Any]:
+    """Returns the options for JSON; explicit levels have no grid or shift."""
+    found = self.options._asdict()
+    if self.options.levels is not None:
+      levels = [*self.options.levels]
+      found |= {"levels": levels, "grid": None, "shift": None}
+    return found
+
+
+def plan(
+  how: flow.Options, shift: float | None, steps: int | None
+) -> tuple[flow.Options, sampler.SamplingPlan]:
+  """Plans the solver's steps, and returns its options with the shift.
+
+  Args:
+    how: solver and noise levels.
+    shift, steps: as in `options.Options`; a shift of None is that of `how`.
+
+  Raises:
+    errors.UserError: for options that do not fit.
+  """
+  if how.levels is not None and shift is not None:
+    raise errors.UserError(
+      f"explicit noise levels are not shifted: expected no shift, found {shift}"
+    )
+  if steps is None:
+    steps = len(how.levels or range(options.STEPS))
+  if shift is not None:
+    how = how._replace(shift=arguments.number(shift, "shift"))
+  schedule = how.schedule(arguments.steps(steps))
+  return how, sampler.plan(schedule, how.solver, **how.solver_options)
 
 
 def batched_by_default(
@@ -130,6 +162,7 @@ def run(
   on_step: Callable[[int, Array], None] | None,
   one_program: bool = False,
   caches: denoiser.Caches = (),
+  keys: UInt32[Array, "b n"] | None = None,
 ) -> Float[Array, "b t h w c"]:
   """Samples latents from noise.
 
@@ -141,6 +174,7 @@ def run(
     cond, uncond, caches: as for `denoiser.velocity`.
     phase, on_step, one_program: as in `options.VideoOptions`; `on_step` is None
       with `one_program`.
+    keys: as for `sampler.start`, replicated like the noise.
   """
   module, variables = transformer
   layout, plan = pipeline.layout, how.plan
@@ -152,10 +186,12 @@ def run(
     inputs = (noise, jax.device_put(plan, where), *inputs)
     with phase("compile"), placement.in_force(layout):
       function = _jit_all_steps(module, guided, how.batched, where)
-      program = function.lower(*inputs).compile()
+      program = function.lower(*inputs, keys=keys).compile()
     with phase("denoise"):
-      return jax.block_until_ready(program(*inputs))
-  carry = jax.eval_shape(functools.partial(sampler.start, plan=plan), noise)
+      return jax.block_until_ready(program(*inputs, keys=keys))
+  carry = jax.eval_shape(
+    lambda noise, keys: sampler.start(noise, plan, keys), noise, keys
+  )
   carry = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), carry
   )
@@ -164,7 +200,9 @@ def run(
     function = jit_step(module, guided, how.batched, where)
     program = function.lower(carry, row, *inputs).compile()
   with phase("denoise"):
-    steps = sampler.stream(program, noise, plan, *inputs, where=where)
+    steps = sampler.stream(
+      program, noise, plan, *inputs, where=where, keys=keys
+    )
     for i, latents in steps:
       if on_step is not None:
         on_step(i, latents)

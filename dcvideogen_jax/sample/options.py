@@ -12,6 +12,9 @@ from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.sample import arguments, sizes
 
+# Number of the solver's steps, as in Wan's own pipelines.
+STEPS = 50
+
 
 def no_phase(name: str) -> contextlib.AbstractContextManager[None]:
   """Returns an empty context; the default of `Options.phase`."""
@@ -29,7 +32,7 @@ class Options:
     height, width: of the video, in pixels. If both are None, the video has the
       image's shape and `area` pixels, or 480 x 832 pixels without an image.
     area: see `height`.
-    steps: number of the solver's steps.
+    steps: number of the solver's steps; None is 50, or that of explicit levels.
     guidance_scale: 1 means no guidance, and half the work.
     batched: whether both branches of the guidance share one batch. None decides
       by the number of tokens.
@@ -51,7 +54,7 @@ class Options:
   height: int | None = None
   width: int | None = None
   area: int = sizes.AREA
-  steps: int = 50
+  steps: int | None = None
   guidance_scale: float = 5.0
   batched: bool | None = None
   shift: float | None = None

@@ -27,7 +27,7 @@ from dcvideogen_jax import errors, memory
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.data import clip_images
 from dcvideogen_jax.diffusion import flow, sampler
-from dcvideogen_jax.latents import conditions
+from dcvideogen_jax.latents import conditions, denoiser
 from dcvideogen_jax.sample import (
   arguments,
   denoise,
@@ -160,6 +160,7 @@ class DCVideoGen:
       phase=asked.phase,
       on_step=asked.on_step,
       one_program=asked.one_program,
+      keys=self.put(denoiser.keys(arguments.seeds(asked.seed, b))),
     )
     settings = self.settings(size, shape, how, seeds) | {
       "prompts": arguments.shown(prompts),
@@ -206,7 +207,7 @@ class DCVideoGen:
       "steps": how.plan.steps,
       "guidance_scale": how.scale,
       "batched": how.batched,
-      **how.options._asdict(),
+      **how.told(),
       "seeds": seeds,
       "dtype": jnp.dtype(self.parts.dtype).name,
       "weights": self.parts.transformer.module.weights,
@@ -215,20 +216,15 @@ class DCVideoGen:
     }
 
   def plan(
-    self, options: flow.Options | None, shift: float | None, steps: int
+    self, options: flow.Options | None, shift: float | None, steps: int | None
   ) -> tuple[flow.Options, sampler.SamplingPlan]:
     """Plans the solver's steps, with its options; errors as for `generate`.
 
     Args:
       options, shift: as in `options.Options`; None is the checkpoint's.
-      steps: number of the solver's steps.
+      steps: number of the solver's steps; None is as in `options.Options`.
     """
-    options = options or self.parts.options
-    if shift is not None:
-      options = options._replace(shift=arguments.number(shift, "shift"))
-    schedule = options.schedule(arguments.steps(steps))
-    plan = sampler.plan(schedule, options.solver, **options.solver_options)
-    return options, plan
+    return denoise.plan(options or self.parts.options, shift, steps)
 
   def size(
     self,

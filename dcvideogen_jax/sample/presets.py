@@ -123,10 +123,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # size rule.
   c.condition_tail = config_dict.placeholder(str)
   c.shift = config_dict.placeholder(float)
-  # Solver ("unipc", "dpm++" or "euler") and grid of noise levels; None takes
-  # the checkpoint's.
+  # Solver ("unipc", "dpm++", "euler" or "renoise") and grid of noise levels;
+  # None takes the checkpoint's.
   c.solver = config_dict.placeholder(str)
   c.grid = config_dict.placeholder(str)
+  # The noise levels themselves, from 1 down, instead of a grid; the network
+  # gets them without rounding.
+  c.levels = config_dict.placeholder(tuple)
+  # Few steps of distilled weights, a name of `diffusion.few`; it settles
+  # levels, solver and guidance.
+  c.few = config_dict.placeholder(str)
   # A text, or the name of one: "wan", "wan_i2v", "english". None takes Wan's
   # own for the task.
   c.negative_prompt = config_dict.placeholder(str)

@@ -36,6 +36,11 @@ def check(c: Any) -> None:
       f"config.dtype must be float32 or bfloat16, found {c.dtype!r}"
     )
   loading.check_weights(c.weights)
+  if c.levels is not None and (c.grid or c.shift) is not None:
+    raise errors.UserError(
+      "config.levels are the noise levels themselves: they go together with"
+      " neither config.grid nor config.shift"
+    )
   options = solver_options(loading.DEFAULT_OPTIONS, c)
   if c.shift is not None:
     options = options._replace(shift=c.shift)
@@ -49,6 +54,8 @@ def solver_options(options: flow.Options, c: Any) -> flow.Options:
   """Returns the checkpoint's solver and grid, with the config's changes."""
   if c.solver not in (None, options.solver):
     options = options._replace(solver=c.solver, solver_options={})
+  if c.levels is not None:
+    return options._replace(levels=tuple(c.levels))
   return options if c.grid is None else options._replace(grid=c.grid)
 
 

@@ -101,6 +101,7 @@ def build(config: Mapping[str, Any]) -> list[Evaluator]:
       frames, height, width: size of the videos.
       solver, steps, shift, guidance: how to sample; `flow.Options` with the
         solver's own grid of noise levels.
+      levels: noise levels of the steps, instead of the grid's; may be missing.
       seed: seed of the first video's noise with "samples"; with "semantic" it
         is added to the seed of the first scene. The next videos get the next
         seeds.
@@ -115,9 +116,10 @@ def build(config: Mapping[str, Any]) -> list[Evaluator]:
   """
   ranges.check(config)
   given = config.get("evaluators") or {}
-  if given and config["task"] != "denoise":
+  if given and config["task"] not in ("denoise", "distil"):
     raise errors.UserError(
-      f"evaluators sample from runs of task denoise, found {config['task']}"
+      "evaluators sample from runs of task denoise or distil, found"
+      f" {config['task']}"
     )
   return [_build(name, config, given[name]) for name in given]
 
@@ -130,7 +132,9 @@ def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
       raise errors.UserError(f"evaluators.{name} needs {part}, found none")
   kind = _AUTOENCODERS[config["space"]]
   space = spaces.SPACES[config["space"]](*convert.load(kind, c["autoencoder"]))
-  options = flow.Options(c["solver"], {}, c["shift"], _grid(c["solver"]))
+  options = flow.Options(
+    c["solver"], {}, c["shift"], _grid(c["solver"]), levels=c.get("levels")
+  )
   settings = rendering.Settings(
     sampler.plan(options.schedule(c["steps"]), options.solver),
     c["guidance"],
@@ -147,10 +151,12 @@ def _build(name: str, config: Mapping[str, Any], c: Mapping[str, Any]):
       f"transformer takes {module.text_width}"
     )
   first = c["seed"] + (asked[0].seed if asked else 0)
+  seeds = range(first, first + len(text))
   requests = rendering.Requests(
     text,
     denoise.negative(config["negative"], *text.shape[1:]),
-    np.asarray(denoiser.noise(range(first, first + len(text)), renderer.shape)),
+    np.asarray(denoiser.noise(seeds, renderer.shape)),
+    keys=np.asarray(denoiser.keys(seeds)),
   )
   if module.image_width is not None:
     size = (c["height"], c["width"])

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt32
 
 from dcvideogen_jax import errors, memory, sharding
 from dcvideogen_jax.diffusion import guidance, sampler
@@ -54,6 +54,8 @@ class Requests(NamedTuple):
     image: CLIP features of the first frames, for image to video; otherwise
       None.
     condition: latents of the first frames, likewise.
+    keys: data of a random key per video, from `denoiser.keys`, for solvers that
+      draw noise in each step.
   """
 
   text: Float[np.ndarray, "n s e"]
@@ -61,6 +63,7 @@ class Requests(NamedTuple):
   noise: Float[np.ndarray, "n t h w c"]
   image: Float[np.ndarray, "n m f"] | None = None
   condition: Float[np.ndarray, "n t h w c"] | None = None
+  keys: UInt32[np.ndarray, "n k"] | None = None
 
 
 def condition(
@@ -149,6 +152,7 @@ class Renderer:
         weights,
         np.float32(self._settings.guidance),
         requests.noise[rows],
+        None if requests.keys is None else requests.keys[rows],
         cond,
         {**cond, "text": negative},
       )
@@ -161,10 +165,10 @@ class Renderer:
       self._programs[mesh] = jax.jit(self._sample, out_shardings=whole)
     return self._programs[mesh]
 
-  def _sample(self, plan, weights, scale, noise, cond, uncond):
-    noise, cond, uncond = jax.tree.map(
+  def _sample(self, plan, weights, scale, noise, keys, cond, uncond):
+    noise, keys, cond, uncond = jax.tree.map(
       lambda x: sharding.constrain(jnp.asarray(x), "batch"),
-      (noise, cond, uncond),
+      (noise, keys, cond, uncond),
     )
     module, frames = self._module, noise.shape[1]
     size = frames
@@ -180,12 +184,21 @@ class Renderer:
         (caches,),
       )
       x = noise[:, start : start + size]
-      x = sampler.sample(model, x, plan, weights, scale, *inputs)
+      own = keys
+      if keys is not None:
+        own = jax.vmap(functools.partial(_folded, start))(keys)
+      x = sampler.sample(model, x, plan, weights, scale, *inputs, keys=own)
       chunks.append(x)
       if start + size < frames:
         t = jnp.zeros(len(x), jnp.float32)
         caches += denoiser.cache(module, True, x, t, weights, *inputs)
     return jnp.concatenate(chunks, axis=1)
+
+
+def _folded(number, key):
+  """Folds a number into the data of a key."""
+  key = jax.random.wrap_key_data(key)
+  return jax.random.key_data(jax.random.fold_in(key, number))
 
 
 def _frames(given, start, size):

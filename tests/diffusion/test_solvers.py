@@ -30,12 +30,15 @@ def row_of(coefficients, i):
   return jax.tree.map(lambda x: x[i], coefficients)
 
 
+# For samples of a batch of one, of the solver that draws noise.
+KEYS = jax.random.key_data(jax.random.split(jax.random.key(0), 1))
 jitted_step = jax.jit(solvers.step)
 
 
 def trajectory(velocity, coefficients, x):
   """Samples and states after every step; velocity(x, i)."""
-  state = solvers.init(coefficients, x)
+  keys = None if coefficients.noise is None else KEYS
+  state = solvers.init(coefficients, x, keys)
   for i in range(len(coefficients.sigma)):
     v = velocity(x, i)
     x, state = jitted_step(row_of(coefficients, i), state, x, v)
@@ -297,7 +300,8 @@ def test_dpm_integrates_lines():
       np.testing.assert_allclose(predicted, wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", solvers.SOLVERS)
+# "renoise" leaves the path in every step; see test_few.py.
+@pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
 def test_straight_paths_are_followed_exactly(solver, steps):
   rng = np.random.default_rng(steps)
@@ -341,7 +345,7 @@ def test_step_index_may_be_traced(solver):
     return solvers.step(row_of(made, i), state, x, jnp.sin(x))
 
   found, _ = jax.jit(lambda c: jax.lax.fori_loop(0, 5, body, c))(
-    (x, solvers.init(made, x))
+    (x, solvers.init(made, x, KEYS))
   )
   *_, (wanted, _) = trajectory(lambda x, i: jnp.sin(x), made, x)
   np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)

@@ -153,6 +153,10 @@ def test_lora_of_another_model(programs, tmp_path):
     (f"--lora={__file__},nan", ",nan: the scale must be finite"),
     ("--config.grid=fine", "fine"),
     ("--config.shift=0", "shift"),
+    ("--config.few=fast", "config.few must be one of lightx2v, causvid"),
+    ("--config.few=lightx2v", "does not go together with --config.steps"),
+    ("--config.levels=(1.0,0.5,0.2)", "3 noise levels are 3 steps, found 1"),
+    ("--config.levels=(0.5,1.0)", "noise levels must fall"),
   ],
 )
 def test_flags(programs, tmp_path, flag, word):
@@ -196,6 +200,8 @@ def test_noise_in_an_archive(programs, tmp_path):
     ),
     (("--stream", "--continue_fps=16"), "goes with --continue_from only"),
     (("--noise=x.npy", "--seeds=0,1"), "--seeds has no effect"),
+    (("--few", "--config.few=causvid"), "expected no --config.few"),
+    (("--config.levels=(1.0,0.5)", "--config.shift=3"), "levels themselves"),
   ],
 )
 def test_flags_of_streams(programs, tmp_path, flags, word):

@@ -52,6 +52,28 @@ def test_a_seed_is_a_video(t2v):
   assert np.abs(first - other).max() > 0.1
 
 
+def test_explicit_levels_with_fresh_noise(t2v):
+  """A sample's fresh noise, too, comes from its own seed alone."""
+  how = flow.Options("renoise", {}, 5.0, "wan", levels=(1.0, 0.8, 0.4))
+  given = {"options": how, "steps": None, "guidance_scale": 1.0}
+  texts = np.concatenate([TEXT, TEXT])
+  together = run(t2v, prompt=texts, seed=[3, 4], **given)
+  for i, seed in enumerate((3, 4)):
+    alone = run(t2v, seed=seed, one_program=bool(i), **given)
+    np.testing.assert_allclose(
+      together.latents[i : i + 1], alone.latents, atol=1e-5
+    )
+  told = together.settings
+  assert (told["steps"], told["solver"], told["grid"]) == (3, "renoise", None)
+  assert told["levels"] == [1.0, 0.8, 0.4] and told["shift"] is None
+  # Other noise than that of the start is drawn, even if the start is given.
+  noise = denoiser.noise([3], together.latents.shape[1:])
+  other = run(t2v, noise=noise, seed=5, **given).latents
+  assert np.abs(other - together.latents[:1]).max() > 0.1
+  with pytest.raises(errors.UserError, match="are not shifted"):
+    run(t2v, shift=3.0, **given)
+
+
 def test_a_batch_is_its_samples(t2v):
   texts = np.concatenate([TEXT, NEGATIVE])
   together = run(t2v, prompt=texts, seed=[3, 4]).latents

@@ -1,0 +1,65 @@
+"""Sampling in a few steps: the noise levels of published distilled models.
+
+A distilled model is evaluated at a few fixed noise levels, without guidance.
+The levels belong to its weights: others give worse videos. Sources:
+
+- ModelTC/LightX2V `models/schedulers/wan/step_distill/scheduler.py` (commit
+  f8aee98), whose timesteps are not rounded;
+- kijai/ComfyUI-WanVideoWrapper `wanvideo/schedulers/__init__.py` and LightX2V's
+  configs, for the nine timesteps of CausVid;
+- guandeh17/Self-Forcing `pipeline/causal_inference.py` (commit 33593df).
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dcvideogen_jax.diffusion import flow
+
+
+class FewSteps(NamedTuple):
+  """How weights that were distilled are sampled, without guidance.
+
+  Attributes:
+    levels: noise levels at which the model is called, as for `flow.explicit`.
+    solver: a name in `solvers.SOLVERS`.
+    weights: the LoRA or the model that was distilled for these levels.
+  """
+
+  levels: tuple[float, ...]
+  solver: str
+  weights: str
+
+
+def levels(steps: int, shift: float) -> tuple[float, ...]:
+  """Returns evenly spaced noise levels from 1 down, shifted: 0 is left out.
+
+  Args:
+    steps: number of levels.
+    shift: flow shift, as for `flow.shifted`.
+  """
+  even = np.arange(steps, 0, -1) / steps
+  return tuple(map(float, flow.shifted(even, shift)))
+
+
+_CAUSVID = (999, 934, 862, 756, 603, 410, 250, 140, 74)
+
+PRESETS: Mapping[str, FewSteps] = {
+  "lightx2v": FewSteps(
+    levels(4, 5.0),
+    "euler",
+    "LoRA lightx2v/Wan2.1-Distill-Loras, *_lora_rank64_lightx2v_4step, of"
+    " Wan2.1-T2V-14B or -I2V-14B",
+  ),
+  "causvid": FewSteps(
+    tuple(t / flow.TRAIN_STEPS for t in _CAUSVID),
+    "euler",
+    "LoRA of Wan2.1-T2V-14B that was extracted from CausVid",
+  ),
+  "self-forcing": FewSteps(
+    levels(4, 5.0),
+    "renoise",
+    "generator_ema of Self-Forcing, a block-causal Wan2.1-T2V-1.3B",
+  ),
+}

@@ -1,0 +1,119 @@
+"""Settings of sampling in a few steps: published presets, and models' own.
+
+A model's directory may hold a few-step LoRA of its own, in `few_t2v` or
+`few_i2v`: an adapter that `convert.load_lora` reads, and `few.json`:
+
+    {"levels": [1.0, 0.9, 0.75, 0.5], "solver": "renoise"}
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from dcvideogen_jax import documents, errors, files
+from dcvideogen_jax.diffusion import few, flow, solvers
+
+FILE = "few.json"
+# Fields of a sampling config that few steps settle.
+SETTLED = ("steps", "solver", "grid", "shift", "levels", "guidance_scale")
+
+
+class Choice(NamedTuple):
+  """Few steps, as a config or a flag chooses them.
+
+  Attributes:
+    name: a key of `few.PRESETS`; "own" for a model's own.
+    steps: how to sample.
+    lora: directory of the model's own LoRA; None with a preset.
+  """
+
+  name: str
+  steps: few.FewSteps
+  lora: pathlib.Path | None = None
+
+  def told(self) -> str:
+    """Returns a line that says what the steps belong to."""
+    count = len(self.steps.levels)
+    return (
+      f"few={self.name}: {count} evaluations, {self.steps.solver}, without"
+      f" guidance, for {self.steps.weights}"
+    )
+
+
+def preset(name: str) -> Choice:
+  """Returns the published preset of this name.
+
+  Raises:
+    errors.UserError: for an unknown name.
+  """
+  return Choice(name, errors.choose("config.few", name, few.PRESETS))
+
+
+def own(source: str | os.PathLike[str], task: str) -> Choice:
+  """Returns the few steps of a model that brings a LoRA for them.
+
+  Args:
+    source: directory or repository of the model.
+    task: "t2v" or "i2v".
+
+  Raises:
+    errors.UserError: if the model has none, or its file is damaged.
+  """
+  found = pathlib.Path(source) / f"few_{task}"
+  if not found.is_dir():
+    raise errors.UserError(
+      f"{source} has no few-step LoRA for {task}: name one with --lora, and how"
+      f" it is sampled with --config.few={' or '.join(few.PRESETS)}"
+    )
+  return Choice("own", read(found), found)
+
+
+def read(directory: pathlib.Path) -> few.FewSteps:
+  """Reads the few steps that a LoRA was distilled for.
+
+  Raises:
+    errors.UserError: if the file is missing or damaged.
+  """
+  path = directory / FILE
+  try:
+    found = documents.parse(path.read_bytes())
+  except (OSError, ValueError) as e:
+    raise errors.UserError(f"{path} is not readable as JSON: {e}") from e
+  if not isinstance(found, Mapping) or set(found) != {"levels", "solver"}:
+    raise errors.UserError(
+      f'{path}: expected the keys "levels" and "solver", found {found!r}'
+    )
+  schedule = flow.explicit(found["levels"])
+  solver = errors.choose(f"{path}: solver", found["solver"], solvers.SOLVERS)
+  solver(schedule.sigmas)
+  return few.FewSteps(tuple(found["levels"]), found["solver"], str(directory))
+
+
+def write(directory: pathlib.Path, steps: few.FewSteps) -> None:
+  """Writes the file that `read` reads, into an adapter's directory."""
+  with files.atomic(directory / FILE) as path:
+    found = {"levels": [*steps.levels], "solver": steps.solver}
+    path.write_text(json.dumps(found) + "\n")
+
+
+def settle(c: Any, choice: Choice, given: Collection[str]) -> None:
+  """Sets the fields of a sampling config that few steps settle.
+
+  Args:
+    c: the config, which changes.
+    choice: the few steps.
+    given: names of the fields that the user has set.
+
+  Raises:
+    errors.UserError: for a field that few steps settle.
+  """
+  if wrong := [name for name in SETTLED if name in given]:
+    raise errors.UserError(
+      f"few={choice.name} settles {', '.join(SETTLED)}: it does not go together"
+      f" with --config.{wrong[0]}"
+    )
+  c.few = choice.name
+  c.levels, c.solver = choice.steps.levels, choice.steps.solver
+  c.steps, c.guidance_scale = len(choice.steps.levels), 1.0
