@@ -2,13 +2,18 @@
 
 Follows DC-Gen `dc_ai/apps/utils/video.py` and `image.py`, size transform
 "TemporalCenterCropSpatialDMCrop", and `dc_ai/staecore/trainer.py` (commit
-562077c). Its frames are those that OpenCV decodes; here they are those that
-`data.video` decodes, whose conversion from YUV can differ by a level.
+562077c). Its frames are those that OpenCV decodes, and so are these: the stored
+pixels, whatever their aspect, in FFmpeg's default conversion to RGB, by which
+colours without a tag are BT.601. `data.video` shows pixels square, takes BT.709
+for untagged high definition, and interpolates colours. Interlaced recordings
+are deinterlaced here, and not by OpenCV.
 """
 
+import collections
 import itertools
 import os
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +66,20 @@ def crop(
   return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
+def as_opencv(frame: video_files.Frame) -> UInt8[np.ndarray, "h w 3"]:
+  """Returns a frame as OpenCV 5.0 decodes it, upright.
+
+  Args:
+    frame: of `data.video.frames`.
+  """
+  array = frame.decoded.to_ndarray(format="rgb24")
+  shape = frame.geometry
+  if shape.transposed:
+    array = array.transpose(1, 0, 2)
+  rows, columns = (-1 if x else 1 for x in (shape.flipped, shape.mirrored))
+  return np.ascontiguousarray(array[::rows, ::columns])
+
+
 def read(
   path: str | os.PathLike[str], frames: int, height: int, width: int
 ) -> UInt8[np.ndarray, "t h w 3"]:
@@ -74,20 +93,40 @@ def read(
   Raises:
     errors.UserError: if the video cannot be read.
   """
+  return joined(pieces(path, frames, height, width))
+
+
+def joined(
+  parts: Iterable[UInt8[np.ndarray, "_ h w 3"]],
+) -> UInt8[np.ndarray, "t h w 3"]:
+  """Returns the frames of pieces as one clip."""
+  return np.concatenate([*parts])
+
+
+def pieces(
+  path: str | os.PathLike[str], frames: int, height: int, width: int
+) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
+  """Yields the frames of `read`, a few at a time.
+
+  Args:
+    path, frames, height, width: as for `read`.
+
+  Raises:
+    errors.UserError: if the video cannot be read.
+  """
   count = video_files.probe(path).frames
-  wanted = centre(count, frames)
-  decoded = itertools.islice(video_files.frames(path), wanted[-1] + 1)
-  kept = {
-    number: crop(frame.rgb(), height, width)
-    for number, frame in enumerate(decoded)
-    if wanted[0] <= number
-  }
-  missing = [number for number in wanted if number not in kept]
-  if missing:
+  # By the number of the frame, how often it is in the clip.
+  wanted = collections.Counter(centre(count, frames))
+  last = max(wanted)
+  number = -1
+  decoded = itertools.islice(video_files.frames(path), last + 1)
+  for number, frame in enumerate(decoded):
+    if times := wanted[number]:
+      yield np.stack([crop(as_opencv(frame), height, width)] * times)
+  if number < last:
     raise errors.UserError(
-      f"{path} has no frame {missing[0]}, although it claims {count} frames"
+      f"{path} has no frame {number + 1}, although it claims {count} frames"
     )
-  return np.stack([kept[number] for number in wanted])
 
 
 def to_levels(

@@ -1,5 +1,9 @@
 """Clips as the official evaluation reads them, beside its formulas in torch."""
 
+import dataclasses
+import fractions
+
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -97,6 +101,46 @@ def test_rounding_is_that_of_torch(rounding):
     np.testing.assert_array_equal(found[odd], odd + 1)
 
 
+def plain(path):
+  """All frames by FFmpeg's default conversion, which is OpenCV's."""
+  with av.open(str(path)) as container:
+    return [
+      frame.to_ndarray(format="bgr24")[..., ::-1]
+      for frame in container.decode(video=0)
+    ]
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_frames_are_stored_pixels_in_the_default_conversion(tmp_path, tagged):
+  """An untagged high definition with pixels that are not square."""
+  path = tmp_path / "a.mp4"
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("libx264", rate=8, options={"crf": "4"})
+    stream.width, stream.height, stream.pix_fmt = 64, 640, "yuv420p"
+    stream.sample_aspect_ratio = fractions.Fraction(3, 2)
+    if tagged:
+      stream.codec_context.colorspace = 1
+    for seed in range(2):
+      frame = av.VideoFrame.from_ndarray(waves(640, 64, seed))
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  stored = plain(path)
+  assert stored[0].shape == (640, 64, 3)
+  frames = [*video.frames(path)]
+  assert frames[0].rgb().shape == (640, 96, 3)
+  for frame, expected in zip(frames, stored, strict=True):
+    np.testing.assert_array_equal(official_clips.as_opencv(frame), expected)
+    shown = frame.rgb((640, 64)).astype(int)
+    assert np.abs(shown - expected).mean() > 1
+  turned = dataclasses.replace(
+    frames[0],
+    geometry=frames[0].geometry._replace(transposed=True, mirrored=True),
+  )
+  np.testing.assert_array_equal(
+    official_clips.as_opencv(turned), np.rot90(stored[0], -1)
+  )
+
+
 def test_clips_of_a_folder_and_of_a_list(tmp_path):
   frames = np.stack([waves(24, 40, seed) for seed in range(6)])
   (tmp_path / "below").mkdir()
@@ -106,7 +150,7 @@ def test_clips_of_a_folder_and_of_a_list(tmp_path):
   (tmp_path / "list.txt").write_text("below/a.mp4\n\n")
   assert official_clips.listed(tmp_path) == [path]
   assert official_clips.listed(tmp_path / "list.txt") == [path]
-  decoded = np.stack(list(video.read_frames(path)))
+  decoded = plain(path)
   clip = official_clips.read(path, 4, 16, 16)
   expected = [official_clips.crop(frame, 16, 16) for frame in decoded[1:5]]
   np.testing.assert_array_equal(clip, expected)
