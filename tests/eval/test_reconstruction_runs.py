@@ -12,6 +12,7 @@ from dcvideogen_jax.eval import (
   fvd,
   images,
   lpips,
+  measurements,
   networks,
   reconstruction_runs,
 )
@@ -80,7 +81,7 @@ def measured(nets, tmp_path_factory):
   """Clips that two models were measured on, and the record."""
   counted = Counted(videos())
   path = tmp_path_factory.mktemp("record") / "x.clips.jsonl"
-  record = reconstruction_runs.Record(path, {})
+  record = measurements.Record(path, {})
   for label, model in (("noisy", noisy), ("exact", np.copy)):
     reconstruction_runs.measure(
       label, model, counted.clips, record, "float32", nets
@@ -89,7 +90,7 @@ def measured(nets, tmp_path_factory):
 
 
 def read(path):
-  return reconstruction_runs.Record(path, {})
+  return measurements.Record(path, {})
 
 
 def test_lpips_by_frame(nets, measured):
@@ -141,6 +142,58 @@ def test_fvd_of_whole_clips_and_of_windows(nets, measured):
     assert found[f"{key}_n"] == n
   exact = reconstruction_runs.summary("exact", counted.clips, read(path))
   assert exact["fvd"] == pytest.approx(0, abs=1e-9 * found["fvd"])
+  # Without one clip each.
+  values = []
+  for i in range(3):
+    arrays = [x for j, x in enumerate(counted.arrays) if j != i]
+    sides = [noisy(x) for x in arrays], arrays
+    values.append(fvd.distance(*(moments(side, None) for side in sides)))
+  deviations = np.square(np.subtract(values, np.mean(values)))
+  expected = np.sqrt(2 / 3 * deviations.sum())
+  assert found["fvd_error"] == pytest.approx(expected, rel=1e-5)
+  # Without clip 1 there is one window.
+  assert found["fvd_16_error"] is None
+
+
+def test_more_clips_than_groups_of_a_jackknife():
+  """Of a known spread: means of 200 features of deviation 3, one wide."""
+  rng = np.random.default_rng(0)
+  values = 50 + 3 * rng.normal(size=(200, 1))
+  pairs = [
+    (x[None], np.array([[(-1.0) ** (i // 20)]])) for i, x in enumerate(values)
+  ]
+  # The derivative of FVD by the mean is 2 * 50.
+  assert clip_figures.standard_error(pairs) == pytest.approx(
+    2 * 50 * 3 / np.sqrt(200), rel=0.3
+  )
+
+
+def test_pieces_give_the_figures_of_whole_clips(nets, measured, tmp_path):
+  """But for FVD of whole clips. Pieces end elsewhere than windows."""
+  counted, path = measured
+  clips = counted.clips._replace(
+    pieces=lambda i: np.split(counted.arrays[i], [5, 6])
+  )
+  cuts = [7, 8]
+  whole = [noisy(x) for x in counted.arrays]
+
+  def reconstruct(pieces):
+    clip = np.concatenate([*pieces])
+    (other,) = (y for y in whole if len(y) == len(clip))
+    yield from zip(np.split(clip, cuts), np.split(other, cuts), strict=True)
+
+  record = measurements.Record(tmp_path / "x.jsonl", {})
+  reconstruction_runs.measure_in_pieces(
+    "noisy", reconstruct, clips, record, "float32", nets
+  )
+  found = reconstruction_runs.summary("noisy", clips, record)
+  expected = reconstruction_runs.summary("noisy", counted.clips, read(path))
+  assert found.keys() == expected.keys() - {"fvd", "fvd_n", "fvd_error"}
+  assert found.pop("fvd_16_error") is expected["fvd_16_error"] is None
+  for key, value in found.items():
+    assert value == pytest.approx(expected[key], rel=1e-5), key
+  table = reconstruction_runs.markdown({"set": "made"}, {"noisy": found})
+  assert "FVD, windows of 16" in table and "whole clips" not in table
 
 
 def test_a_stopped_run_measures_what_is_left(nets, measured, tmp_path):
@@ -209,7 +262,7 @@ def test_ms_ssim_where_all_sides_allow(tmp_path, small):
   if small:
     arrays += videos((1,))
   clips = Counted(arrays).clips
-  record = reconstruction_runs.Record(tmp_path / "x", {})
+  record = measurements.Record(tmp_path / "x", {})
   reconstruction_runs.measure("noisy", noisy, clips, record, "float32")
   found = reconstruction_runs.summary("noisy", clips, record)
   assert "fvd" not in found and "lpips" not in found
@@ -227,7 +280,7 @@ def test_a_clip_too_short_is_told_before_it_is_reconstructed(nets, tmp_path):
     raise AssertionError
 
   clips = Counted(videos((8,))).clips
-  record = reconstruction_runs.Record(tmp_path / "x", {})
+  record = measurements.Record(tmp_path / "x", {})
   with pytest.raises(errors.UserError, match="at least 9 frames .* found 8"):
     reconstruction_runs.measure(
       "noisy", reconstruct, clips, record, "float32", nets

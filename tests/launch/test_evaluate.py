@@ -8,15 +8,26 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 
+from dcvideogen_jax import convert
 from dcvideogen_jax.convert import engine
 from dcvideogen_jax.convert import lpips as table
 from dcvideogen_jax.data import records
-from dcvideogen_jax.models import lpips
+from dcvideogen_jax.models import lpips, wan_vae
 from tests import random_weights
+from tests.data import data_sets
 from tests.launch import launching
 
 # What the report adds to the facts about the clips.
 SET_LATER = ("dtype", "ground truth")
+WAN = {
+  "latent_channels": 4,
+  "base_width": 4,
+  "multipliers": (1, 2, 2),
+  "blocks": 1,
+  "temporal": (True, True),
+  "mean": (0, 0, 0, 0),
+  "std": (1, 1, 1, 1),
+}
 
 
 def evaluate(programs, output, *flags):
@@ -68,6 +79,7 @@ def test_videos_by_the_official_crop_and_several_models(
   assert f"| {other} | {found['psnr']:.4f} | " in table
   assert "8 in the centre" in table and "16 x 16, official crop" in table
   assert PIL.Image.open(tmp_path / "report.png").width > 3 * 300
+  assert PIL.Image.open(tmp_path / "report.curves.png").width > 1000
   # What a stopped run leaves, with a line that it was writing.
   names = [str(tmp_path / "videos" / f"{i}.mp4") for i in range(3)]
   settings = {
@@ -76,6 +88,8 @@ def test_videos_by_the_official_crop_and_several_models(
     "config": None,
     "dtype": "float32",
     "ground_truth": "float32",
+    "streamed": False,
+    "windows": True,
   }
   rows = [
     {"model": str(model[0]), "clip": name, "shape": [8, 16, 16, 3]}
@@ -98,8 +112,60 @@ def test_videos_by_the_official_crop_and_several_models(
   assert finished.code == 2 and "with other settings" in finished.stderr
 
 
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory):
+  """Three videos of 12 frames, written by TFDS."""
+  folder = tmp_path_factory.mktemp("tfds")
+  rows = []
+  for i in range(3):
+    path = folder / f"{i}.mp4"
+    launching.write_video(path, launching.clip(12, 50, 40, seed=i))
+    rows.append({"video": path.read_bytes(), "captions": [], "scores": []})
+  return data_sets.write(folder, rows)
+
+
+def test_processes_share_the_clips_of_a_data_set(
+  programs, model, tmp_path, data_set
+):
+  """Two processes and Wan's autoencoder; then one process, piece by piece."""
+  module = wan_vae.build(WAN)
+  convert.save(tmp_path / "wan", "wan_vae", module, shaped(module))
+  flags = (
+    *("--what=reconstruction", f"--model={model[0]}"),
+    *(f"--wan_vae={tmp_path / 'wan'}", "--tfds=tiny_clips"),
+    *(f"--data_dir={data_set}", "--split=train", "--frames=8", "--size=16"),
+  )
+  output = tmp_path / "report.json"
+  for process in (1, 0):
+    assert not output.exists()
+    finished = programs.run(
+      "launch.evaluate",
+      f"--output={output}",
+      *flags,
+      *("--processes=2", f"--process={process}"),
+    )
+    assert finished.code == 0, finished.stderr
+    waiting = "the last of the processes to finish writes the report"
+    assert (waiting in finished.stdout) == (process == 1)
+  assert not [*tmp_path.glob("*.jsonl")]
+  shared = json.loads(output.read_text())
+  assert "tiny_clips" in shared["about"]["set"]
+  _, alone = evaluate(programs, tmp_path / "alone.json", *flags, "--streamed")
+  assert not (tmp_path / "alone.png").exists()
+  for label in (str(model[0]), str(tmp_path / "wan")):
+    assert alone["models"][label]["shape"] == [8, 16, 16, 3]
+    assert alone["models"][label]["psnr_by_clip"] == pytest.approx(
+      shared["models"][label]["psnr_by_clip"], abs=0.01
+    )
+
+
+def shaped(module):
+  video = jax.ShapeDtypeStruct((1, 1, 4, 4, 3), np.float32)
+  return random_weights.of(module, video)
+
+
 def test_lpips_with_given_weights(programs, model, tmp_path):
-  records.write_shards([launching.clip(2, 32, 40)], tmp_path / "clips")
+  records.write_shards([launching.clip(4, 32, 40)], tmp_path / "clips")
   weights = tmp_path / "alex.safetensors"
   module = lpips.LPIPS("alex")
   image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
@@ -109,7 +175,10 @@ def test_lpips_with_given_weights(programs, model, tmp_path):
   safetensors.numpy.save_file(
     {k: x.read() for k, x in tensors.items()}, weights
   )
-  flags = f"--model={model[0]}", f"--clips={tmp_path / 'clips'}"
+  flags = (
+    *(f"--model={model[0]}", f"--clips={tmp_path / 'clips'}"),
+    *("--frames=2", "--keep"),
+  )
   output = tmp_path / "report.json"
   finished, report = evaluate(
     programs, output, *flags, "--lpips=alex", f"--lpips_weights={weights}"
@@ -117,8 +186,14 @@ def test_lpips_with_given_weights(programs, model, tmp_path):
   assert report["lpips"] > 0 and len(report["lpips_by_frame"]) == 2
   assert f"LPIPS {report['lpips']:.4f}" in finished.stdout
   assert "Fetching" not in finished.stdout
+  # Kept for a further model.
+  (row,) = output.with_suffix(".clips.jsonl").read_text().splitlines()[1:]
+  assert json.loads(row)["lpips"] == pytest.approx(report["lpips_by_frame"])
   told = output.with_suffix(".md").read_text().splitlines()[0]
-  assert f"clips 1, frames 2, size 32 x 40, LPIPS AlexNet of {weights}" in told
+  assert (
+    f"clips 1, frames the first 2, size 32 x 40, LPIPS AlexNet of {weights}"
+    in told
+  )
   missing = f"--fvd_weights={tmp_path / 'gone.pt'}"
   finished = programs.run(
     "launch.evaluate", f"--output={output}", *flags, "--fvd", missing
@@ -154,9 +229,19 @@ def test_held_out_prompts(programs, tmp_path, task):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    ((), "--clips must have a value"),
-    (("--clips=a", "--videos=b"), "--videos, and not both"),
-    (("--clips=a", "--frames=8"), "--frames goes with --videos only"),
+    ((), "expected one of --clips, --videos and --tfds, found none"),
+    (("--clips=a", "--videos=b"), "found --clips and --videos"),
+    (("--clips=a", "--size=8"), "--size goes with --videos and --tfds only"),
+    (("--clips=a", "--nofvd_windows"), "--fvd_windows goes with --fvd and"),
+    (("--clips=a", "--split=b"), "--split goes with --tfds only"),
+    (
+      ("--clips=a", "--processes=2", "--process=2"),
+      "--process must be below --processes=2",
+    ),
+    (
+      ("--clips=a", "--coordinator=b:1", "--processes=2", "--process=0"),
+      "processes that share clips do not communicate",
+    ),
     (
       ("--videos=a", "--model=b", "--model=c", "--config=d"),
       "--config goes with a single --model only",
@@ -171,7 +256,7 @@ def test_held_out_prompts(programs, tmp_path, task):
     (("--what=semantic", "--clips=c"), "Unknown command line flag 'clips'"),
     (
       ("--what=else",),
-      "--what must be reconstruction, semantic or vbench-folder, found else",
+      "--what must be reconstruction, generation, semantic or vbench-folder,",
     ),
   ],
 )
