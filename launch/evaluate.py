@@ -6,6 +6,7 @@ from dcvideogen_jax.programs import cli
 
 _PROGRAMS = {
   "reconstruction": "evaluate reconstruction",
+  "generation": "evaluate generation",
   "semantic": "evaluate tiny",
   "vbench-folder": "evaluate vbench-folder",
 }

@@ -188,9 +188,10 @@ def _source(script: str, words: list[str], root: pathlib.Path) -> str:
   paths = [path for path in paths if path.exists()]
   for path in paths:  # Grows by the modules of flags that a program imports.
     for names in re.findall(
-      r"from dcvideogen_jax\.programs import ([\w, ]+)", path.read_text()
+      r"from dcvideogen_jax\.programs import (\([^)]*\)|[\w, ]+)",
+      path.read_text(),
     ):
-      found = (bodies / f"{name.strip()}.py" for name in names.split(","))
+      found = (bodies / f"{name}.py" for name in re.findall(r"\w+", names))
       paths += [x for x in found if x.exists() and x not in paths]
   return "\n".join(path.read_text() for path in paths)
 

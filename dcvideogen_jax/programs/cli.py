@@ -8,7 +8,6 @@ configs --config selects by name.
 
 import difflib
 import importlib
-import importlib.util
 import sys
 import types
 
@@ -25,7 +24,7 @@ PROGRAMS = {
   "train": "trains the model of a config, or continues training",
   "export": "writes a trained model under the names of PyTorch",
   "evaluate reconstruction": "measures an autoencoder on held-out clips",
-  "evaluate generation": "another name of `evaluate tiny`",
+  "evaluate generation": "measures videos: FVD, fidelity to images, drift",
   "evaluate vbench-folder": "says whether VBench has all videos that it needs",
   "evaluate tiny": "measures videos of held-out scenes of the tiny world",
   "plan sample": "estimates memory and time of sampling on any device",
@@ -35,11 +34,6 @@ PROGRAMS = {
   "doctor": "says what is installed, and what this machine can do",
   "prepare-clips": "makes the clips of the tiny autoencoder",
   "reproduce": "trains the tiny models that ship, from the start",
-}
-# Programs without a module of their own: the module that runs instead, and
-# flags to add to its command line.
-_PARTS = {
-  "evaluate generation": ("evaluate_tiny",),
 }
 
 
@@ -65,9 +59,6 @@ def main() -> None:
 def start(name: str) -> None:
   """Runs a program of the table with the flags in `sys.argv`; never returns."""
   module = name.replace(" ", "_").replace("-", "_")
-  if not importlib.util.find_spec(f"dcvideogen_jax.programs.{module}"):
-    module, *flags = _PARTS[name]
-    sys.argv[1:1] = flags
   run(importlib.import_module(f"dcvideogen_jax.programs.{module}"))
 
 

@@ -32,7 +32,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dcvideogen_jax.programs import common, sampling, vbench_export
+from dcvideogen_jax.programs import (
+  common,
+  output_flag,
+  sampling,
+  vbench_export,
+)
 from dcvideogen_jax.sample import presets
 
 _LAST_IMAGE = flags.DEFINE_string(
@@ -96,4 +101,9 @@ def main(argv: Sequence[str]) -> None:
         **options,
       )
 
-  job.run(make, texts=lambda prompt: [prompt], told={"noise": _NOISE.value})
+  job.run(
+    make,
+    output_flag.OUTPUT.value,
+    texts=lambda prompt: [prompt],
+    told={"noise": _NOISE.value},
+  )

@@ -1,6 +1,6 @@
 """Flags, loading and the loop over requests of `sample` and `stream`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from absl import flags
@@ -81,9 +81,6 @@ _SEEDS = flags.DEFINE_list(
   "Seeds of the initial noise, separated by commas. A video is made for each"
   " prompt and seed. A row of --prompts that has a seed uses its own only.",
 )
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "Directory to write the videos to.", required=True
-)
 _TEXT_ENCODER = flags.DEFINE_enum(
   "text_encoder",
   "device",
@@ -109,12 +106,35 @@ _CRF = flags.DEFINE_integer(
 )
 
 
+def requests(seeds: Sequence[str], last_image: str | None = None) -> list[Any]:
+  """Returns the `request_list.Request`s of the flags.
+
+  Args:
+    seeds: of --seeds.
+    last_image: file of the last frame, for all that name none.
+
+  Raises:
+    errors.UserError: as `request_list.gather`.
+  """
+  from dcvideogen_jax.sample import request_list
+
+  return request_list.gather(
+    _PROMPT.value, _PROMPTS.value, seeds, _IMAGE.value, last_image
+  )
+
+
+def task(c: Any) -> str:
+  """Returns --task, or else that of the config."""
+  return _TASK.value or c.task
+
+
 class Job:
   """The videos that the flags ask for; checked, but nothing is loaded yet.
 
   Attributes:
     c: the config.
-    requests: a `request_list.Request` for each video.
+    requests: a `request_list.Request` for each video that is left to make.
+    listed: those of all videos.
     clock: a running `clock.Clock`.
   """
 
@@ -129,7 +149,7 @@ class Job:
     Args:
       last_image: file of the last frame, for all requests that name none.
       needs_image: whether image to video needs an image.
-      export: makes a `vbench_export.Export` of the config and --seeds, whose
+      export: makes an `exporting.Export` of the config and --seeds, whose
         videos are the requests; None reads prompts, images and seeds.
 
     Raises:
@@ -146,12 +166,11 @@ class Job:
       self.c.frames = _FRAMES.value
     self._export = None if export is None else export(self.c, _SEEDS.value)
     self.requests = (
-      request_list.gather(
-        _PROMPT.value, _PROMPTS.value, _SEEDS.value, _IMAGE.value, last_image
-      )
+      requests(_SEEDS.value, last_image)
       if self._export is None
       else self._export.videos
     )
+    self.listed = [*self.requests]
     self._task = _TASK.value or (
       "i2v" if self.requests[0].image else self.c.task
     )
@@ -182,12 +201,21 @@ class Job:
       print("no --lora: the model itself must be distilled", flush=True)
     return choice
 
-  def run(self, make, *, texts, told, stoppable=False) -> None:
+  def run(
+    self,
+    make: Callable[..., Any],
+    output: str,
+    *,
+    texts: Callable[[str], Iterable[str]],
+    told: dict[str, Any],
+    stoppable: bool = False,
+  ) -> None:
     """Loads the model, then makes and writes a video for each request.
 
     Args:
       make: called with a pipeline, a request and a dictionary of keyword
         arguments for the pipeline; returns the result to write.
+      output: the folder of the videos.
       texts: maps a prompt to all texts that are encoded for it.
       told: settings to add to each video's report.
       stoppable: whether Ctrl-C ends a video after the current chunk.
@@ -197,9 +225,9 @@ class Job:
     loras = [model_names.lora(text) for text in _LORA.value]
     if self._few and self._few.lora:
       loras.append(model_names.LoraFile(str(self._few.lora)))
-    with common.output_directory(_OUTPUT.value) as output:
+    with common.output_directory(output) as folder:
       if self._export is not None:
-        self.requests = self._export.remaining(output, self._made_with())
+        self.requests = self._export.remaining(folder, self.made_with())
         if not self.requests:
           return
       embedder = None
@@ -209,7 +237,7 @@ class Job:
       with self.clock.phase("load"):
         pipeline = self._load(loras, embedder)
       for index in range(len(self.requests)):
-        self._make_one(index, pipeline, output, make, told, stoppable)
+        self._make_one(index, pipeline, folder, make, told, stoppable)
         self.clock.restart("load")
 
   def _make_one(self, index, pipeline, output, make, told, stoppable) -> None:
@@ -230,7 +258,7 @@ class Job:
     result = make(pipeline, request, options | {"memory_budget": budget})
     told = self._told(request) | told
     if export is not None:
-      told |= {"vbench": vbench_resume.told(request, self._made_with())}
+      told |= {export.key: vbench_resume.told(request, self.made_with())}
     with results.interruptible(stoppable) as interrupted:
       results.write(
         output / request.name(index),
@@ -246,14 +274,15 @@ class Job:
       if interrupted() and index + 1 < count:
         raise KeyboardInterrupt
 
-  def _made_with(self) -> dict[str, Any]:
-    """Returns what a video for VBench depends on, but for its prompt."""
+  def made_with(self) -> dict[str, Any]:
+    """Returns what a video of the export depends on, but for its prompt."""
     given = (_AUTOENCODER, _IMAGE_ENCODER, _LORA, _CRF)
     return self._export.made_with(
       self._task,
       {
         "model": _MODEL.value or self.c.model,
         **{flag.name: flag.value for flag in given},
+        "few": self._few and self._few.told(),
       },
     )
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.programs import common, sampling
+from dcvideogen_jax.programs import common, output_flag, sampling
 from dcvideogen_jax.sample import presets
 
 _WINDOW = flags.DEFINE_integer(
@@ -121,6 +121,7 @@ def main(argv: Sequence[str]) -> None:
 
   job.run(
     make,
+    output_flag.OUTPUT.value,
     texts=lambda x: continuation.prompts(x, _PROMPT_AT.value).values(),
     told={
       "continue_from": path,

@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.programs import common, distributed, vbench_flags
+from dcvideogen_jax.programs import common, exporting, vbench_flags
 
 _AUGMENTED = flags.DEFINE_string(
   "vbench_augmented",
@@ -36,20 +36,12 @@ _SEEDS = flags.DEFINE_enum(
   " from 0."
   " A number in --seeds is added to numbered, and draws others for drawn.",
 )
-# Of the config: what a video depends on.
-_SETTINGS = (
-  *("frames", "height", "width", "size_rule", "condition_tail", "steps"),
-  *("guidance_scale", "shift", "solver", "grid", "negative_prompt", "dtype"),
-  "weights",
-)
 
 
-class Export:
-  """The videos for a list of VBench's.
+class Export(exporting.Export):
+  """The videos for a list of VBench's."""
 
-  Attributes:
-    videos: `vbench.Video`s, all of them.
-  """
+  key = "vbench"
 
   def __init__(self, c: Any, seeds: list[str]):
     """Reads the list and the flags.
@@ -83,62 +75,27 @@ class Export:
         c.height, c.width = sizes.of_image(height, width, c.area, 2)
     else:
       common.refuse_flags(["vbench_ratio"], "goes with --vbench_images only")
-    self.videos = vbench.videos(
+    videos = vbench.videos(
       listed,
       augmented=augmented,
       images=images,
       rule=_SEEDS.value,
       base=request_list.seed(seeds[0]),
     )
-    self._listed = listed
-    self._settings = {name: c[name] for name in _SETTINGS}
-
-  def made_with(self, task: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Returns what all videos of the folder have in common.
-
-    Args:
-      task: "t2v" or "i2v".
-      given: values of flags that a video depends on.
-    """
-    augmented = _AUGMENTED.value and pathlib.Path(_AUGMENTED.value).name
-    return {
-      "list": self._listed.path.name,
-      "augmented": augmented,
+    about = {
+      "list": listed.path.name,
+      "augmented": _AUGMENTED.value and pathlib.Path(_AUGMENTED.value).name,
       "ratio": _RATIO.value,
       "seeds": _SEEDS.value,
-      "task": task,
-      **given,
-      **self._settings,
     }
-
-  def share(self) -> list[Any]:
-    """Returns the videos of this process."""
-    first, step = distributed.share() if distributed.apart() else (0, 1)
-    return self.videos[first::step]
+    super().__init__(c, videos, str(listed.path), about)
 
   def remaining(self, output: pathlib.Path, made_with: Any) -> list[Any]:
-    """Returns the videos of this process that are not in the folder yet.
-
-    Processes that make each video together agree on those of process 0, which
-    alone has the folder.
-    """
+    """Returns the videos of this process that are not in the folder yet."""
     from dcvideogen_jax.sample import vbench_resume
 
     vbench_resume.check_case(output, self.videos)
-    mine = self.share()
-    left = {*vbench_resume.remaining(output, mine, made_with)}
-    flags_of_first = distributed.of_first([x in left for x in mine])
-    todo = [
-      x for x, is_left in zip(mine, flags_of_first, strict=True) if is_left
-    ]
-    count, all_of_them = len(mine) - len(todo), len(self.videos)
-    whose = "" if len(mine) == all_of_them else f", of which {len(mine)} here"
-    print(
-      f"{self._listed.path}: {all_of_them} videos{whose}; {count} are there,"
-      f" {len(todo)} to make",
-      flush=True,
-    )
-    return todo
+    return super().remaining(output, made_with)
 
 
 def asked() -> type[Export] | None:

@@ -14,6 +14,9 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.data import tables
 from dcvideogen_jax.sample import vbench
 
+# Where the settings of a video for VBench hold what `told` returns.
+KEY = "vbench"
+
 
 def told(video: vbench.Video, made_with: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what is stored of a video beside its settings, ready for JSON.
@@ -34,12 +37,15 @@ def told(video: vbench.Video, made_with: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def stored(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
+def stored(
+  folder: pathlib.Path, name: str, key: str = KEY
+) -> dict[str, Any] | None:
   """Returns the stored settings of a video; None if there are none.
 
   Args:
     folder: with the folders of videos and settings.
     name: of the video, without suffix.
+    key: where the settings hold what `told` returned.
 
   Raises:
     errors.UserError: if the file is damaged.
@@ -49,9 +55,7 @@ def stored(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
     return None
   settings = tables.parse(tables.read_text(path), str(path))
   settings = settings.get("settings") if isinstance(settings, dict) else None
-  if not isinstance(settings, dict) or not isinstance(
-    settings.get("vbench"), dict
-  ):
+  if not isinstance(settings, dict) or not isinstance(settings.get(key), dict):
     raise errors.UserError(f"{path} does not hold the settings of a video")
   return settings
 
@@ -60,6 +64,7 @@ def remaining(
   folder: pathlib.Path,
   wanted: Sequence[vbench.Video],
   made_with: Mapping[str, Any],
+  key: str = KEY,
 ) -> list[vbench.Video]:
   """Returns the videos that are not there yet.
 
@@ -67,6 +72,7 @@ def remaining(
     folder: with the folders of videos and settings; may be empty.
     wanted: the videos.
     made_with: of `told`.
+    key: as for `stored`.
 
   Raises:
     errors.UserError: if a video is there with other settings, or without any.
@@ -77,7 +83,7 @@ def remaining(
     if not (folder / vbench.VIDEOS / f"{name}.mp4").exists():
       left.append(video)
       continue
-    found = stored(folder, name)
+    found = stored(folder, name, key)
     if found is None:
       raise errors.UserError(
         f"{folder / vbench.VIDEOS / name}.mp4 has no settings in "
@@ -86,7 +92,7 @@ def remaining(
       )
     # As JSON gives it back.
     mine = json.loads(json.dumps(told(video, made_with)))
-    if difference := _difference(found["vbench"], mine):
+    if difference := _difference(found[key], mine):
       raise errors.UserError(
         f"{folder / vbench.VIDEOS / name}.mp4 is there, made with {difference}:"
         " expected the same settings, or another --output"

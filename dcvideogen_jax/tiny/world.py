@@ -165,6 +165,18 @@ def caption(scene: Scene, variant: int = 0) -> str:
   return TEMPLATES[variant].format(**facts)
 
 
+def scene_of(text: str) -> Scene | None:
+  """Returns the scene that a caption describes; None for another text."""
+  return _captions().get(text)
+
+
+@functools.cache
+def _captions() -> dict[str, Scene]:
+  every = [scene for split in SPLITS for scene in scenes(split)]
+  variants = range(len(TEMPLATES))
+  return {caption(scene, i): scene for scene in every for i in variants}
+
+
 def clip(
   split: str,
   index: int,
