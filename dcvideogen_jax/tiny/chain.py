@@ -40,8 +40,13 @@ class Stage(NamedTuple):
   group: str = ""
 
   def is_done(self, work: pathlib.Path) -> bool:
-    """Tells whether the output exists in the work directory."""
-    return (work / self.output).exists()
+    """Tells whether the output exists in the work directory.
+
+    A training makes the folder of its weights when it starts, so that an empty
+    folder does not count.
+    """
+    path = work / self.output
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def train(name: str, config: str, *more: str, group: str = "") -> Stage:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import pathlib
 import subprocess
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from benchmarks import ablation, reproduce
+from benchmarks import ablation, designs, reproduce
 from dcvideogen_jax import files
 from dcvideogen_jax.sample import layouts
 from dcvideogen_jax.tiny import chain, family
@@ -38,6 +39,7 @@ def has(config, key):
       *family.STAGES,
       *reproduce.STREAM_STAGES,
       *ablation.stages(["0"]),
+      *designs.STAGES,
     )
     if stage.program == "launch.train"
   ],
@@ -186,3 +188,54 @@ def test_a_chain_needs_a_checkout(programs, tmp_path):
   refused = programs.run("launch.reproduce", f"--workdir={tmp_path / 'new'}")
   assert refused.code == 2
   assert "start it where launch/ and configs/ are" in refused.stderr
+
+
+def test_the_table_of_designs(tmp_path, monkeypatch):
+  """Two seeds of one design and one of another; a third is not trained yet."""
+  names = ["chunk_8_384_0", "chunk_8_384_1", "causal_48_1", "causal_48_0"]
+  for name in names:
+    (tmp_path / name / "model").mkdir(parents=True)
+    if name != "causal_48_0":
+      (tmp_path / name / "model" / "config.json").touch()
+  stages = {stage.name: stage for stage in designs.STAGES}
+  assert stages["chunk_8_384_0"].is_done(tmp_path)
+  assert not stages["causal_48_0"].is_done(tmp_path)
+  folders = [str(tmp_path / name / "model") for name in names[:3]]
+
+  def run(line):
+    given = [x.split("=", 1)[1] for x in line if x.startswith("--model=")]
+    assert given == folders and "--frames=40" in line
+    (output,) = (x.split("=", 1)[1] for x in line if x.startswith("--output="))
+    models = {
+      folder: {
+        "psnr": 20.0 + i,
+        "psnr_std_over_clips": 2.0 + i,
+        "ssim": 0.5,
+        "ssim_std_over_clips": 0.1,
+        "lpips": 0.25,
+        "lpips_std_over_clips": 0.05,
+        "fvd": 100.0 - 30 * i,
+        "fvd_error": 8.0,
+      }
+      for i, folder in enumerate(folders)
+    }
+    report = {"about": {"set": "made", "clips": 46}, "models": models}
+    pathlib.Path(output).parent.mkdir()
+    pathlib.Path(output).write_text(json.dumps(report | {"fvd_n": 46}))
+    return subprocess.CompletedProcess(line, 0)
+
+  monkeypatch.setattr(designs.subprocess, "run", run)
+  lines = designs.table(
+    tmp_path, {40: designs.measure(tmp_path, 40)}
+  ).splitlines()
+  assert lines[0] == (
+    "40 frames: set made, clips 46, frames 40, FVD of whole clips, N = 46."
+  )
+  assert lines[4:6] == [
+    "| 384 | chunk 8 | 2 | 20.50 ± 2.50 (seeds differ by 1.00)"
+    " | 0.5000 ± 0.1000 (seeds differ by 0.0000)"
+    " | 0.2500 ± 0.0500 (seeds differ by 0.0000)"
+    " | 85.0 ± 8.0 (seeds differ by 30.0) |",
+    "| 48 | causal | 1 | 22.00 ± 4.00 | 0.5000 ± 0.1000 | 0.2500 ± 0.0500"
+    " | 40.0 ± 8.0 |",
+  ]
