@@ -34,6 +34,12 @@ only pairs of tokens that the mask leaves visible count as work.
 
 times imports and --help, and the first and second start of a sampling, with the
 packages and the phases that take the time.
+
+  python -m launch.benchmark --what=metrics --output=out/metrics.json
+
+measures PSNR, SSIM and LPIPS of 16 clips with this project and with
+torchmetrics and lpips, one clip at a time (minutes; needs these packages and
+torchvision).
 """
 
 import json
@@ -43,7 +49,15 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from benchmarks import attention, conv3d, dit, load, reconstruct, start
+from benchmarks import (
+  attention,
+  conv3d,
+  dit,
+  load,
+  metrics,
+  reconstruct,
+  start,
+)
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.models import dc_ae_v, wan_dit
 from dcvideogen_jax.programs import common
@@ -52,7 +66,7 @@ from dcvideogen_jax.sample import model_names
 _WHAT = flags.DEFINE_enum(
   "what",
   "reconstruct",
-  ["reconstruct", "conv3d", "load", "dit", "attention", "start"],
+  ["reconstruct", "conv3d", "load", "dit", "attention", "start", "metrics"],
   "The benchmark to run.",
 )
 _OUTPUT = flags.DEFINE_string(
@@ -73,13 +87,19 @@ _CONFIG = flags.DEFINE_string(
   + common.CONFIG_HELP,
 )
 _FRAMES = flags.DEFINE_integer(
-  "frames", 40, "Frames of the clip that reconstruct takes.", 1
+  "frames", 40, "Frames of the clips that reconstruct and metrics take.", 1
 )
 _HEIGHT = flags.DEFINE_integer(
-  "height", 128, "Height of the clip in pixels, for reconstruct.", 1
+  "height",
+  None,
+  "Height of the clips in pixels. Unset: 128 for reconstruct, 256 for metrics.",
+  1,
 )
 _WIDTH = flags.DEFINE_integer(
-  "width", 128, "Width of the clip in pixels, for reconstruct.", 1
+  "width",
+  None,
+  "Width of the clips in pixels. Unset: 128 for reconstruct, 256 for metrics.",
+  1,
 )
 _LATENTS = flags.DEFINE_list(
   "latents",
@@ -106,14 +126,15 @@ _DTYPE = flags.DEFINE_enum(
   dit.DTYPES,
   "Dtype of weights and computation for dit.",
 )
+_CLIPS = flags.DEFINE_integer("clips", 16, "Clips that metrics takes.", 1)
 _THREADS = flags.DEFINE_integer(
-  "threads", 2, "CPU cores that reconstruct and dit may use.", 1
+  "threads", 2, "CPU cores that reconstruct, dit and metrics may use.", 1
 )
 _SIDES = flags.DEFINE_list(
   "sides",
   [*reconstruct.SIDES],
-  "Implementations that reconstruct, load and dit time: jax is this project,"
-  " torch is PyTorch or diffusers.",
+  "Implementations that reconstruct, load, dit and metrics time: jax is this"
+  " project, torch is PyTorch, diffusers, or torchmetrics and lpips.",
 )
 # The flags that each benchmark reads, besides --output and --repeats.
 _READS: dict[str, set[str]] = {
@@ -121,6 +142,7 @@ _READS: dict[str, set[str]] = {
   "conv3d": set(),
   "dit": {"config", "latents", "layers", "dtype", "threads", "sides"},
   "load": {"config", "sides"},
+  "metrics": {"clips", "frames", "height", "width", "threads", "sides"},
   "reconstruct": {
     *("config", "frames", "height", "width", "threads", "sides"),
   },
@@ -144,6 +166,7 @@ def main(argv: Sequence[str]) -> None:
       "conv3d": _conv3d,
       "dit": _dit,
       "load": _load,
+      "metrics": _metrics,
       "reconstruct": _reconstruct,
       "start": _start,
     }
@@ -240,12 +263,25 @@ def _reconstruct(output):
   _check_sides(reconstruct.SIDES)
   report = reconstruct.compare(
     _fields("f32t4c32", dc_ae_v.VARIANTS),
-    (1, _FRAMES.value, _HEIGHT.value, _WIDTH.value),
+    (1, _FRAMES.value, _HEIGHT.value or 128, _WIDTH.value or 128),
     sides=_SIDES.value,
     threads=_THREADS.value,
     repeats=_REPEATS.value or 1,
   )
   print(reconstruct.table(report))
+  return json.dumps(report, indent=1) + "\n"
+
+
+def _metrics(output):
+  del output
+  _check_sides(metrics.SIDES)
+  size = _HEIGHT.value or 256, _WIDTH.value or 256
+  report = metrics.compare(
+    (_CLIPS.value, _FRAMES.value, *size),
+    sides=_SIDES.value,
+    threads=_THREADS.value,
+  )
+  print(metrics.table(report))
   return json.dumps(report, indent=1) + "\n"
 
 
