@@ -20,6 +20,9 @@ a random head are trained together. `head` without `start.patch_embed` skips the
 first phase. `scratch` starts from random weights, `full` trains every
 parameter, and `base` trains in the base model's own latents.
 
+`guidance` and `few` distil the result: to one evaluation per step, then to a
+few steps; docs/few_steps.md describes them.
+
 The numbers are those of DC-Gen `projects/DC-VideoGen/AE-Adapt-V.md` (commit
 562077c), except that noise levels are continuous; `official_sigma_grid` draws
 them from the official grid. The first phase takes one GPU, the second and third
@@ -100,6 +103,10 @@ _TINY_RUNS = {
   "full": (5e-4, 32, 2000),
   "scratch": (3e-3, 32, 1700),
   "base": (1.5e-3, 8, 14_000),
+  "guidance": (2e-3, 32, 2000),
+  "few": (1e-3, 32, 600),
+  "guidance_full": (5e-4, 32, 2000),
+  "few_full": (2e-4, 32, 600),
 }
 PHASES = tuple(phases.PHASES)
 
@@ -182,7 +189,7 @@ def _embed(c: ml_collections.ConfigDict, base: dict) -> None:
 
 def _denoise(c: ml_collections.ConfigDict, phase: str) -> None:
   """Phases 2 and 3 and the phases for comparison, which do flow matching."""
-  c.task = "denoise"
+  c.task = phases.PHASES[phase].task
   c.space = "base" if phase == "base" else "deep"
   c.text_dropout = 0.1
   c.lora = {"rank": 256, "alpha": 512.0}
@@ -191,6 +198,24 @@ def _denoise(c: ml_collections.ConfigDict, phase: str) -> None:
   if phase in ("lora", "direct", "full"):
     c.optim.update(lr=5e-5, warmup=1000)
     c.ema = {"decay": 0.9999, "ramp": "exponential", "steps": 2000}
+  if c.task == "distil":
+    _distil(c, phase)
+
+
+def _distil(c: ml_collections.ConfigDict, phase: str) -> None:
+  """Distillation; see `dcvideogen_jax.train.distil.distil`."""
+  guidance = phase.startswith("guidance")
+  c.distil = {
+    "kind": "guidance" if guidance else "matching",
+    "guidance": 5.0,
+    "levels": (1.0, 0.9375, 0.8333333333333334, 0.625),
+    "lora": common.optional(str),
+  }
+  c.lora = {"rank": 64, "alpha": 64.0}
+  c.optim.update(lr=2e-5, warmup=100)
+  if not guidance:
+    c.optim.update(lr=2e-6, betas=(0.0, 0.999))
+  c.ema = {"decay": 0.99, "ramp": "ratio", "steps": 2000}
 
 
 def _force(c: ml_collections.ConfigDict, causal: str) -> None:
@@ -214,7 +239,7 @@ def _clips(
 ) -> None:
   """Data for training and validation: encoded clips or, for `raw`, videos."""
   spaces = ("base", "deep") if c.task == "align" else (c.space,)
-  texts = ("text",) if c.task == "denoise" else ()
+  texts = () if c.task == "align" else ("text",)
   images = ("image",) if "image_width" in c.model else ()
   size = _TINY_CLIPS if arg.base.startswith("tiny") else _CLIPS
   _, height, width, frames, seen = size
@@ -267,14 +292,28 @@ def _train_tiny(
     return
   c.optim.clip = 1.0
   c.ema = {"decay": 0.999, "ramp": "ratio", "steps": 2000}
-  c.lora = {"rank": 64, "alpha": 128.0}
   c.levels.weighted = False
+  if c.task == "denoise":
+    c.lora = {"rank": 64, "alpha": 128.0}
+  else:
+    c.lora = {"rank": 32, "alpha": 64.0}
+    c.distil.update(guidance=3.0, levels=(1.0, 0.9, 0.75, 0.5))
+  if arg.phase.startswith("few"):
+    # The critic has to keep up with the student.
+    c.optim.lr_scale = (("(lora|params)/.*", 0.3), (".*", 1.0))
   if arg.phase == "base":
     c.levels.update(draw="shifted", shift=2.0)
   for data in (c.data, c.val.data):
     data.text_tokens = 32
   if not arg.raw:
     questions = _questions(arg.phase == "base", c.val.every)
+    if c.task == "distil":
+      questions.guidance = 1.0
+      questions.levels = common.optional(tuple)
+      if arg.phase.startswith("few"):
+        questions.update(
+          steps=len(c.distil.levels), solver="renoise", levels=c.distil.levels
+        )
     c.evaluators = {"semantic": questions}
 
 

@@ -46,6 +46,10 @@ _PATCH_AND_HEAD = (
 )
 _LORA = (("lora/.*", True), *_PATCH_AND_HEAD, *_NOTHING_ELSE)
 _ALL = (("params/.*", True), *_NOTHING_ELSE)
+# The critic belongs to distribution matching; see `train.distil`.
+_CRITIC = (("critic/.*", True),)
+_LORA_ALONE = (("lora/.*", True), *_CRITIC, *_NOTHING_ELSE)
+_ALL_AND_CRITIC = (*_CRITIC, *_ALL)
 
 PHASES: Mapping[str, Phase] = {
   # AE-Adapt-V consists of "embed", "head" and "lora"; each starts from the
@@ -70,6 +74,35 @@ PHASES: Mapping[str, Phase] = {
     True,
     ("weights",),
     "patch embedding, head, low-rank updates",
+  ),
+  # Distillation of an adapted model, or of any other.
+  "guidance": Phase(
+    "distil",
+    _LORA_ALONE,
+    True,
+    ("weights",),
+    "low-rank updates give the guided velocity in one evaluation",
+  ),
+  "few": Phase(
+    "distil",
+    _LORA_ALONE,
+    True,
+    ("weights",),
+    "low-rank updates make a video in a few evaluations",
+  ),
+  "guidance_full": Phase(
+    "distil",
+    _ALL_AND_CRITIC,
+    False,
+    ("weights",),
+    "the same as guidance, with every parameter",
+  ),
+  "few_full": Phase(
+    "distil",
+    _ALL_AND_CRITIC,
+    False,
+    ("weights",),
+    "the same as few, with every parameter",
   ),
   # The phases below are not part of AE-Adapt-V. A run of "head" that starts
   # without a patch embedding from "embed" also skips the first phase.

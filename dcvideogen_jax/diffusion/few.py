@@ -8,14 +8,25 @@ The levels belong to its weights: others give worse videos. Sources:
 - kijai/ComfyUI-WanVideoWrapper `wanvideo/schedulers/__init__.py` and LightX2V's
   configs, for the nine timesteps of CausVid;
 - guandeh17/Self-Forcing `pipeline/causal_inference.py` (commit 33593df).
+
+A few-step LoRA that this package trains says itself how it is sampled, in a
+`few.json` beside its weights:
+
+    {"levels": [1.0, 0.9, 0.75, 0.5], "solver": "renoise"}
 """
 
+import json
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from dcvideogen_jax.diffusion import flow
+from dcvideogen_jax import documents, errors, files
+from dcvideogen_jax.diffusion import flow, solvers
+
+FILE = "few.json"
 
 
 class FewSteps(NamedTuple):
@@ -63,3 +74,30 @@ PRESETS: Mapping[str, FewSteps] = {
     "generator_ema of Self-Forcing, a block-causal Wan2.1-T2V-1.3B",
   ),
 }
+
+
+def read(directory: str | os.PathLike[str]) -> FewSteps:
+  """Reads the few steps that the LoRA of a directory was distilled for.
+
+  Raises:
+    errors.UserError: if the file is missing or damaged.
+  """
+  path = pathlib.Path(directory) / FILE
+  try:
+    found = documents.parse(path.read_bytes())
+  except (OSError, ValueError) as e:
+    raise errors.UserError(f"{path} is not readable as JSON: {e}") from e
+  if not isinstance(found, Mapping) or set(found) != {"levels", "solver"}:
+    raise errors.UserError(
+      f'{path}: expected the keys "levels" and "solver", found {found!r}'
+    )
+  schedule = flow.explicit(found["levels"])
+  solvers.coefficients(found["solver"], schedule.sigmas)
+  return FewSteps(tuple(found["levels"]), found["solver"], str(directory))
+
+
+def write(directory: files.Path, steps: FewSteps) -> None:
+  """Writes the file that `read` reads, beside the weights of an adapter."""
+  with files.atomic(directory / FILE) as path:
+    found = {"levels": [*steps.levels], "solver": steps.solver}
+    path.write_text(json.dumps(found) + "\n")

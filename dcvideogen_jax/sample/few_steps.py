@@ -1,21 +1,18 @@
 """Settings of sampling in a few steps: published presets, and models' own.
 
 A model's directory may hold a few-step LoRA of its own, in `few_t2v` or
-`few_i2v`: an adapter that `convert.load_lora` reads, and `few.json`:
-
-    {"levels": [1.0, 0.9, 0.75, 0.5], "solver": "renoise"}
+`few_i2v`: an adapter that `convert.load_lora` reads, and the `few.json` of
+`diffusion.few`.
 """
 
-import json
 import os
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from dcvideogen_jax import documents, errors, files
-from dcvideogen_jax.diffusion import few, flow, solvers
+from dcvideogen_jax import errors
+from dcvideogen_jax.diffusion import few
 
-FILE = "few.json"
 # Fields of a sampling config that few steps settle.
 SETTLED = ("steps", "solver", "grid", "shift", "levels", "guidance_scale")
 
@@ -67,35 +64,7 @@ def own(source: str | os.PathLike[str], task: str) -> Choice:
       f"{source} has no few-step LoRA for {task}: name one with --lora, and how"
       f" it is sampled with --config.few={' or '.join(few.PRESETS)}"
     )
-  return Choice("own", read(found), found)
-
-
-def read(directory: pathlib.Path) -> few.FewSteps:
-  """Reads the few steps that a LoRA was distilled for.
-
-  Raises:
-    errors.UserError: if the file is missing or damaged.
-  """
-  path = directory / FILE
-  try:
-    found = documents.parse(path.read_bytes())
-  except (OSError, ValueError) as e:
-    raise errors.UserError(f"{path} is not readable as JSON: {e}") from e
-  if not isinstance(found, Mapping) or set(found) != {"levels", "solver"}:
-    raise errors.UserError(
-      f'{path}: expected the keys "levels" and "solver", found {found!r}'
-    )
-  schedule = flow.explicit(found["levels"])
-  solver = errors.choose(f"{path}: solver", found["solver"], solvers.SOLVERS)
-  solver(schedule.sigmas)
-  return few.FewSteps(tuple(found["levels"]), found["solver"], str(directory))
-
-
-def write(directory: pathlib.Path, steps: few.FewSteps) -> None:
-  """Writes the file that `read` reads, into an adapter's directory."""
-  with files.atomic(directory / FILE) as path:
-    found = {"levels": [*steps.levels], "solver": steps.solver}
-    path.write_text(json.dumps(found) + "\n")
+  return Choice("own", few.read(found), found)
 
 
 def settle(c: Any, choice: Choice, given: Collection[str]) -> None:

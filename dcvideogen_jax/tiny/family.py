@@ -120,7 +120,7 @@ def semantic(
   )
 
 
-def _exported(name: str, trained: str) -> chain.Stage:
+def _exported(name: str, trained: str, *more: str) -> chain.Stage:
   """Makes a stage that exports weights for the package, in bfloat16."""
   name = f"shipped/{name}"
   return chain.Stage(
@@ -131,7 +131,36 @@ def _exported(name: str, trained: str) -> chain.Stage:
       f"--workdir={{work}}/{trained}",
       f"--output={{work}}/{name}",
       "--dtype=bfloat16",
+      *more,
     ),
+  )
+
+
+def _few(task: str, config: str, *more: str) -> tuple[chain.Stage, ...]:
+  """Makes the stages that distil an adapted model: guidance, then few steps."""
+  start = f"--config.start.weights={{work}}/shipped/transformer_{task}"
+  guidance = f"guidance_{task}"
+  return (
+    chain.train(guidance, f"{config},phase=guidance", *DEEP, start, *more),
+    chain.Stage(
+      f"{guidance}/lora",
+      f"{guidance}/lora",
+      "launch.export",
+      (
+        f"--workdir={{work}}/{guidance}",
+        f"--output={{work}}/{guidance}/lora",
+        "--format=lora",
+      ),
+    ),
+    chain.train(
+      f"few_{task}",
+      f"{config},phase=few",
+      *DEEP,
+      start,
+      f"--config.distil.lora={{work}}/{guidance}/lora",
+      *more,
+    ),
+    _exported(f"few_{task}", f"few_{task}", "--format=lora"),
   )
 
 
@@ -240,6 +269,8 @@ STAGES = (
     "--config.negative={work}/negative_i2v",
   ),
   _exported("transformer_i2v", "i2v"),
+  # The few-step LoRA of the text-to-video model.
+  *_few("t2v", T2V, *LATENTS),
   # The scores of the trained models.
   *(
     semantic(

@@ -42,7 +42,7 @@ def denoise(config: Mapping[str, Any]) -> task_lib.Task:
   """
   phase = phases.find(config["phase"])
   weights.check_start(config["start"], config["phase"])
-  run = _Denoising(config, phase)
+  run = Denoising(config, phase)
   return task_lib.Task(
     run.init,
     run.loss_fn,
@@ -55,8 +55,8 @@ def denoise(config: Mapping[str, Any]) -> task_lib.Task:
   )
 
 
-class _Denoising:
-  """The functions of the denoising task."""
+class Denoising:
+  """The functions of the denoising task, which `distil` extends."""
 
   def __init__(self, config: Mapping[str, Any], phase: phases.Phase):
     self._config = config
@@ -95,6 +95,15 @@ class _Denoising:
       return {}
     text = embedding(self._drops, self._module.text_width)
     return {"negative": {"text": text}}
+
+  def _dropped(self, variables, text):
+    """Returns the negative prompt's embedding, padded like one of `text`."""
+    dropped = jnp.zeros(text.shape[1:])
+    if self._drops is None:
+      return dropped
+    found = variables["negative"]["text"]
+    latents_lib.require_tokens(len(found), len(dropped))
+    return dropped.at[: len(found)].set(found)
 
   def start(self, where: Mapping[str, Any]) -> dict[str, Any]:
     encoders, config = self._config["encoders"] or {}, self._config
@@ -187,11 +196,7 @@ class _Denoising:
     self, variables: Mapping[str, Any], drawn: task_lib.LatentBatch
   ) -> tuple[jax.Array, task_lib.Metrics]:
     text = drawn["text"]
-    dropped = jnp.zeros(text.shape[1:])
-    if self._drops is not None:
-      found = variables["negative"]["text"]
-      latents_lib.require_tokens(len(found), len(dropped))
-      dropped = dropped.at[: len(found)].set(found)
+    dropped = self._dropped(variables, text)
     text = jnp.where(drawn["drop"][:, None, None], dropped[None], text)
     v = self._predict(variables, drawn, drawn["sigma"], drawn["timestep"], text)
     x0 = drawn[self._space]

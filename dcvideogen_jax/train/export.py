@@ -4,8 +4,8 @@ The task of the run says what is written:
 
 - "autoencoder" and "wan_autoencoder": the model.
 - "align": the patch embedding, as DC-VideoGen's trainer names it.
-- "denoise": the transformer with its low-rank updates merged; or, in format
-  "lora", the updates and the other trained parameters, for PEFT.
+- "denoise" and "distil": the transformer with its low-rank updates merged; or,
+  in format "lora", the updates and the other trained parameters, for PEFT.
 """
 
 import contextlib
@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from dcvideogen_jax import checkpoint, convert, documents, errors, files, tree
 from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.convert import api, engine, matching, writing
+from dcvideogen_jax.diffusion import few
 from dcvideogen_jax.models import dc_ae_v, wan_vae
-from dcvideogen_jax.train import statistics, step, weights
+from dcvideogen_jax.train import distil, statistics, step, weights
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS = ("merged", "lora")
@@ -72,6 +73,7 @@ _ROWS = {
   ),
   "align": _Row("wan_dit", _transformer, "float32", "diffusers"),
   "denoise": _Row("wan_dit", _transformer, "float32", "diffusers"),
+  "distil": _Row("wan_dit", _transformer, "float32", "diffusers"),
 }
 
 
@@ -347,7 +349,9 @@ def _write_patch_embedding(output, result, target) -> list[pathlib.Path]:
 def _write_lora(output, result, target) -> list[pathlib.Path]:
   params = tree.flatten(result.params)
   trained = _nested({name: params[name] for name in result.trained})
-  start = result.config["start"]
+  start, config = result.config["start"], result.config
+  if config["task"] == "distil" and (steps := distil.few_steps(config)):
+    few.write(files.make_directory(output), steps)
   return convert.save_adapter(
     output,
     result.kind,

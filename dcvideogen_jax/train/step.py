@@ -18,6 +18,7 @@ from dcvideogen_jax.train import (
   autoencoders,
   batch_parts,
   denoise,
+  distil,
   optim,
   ranges,
 )
@@ -29,6 +30,7 @@ TASKS: Mapping[str, Callable[[Mapping[str, Any]], task_lib.Task]] = {
   "wan_autoencoder": autoencoders.wan_autoencoder,
   "align": align.align,
   "denoise": denoise.denoise,
+  "distil": distil.distil,
 }
 
 

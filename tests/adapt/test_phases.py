@@ -92,7 +92,21 @@ def test_only_patch_embedding_and_head(name):
   assert embed == {"patch_embed": "full"}
 
 
-@pytest.mark.parametrize("phase", ["full", "scratch", "base"])
+@pytest.mark.parametrize("phase", ["guidance", "few"])
+def test_distillation_trains_low_rank_updates_alone(phase):
+  expected = {
+    group: "lora" if kind == "lora" else "frozen"
+    for group, kind in (GROUPS | IMAGE_GROUPS).items()
+  }
+  assert groups("deep_i2v", phase) == expected
+  leaves = ["critic/lora/time_proj/a", "critic/params/time_proj/kernel"]
+  for name in (phase, f"{phase}_full"):
+    assert all(tree.match(phases.PHASES[name].trainable, leaves).values())
+
+
+@pytest.mark.parametrize(
+  "phase", ["full", "scratch", "base", "guidance_full", "few_full"]
+)
 def test_everything(phase):
   expected = dict.fromkeys(GROUPS | IMAGE_GROUPS, "full")
   assert groups("base_i2v", phase) == expected

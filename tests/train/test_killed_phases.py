@@ -50,6 +50,8 @@ def clips(tmp_path_factory):
     pytest.param("embed", marks=pytest.mark.slow),
     pytest.param("head", marks=pytest.mark.slow),
     "lora",
+    pytest.param("guidance", marks=pytest.mark.slow),
+    pytest.param("few", marks=pytest.mark.slow),
   ],
 )
 def test_killed_at_random_steps(phase, kills, clips, cache, tmp_path):
