@@ -36,6 +36,7 @@ CONFIGS = (
   "dcvideogen_jax.sample.presets:",
   "configs.adapt:tiny_t2v,phase=lora,causal=teacher",
   "configs.adapt:tiny_t2v,phase=embed",
+  "configs.adapt:tiny_t2v,phase=few",
   "configs.tiny:autoencoder",
 )
 
