@@ -11,15 +11,21 @@ directory gets config.json and safetensors files. With `--to=diffusers`,
 `transformers` or `original` the named library opens it; with `--to=jax`, also
 under PyTorch names, the programs here open it without further flags. A `.pt`
 file is written as the official DC-VideoGen code reads it. Conversion is
-lossless unless `--dtype` asks for another precision.
+lossless unless `--dtype` asks for another precision. Beside weights for
+diffusers there is a model card, README.md, with the licence that the source's
+card says, or that of --license.
 """
 
 import pathlib
+import shlex
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
-from dcvideogen_jax import errors
+import dcvideogen_jax
+from dcvideogen_jax import errors, files
 from dcvideogen_jax.programs import common
 
 _KINDS = ["clip_vision", "dc_ae_v", "umt5", "wan_dit", "wan_vae"]
@@ -95,6 +101,13 @@ _SHARD_GB = flags.DEFINE_float(
   1e-6,
 )
 
+_LICENSE = flags.DEFINE_string(
+  "license",
+  None,
+  "Licence for the model card that --to=diffusers writes, such as apache-2.0."
+  " Unset: that of the card beside the source, if it says one.",
+)
+
 _FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
 # Suffixes of weights files that this program cannot write. --output with one
 # of them is refused rather than taken for a directory.
@@ -117,6 +130,9 @@ def main(argv: Sequence[str]) -> None:
   layout = _layout(kind, _TO.value)
   if layout is None or is_file:
     common.refuse_flags(["shard_gb"], "goes with the layout of a library only")
+  has_card = layout == "diffusers" and not is_file
+  if not has_card:
+    common.refuse_flags(["license"], "goes with --to=diffusers only")
   loras = [model_names.lora(text) for text in _LORA.value]
   source = model_names.weights(_SOURCE.value)
   eight = _WEIGHTS.value in ("int8", "float8")
@@ -161,10 +177,53 @@ def main(argv: Sequence[str]) -> None:
         layout=layout,
         shard_size=layout and int(_SHARD_GB.value * 1e9),
       )
+      if has_card:
+        _write_card(output, module, variables, source, written)
   for path in written:
     if path.suffix in _FILE_SUFFIXES:
       size = tqdm.tqdm.format_sizeof(path.stat().st_size, "B")
       print(f"wrote {path} ({size})")
+
+
+def _write_card(
+  output: pathlib.Path,
+  module: Any,
+  variables: Any,
+  source: pathlib.Path,
+  written: Sequence[pathlib.Path],
+) -> None:
+  """Writes README.md into `output`, unless there is one."""
+  import jax
+
+  from dcvideogen_jax import convert
+  from dcvideogen_jax.convert import cards
+  from dcvideogen_jax.sample import model_names
+
+  path, kind = output / cards.NAME, _KIND.value
+  if path.exists():
+    print(f"kept {path}, so that no model card was written")
+    return
+  leaves = jax.tree.leaves(variables)
+  terms = cards.licence(source, _LICENSE.value)
+  text = cards.card(
+    kind=kind,
+    variant=model_names.variant(kind, module),
+    parameters=sum(leaf.size for leaf in leaves),
+    tensors=len(convert.to_tensors(kind, module, variables, "diffusers")),
+    dtypes=sorted({leaf.dtype.name for leaf in leaves}),
+    files={
+      x.name: x.stat().st_size for x in written if x.suffix in _FILE_SUFFIXES
+    },
+    source=source,
+    command=shlex.join(["dcvideogen", "convert", *sys.argv[1:]]),
+    version=dcvideogen_jax.__version__,
+    adapters=_LORA.value,
+    terms=terms,
+  )
+  with files.atomic(path) as new:
+    new.write_text(text, encoding="utf-8")
+  if terms is None:
+    print(f"{path} says no licence, as the source does not: see --license")
 
 
 def _check_target(output: pathlib.Path, to: str | None) -> None:

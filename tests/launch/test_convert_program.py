@@ -207,7 +207,11 @@ def test_transformers_in_every_layout_and_back(
   shards = sorted(there.glob("*-of-*.safetensors"))
   assert (len(shards) > 2) == (layout != "jax")
   assert told.count("wrote ") == len(sorted(there.glob("*.safetensors")))
-  run(programs, there, back, "--kind=wan_dit", "--to=diffusers")
+  assert (there / "README.md").exists() == (layout == "diffusers")
+  told = run(programs, there, back, "--kind=wan_dit", "--to=diffusers")
+  assert f"{back / 'README.md'} says no licence" in told
+  card = (back / "README.md").read_text()
+  assert f"--source={there}" in card and "float32" in card
   found = safetensors.numpy.load_file(
     back / "diffusion_pytorch_model.safetensors"
   )
@@ -215,6 +219,20 @@ def test_transformers_in_every_layout_and_back(
   assert json.loads((back / "config.json").read_text()) == json.loads(
     (transformer[0] / "config.json").read_text()
   )
+
+
+def test_a_model_card_has_the_licence_that_is_given(
+  programs, transformer, tmp_path
+):
+  flags = ("--kind=wan_dit", "--to=diffusers", "--license=cc-by-4.0")
+  told = run(programs, transformer[0], tmp_path, *flags)
+  assert "licence" not in told
+  card = (tmp_path / "README.md").read_text()
+  assert card.startswith("---\nlibrary_name: diffusers\nlicense: cc-by-4.0\n")
+  (tmp_path / "README.md").write_text("mine")
+  told = run(programs, transformer[0], tmp_path, *flags)
+  assert f"kept {tmp_path / 'README.md'}" in told
+  assert (tmp_path / "README.md").read_text() == "mine"
 
 
 @pytest.mark.parity
