@@ -31,6 +31,7 @@ PROGRAMS = {
   "plan train": "estimates memory and time of a training step",
   "plan decode": "estimates memory and time of decoding within budgets",
   "plan attention": "estimates memory and time of attention",
+  "completion": "prints what completes commands in bash and zsh",
   "doctor": "says what is installed, and what this machine can do",
   "prepare-clips": "makes the clips of the tiny autoencoder",
   "reproduce": "trains the tiny models that ship, from the start",
@@ -47,6 +48,10 @@ def main() -> None:
   if words[0] == "--version":
     print(f"dcvideogen {dcvideogen_jax.__version__}")
     sys.exit(0)
+  if words[0] == "completion":  # Answers at once: without jax and flags.
+    from dcvideogen_jax.programs import completion
+
+    completion.main(words[1:], PROGRAMS)
   for count in (2, 1):
     name = " ".join(words[:count])
     if name in PROGRAMS:
@@ -58,8 +63,13 @@ def main() -> None:
 
 def start(name: str) -> None:
   """Runs a program of the table with the flags in `sys.argv`; never returns."""
+  run(importlib.import_module(module_of(name)))
+
+
+def module_of(name: str) -> str:
+  """Returns the name of a program's module."""
   module = name.replace(" ", "_").replace("-", "_")
-  run(importlib.import_module(f"dcvideogen_jax.programs.{module}"))
+  return f"dcvideogen_jax.programs.{module}"
 
 
 def run(module: types.ModuleType) -> None:
