@@ -111,10 +111,11 @@ def main(argv: Sequence[str]) -> None:
 
     if _FOLDER.value is not None:
       videos = generation_runs.listed(_FOLDER.value, _IMAGES.value)
+      _check_count(videos, share[1])
       made: dict[str, Any] = {"set": _FOLDER.value}
       sizes = _sizes(videos)
     else:
-      videos, made = _make()
+      videos, made = _make(share[1])
       sizes = _sizes(videos[share[0] :: share[1]])
     read = _reader(videos)
     reference, stored = _reference(sizes)
@@ -167,7 +168,15 @@ def _check_flags() -> None:
   metric_flags.refuse(_REFERENCE.value is not None, "--fvd_reference")
 
 
-def _make() -> tuple[list[Any], dict[str, Any]]:
+def _check_count(videos: Sequence[Any], processes: int) -> None:
+  """Raises UserError if a process would have no video."""
+  if len(videos) < processes:
+    raise errors.UserError(
+      f"{len(videos)} videos are too few for --processes={processes}"
+    )
+
+
+def _make(processes: int) -> tuple[list[Any], dict[str, Any]]:
   """Makes this process's videos; returns all, and what they are made with."""
   from dcvideogen_jax.eval import generation_runs
   from dcvideogen_jax.programs import prompt_export
@@ -179,6 +188,7 @@ def _make() -> tuple[list[Any], dict[str, Any]]:
     prompt_export.Export, folder=folder, scenes=_WORLD_PROMPTS.value
   )
   job = sampling.Job(export=export)
+  _check_count(job.listed, processes)
 
   def make(pipeline, request, options):
     return pipeline.generate(

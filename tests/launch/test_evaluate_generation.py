@@ -125,6 +125,10 @@ def test_lengths_that_fvd_cannot_compare(programs, tmp_path):
       "--world_prompts takes one number in --seeds, found 1,2",
     ),
     (
+      ("--world_prompts=1", "--processes=2", "--process=1"),
+      "1 videos are too few for --processes=2",
+    ),
+    (
       ("--folder=a", "--fvd_window=9"),
       "--fvd_window goes with --fvd_reference",
     ),
