@@ -82,6 +82,13 @@ _SEED = flags.DEFINE_integer(
   "Number that is added to each prompt's own noise seed.",
   lower_bound=0,
 )
+_SEEDS = flags.DEFINE_integer(
+  "seeds",
+  1,
+  "Number of videos of each prompt, with seeds of their own. From 2 on, the"
+  " spread of position and size over the videos of a prompt is measured too.",
+  lower_bound=1,
+)
 _SIZE = flags.DEFINE_list(
   "size",
   ["16", "64", "64"],
@@ -185,6 +192,7 @@ def main(argv: Sequence[str]) -> None:
       _SEED.value,
       size,
       _AT_END.value,
+      _SEEDS.value,
       **how,
       negative_prompt=_NEGATIVE.value,
     )
@@ -197,6 +205,7 @@ def main(argv: Sequence[str]) -> None:
       "few": _FEW.value,
       "prompts": _PROMPTS.value,
       "accuracy": scores.accuracy,
+      **({"spread": scores.spread} if _SEEDS.value > 1 else {}),
       "tokens_per_video": scores.tokens,
       "seconds_per_video": scores.seconds,
       "settings": {**scores.settings, "prompts": None, "seeds": None},
@@ -205,5 +214,8 @@ def main(argv: Sequence[str]) -> None:
     }
     shares = (f"{k} {100 * x:.1f} %" for k, x in scores.accuracy.items())
     print(f"{_PROMPTS.value} held-out prompts: {', '.join(shares)}")
+    if _SEEDS.value > 1:
+      spread = (f"{k} {x:.4f}" for k, x in scores.spread.items())
+      print(f"spread over {_SEEDS.value} seeds: {', '.join(spread)}")
     seconds = ", ".join(f"{k} {x:.3f} s" for k, x in scores.seconds.items())
     print(f"per video: {scores.tokens} tokens, {seconds}")

@@ -12,6 +12,8 @@ from dcvideogen_jax.sample import pipeline
 from dcvideogen_jax.tiny import scorer, world
 
 _SHOWN = 32
+# Between the seeds of one prompt, above the number of prompts.
+_APART = 10_000
 
 
 class Scores(NamedTuple):
@@ -26,6 +28,7 @@ class Scores(NamedTuple):
       "right" (whether all of them are).
     shown: the first videos, uint8 `n t h w 3`.
     settings: settings of the first batch.
+    spread: `scorer.spread` over the seeds of each prompt; NaN for one seed.
   """
 
   accuracy: dict[str, float]
@@ -34,6 +37,7 @@ class Scores(NamedTuple):
   videos: list[dict[str, Any]]
   shown: np.ndarray
   settings: Mapping[str, Any]
+  spread: dict[str, float]
 
 
 def score(
@@ -43,6 +47,7 @@ def score(
   seed: int,
   size: tuple[int, int, int],
   at_end: bool = False,
+  seeds: int = 1,
   **options: Any,
 ) -> Scores:
   """Generates a video for each held-out prompt and scores it.
@@ -57,19 +62,26 @@ def score(
     at_end: score the last `world.MOVING_FRAMES` frames of longer videos, not
       the first. A shape that has come to rest by then (`world.later`) must
       stand still.
+    seeds: number of videos of each prompt, with seeds of their own.
     **options: options of `DCVideoGen.generate`.
 
   Raises:
     errors.UserError: as `generate` and `world.later`.
   """
   clock = clock_lib.Clock()
-  questions = scorer.questions(count)
+  questions = [
+    question._replace(seed=question.seed + _APART * i)
+    for question in scorer.questions(count)
+    for i in range(seeds)
+  ]
+  count = len(questions)
   batch_size = 1 if model.task == "i2v" else min(batch_size, count)
   frames, height, width = size
   first = max(0, frames - world.MOVING_FRAMES) if at_end else 0
   scenes = [world.later(q.scene, first, height, width) for q in questions]
   shown: list[np.ndarray] = []
   readings: list[scorer.Reading] = []
+  places: list[scorer.Place | None] = []
   settings: Mapping[str, Any] = {}
   starts = range(0, count, batch_size)
   for start in tqdm.tqdm(starts, unit="batch", disable=None):
@@ -91,6 +103,7 @@ def score(
     settings = settings or result.settings
     videos = result.video()[: count - start]
     readings += [scorer.read(video[first:]) for video in videos]
+    places += [scorer.place(video[first:]) for video in videos]
     shown += [*videos[: max(0, _SHOWN - len(shown))]]
   grid = model.latent_shape(model.size(*size))[:3]
   seconds, videos_in_all = clock.report(), len(starts) * batch_size
@@ -111,4 +124,5 @@ def score(
     ],
     np.stack(shown),
     settings,
+    scorer.spread(places[i : i + seeds] for i in range(0, count, seeds)),
   )

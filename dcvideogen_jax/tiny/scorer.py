@@ -9,6 +9,7 @@ that a model generated or an autoencoder blurred.
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -123,6 +124,91 @@ def read(video: UInt8[np.ndarray, "t h w c"]) -> Reading:
     ValueError: if the clip's shape is not (t, h, w, 3), or frames are smaller
       than 2 by 2 pixels.
   """
+  found = _find(video)
+  if found is None:
+    return NOTHING
+  return Reading(
+    _nearest_colour(*found.colours),
+    _nearest_shape(
+      _outline(found.mask, found.rows, found.columns, np.sqrt(found.area))
+    ),
+    _nearest_motion(
+      found.times,
+      found.columns / found.mask.shape[2],
+      found.rows / found.mask.shape[1],
+      np.log(found.area) / 2,
+    ),
+  )
+
+
+class Place(NamedTuple):
+  """Where the shape of a clip is, and how large, on average over its frames.
+
+  Attributes:
+    right, down: its middle, as a share of the picture's width and height.
+    size: natural logarithm of the square root of its area in pixels.
+  """
+
+  right: float
+  down: float
+  size: float
+
+
+def place(video: UInt8[np.ndarray, "t h w c"]) -> Place | None:
+  """Returns the place of the shape of a clip; None if nothing is seen.
+
+  Raises:
+    TypeError, ValueError: as `read` does.
+  """
+  found = _find(video)
+  if found is None:
+    return None
+  _, height, width = found.mask.shape
+  return Place(
+    float(found.columns.mean() / width),
+    float(found.rows.mean() / height),
+    float(np.log(found.area).mean() / 2),
+  )
+
+
+def spread(groups: Iterable[Iterable[Place | None]]) -> dict[str, float]:
+  """Measures how much the places of clips of one prompt differ.
+
+  Args:
+    groups: for each prompt the places of its clips; None is left out.
+
+  Returns:
+    The standard deviations of "position", over both directions, and of "size",
+    as root mean squares over the prompts with two places or more; NaN without
+    such a prompt.
+  """
+  variances = [
+    np.var(places, axis=0, ddof=1)
+    for group in groups
+    if len(places := [x for x in group if x is not None]) > 1
+  ]
+  if not variances:
+    return {"position": math.nan, "size": math.nan}
+  right, down, size = np.mean(variances, axis=0)
+  return {
+    "position": float(np.sqrt(right + down)),
+    "size": float(np.sqrt(size)),
+  }
+
+
+class _Found(NamedTuple):
+  """The frames in which a shape is seen, and the shape in each of them."""
+
+  mask: np.ndarray
+  colours: tuple[np.ndarray, np.ndarray]
+  times: np.ndarray
+  rows: np.ndarray
+  columns: np.ndarray
+  area: np.ndarray
+
+
+def _find(video) -> _Found | None:
+  """Finds the shape of a clip; raises as `read` does."""
   video = np.asarray(video)
   if video.dtype != np.uint8:
     raise TypeError(f"a clip must be uint8, not {video.dtype}")
@@ -133,22 +219,16 @@ def read(video: UInt8[np.ndarray, "t h w c"]) -> Reading:
   video = video[: world.MOVING_FRAMES]
   mask, colours = _segment(video)
   if mask is None:
-    return NOTHING
+    return None
   hard = mask > 0.5
   area = hard.sum((1, 2))
   times = np.flatnonzero(area > _LEAST_AREA * hard[0].size)
   if 2 * len(times) < len(video):
-    return NOTHING
+    return None
   mask, hard, area = mask[times], hard[times], area[times]
   rows = hard.sum(2) @ np.arange(hard.shape[1]) / area
   columns = hard.sum(1) @ np.arange(hard.shape[2]) / area
-  return Reading(
-    _nearest_colour(*colours),
-    _nearest_shape(_outline(mask, rows, columns, np.sqrt(area))),
-    _nearest_motion(
-      times, columns / hard.shape[2], rows / hard.shape[1], np.log(area) / 2
-    ),
-  )
+  return _Found(mask, colours, times, rows, columns, area)
 
 
 def right(reading: Reading, scene: world.Scene) -> list[bool]:

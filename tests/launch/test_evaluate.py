@@ -226,6 +226,24 @@ def test_held_out_prompts(programs, tmp_path, task):
   assert "per video: 8 tokens, denoise " in finished.stdout
 
 
+def test_two_seeds_at_given_levels(programs, tmp_path):
+  finished, report = evaluate(
+    programs,
+    tmp_path / "report.json",
+    *("--what=semantic", "--prompts=2", "--seeds=2", "--guidance=1"),
+    *("--levels=1.0,0.5", "--solver=renoise", "--size=8,64,64"),
+  )
+  videos = report["videos"]
+  assert [v["prompt"] for v in videos[::2]] == [
+    v["prompt"] for v in videos[1::2]
+  ]
+  assert [v["seed"] for v in videos] == [0, 10_000, 1, 10_001]
+  assert sorted(report["spread"]) == ["position", "size"]
+  settings = report["settings"]
+  assert (settings["levels"], settings["solver"]) == ([1.0, 0.5], "renoise")
+  assert "spread over 2 seeds: position " in finished.stdout
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
@@ -252,6 +270,12 @@ def test_held_out_prompts(programs, tmp_path, task):
     (("--what=semantic", "--size=16,64"), "--size must be frames,height,width"),
     (("--what=semantic", "--size=a,b,c"), "found a,b,c"),
     (("--what=semantic", "--model=/gone"), "there is no model /gone"),
+    (("--what=semantic", "--levels=1.0"), "--levels and --solver go together"),
+    (
+      ("--what=semantic", "--few=causvid", "--steps=3"),
+      "--steps is settled by --few",
+    ),
+    (("--what=semantic", "--few=fast"), "must be one of lightx2v, causvid"),
     (("--at_end",), "Unknown command line flag 'at_end'"),
     (("--what=semantic", "--clips=c"), "Unknown command line flag 'clips'"),
     (

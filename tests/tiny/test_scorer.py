@@ -207,3 +207,31 @@ def test_two_hundred_clips_take_seconds():
   start = time.process_time()
   _read(videos)
   assert (time.process_time() - start) * 10 < 8
+
+
+def test_places():
+  """The middle and the size that the world gives; mirrored with the clip."""
+  for colour, size in (("red", "small"), ("blue", "large")):
+    scene = world.Scene(colour, "circle", size, "still", "paper")
+    video = world.render(scene, 3)
+    found, mirrored = scorer.place(video), scorer.place(video[:, ::-1, ::-1])
+    width = 1 / video.shape[1]
+    radius = world.SIZES[size] * video.shape[1]
+    wanted = np.log(radius) + np.log(np.pi) / 2
+    assert found.size == pytest.approx(wanted, abs=0.05)
+    for a, b in zip(found[:2], mirrored[:2], strict=True):
+      assert a + b == pytest.approx(1 - width, abs=0.01)
+  moving = world.render(scene._replace(motion="right"), 3)
+  early, late = scorer.place(moving[:8]), scorer.place(moving[8:])
+  assert late.right - early.right == pytest.approx(8 * world.SPEED, abs=0.01)
+  assert scorer.place(np.zeros((8, 64, 64, 3), np.uint8)) is None
+
+
+def test_spread_by_hand():
+  """Deviations within prompts; what differs between prompts does not count."""
+  places = [scorer.Place(0.2, 0.5, 3.0), scorer.Place(0.4, 0.5, 3.2)]
+  apart = [scorer.Place(0.9, 0.1, 1.0)] * 2
+  found = scorer.spread([[*places, None], apart, [places[0]], []])
+  assert found["position"] == pytest.approx(np.sqrt(0.02 / 2))
+  assert found["size"] == pytest.approx(np.sqrt(0.02 / 2))
+  assert np.isnan(scorer.spread([places[:1]])["size"])
