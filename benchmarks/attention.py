@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import tables
 from dcvideogen_jax.ops import attention
 from dcvideogen_jax.ops.attention import masks
 
@@ -111,17 +112,18 @@ def _round(x: float) -> float:
 def table(rows: Sequence[dict[str, Any]]) -> str:
   """Formats milliseconds and TFLOP/s of measurements with the same shape."""
   names = [*dict.fromkeys(name for row in rows for name in row["ms"])]
-  head = f"{'blocks':<8}{'pass':<9}" + "".join(f"{n:>22}" for n in names)
-  lines = [head]
-  for row in rows:
-    cells = (
-      f"{row['ms'][n]:.4g} ms {row['tflops'][n]:8.4g}"
-      if n in row["ms"]
-      else "-"
-      for n in names
-    )
-    way = "both" if row["backward"] else "forward"
-    lines.append(
-      f"{row['blocks']:<8}{way:<9}" + "".join(f"{cell:>22}" for cell in cells)
-    )
-  return "\n".join(lines)
+  return tables.markdown(
+    [
+      {
+        "blocks": row["blocks"],
+        "pass": "both" if row["backward"] else "forward",
+        **{
+          name: f"{row['ms'][name]:.4g} ms {row['tflops'][name]:.4g}"
+          if name in row["ms"]
+          else "-"
+          for name in names
+        },
+      }
+      for row in rows
+    ]
+  )

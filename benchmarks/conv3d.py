@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from benchmarks import tables
 from dcvideogen_jax.ops import conv3d
 from dcvideogen_jax.ops.conv3d import measured
 
@@ -102,11 +103,15 @@ def dumps(platforms: dict[str, list[dict[str, Any]]]) -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
   """Formats GFLOP/s, counting the FLOPs of the direct convolution."""
-  names = [*measured.COMPILE_S]
-  lines = [f"{'n, t, h, w, c, o':<28}" + "".join(f"{n:>10}" for n in names)]
-  for row in rows:
-    work = 2 * 27 * math.prod(row["shape"]) / 1e6
-    rates = (f"{work / row['ms'][name]:>10.1f}" for name in names)
-    shape = ", ".join(map(str, row["shape"]))
-    lines.append(f"{shape:<28}" + "".join(rates))
-  return "\n".join(lines)
+  return tables.markdown(
+    [
+      {
+        "n, t, h, w, c, o": ", ".join(map(str, row["shape"])),
+        **{
+          name: f"{2 * 27 * math.prod(row['shape']) / 1e6 / ms:.1f}"
+          for name, ms in row["ms"].items()
+        },
+      }
+      for row in rows
+    ]
+  )

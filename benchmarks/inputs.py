@@ -1,7 +1,10 @@
 """Random weights and clips that are the same in every process."""
 
 import math
+import time
 import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,3 +33,59 @@ def clip(shape: tuple[int, ...]) -> np.ndarray:
   waves = (np.sin(2 * np.pi * (3 + i) * axis) for i, axis in enumerate(axes))
   video = sum(waves) / len(axes) + 0.1 * rng.standard_normal(shape)
   return np.clip(video, -1, 1).astype(np.float32)
+
+
+def normal(*shapes: Sequence[int]) -> list[np.ndarray]:
+  """Makes standard normal float32 arrays."""
+  return [
+    np.random.default_rng(seed).standard_normal(shape, np.float32)
+    for seed, shape in enumerate(shapes)
+  ]
+
+
+def torch_shapes(kind: str, layout: str, module: Any) -> dict[str, list[int]]:
+  """Returns the shape of every weight by its name in a layout of PyTorch."""
+  from dcvideogen_jax.convert import api, matching, naming
+
+  rules = api.KINDS[kind].layouts[layout]
+  shapes = naming.torch_shapes(rules, matching.parameters(kind, module))
+  return {name: [*shape] for name, shape in shapes.items()}
+
+
+def torch_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+  """Makes the weights as float32 tensors of torch."""
+  import torch
+
+  return {
+    name: torch.from_numpy(weight(name, tuple(shape)))
+    for name, shape in shapes.items()
+  }
+
+
+def params(
+  kind: str, layout: str, module: Any, shapes: Mapping[str, Sequence[int]]
+) -> Any:
+  """Makes the same weights as the parameters of a module."""
+  from dcvideogen_jax.convert import api, engine, matching, sources
+
+  tensors = {
+    name: sources.Tensor(
+      tuple(shape),
+      np.dtype(np.float32),
+      lambda name=name, shape=shape: weight(name, tuple(shape)),
+    )
+    for name, shape in shapes.items()
+  }
+  return engine.torch_to_jax(
+    api.KINDS[kind].layouts[layout],
+    tensors,
+    matching.parameters(kind, module),
+    "random weights",
+  )
+
+
+def compiled(function: Any, *arguments: Any) -> tuple[Any, float]:
+  """Compiles a jitted function; returns the program and the seconds it took."""
+  start = time.perf_counter()
+  program = function.lower(*arguments).compile()
+  return program, time.perf_counter() - start

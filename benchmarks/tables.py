@@ -1,4 +1,4 @@
-"""Formats the measurements of one or two sides."""
+"""Formats measurements as tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -16,4 +16,4 @@ def test_a_row(blocks, pairs, backward, products):
     work = 2 * products * pairs * 2 * 16
     assert row["tflops"][name] == pytest.approx(work / ms / 1e9, rel=0.02)
   text = attention.table([row])
-  assert "cudnn" not in text and f"{row['ms']['chunked']:.4g} ms" in text
+  assert "cudnn" not in text and f"| {row['ms']['chunked']:.4g} ms" in text

@@ -22,8 +22,9 @@ def test_writes_what_it_prints(programs, tmp_path):
   report = json.loads(output.read_text())
   assert report["clip"] == [1, 8, 4, 6]
   assert report["threads"] == 1
-  (seconds,) = report["sides"]["jax"]["encode_s"]
-  assert f"{'encode, s':<20}{seconds:10.2f}" in finished.stdout
+  (seconds,) = report["sides"]["jax"]["calls"]["encode"]["s"]
+  assert f"| encode, s | {seconds:.2f} |" in finished.stdout
+  assert output.with_suffix(".md").read_text() in finished.stdout
   assert f"wrote {output}" in finished.stdout
 
 
@@ -37,7 +38,7 @@ def test_bad_input_is_one_sentence(programs, tmp_path):
     (["--frames=39"], "multiple of 40 frames"),
     (["--what=attention", "--sides=jax"], "--sides is not for --what=att"),
     (["--what=conv3d", "--threads=2"], "--threads is not for --what=conv3d"),
-    (["--what=load", "--threads=2"], "--threads is not for --what=load"),
+    (["--what=load", "--warm_up"], "--warm_up is not for --what=load"),
   ):
     finished = programs.run("launch.benchmark", f"--output={output}", *flags)
     assert finished.code == 2, finished.stderr
