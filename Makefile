@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow test-wheel test-newest test-pods test-devices gpu lint docs train-tiny reproduce ablation clean
+.PHONY: demo test test-slow test-wheel test-newest test-pods test-app screenshots test-devices gpu lint docs train-tiny reproduce ablation clean
 
 # Reconstructs a real clip and turns a prompt into one, with the weights that
 # ship with the package.
@@ -16,7 +16,7 @@ demo: $(VENV)/run
 
 # Each worker takes one file after the other, the longest first.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-ELSEWHERE = gpu or devices or pods or nightly
+ELSEWHERE = gpu or devices or pods or app or nightly
 
 # All that the README promises, parity with PyTorch included.
 test: $(VENV)/parity
@@ -60,6 +60,26 @@ test-pods: $(PODS)/done
 $(PODS)/done: requirements-pods.txt
 	$(PYTHON) -m venv $(PODS)
 	$(PODS)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	touch $@
+
+# The page in a headless Chromium, which apt-get installs where it may.
+APP ?= .venv-app
+BROWSE = $(APP)/bin/python -m pytest --noconftest -m app tests/app/test_page.py
+test-app: $(APP)/done
+	command -v chromium || { [ $$(id -u) = 0 ] && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium; } || \
+	  { echo "the tests of the page need chromium: apt-get install chromium"; \
+	    exit 1; }
+	$(BROWSE)
+
+# The pictures of docs/app.md, by the same tests.
+screenshots: $(APP)/done
+	SCREENSHOTS=docs $(BROWSE)
+
+$(APP)/done: requirements.txt requirements-app.txt requirements-app-test.txt
+	$(PYTHON) -m venv $(APP)
+	$(APP)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  -r requirements-app-test.txt -e '.[app]'
 	touch $@
 
 # Compiles for an H100 and for TPUs, neither of which has to be there: training

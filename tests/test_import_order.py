@@ -39,8 +39,9 @@ ROWS = {
   4: ["adapt", "convert", "eval", "latents"],
   5: ["train", "sample", "eval.networks"],
   6: ["plan", "precompute", "tiny"],
-  7: ["programs"],
-  8: ["launch"],
+  7: ["app"],
+  8: ["programs"],
+  9: ["launch"],
 }
 # What programs import at the top: what needs no jax, so that --help is quick.
 QUICK = ("absl", "ml_collections", "dcvideogen_jax", *sys.stdlib_module_names)

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -176,6 +176,7 @@ def write(
   crf: int = 18,
   budget: float | None = None,
   devices: int = 1,
+  on_frames: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
   """Reconstructs a video or image; writes videos, a sheet and metrics.json.
 
@@ -193,6 +194,7 @@ def write(
     budget: device memory in bytes for everything but the weights; None takes
       `memory.SHARE` of the free memory.
     devices: number of devices that share the columns of a frame.
+    on_frames: called after each chunk with the number of frames so far.
 
   Returns:
     The content of metrics.json.
@@ -214,7 +216,9 @@ def write(
     comment=json.dumps(settings),
   )
   with clock.phase("compare and write"), comparison:
-    numbers = _stream(module, variables, source, plans, comparison, rule, clock)
+    numbers = _stream(
+      module, variables, source, plans, comparison, rule, clock, on_frames
+    )
   metrics = provenance.report(
     clock,
     input=source._asdict(),
@@ -227,7 +231,9 @@ def write(
   return metrics
 
 
-def _stream(module, variables, source, plans, comparison, rule, clock):
+def _stream(
+  module, variables, source, plans, comparison, rule, clock, on_frames
+):
   """Runs the frames through the model; returns sizes and compression ratios."""
   waiting: collections.deque[np.ndarray] = collections.deque()
   values = collections.Counter()
@@ -260,6 +266,7 @@ def _stream(module, variables, source, plans, comparison, rule, clock):
     tail=rule,
     dtype=np.uint8,
   )
+  done = 0
   with tqdm.tqdm(total=source.frames, unit="frame", disable=None) as progress:
     for chunk in clock.over("decode", decoded):
       originals = [
@@ -270,6 +277,8 @@ def _stream(module, variables, source, plans, comparison, rule, clock):
         np.stack(originals), chunk[0, :n, : source.height, : source.width]
       )
       progress.update(n)
+      done += n
+      on_frames(done)
   assert not waiting
   return {
     **values,

@@ -31,6 +31,7 @@ PROGRAMS = {
   "plan train": "estimates memory and time of a training step",
   "plan decode": "estimates memory and time of decoding within budgets",
   "plan attention": "estimates memory and time of attention",
+  "app": "serves a page that makes videos",
   "completion": "prints what completes commands in bash and zsh",
   "doctor": "says what is installed, and what this machine can do",
   "prepare-clips": "makes the clips of the tiny autoencoder",

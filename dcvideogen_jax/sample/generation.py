@@ -49,6 +49,20 @@ class Generation:
       )
     return self._decode(self.latents[sample : sample + 1])
 
+  def watched(self, on_chunk: Callable[[np.ndarray], None]) -> "Generation":
+    """Returns the same result, which shows each chunk to a function first.
+
+    Args:
+      on_chunk: called with each decoded chunk, uint8 (b, t, h, w, 3).
+    """
+
+    def decode(latents):
+      for chunk in self._decode(latents):
+        on_chunk(chunk)
+        yield chunk
+
+    return dataclasses.replace(self, _decode=decode)
+
   def video(self) -> UInt8[np.ndarray, "b t h w 3"]:
     """Decodes the whole video of all samples into host memory."""
     return np.concatenate(list(self.chunks()), axis=1)
