@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow test-wheel test-newest test-pods test-app screenshots test-devices gpu lint docs train-tiny reproduce ablation clean
+.PHONY: demo test test-slow test-wheel test-newest test-pods test-app screenshots test-notebook tour test-devices gpu lint docs train-tiny reproduce ablation clean
 
 # Reconstructs a real clip and turns a prompt into one, with the weights that
 # ship with the package.
@@ -80,6 +80,21 @@ $(APP)/done: requirements.txt requirements-app.txt requirements-app-test.txt
 	$(PYTHON) -m venv $(APP)
 	$(APP)/bin/python -m pip --disable-pip-version-check install --quiet \
 	  -r requirements-app-test.txt -e '.[app]'
+	touch $@
+
+# The notebook, from its first cell to its last; `tour` keeps what they print.
+NOTEBOOK ?= .venv-notebook
+EXECUTE = $(NOTEBOOK)/bin/jupyter-execute docs/tour.ipynb --timeout=170
+test-notebook: $(NOTEBOOK)/done
+	$(EXECUTE)
+
+tour: $(NOTEBOOK)/done
+	$(EXECUTE) --inplace
+
+$(NOTEBOOK)/done: requirements.txt requirements-notebook.txt
+	$(PYTHON) -m venv $(NOTEBOOK)
+	$(NOTEBOOK)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  -r requirements-notebook.txt -e .
 	touch $@
 
 # Compiles for an H100 and for TPUs, neither of which has to be there: training
