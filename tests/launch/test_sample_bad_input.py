@@ -201,6 +201,7 @@ def test_noise_in_an_archive(programs, tmp_path):
     (("--stream", "--continue_fps=16"), "goes with --continue_from only"),
     (("--noise=x.npy", "--seeds=0,1"), "--seeds has no effect"),
     (("--few", "--config.few=causvid"), "expected no --config.few"),
+    (("--few",), "few=own settles steps"),
     (("--config.levels=(1.0,0.5)", "--config.shift=3"), "levels themselves"),
   ],
 )

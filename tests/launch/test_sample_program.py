@@ -80,6 +80,24 @@ def test_text_to_video(programs, tmp_path):
   assert np.abs(first.astype(int) - second).mean() > 1
 
 
+def test_few_steps(programs, tmp_path):
+  """With the LoRA that the tiny model brings; the report tells it."""
+  finished = programs.run(
+    *("launch.sample", "--model=tiny", "--few", "--prompt=a cat"),
+    *("--frames=10", "--config.height=40", "--config.width=56"),
+    f"--output={tmp_path / 'out'}",
+  )
+  assert finished.code == 0, finished.stderr
+  assert "few=own: 4 evaluations, renoise, without guidance" in finished.stdout
+  assert "few_t2v: 117 tensors matched" in finished.stdout
+  (path,) = (tmp_path / "out").glob("*.json")
+  told = json.loads(path.read_text())["settings"]
+  assert told["few"].startswith("few=own: 4 evaluations")
+  assert (told["steps"], told["guidance_scale"]) == (4, 1.0)
+  assert told["levels"] == [1.0, 0.9, 0.75, 0.5] and told["shift"] is None
+  assert told["negative_prompt"] is None
+
+
 def test_image_to_video_and_its_repetition(programs, tmp_path, photo):
   flags = ("--prompt=it turns", f"--image={photo}", "--crf=0")
   videos = []
