@@ -104,19 +104,31 @@ def joined(
 
 
 def pieces(
-  path: str | os.PathLike[str], frames: int, height: int, width: int
+  path: str | os.PathLike[str],
+  frames: int,
+  height: int,
+  width: int,
+  first: bool = False,
 ) -> Iterator[UInt8[np.ndarray, "t h w 3"]]:
   """Yields the frames of `read`, a few at a time.
 
   Args:
     path, frames, height, width: as for `read`.
+    first: whether the clip is the first frames instead of the centre ones, as
+      in the official evaluation of long videos. A shorter video is refused.
 
   Raises:
-    errors.UserError: if the video cannot be read.
+    errors.UserError: if the video cannot be read, or is too short.
   """
   count = video_files.probe(path).frames
+  if first and count < frames:
+    raise errors.UserError(
+      f"{path} has {count} frames, fewer than the first {frames}"
+    )
   # By the number of the frame, how often it is in the clip.
-  wanted = collections.Counter(centre(count, frames))
+  wanted = collections.Counter(
+    range(frames) if first else centre(count, frames)
+  )
   last = max(wanted)
   number = -1
   decoded = itertools.islice(video_files.frames(path), last + 1)

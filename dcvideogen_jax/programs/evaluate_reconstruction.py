@@ -88,6 +88,12 @@ _FRAMES = flags.DEFINE_integer(
   " Unset: all.",
   lower_bound=1,
 )
+_FIRST = flags.DEFINE_boolean(
+  "first",
+  False,
+  "Take the first --frames frames of --videos and --tfds instead of those in"
+  " the centre, as the official evaluation of long videos.",
+)
 _SIZE = flags.DEFINE_integer(
   "size",
   256,
@@ -195,7 +201,7 @@ def _check_flags() -> None:
       + (" and ".join(f"--{name}" for name in given) or "none")
     )
   if _CLIPS.value is not None:
-    common.refuse_flags(["size"], "goes with --videos and --tfds only")
+    common.refuse_flags(["size", "first"], "goes with --videos and --tfds only")
   if _TFDS.value is None:
     common.refuse_flags(["data_dir", "split"], "goes with --tfds only")
   if len(_labels()) > 1:
@@ -232,6 +238,8 @@ def _clips() -> Any:
       about,
     )
   frames, size = _FRAMES.value or 80, _SIZE.value
+  shape = frames, size, size, _FIRST.value
+  place = f"the first {frames}" if _FIRST.value else f"{frames} in the centre"
   if _TFDS.value is not None:
     data = clip_sources.TensorFlowDataset(
       _TFDS.value, _DATA_DIR.value, _SPLIT.value, None
@@ -240,13 +248,13 @@ def _clips() -> Any:
 
     def pieces(i):
       with data.file(i) as path:
-        yield from official_clips.pieces(path, frames, size, size)
+        yield from official_clips.pieces(path, *shape)
   else:
     paths = official_clips.listed(_VIDEOS.value)
     names, name = [str(path) for path in paths], _VIDEOS.value
 
     def pieces(i):
-      return official_clips.pieces(paths[i], frames, size, size)
+      return official_clips.pieces(paths[i], *shape)
 
   return reconstruction_runs.Clips(
     names,
@@ -254,7 +262,7 @@ def _clips() -> Any:
     {
       "set": name,
       "clips": len(names),
-      "frames": f"{frames} in the centre, at the video's own rate",
+      "frames": f"{place}, at the video's own rate",
       "size": f"{size} x {size}, official crop",
     },
     pieces,

@@ -155,6 +155,13 @@ def test_clips_of_a_folder_and_of_a_list(tmp_path):
   expected = [official_clips.crop(frame, 16, 16) for frame in decoded[1:5]]
   np.testing.assert_array_equal(clip, expected)
   assert official_clips.read(path, 9, 16, 16).shape == (9, 16, 16, 3)
+  first = official_clips.joined(official_clips.pieces(path, 3, 16, 16, True))
+  expected = [official_clips.crop(frame, 16, 16) for frame in decoded[:3]]
+  np.testing.assert_array_equal(first, expected)
+  with pytest.raises(
+    errors.UserError, match="6 frames, fewer than the first 7"
+  ):
+    next(official_clips.pieces(path, 7, 16, 16, True))
 
 
 def test_lists_that_cannot_be_used(tmp_path):
