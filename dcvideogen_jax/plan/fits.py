@@ -27,7 +27,7 @@ class Way(NamedTuple):
   Attributes:
     flags: of `dcvideogen sample`.
     weights: of `loading.load`.
-    beside: whether the text encoder stays beside the other models.
+    beside: whether the encoders stay beside the other models.
   """
 
   flags: tuple[str, ...]
@@ -108,10 +108,11 @@ def _row(device: Device, name: str) -> Row:
     parts = sampling.parts(config.variant, device.dtype, way.weights, _part)
     found = formulas.needs(parts, size, platform=device.platform)
     weights = formulas.weights(parts)
-    texts = weights.pop("text encoder")
-    others = sum(weights.values())
-    least = formulas.peak(others + texts * way.beside, found)
-    least = max(least, texts)
+    if way.beside:
+      least = formulas.peak(sum(weights.values()), found)
+    else:
+      halves = sampling.halves(parts.space)
+      least = formulas.peak_in_turn(weights, halves, found)
     if least <= device.limit:
       break
   fits = least <= device.limit

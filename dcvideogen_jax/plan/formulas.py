@@ -6,6 +6,7 @@ by formula, and memory is estimated.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -32,15 +33,18 @@ class Needs(NamedTuple):
     step_bytes: estimated memory of a step.
     decode_flops: FLOPs of the convolutions that decode the video; None for
       Wan's autoencoder.
-    autoencoder_bytes: least memory in which the video is decoded and, for image
-      to video, its condition encoded; None for Wan's autoencoder.
+    decode_bytes: least memory in which the video is decoded; None for Wan's
+      autoencoder.
+    encode_bytes: the same for encoding the condition of image to video; 0 for
+      text to video.
   """
 
   tokens: int
   step_flops: int
   step_bytes: int
   decode_flops: int | None
-  autoencoder_bytes: int | None
+  decode_bytes: int | None
+  encode_bytes: int | None
 
 
 def needs(
@@ -67,15 +71,16 @@ def needs(
   itemsize = jnp.dtype(parts.dtype).itemsize
   wide = _WIDE * module.width * at_once
   hidden = _HIDDEN * module.ffn_width * min(at_once, wan_blocks.PIECE)
-  decoded = least = None
+  decoded = to_decode = to_encode = None
   if isinstance(space, spaces.DCAEVLatents):
-    decoded, least = _autoencoder(parts, size, platform)
+    decoded, to_decode, to_encode = _autoencoder(parts, size, platform)
   return Needs(
     tokens,
     samples * step_flops(module, tokens, *_context(parts)),
     round(itemsize * (wide + hidden)),
     decoded,
-    least,
+    to_decode,
+    to_encode,
   )
 
 
@@ -109,9 +114,35 @@ def peak(resident: int, found: Needs) -> int:
     resident: bytes of the weights.
     found: of the video.
   """
+  least = max(found.decode_bytes or 0, found.encode_bytes or 0)
+  return round(resident + max(found.step_bytes, _planned(least)))
+
+
+def peak_in_turn(
+  weights: Mapping[str, int], halves: tuple[int, int], found: Needs
+) -> int:
+  """Returns the least memory where encoders go before the other models come.
+
+  Args:
+    weights: result of `weights`.
+    halves: result of `sampling.halves`.
+    found: of the video.
+
+  Returns:
+    Bytes of a device, as for `--text_encoder=once`.
+  """
+  encoder, decoder = halves
+  images = 0.0
+  if "image encoder" in weights:
+    images = weights["image encoder"] + encoder + _planned(found.encode_bytes)
+  last = weights["transformer"] + decoder
+  last += max(found.step_bytes, _planned(found.decode_bytes))
+  return round(max(weights["text encoder"], images, last))
+
+
+def _planned(least: int | None) -> float:
   # The pipeline plans the autoencoder within a share of what is free.
-  least = (found.autoencoder_bytes or 0) / memory.SHARE
-  return round(resident + max(found.step_bytes, least))
+  return (least or 0) / memory.SHARE
 
 
 def weights(parts: loading.Parts) -> dict[str, int]:
@@ -137,7 +168,7 @@ def _context(parts: loading.Parts) -> tuple[int, int]:
 
 
 def _autoencoder(parts, size, platform):
-  """Returns the FLOPs of decoding, and the least memory of DC-AE-V."""
+  """Returns the FLOPs of decoding; least memory to decode and to encode."""
   space = parts.space
   frames = space.latent_frames(size.frames) * space.temporal
   options = {
@@ -145,10 +176,11 @@ def _autoencoder(parts, size, platform):
     "platform": platform,
   }
   module = space.decoder(parts.dtype)
-  least = bands.least_bytes(module, *size[1:], decode=True, **options)
+  to_decode = bands.least_bytes(module, *size[1:], decode=True, **options)
+  to_encode = 0
   if parts.task == "i2v":  # The condition is encoded in float32.
     exact = module.clone(dtype=jnp.float32)
-    encoding = bands.least_bytes(exact, *size[1:], decode=False, **options)
-    least = max(least, encoding)
+    to_encode = bands.least_bytes(exact, *size[1:], decode=False, **options)
   chunks = -(-frames // module.chunk_frames)
-  return chunks * bands.work(module, *size[1:], decode=True), least
+  work = chunks * bands.work(module, *size[1:], decode=True)
+  return work, to_decode, to_encode

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dcvideogen_jax import errors, memory, sharding
+from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.diffusion import guidance, sampler
-from dcvideogen_jax.latents import conditions, spaces
+from dcvideogen_jax.latents import conditions, latent_space, spaces
 from dcvideogen_jax.models import bands, eight_bits, wan_dit
 from dcvideogen_jax.plan import (
   autoencoder,
   compiled,
   hardware,
+  residency,
   roofline,
 )
 from dcvideogen_jax.sample import (
@@ -31,8 +32,6 @@ from dcvideogen_jax.sample import (
   placement,
   sizes,
 )
-
-_GIB = 2**30
 
 
 def parts(
@@ -161,21 +160,22 @@ def measure(
   Args:
     parts: result of `parts`.
     size: size of the video.
-    target: the hardware to compile for. Encoding and decoding are planned with
-      the share of the memory beside the weights that the pipeline takes.
+    target: the hardware to compile for.
     mesh: sizes of the mesh axes, as for `sharding.make_mesh`.
     rules: sharding rules of the weights, as in `placement.Layout`.
     guided: whether classifier-free guidance is used.
     steps: number of solver steps.
     tell: is called with the name of each phase before it is compiled.
     text_encoder: "device"; "once" if it embeds the texts and goes before the
-      other models come; or "host" if it is not on the device at all.
-    memory_budget: bytes that encoding and decoding may take beyond the weights,
-      if that is less than what is left.
+      other models come, and CLIP and the encoder of DC-AE-V likewise; or "host"
+      if it is not on the device at all.
+    memory_budget: bytes that encoding and decoding may take beyond the weights;
+      None is the share of what is left that the pipeline takes.
 
   Returns:
     - "latents": frames, height, width and channels of the latents.
-    - "weights": result of `weights`.
+    - "weights": result of `weights`; those that go before others come have a
+      name of their own.
     - "phases": by name, in order, "runs" and a `compiled.report` of one run;
       "held", the bytes of all results of earlier phases, as if all of them
       stayed; and "plan", where the phase has one.
@@ -191,41 +191,32 @@ def measure(
   """
   layout = _layout(target, mesh or {}, rules)
   parts = loading.placed(parts, layout)
-  resident, limit = weights(parts), target.chip.usable
-  texts = resident["text encoder"]
-  if text_encoder != "device":
-    del resident["text encoder"]
-  left = limit - sum(resident.values())
-  if left <= 0:
-    raise compiled.TooLarge(
-      f"the weights alone take {sum(resident.values()) / _GIB:.1f} of "
-      f"{limit / _GIB:.1f} GiB"
-    )
-  budget = left if memory_budget is None else min(left, memory_budget)
-  phases, given, held = _conditions(parts, size, budget, guided, layout, tell)
-  if text_encoder != "device":
-    alone = phases.pop("text")
+  there = residency.Residency(
+    weights(parts),
+    halves(parts.space),
+    text_encoder,
+    target.chip.usable,
+    memory_budget,
+  )
+  phases, given, held = _conditions(parts, size, there, guided, layout, tell)
   tell("denoise")
   found, work, passes = _denoise(parts, size, given, guided, layout)
   phases["denoise"] = {"runs": steps, **found, "held": held}
   shape = latent_shape(parts, size)
   held += compiled.size(jax.ShapeDtypeStruct(shape, jnp.float32))
   tell("decode")
-  found = _autoencoder(parts, shape, budget - held, layout, decode=True)
+  left = there.room("decode", held)
+  found = _autoencoder(parts, shape, left, layout, decode=True)
   phases["decode"] = {**found, "held": held}
-  peak = sum(resident.values())
-  peak += max(phase["bytes"] + phase["held"] for phase in phases.values())
-  if text_encoder == "once":
-    phases = {"text": alone, **phases}
-    peak = max(peak, texts + alone["bytes"])
-    resident["text encoder, before the others"] = texts
+  if text_encoder == "host":
+    del phases["text"]
   seconds = roofline.estimate(target, work, [*layout.mesh.devices.flat])
   return {
     "latents": shape[1:],
-    "weights": resident,
+    "weights": there.weights(),
     "phases": phases,
-    "peak": peak,
-    "limit": limit,
+    "peak": there.peak(phases),
+    "limit": target.chip.usable,
     "step": {
       "flops": work.flops,
       "traffic": work.traffic,
@@ -234,6 +225,16 @@ def measure(
     },
     "seconds": vars(seconds) | {"total": seconds.total},
   }
+
+
+def halves(space: latent_space.LatentSpace) -> tuple[int, int]:
+  """Returns the bytes of what encodes in an autoencoder, and what decodes."""
+  params = space.variables["params"]
+  if isinstance(space, spaces.WanVAELatents):
+    # It is loaded as a whole.
+    return compiled.size(params), compiled.size(params)
+  encoder, decoder = params.get("encoder"), params["decoder"]
+  return compiled.size(encoder), compiled.size(decoder)
 
 
 def _layout(target, mesh, rules) -> placement.Layout:
@@ -250,7 +251,7 @@ def latent_shape(parts: loading.Parts, size: sizes.Size) -> tuple[int, ...]:
   return (1, *pipeline.DCVideoGen(parts).latent_shape(size))
 
 
-def _conditions(parts, size, budget, guided, layout, tell):
+def _conditions(parts, size, there, guided, layout, tell):
   """Measures the phases before the first step.
 
   Returns:
@@ -263,13 +264,15 @@ def _conditions(parts, size, budget, guided, layout, tell):
   given, held = {"text": text}, texts * compiled.size(text)
   if parts.task == "i2v":
     shape = latent_shape(parts, size)
+    elsewhere = 0 if there.stays("image") else held
     tell("image")
     found, given["image"] = _image(parts, layout)
-    phases["image"] = {"runs": 1, **found, "held": held}
+    phases["image"] = {"runs": 1, **found, "held": held - elsewhere}
     held += compiled.size(given["image"])
     tell("condition")
-    found = _autoencoder(parts, shape, budget - held, layout, decode=False)
-    phases["condition"] = {**found, "held": held}
+    left = there.room("condition", held - elsewhere)
+    found = _autoencoder(parts, shape, left, layout, decode=False)
+    phases["condition"] = {**found, "held": held - elsewhere}
     extra = (*shape[:-1], parts.space.temporal + parts.space.channels)
     given["extra"] = jax.ShapeDtypeStruct(extra, jnp.float32)
     held += compiled.size(given["extra"])
@@ -374,7 +377,7 @@ def _autoencoder(parts, shape, left, layout, *, decode):
     plan = bands.plan(
       module,
       *pixels,
-      max(0, memory.SHARE * left),
+      left,
       decode=decode,
       streamed=streamed,
       devices=sharding.num_shards(layout.mesh, "columns"),

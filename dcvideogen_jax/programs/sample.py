@@ -106,4 +106,5 @@ def main(argv: Sequence[str]) -> None:
     output_flag.OUTPUT.value,
     texts=lambda prompt: [prompt],
     told={"noise": _NOISE.value},
+    whole=True,
   )

@@ -86,8 +86,9 @@ _TEXT_ENCODER = flags.DEFINE_enum(
   "device",
   ["device", "once", "host"],
   "Where the text encoder is. device keeps it there. once embeds all prompts"
-  " first, and frees it before the other models are loaded. host keeps it in"
-  " the host's memory and computes on its CPU.",
+  " first, and frees it before the other models are loaded; `sample` also"
+  " encodes all images first, and frees CLIP and the encoder of DC-AE-V. host"
+  " keeps the text encoder in the host's memory and computes on its CPU.",
 )
 _BUDGET = flags.DEFINE_float(
   "memory_budget_gib",
@@ -209,6 +210,7 @@ class Job:
     texts: Callable[[str], Iterable[str]],
     told: dict[str, Any],
     stoppable: bool = False,
+    whole: bool = False,
   ) -> None:
     """Loads the model, then makes and writes a video for each request.
 
@@ -219,6 +221,8 @@ class Job:
       texts: maps a prompt to all texts that are encoded for it.
       told: settings to add to each video's report.
       stoppable: whether Ctrl-C ends a video after the current chunk.
+      whole: whether videos are made as a whole, so that all of their images can
+        be encoded beforehand.
     """
     from dcvideogen_jax.sample import model_names
 
@@ -230,12 +234,15 @@ class Job:
         self.requests = self._export.remaining(folder, self.made_with())
         if not self.requests:
           return
-      embedder = None
+      embedder = conditions = None
       if _TEXT_ENCODER.value == "once":
         with self.clock.phase("text"):
           embedder = self._embed_all(texts)
+        if whole and self._task == "i2v":
+          with self.clock.phase("condition"):
+            conditions = self._encode_all()
       with self.clock.phase("load"):
-        pipeline = self._load(loras, embedder)
+        pipeline = self._load(loras, embedder, conditions)
       for index in range(len(self.requests)):
         self._make_one(index, pipeline, folder, make, told, stoppable)
         self.clock.restart("load")
@@ -254,8 +261,8 @@ class Job:
     title = request.prompt if export is None else request.name(index)
     print(f"{index + 1} of {count}: {title}", flush=True)
     options = settings.of_request(pipeline, self.c, request)
-    budget = _BUDGET.value and _BUDGET.value * 2**30
-    result = make(pipeline, request, options | {"memory_budget": budget})
+    options |= {"memory_budget": _budget()}
+    result = make(pipeline, request, options)
     told = self._told(request) | told
     if export is not None:
       told |= {export.key: vbench_resume.told(request, self.made_with())}
@@ -302,7 +309,29 @@ class Job:
     embedder.free()
     return embedder
 
-  def _load(self, loras: Sequence[Any], embedder: Any) -> Any:
+  def _encode_all(self) -> Any:
+    """Loads the image encoders, encodes all images and frees the encoders."""
+    from dcvideogen_jax.sample import loading, request_list, settings
+    from dcvideogen_jax.sample import pipeline as pipeline_lib
+
+    options = self._options()
+    print(f"loading the image encoders of {options['source']}", flush=True)
+    parts = loading.image_encoders(**options)
+    encoders = pipeline_lib.DCVideoGen(parts, options["layout"])
+    conditions = encoders.encode_images(
+      settings.of_request(encoders, self.c, request)
+      | {
+        "last_image": request_list.read_image(request.last_image),
+        "size_rule": self.c.size_rule,
+        "condition_tail": self.c.condition_tail,
+        "memory_budget": _budget(),
+      }
+      for request in self.requests
+    )
+    loading.free(parts)
+    return conditions
+
+  def _load(self, loras: Sequence[Any], embedder: Any, conditions: Any) -> Any:
     from dcvideogen_jax.sample import loading, model_names
     from dcvideogen_jax.sample import pipeline as pipeline_lib
 
@@ -317,13 +346,16 @@ class Job:
     parts = loading.load(
       **options,
       text_encoder=None if where == "once" else where,
+      image_encoders=conditions is None,
       change=change if loras else None,
     )
     module = parts.transformer.module.clone(attention=self.c.attention)
     parts = parts._replace(
       transformer=parts.transformer._replace(module=module)
     )
-    return pipeline_lib.DCVideoGen(parts, options["layout"], embedder)
+    return pipeline_lib.DCVideoGen(
+      parts, options["layout"], embedder, conditions
+    )
 
   def _options(self) -> dict[str, Any]:
     """Returns the arguments that `loading.load` and `loading.texts` share."""
@@ -348,3 +380,8 @@ class Job:
       "image": request.image,
       "last_image": request.last_image,
     }
+
+
+def _budget() -> float | None:
+  """Returns the bytes that --memory_budget_gib allows; None if it is unset."""
+  return _BUDGET.value and _BUDGET.value * 2**30

@@ -31,6 +31,7 @@ from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.latents import conditions, denoiser, videos
 from dcvideogen_jax.models import pieces, wan_blocks
 from dcvideogen_jax.sample import (
+  conditioning,
   denoise,
   generation,
   loading,
@@ -212,7 +213,7 @@ class Stream:
     image = conditions.resize(self.first, *self.size[1:])
     with self.asked.phase("condition"):
       features = self.pipeline.put(
-        np.repeat(self.pipeline.features([image]), b, 0)
+        np.repeat(conditioning.features(self.pipeline, [image]), b, 0)
       )
     space = self.pipeline.parts.space
     grid = (h * space.spatial, w * space.spatial)

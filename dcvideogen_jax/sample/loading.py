@@ -107,12 +107,13 @@ def load(
   layout: placement.Layout | None = None,
   weights: str | None = None,
   text_encoder: str | None = "device",
+  image_encoders: bool = True,
   change: Callable[[LoadedModel], LoadedModel] | None = None,
 ) -> Parts:
   """Loads a published model, straight from its PyTorch files.
 
-  For text to video only the decoder of DC-AE-V is loaded; the encoder follows
-  when a video is encoded, as to continue it.
+  For text to video, and without image encoders, only the decoder of DC-AE-V is
+  loaded; the encoder follows when a video is encoded, as to continue it.
 
   Args:
     source: a directory in one of the layouts of `sample.layouts`, or a Hugging
@@ -130,6 +131,7 @@ def load(
       what the files hold.
     text_encoder: "device"; "host", which also computes on the host's CPU; or
       None for none.
+    image_encoders: whether image to video has CLIP and the encoder of DC-AE-V.
     change: changes the transformer, as adapters do, before its kernels are
       rounded to eight bits; they then pass through the host's memory.
 
@@ -157,17 +159,60 @@ def load(
     )
   if paths.scheduler is None and transformer.module.image_positions:
     options = options._replace(shift=_TWO_IMAGES_SHIFT)
-  space = model.space(paths, task)
+  whole = task == "i2v" and image_encoders
+  space = model.space(paths, whole)
   check_channels(transformer.module, space)
   found = None
   if text_encoder is not None:
     found = model.texts(paths, tokenizer, on_host)
   clip = None
-  if paths.image_encoder is not None:
-    clip = model.of("clip_vision", paths.image_encoder, jnp.float32)
+  if whole and paths.image_encoder is not None:
+    clip = model.clip(paths)
   located = paths._asdict().items()
   files = {k: str(v) for k, v in located if isinstance(v, pathlib.Path)}
   return Parts(transformer, space, found, clip, options, model.dtype, files)
+
+
+def image_encoders(
+  source: str | os.PathLike[str],
+  *,
+  task: str = "i2v",
+  autoencoder: str | os.PathLike[str] | None = None,
+  image_encoder: str | os.PathLike[str] | None = None,
+  dtype: Any = None,
+  load_model: Callable[..., tuple[Any, Any]] = convert.load,
+  layout: placement.Layout | None = None,
+  weights: str | None = None,
+) -> Parts:
+  """Loads CLIP and the autoencoder's encoder alone; arguments as for `load`.
+
+  Returns:
+    Parts in which the transformer has no variables, and DC-AE-V only those of
+    its encoder.
+
+  Raises:
+    errors.UserError: as `load`; also if the model takes no images.
+  """
+  del weights  # Neither model has them in eight bits.
+  paths = layouts.locate(
+    source, task, autoencoder=autoencoder, image_encoder=image_encoder
+  )
+  if paths.image_encoder is None:
+    raise errors.UserError("this is a text-to-video model: it takes no image")
+  model = _Models(load_model, _dtype(dtype), layout, None)
+  transformer = model.of("wan_dit", paths.transformer, only=lambda name: False)
+  space = model.encoder(paths)
+  check_channels(transformer.module, space)
+  return Parts(transformer, space, image_encoder=model.clip(paths))
+
+
+def free(parts: Parts) -> None:
+  """Frees the memory of all models, which cannot be used any more."""
+  texts = None if parts.texts is None else parts.texts.encoder
+  for model in (parts.transformer, parts.space, texts, parts.image_encoder):
+    if model is not None:
+      for leaf in jax.tree.leaves(model.variables):
+        leaf.delete()
 
 
 def texts(
@@ -259,13 +304,24 @@ class _Models(NamedTuple):
     length = paths.text_tokens or tokenize.LENGTH
     return Texts(tokenizer, encoder, length, on_host)
 
-  def space(self, paths: layouts.Paths, task: str) -> latent_space.LatentSpace:
+  def clip(self, paths: layouts.Paths) -> LoadedModel:
+    return self.of("clip_vision", paths.image_encoder, jnp.float32)
+
+  def encoder(self, paths: layouts.Paths) -> latent_space.LatentSpace:
+    if paths.wan_vae is not None:
+      return self.space(paths, whole=True)
+    half = self.of("dc_ae_v", paths.dc_ae_v, only=_in_encoder)
+    return spaces.DCAEVLatents(*half)
+
+  def space(
+    self, paths: layouts.Paths, whole: bool
+  ) -> latent_space.LatentSpace:
     if paths.wan_vae is not None:
       # Half precision would be visible, and this model is small.
       vae = self.of("wan_vae", paths.wan_vae, jnp.float32)
       return spaces.WanVAELatents(*vae)
     path = paths.dc_ae_v
-    if task != "t2v":
+    if whole:
       return spaces.DCAEVLatents(*self.of("dc_ae_v", path))
     module, variables = self.of("dc_ae_v", path, only=_in_decoder)
 

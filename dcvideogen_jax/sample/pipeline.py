@@ -16,7 +16,7 @@ stay on the device, conditions are encoded in float32, and noise comes from
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,11 +25,11 @@ from jaxtyping import Float
 
 from dcvideogen_jax import errors, memory
 from dcvideogen_jax.arrays import Array
-from dcvideogen_jax.data import clip_images
 from dcvideogen_jax.diffusion import flow, sampler
-from dcvideogen_jax.latents import conditions, denoiser
+from dcvideogen_jax.latents import denoiser
 from dcvideogen_jax.sample import (
   arguments,
+  conditioning,
   denoise,
   embedding,
   generation,
@@ -56,6 +56,7 @@ class DCVideoGen:
     parts: loading.Parts,
     layout: placement.Layout | None = None,
     embedder: embedding.Embedder | None = None,
+    conditions: conditioning.Conditions | None = None,
   ):
     """Builds a pipeline from loaded parts.
 
@@ -63,6 +64,7 @@ class DCVideoGen:
       parts: the models; `texts` may be None if only embeddings are given.
       layout: the layout with which the parts were loaded.
       embedder: has embedded texts before; None makes one of the parts.
+      conditions: has encoded images before, as `encode_images` returns it.
 
     Raises:
       errors.UserError: if the transformer and the autoencoder do not fit.
@@ -72,7 +74,7 @@ class DCVideoGen:
     self.task = parts.task
     self.layout = layout
     self.embedder = embedder or embedding.Embedder(parts.texts, layout)
-    self._conditioned: tuple[Any, dict[str, Array]] | None = None
+    self._conditions = conditions or conditioning.Conditions()
 
   @classmethod
   def from_pretrained(
@@ -80,6 +82,7 @@ class DCVideoGen:
     source: str | os.PathLike[str],
     *,
     embed: Sequence[str] | None = None,
+    encode: Iterable[Mapping[str, Any]] | None = None,
     **options: Any,
   ) -> "DCVideoGen":
     """Loads a published model; arguments and errors as for `loading.load`.
@@ -89,18 +92,26 @@ class DCVideoGen:
       embed: texts to embed, beside Wan's negative prompt: the text encoder
         comes first, and goes before the other models come. Other texts are
         then refused.
+      encode: for image to video, videos as for `encode_images`: CLIP and the
+        encoder of DC-AE-V come first, and go in the same way.
       **options: of `loading.load`.
     """
-    layout, embedder = options.get("layout"), None
+    layout, embedder, conditions = options.get("layout"), None, None
+    shared = {k: x for k, x in options.items() if k != "change"}
     if embed is not None:
-      shared = {k: x for k, x in options.items() if k != "change"}
       embedder = embedding.Embedder(loading.texts(source, **shared), layout)
       negative = embedding.negative_prompt(options.get("task", "t2v"))
       for text in (*embed, negative):
         embedder(text)
       embedder.free()
       options["text_encoder"] = None
-    return cls(loading.load(source, **options), layout, embedder)
+    if encode is not None:
+      shared.pop("text_encoder", None)
+      encoders = cls(loading.image_encoders(source, **shared), layout)
+      conditions = encoders.encode_images(encode)
+      loading.free(encoders.parts)
+      options["image_encoders"] = False
+    return cls(loading.load(source, **options), layout, embedder, conditions)
 
   def free_text_encoder(self) -> None:
     """Frees the text encoder's memory; embeddings of texts seen so far stay."""
@@ -123,17 +134,8 @@ class DCVideoGen:
     asked = options_lib.VideoOptions(**options)
     prompts, b = arguments.prompts(prompt)
     arguments.images(self.task, asked.image, asked.last_image, asked.condition)
-    first = arguments.image(asked.image, "image")
-    last = arguments.image(asked.last_image, "last_image")
-    size = self.size(
-      asked.frames,
-      asked.height,
-      asked.width,
-      asked.area,
-      first,
-      asked.size_rule,
-    )
-    tail = arguments.condition_tail(asked.condition_tail, asked.size_rule)
+    images = self._images(asked)
+    size = images.size
     shape = self.latent_shape(size)
     module = self.parts.transformer.module
     condition = arguments.condition(
@@ -146,9 +148,7 @@ class DCVideoGen:
       negative = self.embed(how.negative, b) if how.guided else None
     if self.task == "i2v" and not condition:
       with asked.phase("condition"):
-        condition = self._last_condition(
-          first, last, size, asked.memory_budget, tail
-        )
+        condition = self._conditions(self, images, asked.memory_budget)
     shared = {k: jnp.repeat(x, b, axis=0) for k, x in condition.items()}
     latents = denoise.run(
       self,
@@ -166,13 +166,34 @@ class DCVideoGen:
       "prompts": arguments.shown(prompts),
       "text_tokens": text.shape[1],
       "size_rule": asked.size_rule,
-      "condition_tail": tail,
+      "condition_tail": images.tail,
       "one_program": asked.one_program,
     }
     decode = functools.partial(
       self._decode, size, asked.memory_budget, asked.phase
     )
     return generation.Generation(latents, size, settings, decode)
+
+  def encode_images(
+    self, videos: Iterable[Mapping[str, Any]]
+  ) -> conditioning.Conditions:
+    """Encodes the images of videos for `generate`, and keeps them on the host.
+
+    Args:
+      videos: for each video the options of `generate` that say its images, its
+        size and the memory budget; others have no effect.
+
+    Returns:
+      The conditions, which another pipeline may take.
+
+    Raises:
+      errors.UserError: as `generate`.
+    """
+    for options in videos:
+      asked = options_lib.VideoOptions(**options)
+      arguments.images(self.task, asked.image, asked.last_image, None)
+      self._conditions.keep(self, self._images(asked), asked.memory_budget)
+    return self._conditions
 
   def generate_stream(
     self, prompt: streams.Prompts, **options: Any
@@ -185,6 +206,24 @@ class DCVideoGen:
     Arguments and errors are those of `streams.start`.
     """
     return streams.start(self, prompt, **options)
+
+  def _images(self, asked: options_lib.VideoOptions) -> conditioning.Images:
+    """Checks images and size; returns them."""
+    first = arguments.image(asked.image, "image")
+    size = self.size(
+      asked.frames,
+      asked.height,
+      asked.width,
+      asked.area,
+      first,
+      asked.size_rule,
+    )
+    return conditioning.Images(
+      first,
+      arguments.image(asked.last_image, "last_image"),
+      size,
+      arguments.condition_tail(asked.condition_tail, asked.size_rule),
+    )
 
   def settings(
     self,
@@ -314,49 +353,8 @@ class DCVideoGen:
     Raises:
       errors.UserError: if the video has too few frames for two images.
     """
-    images = [
-      conditions.resize(x, size.height, size.width)
-      for x in (image, last_image)
-      if x is not None
-    ]
-    features = self.features(images)
-    space = self.parts.space
-    _, h, w, _ = self.latent_shape(size)
-    grid = (h * space.spatial, w * space.spatial)
-    padded = [conditions.pad(x, grid) for x in images]
-    last = padded[1] if len(padded) == 2 else None
-    with placement.in_force(self.layout):
-      encoded = space.condition(
-        padded[0], last, size.frames, self.budget(memory_budget), tail
-      )
-    mask = space.mask(size.frames, last is not None)
-    extra = self.put(conditions.extra(mask, encoded))
-    return {"image": features, "extra": extra}
-
-  def features(
-    self, images: Sequence[arguments.Image]
-  ) -> Float[Array, "1 m e"]:
-    """Returns CLIP features, of both images if the model tells them apart."""
-    seen = [images[0]]
-    if self.parts.transformer.module.image_positions is not None:
-      seen = [images[0], images[-1]]
-    clip = self.parts.image_encoder
-    pixels = np.stack(
-      [clip_images.preprocess(x, clip.module.image_size) for x in seen]
-    )
-    with placement.in_force(self.layout):
-      features = conditions.encode_images(clip.module, clip.variables, pixels)
-    return features.reshape(1, -1, features.shape[-1])
-
-  def _last_condition(self, image, last_image, size, memory_budget, tail):
-    """Returns `condition`, cached because all seeds of an image share it."""
-    images = (image, last_image)
-    key = size, tail, [(x.shape, x.tobytes()) for x in images if x is not None]
-    if self._conditioned is None or self._conditioned[0] != key:
-      self._conditioned = None
-      found = self.condition(image, last_image, size, memory_budget, tail)
-      self._conditioned = (key, found)
-    return self._conditioned[1]
+    images = conditioning.Images(image, last_image, size, tail)
+    return conditioning.encode(self, images, memory_budget)
 
   def negative_prompt(self) -> str:
     """Returns Wan's own negative prompt for the task."""

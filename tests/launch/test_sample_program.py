@@ -113,7 +113,8 @@ def test_image_to_video_and_its_repetition(programs, tmp_path, photo):
       ),
     ),
   ):
-    sample(programs, tmp_path / name, *flags, *more)
+    told = sample(programs, tmp_path / name, *flags, *more).stdout
+    assert ("loading the image encoders of" in told) == (name == "two")
     (path,) = (tmp_path / name).glob("*.mp4")
     videos.append(read(path).astype(int))
   assert np.abs(videos[0] - videos[1]).max() <= 2

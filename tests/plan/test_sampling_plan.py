@@ -144,6 +144,45 @@ def test_the_text_encoder_is_not_there_beside_the_others(where):
   assert plan["peak"] == max(sum(weights.values()) + together, alone)
 
 
+def test_the_image_encoders_are_not_there_beside_the_others():
+  parts, usual = load("i2v").parts, found("i2v")
+  plan = measure(parts, text_encoder="once")
+  phases, held = plan["phases"], usual["phases"]["image"]["held"]
+  assert phases["denoise"] == usual["phases"]["denoise"]
+  for name in ("image", "condition"):
+    expected = usual["phases"][name]
+    assert phases[name] == expected | {"held": expected["held"] - held}
+  params = parts.space.variables["params"]
+  assert plan["weights"] == {
+    "transformer": leaves(parts.transformer.variables),
+    "autoencoder": leaves(params["decoder"]),
+    "text encoder, before the others": leaves(parts.texts.encoder.variables),
+    "image encoder, before the others": leaves(parts.image_encoder.variables),
+    "autoencoder, to encode, before the others": leaves(params["encoder"]),
+  }
+  weights = [*plan["weights"].values()]
+  used = {n: x["bytes"] + x["held"] for n, x in phases.items()}
+  assert plan["peak"] == max(
+    sum(weights[:2]) + max(used["denoise"], used["decode"]),
+    weights[2] + used["text"],
+    sum(weights[3:]) + max(used["image"], used["condition"]),
+  )
+  # Each group has the whole device: the transformer leaves encoding no room.
+  tight = sum(weights[:2]) + used["decode"]
+  with pytest.raises(compiled.TooLarge, match="alone take|the condition"):
+    measure(parts, tight - 2**20)
+  again = measure(parts, tight, text_encoder="once")
+  assert again["phases"]["condition"]["plan"]["cut"] is None
+
+
+def test_a_memory_budget_is_the_pipelines():
+  parts, usual = load("t2v").parts, found("t2v")["phases"]["decode"]
+  budget = usual["plan"]["bytes"] - 1
+  assert measure(parts, memory_budget=budget + 1)["phases"]["decode"] == usual
+  tight = measure(parts, memory_budget=budget)["phases"]["decode"]["plan"]
+  assert tight["cut"] is not None and tight["bytes"] <= budget
+
+
 def test_guidance_in_turn_is_the_same_work(monkeypatch):
   together, plain = found("t2v"), found("t2v", guided=False)
   monkeypatch.setattr(denoise, "_BATCHED_TOKENS", 0)

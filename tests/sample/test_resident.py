@@ -75,6 +75,48 @@ def test_the_text_encoder_may_be_on_the_host_or_absent(model):
     load(model, text_encoder="disk")
 
 
+def test_the_image_encoders_go_before_the_others_come(tmp_path):
+  directory = tmp_path / "model"
+  published.write(directory, "elsewhere", "dc_i2v")
+  asked, order, gone = {"frames": 8, "height": 8, "width": 12}, [], []
+
+  def watched(kind, source, **options):
+    order.append(kind)
+    module, variables = published.load(kind, source, **options)
+    if len(order) > 3:
+      assert gone and all(x.is_deleted() for x in gone)
+    else:
+      gone.extend(jax.tree.leaves(variables))
+    return module, variables
+
+  first, other = np.random.default_rng(0).integers(
+    0, 256, (2, 8, 12, 3), np.uint8
+  )
+  made = pipeline.DCVideoGen.from_pretrained(
+    directory,
+    task="i2v",
+    encode=[{"image": first, "steps": 3, **asked}],
+    load_model=watched,
+  )
+  assert order == [
+    *("wan_dit", "dc_ae_v", "clip_vision"),
+    *("wan_dit", "dc_ae_v", "umt5"),
+  ]
+  assert made.parts.image_encoder is None
+  assert made.parts.space.variables["params"].keys() == {"decoder"}
+  usual = pipeline.DCVideoGen(load(directory, task="i2v"))
+  for seed in (0, 1):
+    found, expected = (
+      x.generate("a cat", image=first, steps=2, seed=seed, **asked).video()
+      for x in (made, usual)
+    )
+    np.testing.assert_array_equal(found, expected)
+  with pytest.raises(errors.UserError, match="was not encoded beforehand"):
+    made.generate("a cat", image=other, steps=2, **asked)
+  with pytest.raises(errors.UserError, match="it takes no image"):
+    pipeline.DCVideoGen.from_pretrained(directory, task="t2v", encode=[])
+
+
 def test_what_changes_the_transformer_comes_before_rounding(model):
   _, module, variables = published.model("wan_dit", "dc_t2v")
 

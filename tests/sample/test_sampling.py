@@ -10,9 +10,11 @@ from dcvideogen_jax.diffusion import flow, sampler
 from dcvideogen_jax.latents import conditions, denoiser, spaces
 from dcvideogen_jax.sample import (
   arguments,
+  conditioning,
   denoise,
   options,
   pipeline,
+  sizes,
 )
 from tests import random_weights
 from tests.sample.small import NEGATIVE, PHOTO, TEXT, make, run
@@ -388,10 +390,11 @@ def test_refusals_of_images(i2v, changes, message):
 
 
 def test_images_of_the_same_bytes_and_other_shapes_differ(i2v, monkeypatch):
-  monkeypatch.setattr(i2v, "condition", lambda image, *_: image.shape)
-  monkeypatch.setattr(i2v, "_conditioned", None)
+  monkeypatch.setattr(i2v, "condition", lambda x, *_: {"image": x.shape})
+  found = conditioning.Conditions()
   for image in (PHOTO, PHOTO.reshape(50, 30, 3), PHOTO):
-    assert i2v._last_condition(image, None, (), None, "pad") == image.shape
+    images = conditioning.Images(image, None, sizes.Size(8, 8, 8))
+    assert found(i2v, images, None) == {"image": image.shape}
 
 
 def test_a_condition_is_computed_once(i2v):
