@@ -69,10 +69,10 @@ def video(url: str, note: str = "", poster: str = "") -> str:
 
 
 def picture(url: str, note: str) -> str:
-  """Returns an image, which `note` describes."""
-  return (
-    f'<div class="stage"><img src="{_text(url)}" alt="{_text(note)}"></div>'
-  )
+  """Returns an image, which `note` describes; a click shows its full size."""
+  shown = f'<img src="{_text(url)}" alt="{_text(note)}">'
+  link = f'<a href="{_text(url)}" target="_blank">{shown}</a>'
+  return f'<div class="stage">{link}</div>'
 
 
 def empty(hint: str) -> str:
