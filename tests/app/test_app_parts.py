@@ -30,7 +30,7 @@ from dcvideogen_jax.sample import generation, presets, sizes
 
 SERVED = forms.Served("tiny", ("--lora=a b,0.5",), "out/app")
 FORM = forms.Form("a cat's day", "", 16, 64, 64, 20, 3.0, "0, 7")
-NEEDS = formulas.Needs(16, 10**9, 2**20, 10**8, 2**20)
+NEEDS = formulas.Needs(16, 10**9, 2**20, 10**8, 2**20, 0)
 
 
 def test_the_command_has_what_differs_from_the_preset():
