@@ -58,7 +58,7 @@ measures PSNR, SSIM and LPIPS of 16 clips with this project and with
 torchmetrics and lpips, one clip at a time (minutes; needs these packages and
 torchvision).
 
-Tables are printed, and written beside the JSON as Markdown.
+Tables are printed and, except by conv3d, written beside the JSON as Markdown.
 """
 
 import json
@@ -218,8 +218,9 @@ def main(argv: Sequence[str]) -> None:
     }
     text, table = measure[_WHAT.value](output)
     print(table)
-    with files.atomic(output.with_suffix(".md")) as path:
-      path.write_text(table + "\n", encoding="utf-8")
+    if _WHAT.value != "conv3d":  # Its JSON is a file of the package.
+      with files.atomic(output.with_suffix(".md")) as path:
+        path.write_text(table + "\n", encoding="utf-8")
     with files.atomic(output) as path:
       path.write_text(text, encoding="utf-8")
   print(f"wrote {output}")
