@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from dcvideogen_jax import errors, files
+from dcvideogen_jax import errors, files, memory
 
 # Seconds after which a tab is told again that it waits.
 _PATIENCE = 0.2
@@ -140,6 +140,7 @@ class Run:
     except BaseException as e:
       ended = Ended(problem=told(e))
     self._work = None  # It refers to images and models.
+    memory.trim()
     self._events.put(ended)
 
 

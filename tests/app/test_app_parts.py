@@ -111,6 +111,13 @@ def test_runs_take_turns_in_their_order():
   assert order == ["a", "b"]
 
 
+def test_what_a_run_freed_is_returned(monkeypatch):
+  trimmed = []
+  monkeypatch.setattr(runs.memory, "trim", lambda: trimmed.append(1))
+  events(runs.Run(lambda run: "a", runs.Turns()))
+  assert trimmed == [1]
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_run_that_is_cancelled_lets_the_next_one_run(waits):
   turns, begun, go = runs.Turns(), threading.Event(), threading.Event()
