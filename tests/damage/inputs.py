@@ -1,6 +1,14 @@
 """All that is damaged."""
 
-from tests.damage import clips, media, models, pipelines, texts, updates
+from tests.damage import (
+  clips,
+  media,
+  models,
+  pipelines,
+  quantised,
+  texts,
+  updates,
+)
 
 INPUTS = (
   *models.INPUTS,
@@ -9,4 +17,5 @@ INPUTS = (
   *media.INPUTS,
   *texts.INPUTS,
   *clips.INPUTS,
+  *quantised.INPUTS,
 )

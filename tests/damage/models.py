@@ -47,7 +47,7 @@ def _flat(kind, variables):
   return {n: np.asarray(x) for n, x in tree.flatten(variables).items()}
 
 
-def _reader(kind, place=".", config=None):
+def reader(kind, place=".", config=None):
   """Reads a model, as everything that loads one does."""
 
   def read(directory):
@@ -118,7 +118,7 @@ def _bin(directory):
   (directory / "config.json").write_text(json.dumps(config))
 
 
-_EPS = (*reading.MISSING, r"eps(ilon)? is (0\.5|1|3\.0|1e-300)$")
+EPS = (*reading.MISSING, r"eps(ilon)? is (0\.5|1|3\.0|1e-300)$")
 _SCALE = (*reading.MISSING, r"latent_scale is (0\.5|1|3\.0|\d+)$")
 _STATISTICS = (
   r"latents_mean\.\d is -?[\d.e+-]+$",
@@ -131,7 +131,7 @@ INPUTS = (
     reading.Input(
       f"transformer {name}", target, form, _transformer, read, blind, free
     )
-    for read in [_reader("wan_dit")]
+    for read in [reader("wan_dit")]
     for name, target, form, blind, free in (
       (
         "shard",
@@ -141,17 +141,17 @@ INPUTS = (
         reading.WEIGHTS,
       ),
       ("index", "*.index.json", "json", "nothing", ()),
-      ("config", "config.json", "json", "values", _EPS),
+      ("config", "config.json", "json", "values", EPS),
     )
   ),
   *(
     reading.Input(
       f"original {name}", target, form, _original, read, "values", free
     )
-    for read in [_reader("wan_dit")]
+    for read in [reader("wan_dit")]
     for name, target, form, free in (
       ("weights", "*.safetensors", "safetensors", reading.WEIGHTS),
-      ("config", "config.json", "json", _EPS),
+      ("config", "config.json", "json", EPS),
     )
   ),
   reading.Input(
@@ -159,7 +159,7 @@ INPUTS = (
     "model.safetensors",
     "safetensors",
     _own,
-    _reader("dc_ae_v"),
+    reader("dc_ae_v"),
     "values",
     reading.WEIGHTS,
   ),
@@ -168,7 +168,7 @@ INPUTS = (
     "config.json",
     "json",
     _own,
-    _reader("dc_ae_v"),
+    reader("dc_ae_v"),
     "values",
     _SCALE,
   ),
@@ -177,7 +177,7 @@ INPUTS = (
     "*.pt",
     "torch",
     _torch_file("dc_ae_v", "official", "dc-ae-v.pt", ml_dtypes.bfloat16),
-    _reader("dc_ae_v", "dc-ae-v.pt", _FIELDS["dc_ae_v"]),
+    reader("dc_ae_v", "dc-ae-v.pt", _FIELDS["dc_ae_v"]),
     "values",
     reading.MEMBERS,
   ),
@@ -186,7 +186,7 @@ INPUTS = (
     "*.pt",
     "torch",
     _torch_file("wan_dit", "original", "step.pt", wrap=_of_a_trainer),
-    _reader("wan_dit", "step.pt", checkpoints.T2V),
+    reader("wan_dit", "step.pt", checkpoints.T2V),
     "values",
     reading.MEMBERS,
   ),
@@ -195,7 +195,7 @@ INPUTS = (
     "*.pth",
     "torch",
     _torch_file("wan_vae", "diffusers", "Wan2.1_VAE.pth"),
-    _reader("wan_vae", "Wan2.1_VAE.pth", _WAN_VAE),
+    reader("wan_vae", "Wan2.1_VAE.pth", _WAN_VAE),
     "values",
     reading.MEMBERS,
   ),
@@ -204,7 +204,7 @@ INPUTS = (
     "config.json",
     "json",
     _library("wan_vae", "diffusers", "diffusion_pytorch_model"),
-    _reader("wan_vae"),
+    reader("wan_vae"),
     "values",
     _STATISTICS,
   ),
@@ -213,7 +213,7 @@ INPUTS = (
     "*.bin",
     "torch",
     _bin,
-    _reader("umt5"),
+    reader("umt5"),
     "values",
     reading.MEMBERS,
   ),
@@ -222,17 +222,17 @@ INPUTS = (
     "config.json",
     "json",
     _bin,
-    _reader("umt5"),
+    reader("umt5"),
     "values",
-    _EPS,
+    EPS,
   ),
   reading.Input(
     "image encoder config",
     "config.json",
     "json",
     _library("clip_vision", "transformers", "model"),
-    _reader("clip_vision"),
+    reader("clip_vision"),
     "values",
-    _EPS,
+    EPS,
   ),
 )
