@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from dcvideogen_jax import errors
@@ -406,7 +407,7 @@ def test_a_condition_is_computed_once(i2v):
 
 
 def test_pillow_and_numpy_are_welcome(i2v):
-  image = pipeline.conditions.PIL.Image.fromarray(PHOTO)
+  image = PIL.Image.fromarray(PHOTO)
   found = run(i2v, image=image, seed=np.int64(0), height=np.int64(10))
   np.testing.assert_array_equal(found.latents, run(i2v, image=PHOTO).latents)
 

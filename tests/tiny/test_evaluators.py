@@ -212,5 +212,5 @@ def test_transformers_that_do_not_fit(models, fields, message):
 
 def test_other_tasks_have_no_samples(models):
   c = config(models) | {"task": "align"}
-  with pytest.raises(errors.UserError, match="task denoise, found align"):
+  with pytest.raises(errors.UserError, match="task denoise or distil, found"):
     evaluators.build(c)
