@@ -42,7 +42,11 @@ def denoise(config: Mapping[str, Any]) -> task_lib.Task:
   """
   phase = phases.find(config["phase"])
   weights.check_start(config["start"], config["phase"])
-  run = Denoising(config, phase)
+  return task_of(Denoising(config, phase), phase)
+
+
+def task_of(run: "Denoising", phase: phases.Phase) -> task_lib.Task:
+  """Returns the task whose functions are the methods of `run`."""
   return task_lib.Task(
     run.init,
     run.loss_fn,

@@ -28,7 +28,7 @@ from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.convert import lora as lora_lib
 from dcvideogen_jax.diffusion import few, flow, training
 from dcvideogen_jax.latents import denoiser
-from dcvideogen_jax.train import denoise, inputs, weights
+from dcvideogen_jax.train import denoise, weights
 from dcvideogen_jax.train import task as task_lib
 
 KINDS = ("guidance", "consistency", "matching")
@@ -62,17 +62,7 @@ def distil(config: Mapping[str, Any]) -> task_lib.Task:
   """
   phase = phases.find(config["phase"])
   weights.check_start(config["start"], config["phase"])
-  run = _Distilling(config, phase)
-  return task_lib.Task(
-    run.init,
-    run.loss_fn,
-    {"measure": run.measure},
-    draw=run.draw,
-    encode=run.encoders.encode,
-    trainable=phase.trainable,
-    start=run.start,
-    batches=inputs.batches,
-  )
+  return denoise.task_of(_Distilling(config, phase), phase)
 
 
 def few_steps(config: Mapping[str, Any]) -> few.FewSteps | None:
