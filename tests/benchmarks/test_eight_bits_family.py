@@ -22,7 +22,7 @@ def test_rows_are_compared_with_float32(monkeypatch):
     shown = exact.copy()
     shown[1, :4] += 2 * (model - 1)  # A quarter of the second video.
     videos = [{"right": i < model} for i in range(4)]
-    return evaluation.Scores({"all": model / 4}, 16, {}, videos, shown, {})
+    return evaluation.Scores({"all": model / 4}, 16, {}, videos, shown, {}, {})
 
   monkeypatch.setattr(pipeline.DCVideoGen, "from_pretrained", load)
   monkeypatch.setattr(evaluation, "score", score)

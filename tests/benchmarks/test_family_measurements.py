@@ -66,11 +66,17 @@ def test_stages_read_what_earlier_ones_made():
     made.append(stage.output.split("/")[0])
 
 
+def _finish(folder):
+  """A stage is done once its folder holds something."""
+  files.make_directory(folder)
+  (folder / "config.json").touch()
+
+
 def test_a_chain_is_told_and_checked(programs, tmp_path):
   def run(*flags):
     return programs.run("launch.reproduce", f"--workdir={tmp_path}", *flags)
 
-  (tmp_path / "clips").mkdir()
+  _finish(tmp_path / "clips")
   told = run(
     "--dry_run", "--until=autoencoder_real", "--extra=autoencoder_real:--x=1"
   )
@@ -124,8 +130,10 @@ def test_streams_of_finished_models(programs, tmp_path):
     files.make_directory(tmp_path / name)
   for stage in reproduce.STREAM_STAGES:
     made = tmp_path / stage.output
-    files.make_directory(made.parent)
-    if stage.program != "launch.train":
+    if stage.program == "launch.train":
+      _finish(made)
+    else:
+      files.make_directory(made.parent)
       made.write_text("{}")
   done = programs.run("launch.reproduce", f"--workdir={tmp_path}", "--streams")
   assert done.code == 0, done.stderr
@@ -143,7 +151,7 @@ def test_results_of_finished_arms(programs, tmp_path):
   values = {}
 
   def record(folder, step, value=None):
-    files.make_directory(folder / "model")
+    _finish(folder / "model")
     line = {"step": step}
     if value is not None:
       kinds = {f"semantic/{x}": value for x in ("colour", "shape", "motion")}
@@ -194,9 +202,10 @@ def test_the_table_of_designs(tmp_path, monkeypatch):
   """Two seeds of one design and one of another; a third is not trained yet."""
   names = ["chunk_8_384_0", "chunk_8_384_1", "causal_48_1", "causal_48_0"]
   for name in names:
-    (tmp_path / name / "model").mkdir(parents=True)
     if name != "causal_48_0":
-      (tmp_path / name / "model" / "config.json").touch()
+      _finish(tmp_path / name / "model")
+    else:
+      (tmp_path / name / "model").mkdir(parents=True)
   stages = {stage.name: stage for stage in designs.STAGES}
   assert stages["chunk_8_384_0"].is_done(tmp_path)
   assert not stages["causal_48_0"].is_done(tmp_path)
