@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax.latents import conditions, spaces
-from dcvideogen_jax.models import bands, calls, dc_ae_v, streaming
+from dcvideogen_jax.models import (
+  bands,
+  calls,
+  dc_ae_v,
+  eight_bits,
+  layers,
+  streaming,
+)
 from dcvideogen_jax.precompute import encoders as encoders_lib
 from dcvideogen_jax.sample import layouts, sizes
 from dcvideogen_jax.train import rendering as training
@@ -167,3 +174,32 @@ def test_what_is_asked_for_comes_first(dtype, asked, expected):
       jax.jit(module.apply).lower(variables, VIDEO[:, :8] / 127.5).as_text()
     )
   assert precisions(text) == {expected}
+
+
+@pytest.mark.parametrize("kernel", [jnp.bfloat16, jnp.float32, jnp.int8])
+def test_bfloat16_is_multiplied_as_such_on_a_cpu(kernel):
+  """XLA would convert the kernel to float32, whose products take longer."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(24, 40)), jnp.bfloat16)
+  w = jnp.asarray(rng.integers(-9, 9, (40, 56)), kernel)
+
+  def run(x, w):
+    if kernel == jnp.int8:
+      return eight_bits.linear(x, w, jnp.full(56, 0.5))
+    return layers.linear(x, w)
+
+  program = jax.jit(run).lower(x, w).compile()
+  text = program.as_text()
+  assert re.search(r"f32\[24,56\]\S* dot\(", text)
+  if kernel == jnp.bfloat16:
+    assert "f32[40,56]" not in text
+  exact = np.asarray(x, np.float32) @ np.asarray(w, np.float32)
+  exact *= 0.5 if kernel == jnp.int8 else 1
+  found = np.asarray(program(x, w), np.float32)
+  # Half a unit of the last of eight bits, and the rounding of the sums.
+  assert np.abs(found - exact).max() <= 2**-8 * np.abs(exact).max()
+  gradient = jax.jit(jax.grad(lambda x: run(x, w).astype(jnp.float32).sum()))
+  rows = np.asarray(w, np.float32).sum(axis=1)
+  rows *= 0.5 if kernel == jnp.int8 else 1
+  found = np.asarray(gradient(x), np.float32)
+  assert np.abs(found - rows).max() <= 2**-8 * np.abs(rows).max()

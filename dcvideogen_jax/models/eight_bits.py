@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from dcvideogen_jax.arrays import Array
+from dcvideogen_jax.models import precision
 
 # Name of a format -> dtype of the stored numbers. float8 has 4 bits of exponent
 # and 3 of mantissa, and no infinity.
@@ -74,7 +75,7 @@ def quantise(kernel: Any, name: str, axis: int = 0) -> tuple[Any, Any]:
 
 @jax.custom_vjp
 def _matmul(x, stored):
-  return jnp.matmul(x, stored.astype(x.dtype))
+  return precision.matmul(x, stored)
 
 
 def _forward(x, stored):
@@ -84,7 +85,7 @@ def _forward(x, stored):
 
 
 def _backward(stored, dy):
-  return jnp.matmul(dy, stored.T.astype(dy.dtype)), None
+  return precision.matmul(dy, stored.T), None
 
 
 _matmul.defvjp(_forward, _backward)

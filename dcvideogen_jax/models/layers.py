@@ -23,6 +23,7 @@ from jaxtyping import Float
 from dcvideogen_jax import sharding
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.models import eight_bits
+from dcvideogen_jax.models import precision as products
 
 # Logical axes of the autoencoders' activations; see `sharding.LOGICAL`.
 SPLIT = ("batch", None, None, "columns")
@@ -138,16 +139,12 @@ def linear(
     precision: precision of the product, as in `jax.lax`.
   """
   mixed = kernel.dtype == jnp.float32 != x.dtype
-  y = (_mixed_matmul if mixed else _matmul)(x, kernel, precision)
+  y = (_mixed_matmul if mixed else products.matmul)(x, kernel, precision)
   if bias is None:
     return y
   dtype = jnp.promote_types(y.dtype, bias.dtype)
   bias = jnp.expand_dims(bias.astype(dtype), range(y.ndim - 1))
   return (y.astype(dtype) + bias).astype(y.dtype)
-
-
-def _matmul(x, kernel, precision):
-  return jnp.matmul(x, kernel.astype(x.dtype), precision=precision)
 
 
 def _mixed_forward(x, kernel, precision):
@@ -156,12 +153,12 @@ def _mixed_forward(x, kernel, precision):
     x.value if kernel.perturbed else None,
     kernel.value if x.perturbed else None,
   )
-  return _matmul(x.value, kernel.value, precision), kept
+  return products.matmul(x.value, kernel.value, precision), kept
 
 
 def _mixed_backward(precision, kept, dy):
   x, kernel = kept
-  dx = None if kernel is None else _matmul(dy, kernel.T, precision)
+  dx = None if kernel is None else products.matmul(dy, kernel.T, precision)
   if x is None:
     return dx, None
   dkernel = jnp.einsum(
@@ -174,7 +171,7 @@ def _mixed_backward(precision, kept, dy):
   return dx, dkernel
 
 
-_mixed_matmul = jax.custom_vjp(_matmul, nondiff_argnums=(2,))
+_mixed_matmul = jax.custom_vjp(products.matmul, nondiff_argnums=(2,))
 _mixed_matmul.defvjp(_mixed_forward, _mixed_backward, symbolic_zeros=True)
 
 
