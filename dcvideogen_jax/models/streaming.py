@@ -66,11 +66,11 @@ def encode(
     ValueError: if there are no frames or the pieces do not fit together.
   """
   _check(module, plan, tail)
-  memory.return_large_arrays()
   step = _encode_whole if plan.cut is None else _encode_banded
   state, seen = None, 0
   video = (pieces.require_video(piece) for piece in video)
-  for piece, last in pieces.regroup(video, module.chunk_frames, eager):
+  chunks = pieces.regroup(video, module.chunk_frames, eager)
+  for piece, last in memory.bounded(chunks):
     seen += piece.shape[1]
     chunk = dc_ae_v.pad_edge(piece, 1, module.spatial_factor)
     if chunk.shape[1] < module.chunk_frames:
@@ -118,12 +118,12 @@ def decode(
     ValueError: if there are no latents or the pieces do not fit together.
   """
   _check(module, plan, tail)
-  memory.return_large_arrays()
   dtype = np.dtype(dtype)
   frames = module.chunk_frames // module.temporal_factor
   step = _decode_whole if plan.cut is None else _decode_banded
   state = None
-  for chunk, last in pieces.regroup(latents, frames, eager, noun="latents"):
+  chunks = pieces.regroup(latents, frames, eager, noun="latents")
+  for chunk, last in memory.bounded(chunks):
     pieces.require_latents(chunk, module)
     found = chunk.shape[1]
     if found < frames:

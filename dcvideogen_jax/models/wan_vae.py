@@ -266,11 +266,11 @@ def stream_encode(
     ValueError: if there are no frames, or the pieces differ in more than their
       frames.
   """
-  memory.return_large_arrays()
   state, seen = None, 0
   video = (pieces.require_video(piece) for piece in video)
   size = module.temporal_factor
-  for chunk, _ in pieces.regroup(video, size, eager=True, first=1):
+  chunks = pieces.regroup(video, size, eager=True, first=1)
+  for chunk, _ in memory.bounded(chunks):
     method = "encode_next" if seen else "encode"
     seen += chunk.shape[1]
     if module.whole_frames(seen, tail) < seen:
@@ -306,9 +306,9 @@ def stream_decode(
     ValueError: if there are no latents, or the pieces differ in more than their
       frames.
   """
-  memory.return_large_arrays()
   state = None
-  for chunk, _ in pieces.regroup(latents, 1, eager=True, noun="latents"):
+  chunks = pieces.regroup(latents, 1, eager=True, noun="latents")
+  for chunk, _ in memory.bounded(chunks):
     pieces.require_latents(chunk, module)
     method = "decode_next" if state else "decode"
     args = (module, method, variables, calls.put(chunk))
