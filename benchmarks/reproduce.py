@@ -3,6 +3,7 @@
   python -m launch.reproduce --workdir=DIR
   python -m launch.reproduce --workdir=DIR --ablation
   python -m launch.reproduce --workdir=DIR --streams
+  python -m launch.reproduce --workdir=DIR --recipe
 
 Each stage runs one of the project's programs and writes to DIR, from which
 later stages read. To continue after an interruption, start the same command
@@ -19,13 +20,17 @@ whose colour, shape and motion are right, against the steps of all phases.
 --streams trains the adapted model in DIR further with chunks and scores long
 videos. DIR/streams gets a report for streams with and without a window, and for
 the model of whole clips, at 1, 4 and 16 times the length of a clip.
+
+--recipe trains the autoencoder that ships further, by each part of DC-AE-V's
+recipe, with the clips of the stages `clips` and `heldout_clips`. DIR/recipe
+gets table.md: what each part changes on held-out clips.
 """
 
 from collections.abc import Sequence
 
 from absl import flags
 
-from benchmarks import ablation
+from benchmarks import ablation, autoencoder_ablation
 from dcvideogen_jax import errors
 from dcvideogen_jax.programs import reproduce
 from dcvideogen_jax.tiny import chain, family
@@ -38,8 +43,14 @@ _STREAMS = flags.DEFINE_bool(
   False,
   "Adapt the model in --workdir for streaming, and measure its streams.",
 )
+_RECIPE = flags.DEFINE_bool(
+  "recipe", False, "Run the ablation of the autoencoder's training."
+)
+_RECIPE_STEPS = flags.DEFINE_integer(
+  "recipe_steps", 300, "Steps of each training of --recipe.", lower_bound=1
+)
 _SEEDS = flags.DEFINE_list(
-  "seeds", ["0", "1", "2"], "Seeds of the trainings of --ablation."
+  "seeds", ["0", "1", "2"], "Seeds of the trainings of --ablation and --recipe."
 )
 
 
@@ -92,12 +103,20 @@ def main(argv: Sequence[str]) -> None:
     errors.UserError: for flags that exclude each other, outside a checkout, or
       if --workdir lacks the weights from which the stages start.
   """
-  if _ABLATION.value and _STREAMS.value:
-    raise errors.UserError("--ablation and --streams do not go together")
+  if sum((_ABLATION.value, _STREAMS.value, _RECIPE.value)) > 1:
+    raise errors.UserError(
+      "--ablation, --streams and --recipe do not go together"
+    )
   if _ABLATION.value:
     _require("base/model", "base")
     if reproduce.run(ablation.stages(_SEEDS.value)):
       print(ablation.write(reproduce.work(), _SEEDS.value))
+  elif _RECIPE.value:
+    _require("clips", "clips")
+    _require("heldout_clips", "heldout_clips")
+    seeds = _SEEDS.value
+    if reproduce.run(autoencoder_ablation.stages(seeds, _RECIPE_STEPS.value)):
+      print(autoencoder_ablation.write(reproduce.work(), seeds))
   elif _STREAMS.value:
     _require("shipped/transformer_t2v", "shipped/transformer_t2v")
     if reproduce.run(STREAM_STAGES):

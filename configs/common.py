@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from dcvideogen_jax import config_parts
 from dcvideogen_jax.config_parts import DIT_SHARDING as DIT_SHARDING
+from dcvideogen_jax.train import autoencoder_phases
 
 mesh, parse_arg = config_parts.mesh, config_parts.parse_arg
 
@@ -18,6 +19,7 @@ def optional(kind: type, value: Any = None) -> config_dict.FieldReference:
   return reference
 
 
+PHASES = tuple(autoencoder_phases.PHASES)
 TIMES = ("chunk_causal", "causal", "non_causal")
 
 
@@ -81,7 +83,46 @@ def clips(
   c.reverse = False
   c.max_stride = 1
   c.max_zoom = 2.0
+  # Share of the batches that are images, and the images from each clip.
+  c.images, c.image_frames = 0.0, 1
   return c
+
+
+def phase(c: ml_collections.ConfigDict, name: str) -> None:
+  """Sets the fields of a phase of DC-AE-V's training, but those of the data.
+
+  Args:
+    c: the config, with `training` and "model".
+    name: of the phase, a key of `autoencoder_phases.PHASES`.
+  """
+  row = autoencoder_phases.PHASES[name]
+  c.phase = name
+  c.start, c.weights = row.start, optional(str)
+  c.dtype = "float32"
+  terms = ("l1", "mse", "gradient", "dssim", "wavelet", "lpips")
+  terms += ("latent", "gan")
+  c.loss = dict.fromkeys(terms, 0.0) | dict(row.loss)
+  # Networks of the loss and of the validation, and the frames of each clip that
+  # the loss sees in a step.
+  net, measure = ("vgg", "alex") if c.loss.lpips else (None, None)
+  c.lpips = {"net": optional(str, net), "measure": optional(str, measure)}
+  c.lpips.frames, c.lpips.start = 4, "package"
+  # Numbers of latent channels, one of which a clip's decoder sees; () for all.
+  c.prefixes = ()
+  c.optim.update(row.optim)
+  c.discriminator = None
+  if row.discriminator:
+    c.discriminator = ml_collections.ConfigDict(row.discriminator)
+    c.discriminator.optim = adamw()
+    c.discriminator.optim.update(row.discriminator["optim"])
+    c.discriminator.optim.schedule = "constant"
+
+
+def without_files(c: ml_collections.ConfigDict) -> None:
+  """Lets a phase start from random weights, and by random networks."""
+  c.lpips.start = "random"
+  if c.start == "weights":
+    c.start = "random"
 
 
 def validation(

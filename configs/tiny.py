@@ -19,12 +19,19 @@ model. The table of results in the documentation has the numbers to expect.
 import ml_collections
 
 from configs import common
+from dcvideogen_jax.train.autoencoder_phases import PHASES
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns the config for an argument such as "autoencoder,time=causal"."""
   arg = common.parse_arg(
-    arg, {"task": tuple(_TASKS), "time": common.TIMES, "runlocal": ()}
+    arg,
+    {
+      "task": tuple(_TASKS),
+      "phase": ("pixels", *common.PHASES),
+      "time": common.TIMES,
+      "runlocal": (),
+    },
   )
   c = common.training()
   c.task = arg.task
@@ -37,9 +44,6 @@ def _autoencoder(c, arg) -> None:
   c.batch_size = 4
   c.log_every, c.save_every = 20, 100
   c.ema.decay = 0.995
-  c.optim.lr, c.optim.warmup = 2e-4, 50
-  c.start = "shortcuts"
-  c.weights = common.optional(str)
   # Number of batches on which the export measures the scale of the latents.
   c.statistics = 32
   c.model = {
@@ -51,14 +55,32 @@ def _autoencoder(c, arg) -> None:
     "temporal_factor": 4,
     "time": arg.time,
   }
-  c.loss = {"l1": 1.0, "mse": 1.0, "gradient": 0.0, "dssim": 0.0}
+  _phase(c, arg.phase)
   c.data = common.clips("mix", 16, 64, "out/clips")
+  c.data.images, c.data.image_frames = PHASES[arg.phase].images, 4
   held_out = common.clips("records", 16, 64, "out/heldout/frames16")
   c.val = common.validation(held_out, batches=6, batch_size=4, every=200)
   if arg.runlocal:
     _shrink(c)
     c.model.widths, c.model.depths = (8, 8, 8, 8), (0, 1, 1, 1)
     c.model.spatial_factor = 4
+    common.without_files(c)
+    c.lpips.measure = None  # AlexNet needs larger frames.
+    if c.discriminator:
+      c.discriminator.update(width=4, layers=2)
+
+
+def _phase(c: ml_collections.ConfigDict, name: str) -> None:
+  """Sets a phase's fields, with learning rates for a short training."""
+  common.phase(c, name)
+  c.lpips.frames = 1
+  c.optim.update(lr=2e-4, warmup=50, betas=(0.9, 0.99), decay=0.0)
+  if name == "pixels":
+    c.loss.mse = 1.0
+  if c.discriminator:
+    c.discriminator.update(width=32, layers=3)
+  if c.start == "random":
+    c.start = "shortcuts"
 
 
 def _wan_autoencoder(c, arg) -> None:

@@ -16,8 +16,13 @@ from dcvideogen_jax.train import loop, step
 CASES = [
   *[(tiny, f"autoencoder,time={time}") for time in common.TIMES],
   *[(dc_ae_v, f"variant={name}") for name in model.VARIANTS],
+  *[(dc_ae_v, f"phase={name}") for name in common.PHASES[1:]],
 ]
-OF_DECODERS = ("decoder/project_in/kernel", "decoder/conv_in/kernel")
+OF_DECODERS = (
+  "decoder/project_in/kernel",
+  "decoder/conv_in/kernel",
+  "decoder/project_out/conv/kernel",
+)
 LOCAL = [
   (tiny, "autoencoder,runlocal"),
   *(
@@ -27,7 +32,13 @@ LOCAL = [
     for time in ("causal", "non_causal")
   ),
   (tiny, "wan_autoencoder,runlocal"),
+  (tiny, "autoencoder,phase=adversarial,runlocal"),
+  pytest.param(dc_ae_v, "phase=pixels,runlocal", marks=pytest.mark.slow),
   (dc_ae_v, "f32t4c32,runlocal"),
+  pytest.param(dc_ae_v, "phase=high,runlocal", marks=pytest.mark.slow),
+  pytest.param(
+    dc_ae_v, "phase=adversarial_all,runlocal", marks=pytest.mark.slow
+  ),
 ]
 
 
@@ -45,7 +56,10 @@ def _on_eight_devices(config):
 
 @pytest.mark.parametrize(("module", "arg"), CASES, ids=_id)
 def test_builds(module, arg):
-  run = step.plan(_on_eight_devices(module.get_config(arg)))
+  config = module.get_config(arg)
+  if config.start == "weights":
+    config.start = "random"
+  run = step.plan(_on_eight_devices(config))
   params = tree.shapes(run.state.params)
   assert tree.shapes(run.state.ema) == params
   size = sum(math.prod(shape) for shape in params.values())
@@ -65,7 +79,7 @@ def test_runlocal_takes_a_step(module, arg):
   config = _on_eight_devices(module.get_config(arg))
   run = step.plan(config)
   (state, frozen), advance = step.init(run), step.compile_step(run, config)
-  (name,) = [n for n in tree.names(state.params) if n in OF_DECODERS]
+  name = next(n for n in tree.names(state.params) if n in OF_DECODERS)
   before = np.asarray(tree.flatten(state.ema)[name])
   data = loop.batches(run, config["data"], config["batch_size"], config["seed"])
   with jax.set_mesh(run.mesh):

@@ -37,11 +37,12 @@ ROWS = {
   2: ["tiny.world"],
   3: ["models", "diffusion", "data"],
   4: ["adapt", "convert", "eval", "latents"],
-  5: ["train", "sample", "eval.networks"],
-  6: ["plan", "precompute", "tiny"],
-  7: ["app"],
-  8: ["programs"],
-  9: ["launch"],
+  5: ["eval.networks"],
+  6: ["train", "sample"],
+  7: ["plan", "precompute", "tiny"],
+  8: ["app"],
+  9: ["programs"],
+  10: ["launch"],
 }
 # What programs import at the top: what needs no jax, so that --help is quick.
 QUICK = ("absl", "ml_collections", "dcvideogen_jax", *sys.stdlib_module_names)

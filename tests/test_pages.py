@@ -37,7 +37,7 @@ CONFIGS = (
   "configs.adapt:tiny_t2v,phase=lora,causal=teacher",
   "configs.adapt:tiny_t2v,phase=embed",
   "configs.adapt:tiny_t2v,phase=few",
-  "configs.tiny:autoencoder",
+  "configs.tiny:autoencoder,phase=adversarial",
 )
 
 _BLOCK = re.compile(

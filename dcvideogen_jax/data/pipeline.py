@@ -6,7 +6,8 @@ dictionary of arrays with a leading axis. Its keys depend on the "source" of the
 data config:
 
   records, videos, synthetic, world, mix; see `random_clips.elements`:
-    video   uint8 (b, frames, height, width, 3)
+    video   uint8 (b, frames, height, width, 3); (n, 1, height, width, 3) in
+            the batches that are images, see `image_batches.mixed`
   captioned_videos; see `captioned.sources`:
     video   uint8 (b, frames, h, w, 3), in the size of a bucket
     ids     int32 (b, text_tokens), the token ids of a caption
@@ -28,6 +29,7 @@ from dcvideogen_jax import errors
 from dcvideogen_jax.data import (
   buckets,
   captioned,
+  image_batches,
   latents,
   options,
   random_clips,
@@ -95,8 +97,14 @@ def batches(
   process = options.Process(seed, shard_index, shard_count)
   skipped = skipping.Skipped()
   if source in _BUCKETED:
-    clips = _BUCKETED[source](config, process, skipped)
-    dataset = buckets.mixed(clips, process, batch_size)
+    bucketed = _BUCKETED[source](config, process, skipped)
+    dataset = buckets.mixed(bucketed, process, batch_size)
+    iterator = dataset.to_iter_dataset(
+      grain.ReadOptions(num_threads, max(2, num_threads))
+    )
+  elif config.get("images"):
+    clips = random_clips.elements(config, process, skipped)
+    dataset = image_batches.mixed(clips, config, process, batch_size)
     iterator = dataset.to_iter_dataset(
       grain.ReadOptions(num_threads, max(2, num_threads))
     )

@@ -28,6 +28,8 @@ _DEFAULTS = {
   "reverse": False,
   "max_stride": 1,
   "max_zoom": 2.0,
+  "images": 0.0,
+  "image_frames": 1,
 }
 _REQUIRED = ("source", "frames", "height", "width")
 
@@ -57,6 +59,7 @@ def elements(
       max_zoom: for "videos", the frame is resized to a random scale, from the
         smallest that covers the crop to this many times as much, but not above
         the file's own size; 2.0.
+      images, image_frames: see `batches`, which reads them.
     process: the process that reads.
     skipped: records the videos that cannot be read.
 
@@ -79,7 +82,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     SOURCES,
     _REQUIRED,
     _DEFAULTS,
-    positive=("frames", "height", "width", "max_stride"),
+    positive=("frames", "height", "width", "max_stride", "image_frames"),
   )
   _check_mix(options["parts"], options["weights"])
   mixed = options["source"] == "mix"

@@ -105,33 +105,42 @@ class LPIPS(nn.Module):
     with precision.unless_set(precision.PRODUCTS):
       n = x.shape[0]
       total = jnp.zeros(x.shape[:3] if spatial else n, jnp.float32)
-      features = self._features(jnp.concatenate([x, y]))
-      for i, feature in enumerate(features):
-        unit = feature / (
-          jnp.linalg.norm(feature, axis=-1, keepdims=True) + _EPS
-        )
+      for i, pair in enumerate(self._features(x, y)):
         weights = self.param(
-          f"lin_{i}", nn.initializers.ones, feature.shape[-1:], jnp.float32
+          f"lin_{i}", nn.initializers.ones, pair[0].shape[-1:], jnp.float32
         )
-        difference = jnp.square(unit[:n] - unit[n:]) @ weights
+        one, other = map(_unit, pair)
+        difference = jnp.square(one - other) @ weights
         if spatial:
           total += jax.image.resize(difference, total.shape, "linear")
         else:
           total += jnp.mean(difference, axis=(1, 2))
       return total
 
-  def _features(self, x):
-    """Yields the features of images after each stage."""
+  def _features(self, *images):
+    """Yields the features of both sides after each stage.
+
+    The sides are computed apart, so that a gradient with respect to one of them
+    costs no backward pass of the other.
+    """
     shift, scale = (
       jnp.asarray(v).reshape(1, 1, 1, 3) for v in (_SHIFT, _SCALE)
     )
-    x = (x - shift) / scale
+    sides = [(x - shift) / scale for x in images]
     for stage in TRUNKS[self.net]:
       if stage.pool:
-        x = nn.max_pool(x, (stage.pool, stage.pool), (2, 2))
+        window = (stage.pool, stage.pool)
+        sides = [nn.max_pool(x, window, (2, 2)) for x in sides]
       for conv in stage.convs:
-        x = _Conv(conv, name=f"conv_{conv.index}")(x)
-      yield x
+        layer = _Conv(conv, name=f"conv_{conv.index}")
+        sides = [layer(x) for x in sides]
+      yield sides
+
+
+def _unit(feature: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+  """Scales each position's channels to length 1."""
+  norm = jnp.linalg.norm(feature, axis=-1, keepdims=True)
+  return feature / (norm + _EPS)
 
 
 class _Conv(nn.Module):

@@ -41,6 +41,7 @@ def planned(config: Config) -> dict[str, Any]:
   if "heads" in model:
     found["start"] = {**found["start"], "random": True}
   else:
+    found["start"] = "random"
     # `ops.conv3d` chooses "xla" on GPUs and TPUs. The step is traced on a CPU,
     # for which it would choose otherwise.
     model["conv3d"] = "xla"

@@ -1,4 +1,4 @@
-"""Tasks that train an autoencoder to reconstruct clips."""
+"""The task that trains Wan's autoencoder, and what DC-AE-V's shares with it."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -8,55 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from dcvideogen_jax import convert, errors, levels, sharding
-from dcvideogen_jax.models import dc_ae_v, precision, wan_vae
+from dcvideogen_jax.models import precision, wan_vae
 from dcvideogen_jax.train import losses, warm_starts
 from dcvideogen_jax.train import task as task_lib
-
-
-def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
-  """Builds the task that trains DC-AE-V to reconstruct clips.
-
-  Args:
-    config: "model", the fields that `dc_ae_v.build` takes; "loss", the weight
-      of each term of `losses.TERMS`; "start", a key of
-      `warm_starts.DEEP_STARTS`; "weights", a checkpoint that `convert.load`
-      reads and that replaces the start, or None.
-
-  Raises:
-    errors.UserError: for a model or loss that cannot be built.
-  """
-  module = _build(dc_ae_v.build, config["model"])
-  size, frames = module.spatial_factor, module.frames_multiple
-  weights = dict(config["loss"])
-  start = errors.choose("start", config["start"], warm_starts.DEEP_STARTS)
-
-  def init(rng):
-    example = jnp.zeros((1, module.temporal_factor, size, size, 3))
-    return start(module.init(rng, example)["params"], module.time)
-
-  def reconstruct(params, batch: task_lib.VideoBatch):
-    _, t, h, w, _ = batch["video"].shape
-    if t % frames or h % size or w % size:
-      # The model would pad such clips, and learn to reconstruct the padding.
-      raise errors.UserError(
-        f"the model needs clips of a multiple of {frames} frames and {size} "
-        f"pixels, config.data gives {t} frames of {h}x{w}"
-      )
-    video = _video(batch)
-    return video, module.apply({"params": params}, video).astype(jnp.float32)
-
-  def loss_fn(params, batch: task_lib.VideoBatch):
-    with _as_fast_as_can_be():
-      video, output = reconstruct(params, batch)
-    loss, terms = losses.weighted(output, video, weights)
-    return loss, {"psnr": losses.psnr(output, video).mean(), **terms}
-
-  return task_lib.Task(
-    init,
-    loss_fn,
-    _predictions(reconstruct),
-    start=_weights("dc_ae_v", module, config["weights"]),
-  )
 
 
 def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
@@ -75,7 +29,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
   Raises:
     errors.UserError: for a model or loss that cannot be built.
   """
-  module = _build(wan_vae.build, config["model"])
+  module = build(wan_vae.build, config["model"])
   size = module.spatial_factor
   weights = dict(config["loss"])
   kl_weight = weights.pop("kl", 0.0)
@@ -106,7 +60,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
 
   def encode(params, batch: task_lib.VideoBatch):
     frames = module.whole_frames(batch["video"].shape[1], "official")
-    video = _video(batch)[:, :frames]
+    video = video_of(batch)[:, :frames]
     return video, module.apply(whole(params), video, method="encode")
 
   def decode(params, latents):
@@ -114,7 +68,7 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
     return video.astype(jnp.float32)
 
   def loss_fn(params, drawn: task_lib.VideoBatch):
-    with _as_fast_as_can_be():
+    with as_fast_as_can_be():
       video, posterior = encode(params, drawn)
       mean, logvar = (x.astype(jnp.float32) for x in posterior)
       latents = mean + jnp.exp(logvar / 2) * drawn["noise"]
@@ -131,13 +85,13 @@ def wan_autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
   return task_lib.Task(
     init,
     loss_fn,
-    _predictions(reconstruct),
+    predictions(reconstruct),
     draw,
-    start=_weights("wan_vae", module, config["weights"]),
+    start=reading("wan_vae", module, config["weights"]),
   )
 
 
-def _as_fast_as_can_be() -> contextlib.AbstractContextManager[Any]:
+def as_fast_as_can_be() -> contextlib.AbstractContextManager[Any]:
   """Computes float32 products at the device's default precision, both ways.
 
   They may then run in half precision, in which others train such models
@@ -146,16 +100,16 @@ def _as_fast_as_can_be() -> contextlib.AbstractContextManager[Any]:
   return precision.unless_set("default")
 
 
-def _video(batch: task_lib.VideoBatch) -> losses.Video:
+def video_of(batch: task_lib.VideoBatch) -> losses.Video:
   """Returns the clips in [-1, 1], sharded over the mesh as the models do."""
   video = sharding.constrain(batch["video"], "batch", None, None, "columns")
   return levels.to_float(video)
 
 
-def _weights(
+def reading(
   kind: str, module: Any, path: str | None
 ) -> Callable[[Any], Any] | None:
-  """Returns a task's `start` that reads weights, or None without a path."""
+  """Returns where -> a model's parameters from a file; None without a path."""
   if path is None:
     return None
 
@@ -172,12 +126,20 @@ def _weights(
   return start
 
 
-def _predictions(
+def predictions(
   reconstruct: Callable[
     [Any, task_lib.VideoBatch], tuple[losses.Video, losses.Video]
   ],
+  more: Callable[
+    [Any, losses.Video, losses.Video], Mapping[str, jax.Array]
+  ] = lambda variables, output, video: {},
 ) -> Mapping[str, Callable[[Any, task_lib.VideoBatch], Any]]:
-  """Builds `predict_fns` from (params, batch) -> (video, reconstruction)."""
+  """Builds `predict_fns`.
+
+  Args:
+    reconstruct: (variables, batch) -> (video, reconstruction).
+    more: (variables, reconstruction in whole levels, video) -> further metrics.
+  """
 
   def measure(params, batch):
     video, output = reconstruct(params, batch)
@@ -186,6 +148,7 @@ def _predictions(
     return {
       "psnr": losses.psnr(output, video),
       "ssim": each(output, video),
+      **more(params, output, video),
     }
 
   def show(params, batch):
@@ -194,8 +157,13 @@ def _predictions(
   return {"measure": measure, "reconstruct": show}
 
 
-def _build(build: Callable[[Any], Any], fields: Mapping[str, Any]) -> Any:
+def build(builder: Callable[[Any], Any], fields: Mapping[str, Any]) -> Any:
+  """Builds a model from config.model.
+
+  Raises:
+    errors.UserError: if the fields do not fit.
+  """
   try:
-    return build(fields)
+    return builder(fields)
   except ValueError as e:
     raise errors.UserError(f"config.model: {e}") from e

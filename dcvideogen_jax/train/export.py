@@ -23,6 +23,7 @@ from dcvideogen_jax.adapt import phases
 from dcvideogen_jax.convert import api, engine, matching, writing
 from dcvideogen_jax.diffusion import few
 from dcvideogen_jax.models import dc_ae_v, wan_vae
+from dcvideogen_jax.train import dc_ae_v as dc_ae_v_task
 from dcvideogen_jax.train import distil, statistics, step, weights
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -120,6 +121,9 @@ def load(workdir: str | os.PathLike[str]) -> Result:
   changes = {"mesh": {"fsdp": -1}, "sharding": ((".*", "fsdp"),)}
   changes |= {"encoders": None, "negative": None}
   with _blamed(workdir):
+    if row.kind == "dc_ae_v":
+      # Nor are the networks that it was trained by.
+      changes |= {"lpips": None, "loss": {**config["loss"], "lpips": 0.0}}
     run = step.plan(config | changes)
   directory, restored = files.path(workdir) / "checkpoints", None
   if directory.exists():
@@ -133,6 +137,8 @@ def load(workdir: str | os.PathLike[str]) -> Result:
   trained = run.state.params
   if row.kind == "wan_dit":
     trained = trained.get("params", {})
+  elif row.kind == "dc_ae_v":
+    found = {"params": {name: found[name] for name in dc_ae_v_task.PARTS}}
   else:
     found = {"params": found}
   return Result(
@@ -290,7 +296,8 @@ def _check(
   stored = errors.choose("dtype", dtype or row.dtype, DTYPES)
   errors.choose("format", format, dict.fromkeys(FORMATS))
   api.rules_of(row.kind, layout)  # Raises for an unknown layout.
-  low_rank = "phase" in config and phases.find(config["phase"]).lora
+  transformer = row.kind == "wan_dit" and "phase" in config
+  low_rank = transformer and phases.find(config["phase"]).lora
   if format == "lora" and not low_rank:
     raise errors.UserError(
       f"a run of {config.get('phase') or config['task']} has no low-rank "

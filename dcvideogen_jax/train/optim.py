@@ -40,6 +40,57 @@ def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
   return optax.join_schedules([ramp, decay], [warmup])
 
 
+# Which optimiser moves a leaf: the first pattern that matches its name.
+_PLAYERS = (
+  ("discriminator/state/.*", "carried"),
+  ("discriminator/.*", "discriminator"),
+  (".*", "generator"),
+)
+
+
+def two_players(
+  config: Mapping[str, Any], other: Mapping[str, Any] | None, steps: int
+) -> optax.GradientTransformation:
+  """Builds the optimiser of a run, and a discriminator's beside it.
+
+  Each clips by the norm of its own gradients. Values that the discriminator
+  carries from step to step move by minus their gradient.
+
+  Args:
+    config: of the run's optimiser, as for `build`.
+    other: of the discriminator's; None for a run without one.
+    steps: of the whole run.
+
+  Raises:
+    errors.UserError: as `build` does.
+  """
+  if not other:
+    return build(config, steps)
+  return optax.partition(
+    {
+      "generator": build(config, steps),
+      "discriminator": build(other, steps),
+      "carried": optax.sgd(1.0),
+    },
+    lambda params: tree.match_tree(_PLAYERS, params),
+  )
+
+
+def norms(gradients: Any) -> dict[str, jax.Array]:
+  """Returns the norm of a run's gradients, and of a discriminator's."""
+  leaves = tree.flatten(gradients)
+  players = tree.match(_PLAYERS, leaves)
+  found = {}
+  for name, key in (
+    ("generator", "grad_norm"),
+    ("discriminator", "d_grad_norm"),
+  ):
+    own = [x for leaf, x in leaves.items() if players[leaf] == name]
+    if own:
+      found[key] = optax.tree.norm(own)
+  return found
+
+
 def build(
   config: Mapping[str, Any], steps: int
 ) -> optax.GradientTransformation:

@@ -37,11 +37,13 @@ _FINITE = _Range("a finite number", lambda x: True)
 
 _RANGES: Mapping[_Range, str] = {
   _SEED: "seed",
-  _COUNT: "steps batch_size accumulate keep lora.rank",
+  _COUNT: "steps batch_size accumulate keep lora.rank lpips.frames"
+  " discriminator.width discriminator.layers discriminator.kernel",
   _EVERY: "log_every save_every statistics optim.warmup val.every",
   _POSITIVE: "optim.eps ema.steps lora.alpha",
-  _AT_LEAST_0: "optim.lr optim.final optim.clip optim.decay",
-  _SHARE: "ema.decay",
+  _AT_LEAST_0: "optim.lr optim.final optim.clip optim.decay"
+  " discriminator.r1 discriminator.lecam discriminator.optim.lr",
+  _SHARE: "ema.decay data.images",
 }
 _EVALUATOR_RANGES: Mapping[_Range, str] = {
   _SEED: "seed",
@@ -57,6 +59,7 @@ _KEYS = {
   "ema": "decay ramp steps",
   "val": "data batches batch_size every",
   "lora": "rank alpha",
+  "lpips": "net frames measure start",
 }
 
 

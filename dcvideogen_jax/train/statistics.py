@@ -32,8 +32,8 @@ def measure(
   """Applies `describe` to the training data of a run.
 
   Args:
-    config: of the run. "statistics" is the number of batches to encode, 0 for
-      none.
+    config: of the run. "statistics" is the number of batches of clips to
+      encode, 0 for none.
     module: the run's autoencoder.
     params: its parameters.
 
@@ -46,8 +46,9 @@ def measure(
   count = config.get("statistics", 0)
   if not count or config["task"] not in ("autoencoder", "wan_autoencoder"):
     return {}
+  data = {k: v for k, v in config["data"].items() if k != "images"}
   batches = pipeline.batches(
-    config["data"], batch_size=config["batch_size"], seed=config["seed"]
+    data, batch_size=config["batch_size"], seed=config["seed"]
   )
   with contextlib.closing(batches):
     videos = (batch["video"] for batch in itertools.islice(batches, count))

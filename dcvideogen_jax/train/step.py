@@ -17,6 +17,7 @@ from dcvideogen_jax.train import (
   align,
   autoencoders,
   batch_parts,
+  dc_ae_v,
   denoise,
   distil,
   optim,
@@ -26,7 +27,7 @@ from dcvideogen_jax.train import task as task_lib
 
 # Training tasks by the name that a config gives them.
 TASKS: Mapping[str, Callable[[Mapping[str, Any]], task_lib.Task]] = {
-  "autoencoder": autoencoders.autoencoder,
+  "autoencoder": dc_ae_v.autoencoder,
   "wan_autoencoder": autoencoders.wan_autoencoder,
   "align": align.align,
   "denoise": denoise.denoise,
@@ -134,7 +135,10 @@ def plan(
   """
   ranges.check(config)
   task = build_task(config)
-  optimiser = optim.build(config["optim"], config["steps"])
+  adversary = config.get("discriminator") or {}
+  optimiser = optim.two_players(
+    config["optim"], adversary.get("optim"), config["steps"]
+  )
   update_ema = optim.ema(config["ema"])
   mesh = sharding.make_mesh(config["mesh"], devices)
   seed = config["seed"]
@@ -293,7 +297,7 @@ def compile_step(
   """Returns the jitted step (state, frozen, batch) -> (state, metrics).
 
   The state is donated. The metric "grad_norm" is the norm of the whole batch's
-  gradient before clipping.
+  gradient before clipping; "d_grad_norm" is a discriminator's.
   """
   schedule = optim.learning_rate(config["optim"], config["steps"])
   where = _where(run.state)
@@ -307,7 +311,7 @@ def compile_step(
     updates, opt = run.optimiser.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = run.update_ema and run.update_ema(state.ema, params, state.step)
-    metrics |= {"grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+    metrics |= {**optim.norms(grads), "lr": schedule(state.step)}
     new = state.replace(step=state.step + 1, params=params, opt=opt, ema=ema)
     return new, metrics
 

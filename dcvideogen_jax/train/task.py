@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import grain
 import jax
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int32, UInt8
 
 from dcvideogen_jax.arrays import Array
 from dcvideogen_jax.data import pipeline
@@ -27,11 +27,17 @@ class VideoBatch(TypedDict, total=False):
 
   Attributes:
     video: RGB levels from 0 to 255; all clips of a batch have the same size.
-    noise: standard normal, for the posterior of Wan's autoencoder; drawn anew
-      in each step. `T H W` count latents.
+    frames: numbers of the frames that LPIPS sees.
+    channels: latent channels that the decoder sees, from the first on.
+    noise: standard normal, for the posterior of Wan's autoencoder. `T H W`
+      count latents.
+
+  Those from `frames` on are drawn anew in each step.
   """
 
   video: UInt8[Array, "b t h w 3"]
+  frames: Int32[Array, "b k"]
+  channels: Int32[Array, " b"]
   noise: Float32[Array, "b T H W c"]
 
 

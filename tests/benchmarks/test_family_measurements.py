@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from benchmarks import ablation, designs, reproduce
+from benchmarks import ablation, autoencoder_ablation, designs, reproduce
 from dcvideogen_jax import files
 from dcvideogen_jax.sample import layouts
 from dcvideogen_jax.tiny import chain, family
@@ -40,6 +40,7 @@ def has(config, key):
       *reproduce.STREAM_STAGES,
       *ablation.stages(["0"]),
       *designs.STAGES,
+      *autoencoder_ablation.stages(["0"], 3),
     )
     if stage.program == "launch.train"
   ],
@@ -190,6 +191,35 @@ def test_results_of_finished_arms(programs, tmp_path):
   assert rows[-1][0] == "| the base"
   assert rows[-1][5:] == ["90.0", "90", "90", "90 |"]
   assert PIL.Image.open(output / "curves.png").width > 500
+
+
+def test_the_table_of_the_recipe(programs, tmp_path):
+  """Figures of each net where they belong, averaged over the seeds."""
+  for name in ("clips", "heldout_clips"):
+    (tmp_path / name).mkdir()
+  number = 0.0
+  for stage in autoencoder_ablation.stages(["0", "1"], 3):
+    made = tmp_path / stage.output
+    files.make_directory(made.parent)
+    if stage.program == "launch.train":
+      made.mkdir(parents=True)
+      continue
+    number += 1
+    keys = ("psnr", "ssim", "lpips", "fvd")
+    made.write_text(json.dumps(dict.fromkeys(keys, number)))
+  found = programs.run(
+    "launch.reproduce", f"--workdir={tmp_path}", "--recipe", "--seeds=0,1"
+  )
+  assert found.code == 0, found.stderr
+  rows = (tmp_path / "recipe" / "table.md").read_text().splitlines()
+  # The shipped model's two reports are 1 and 2, the first arm's 3 and 4, and
+  # with the other seed 15 and 16.
+  assert rows[2] == (
+    "| none: the model that ships | 1.00 | 1.0000 | 1.0000 | 2.0000 | 1.0 |"
+  )
+  assert rows[3].startswith("| L1 | 9.00 (3.00-15.00) | ")
+  assert "| 10.0000 (4.0000-16.0000) |" in rows[3]
+  assert len(rows) == 3 + len(autoencoder_ablation.ARMS)
 
 
 def test_a_chain_needs_a_checkout(programs, tmp_path):

@@ -438,3 +438,45 @@ def test_a_video_that_breaks_off_is_replaced_in_every_run_alike(
     found = [next(again)["video"] for _ in range(7)]
     again.close()
   np.testing.assert_array_equal(found, whole[5:])
+
+
+def _images(**changes):
+  return {"source": "synthetic", **SIZE, "images": 0.4, "image_frames": 2} | (
+    changes
+  )
+
+
+def test_a_share_of_batches_are_images():
+  """Batches 3 and 5 of five, each image a frame of the clips it replaces."""
+  mixed, clips = _take(_images(), 10), _take(_images(images=0.0), 10)
+  frames = [batch.shape[1] for batch in mixed]
+  assert frames == [4, 4, 1, 4, 1] * 2
+  for batch, whole in zip(mixed, clips, strict=True):
+    if batch.shape[1] == 4:
+      np.testing.assert_array_equal(batch, whole)
+      continue
+    assert batch.shape == (6, 1, 16, 24, 3)
+    for i, image in enumerate(batch[:, 0]):
+      found = [np.array_equal(image, frame) for frame in whole[i // 2]]
+      assert any(found)
+    assert not np.array_equal(batch[0], batch[1])
+
+
+def test_images_resume_exactly_in_any_number_of_threads():
+  whole = _take(_images(), 6, num_threads=3)
+  iterator = pipeline.batches(_images(), batch_size=3, seed=0, num_threads=1)
+  for _ in range(3):
+    next(iterator)
+  state = json.loads(json.dumps(iterator.get_state()))
+  iterator.close()
+  other = pipeline.batches(_images(), batch_size=3, seed=0, num_threads=0)
+  other.set_state(state)
+  for expected in whole[3:]:
+    np.testing.assert_array_equal(next(other)["video"], expected)
+  other.close()
+
+
+@pytest.mark.parametrize("change", [{"images": 1.0}, {"image_frames": 5}])
+def test_shares_of_images_that_mean_nothing(change):
+  with pytest.raises(errors.UserError, match="images of the data config"):
+    _take(_images(**change), 1)

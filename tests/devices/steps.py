@@ -10,6 +10,7 @@ SMALL = (
   "adapt:tiny_i2v,phase=lora,causal=teacher",
   "adapt:tiny_t2v,phase=lora",
   "dc_ae_v:f32t4c32,runlocal",
+  "dc_ae_v:f32t4c32,phase=adversarial,runlocal",
   "tiny:autoencoder",
   "tiny:wan_autoencoder",
 )

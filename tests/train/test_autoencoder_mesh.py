@@ -30,16 +30,29 @@ MODELS = {
     "std": (1.0,) * 4,
   },
 }
+ADVERSARIAL = {
+  "phase": "adversarial_all",
+  "lpips": {"net": "vgg", "frames": 2, "measure": None, "start": "random"},
+  "discriminator": {
+    "width": 8,
+    "layers": 2,
+    "spectral": True,
+    "r1": 0.1,
+    "lecam": 0.1,
+  },
+}
 
 
 @functools.cache
-def step(task, **axes):
+def step(task, adversarial=False, **axes):
   """(loss, metrics) and gradients by name, on the host, and the program."""
   count = int(np.prod(list(axes.values())))
   mesh = sharding.make_mesh(axes, jax.devices()[:count])
   loss = {"l1": 1.0}
   if task == "autoencoder":
     loss |= {"gradient": 0.5, "dssim": 0.5}
+  if adversarial:
+    loss = {"l1": 1.0, "lpips": 0.5, "gan": 0.5}
   task = step_lib.build_task(
     {
       "task": task,
@@ -47,12 +60,14 @@ def step(task, **axes):
       "weights": None,
       "model": MODELS[task],
       "loss": loss,
+      **(ADVERSARIAL if adversarial else {}),
     }
   )
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   where = sharding.shardings(shapes, mesh, [(".*", "fsdp")])
   batch = jax.sharding.NamedSharding(mesh, sharding.BATCH)
-  video = np.random.default_rng(0).integers(0, 256, (4, 4, 8, 24, 3), np.uint8)
+  size = (8, 4, 16, 16, 3) if adversarial else (4, 4, 8, 24, 3)
+  video = np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
   def loss_fn(params, batch):
     return task.loss_fn(params, task.draw(batch, jax.random.key(5)))
@@ -93,3 +108,29 @@ def test_a_mesh_changes_nothing(task, axes):
     )
   # No device has all columns of its clips where there are many.
   assert not re.findall(r"f32\[\d,\d,[48],(?:24|12),(?:8|16)\]", program)
+
+
+@pytest.mark.parametrize(
+  "axes",
+  [
+    {"data": 2, "fsdp": 4},
+    pytest.param({"fsdp": 2, "spatial": 4}, marks=pytest.mark.slow),
+  ],
+)
+def test_a_mesh_changes_nothing_between_two_players(axes):
+  """With LPIPS and every option of the discriminator.
+
+  The norms that weigh the adversarial term are those of all devices.
+  """
+  (loss, metrics), gradients, _ = step("autoencoder", adversarial=True, **axes)
+  (expected, other), expected_gradients, _ = step(
+    "autoencoder", adversarial=True, data=1
+  )
+  assert loss == pytest.approx(expected, rel=1e-5)
+  assert metrics == pytest.approx(other, rel=1e-5)
+  for name, value in expected_gradients.items():
+    scale = np.abs(value).max()
+    assert scale > 0 or name.startswith("lpips_"), name
+    np.testing.assert_allclose(
+      gradients[name], value, rtol=0, atol=2e-5 * scale, err_msg=name
+    )

@@ -62,6 +62,27 @@ def test_gradient_ignores_brightness_and_sees_coarse_structure(pair):
   assert three > 1.5 * one
 
 
+def test_wavelet_against_filters_one_by_one(pair):
+  """Each sub-band is a product of three filters, orthonormal together."""
+  x, y = (a[:, :2, :6, :4].astype(np.float64) for a in pair)
+  filters = np.array([[1, 1], [1, -1]]) / np.sqrt(2)
+  coefficients = []
+  for bands in np.ndindex(2, 2, 2):
+    t, h, w = (filters[band] for band in bands)
+    for i in range(3):
+      for j in range(2):
+        cut = (x - y)[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        found = np.einsum("bthwc,t,h,w->bc", cut, t, h, w)
+        coefficients.append(np.abs(found))
+  found = losses.wavelet(jnp.float32(x), jnp.float32(y))
+  np.testing.assert_allclose(found, np.mean(coefficients), rtol=1e-5)
+  # An odd last frame is left out, and a single frame is not transformed.
+  odd = [jnp.float32(np.concatenate([a, a[:, :1]], axis=1)) for a in (x, y)]
+  np.testing.assert_allclose(losses.wavelet(*odd), found, rtol=1e-6)
+  one = losses.wavelet(jnp.zeros((1, 1, 2, 2, 1)), jnp.ones((1, 1, 2, 2, 1)))
+  assert float(one) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("term", [*losses.TERMS])
 def test_terms_are_finite_and_pull_towards_the_target(pair, term):
   x, y = pair
