@@ -92,7 +92,7 @@ class _Conv(nn.Module):
     state = self.variable("state", "u", lambda: start)
     matrix = kernel.reshape(-1, self.features)
     fixed = lax.stop_gradient(matrix)
-    v = _unit(fixed @ state.value)
+    v = _unit(fixed @ lax.stop_gradient(state.value))
     u = _unit(v @ fixed)
     if not self.is_initializing() and self.is_mutable_collection("state"):
       state.value = u

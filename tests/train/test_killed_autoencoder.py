@@ -8,7 +8,7 @@ import pytest
 from configs import tiny
 from tests.train import killing
 
-STEPS, BATCH = 20, 8
+STEPS, BATCH = 10, 8
 OPTIONS = {"r1": 0.1, "lecam": 0.1, "spectral": True}
 
 
@@ -40,14 +40,8 @@ def _command(phase, workdir):
   return ["launch.train", config, f"--workdir={workdir}", *flags]
 
 
-@pytest.mark.parametrize(
-  "phase",
-  [
-    pytest.param("low", marks=pytest.mark.slow),
-    pytest.param("high", marks=pytest.mark.slow),
-    "adversarial",
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["low", "high", "adversarial"])
 def test_killed_at_random_steps(phase, tmp_path):
   cache, whole, run = (tmp_path / name for name in ("cache", "whole", "run"))
   code, _, err = killing.finish(killing.start(_command(phase, whole), cache))
