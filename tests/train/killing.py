@@ -91,6 +91,7 @@ def run_with_kills(
   *,
   steps: int,
   cache: pathlib.Path,
+  room: int = _ROOM,
 ) -> list[int]:
   """Runs a training to its end, with SIGKILL on the way.
 
@@ -101,8 +102,9 @@ def run_with_kills(
       time before the first one. Only the last kill is one of the last steps,
       as a run that goes on for the delay must not end before it.
     rng: chooses.
-    steps: of the training, more than `_ROOM`.
+    steps: of the training, more than `room`.
     cache: as for `start`.
+    room: more steps than the training takes in `_DELAY` seconds.
 
   Returns:
     The steps told of last before each kill.
@@ -111,8 +113,8 @@ def run_with_kills(
     AssertionError: if the training ends early or fails.
   """
   killed = []
-  early = rng.choice(steps - _ROOM, size=kills - 1, replace=False)
-  for at in (*sorted(early), rng.integers(steps - _ROOM, steps)):
+  early = rng.choice(steps - room, size=kills - 1, replace=False)
+  for at in (*sorted(early), rng.integers(steps - room, steps)):
     process = start(command, cache)
     last = read_to(process, int(at))
     assert last >= at, finish(process)

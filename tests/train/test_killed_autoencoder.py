@@ -8,7 +8,7 @@ import pytest
 from configs import tiny
 from tests.train import killing
 
-STEPS, BATCH = 10, 8
+STEPS, BATCH = 8, 8
 OPTIONS = {"r1": 0.1, "lecam": 0.1, "spectral": True}
 
 
@@ -50,7 +50,10 @@ def test_killed_at_random_steps(phase, tmp_path):
   print("seed", seed)
   rng = np.random.default_rng(seed)
   command = _command(phase, run)
-  killed = killing.run_with_kills(command, 2, rng, steps=STEPS, cache=cache)
+  # A step with LPIPS takes longer than the delay before a kill.
+  killed = killing.run_with_kills(
+    command, 2, rng, steps=STEPS, cache=cache, room=2
+  )
   assert len(killed) == 2
   config = tiny.get_config(_config(phase))
   config.update_from_flattened_dict(_flags(phase))
