@@ -21,7 +21,7 @@ from dcvideogen_jax import files, flops, sharding
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.plan import compiled, hardware, roofline, sampling
 from dcvideogen_jax.programs import common
-from dcvideogen_jax.sample import loading, placement, sizes
+from dcvideogen_jax.sample import placement, sizes
 
 _OUTPUT = flags.DEFINE_string("output", None, "PNG to write.", required=True)
 _TARGET = flags.DEFINE_string(
@@ -98,7 +98,7 @@ def rows(target: hardware.Target) -> list[Row]:
 def _minutes(variant: str, size: sizes.Size, target: hardware.Target) -> float:
   mesh = sharding.make_mesh({}, target.devices[:1])
   layout = placement.Layout(mesh, ((".*", "replicate"),))
-  parts = loading.placed(sampling.parts(variant, jnp.bfloat16), layout)
+  parts = placement.placed(sampling.parts(variant, jnp.bfloat16), layout)
   shape = sampling.latent_shape(parts, size)
   width = parts.transformer.module.text_width
   text = jax.ShapeDtypeStruct((1, tokenize.LENGTH, width), jnp.bfloat16)

@@ -91,6 +91,11 @@ def told(
   if seconds is not None and videos > 1:
     time += f" each, {duration(videos * seconds)} for {videos}"
   told = f"{needs.tokens:,} tokens · {memory} · {time}"
+  if c.few is not None:
+    told += (
+      f" · steps and guidance are those of the few-step LoRA: {c.steps}"
+      " evaluations without guidance"
+    )
   if c.height % 2 or c.width % 2:
     told += " · browsers do not play videos of an odd height or width"
   return told

@@ -6,13 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.sample import presets, request_list, settings
+from dcvideogen_jax.sample import (
+  few_steps,
+  model_names,
+  presets,
+  request_list,
+  settings,
+)
 
-# Ways to denoise, each with the fields of a config that it sets. The page has a
-# choice where there are several; a way of few steps is a row here.
-WAYS: Mapping[str, Mapping[str, Any]] = {"steps": {}}
+# Ways to denoise -> flags of `dcvideogen sample`: the solver's steps, or the
+# few steps of the LoRA that the model brings.
+WAYS: Mapping[str, tuple[str, ...]] = {"steps": (), "few": ("--few",)}
 
-
+_TASKS = {"t2v": "text to video", "i2v": "image to video"}
 _LINE = 60  # Characters of a line of a command, which the page does not wrap.
 # Noise levels are computed as the form changes, so that a slip of the finger
 # must not ask for millions.
@@ -26,11 +32,13 @@ class Served(NamedTuple):
     config: name of a preset, such as "tiny".
     flags: further flags of `dcvideogen sample`, such as "--model=DIR".
     output: directory of the videos.
+    model: of --model; None is that of the preset.
   """
 
   config: str
   flags: tuple[str, ...]
   output: str
+  model: str | None = None
 
 
 class Form(NamedTuple):
@@ -40,8 +48,8 @@ class Form(NamedTuple):
     prompt: the text.
     negative_prompt: "" is the model's own.
     frames, height, width: of the video; None if a field is empty.
-    steps: of the solver.
-    guidance_scale: 1 is none.
+    steps: of the solver; without effect where the way settles it.
+    guidance_scale: 1 is none; likewise.
     seeds: whole numbers, separated by commas.
     way: a key of `WAYS`.
     image: name of the file with the first frame; "" for text to video.
@@ -78,12 +86,41 @@ def config(served: Served, form: Form) -> Any:
       raise errors.UserError(f"{name} must be a number, found {value!r}") from e
   if form.image:
     c.task = "i2v"
+  if form.way == "few":
+    few_steps.settle(c, few(served, c.task), given=())
   if c.steps is not None and c.steps > _MOST_STEPS:
     raise errors.UserError(
       f"steps must be at most {_MOST_STEPS}, found {c.steps}"
     )
   settings.check(c)
   return c
+
+
+def few(served: Served, task: str) -> few_steps.Choice:
+  """Returns the few steps that the model brings for a task.
+
+  Raises:
+    errors.UserError: if it brings none, or their file is damaged.
+  """
+  name = served.model or base(served).model
+  source = model_names.pipeline(name)
+  if not few_steps.brings(source, task):
+    raise errors.UserError(
+      f"{name} brings no few-step LoRA for {_TASKS[task]}: choose steps"
+    )
+  return few_steps.own(source, task)
+
+
+def ways(served: Served) -> list[tuple[str, str]]:
+  """Returns what the page calls each way, and the way."""
+  try:
+    count = len(few(served, base(served).task).steps.levels)
+    shown = {
+      "few": "few: 1 evaluation" if count == 1 else f"few: {count} evaluations"
+    }
+  except errors.UserError:  # It is told to whoever chooses the way.
+    shown = {}
+  return [(shown.get(way, way), way) for way in WAYS]
 
 
 def requests(form: Form, task: str) -> list[request_list.Request]:
@@ -103,7 +140,7 @@ def requests(form: Form, task: str) -> list[request_list.Request]:
 def command(served: Served, form: Form) -> str:
   """Returns the command line that makes the same videos."""
   words = ["dcvideogen", "sample"]
-  words += [f"--config={served.config}", *served.flags]
+  words += [f"--config={served.config}", *served.flags, *WAYS[form.way]]
   for name, value in _changes(served, form).items():
     words.append(f"--{'' if name == 'frames' else 'config.'}{name}={value}")
   words.append(f"--prompt={form.prompt}")
@@ -156,8 +193,9 @@ def _changes(served: Served, form: Form) -> dict[str, Any]:
     "steps": _whole(form.steps),
     "guidance_scale": form.guidance_scale,
     "negative_prompt": form.negative_prompt or None,
-    **errors.choose("way", form.way, WAYS),
   }
+  if errors.choose("way", form.way, WAYS):
+    asked = {k: x for k, x in asked.items() if k not in few_steps.SETTLED}
   c = base(served)
   return {name: x for name, x in asked.items() if x != c[name]}
 

@@ -104,6 +104,14 @@ class Page:
         snippets.command(line),
       )
 
+  def settle(self, way: str, request: Any) -> tuple[Any, Any]:
+    """Returns whether steps and guidance can be changed."""
+    import gradio as gr
+
+    del request
+    free = gr.update(interactive=not forms.WAYS[way])
+    return free, free
+
   def cancel(self, request: Any) -> None:
     """Cancels the run of the tab."""
     run = self.tabs.of(request).run
@@ -173,7 +181,7 @@ class Page:
             yield event, snippets.status(f"Waiting for {others}")
           case runs.Stage(text):
             recent.clear()
-            yield event, snippets.status(f"{text.capitalize()} ...")
+            yield event, snippets.status(f"{text[:1].upper()}{text[1:]} ...")
           case runs.Progress(what, done, total):
             recent.append((done, time.monotonic()))
             left = estimates.remaining(recent, total)
@@ -227,13 +235,19 @@ def _making(gr: Any, page: Page, blocks: Any) -> None:
           _number(gr, "Frames", c.frames),
           _number(gr, "Height", height),
           _number(gr, "Width", width),
-          _number(gr, "Steps", c.steps),
         ]
+        seeds = gr.Textbox(
+          "0", label="Seeds", placeholder="such as 0, 1", min_width=80
+        )
       with gr.Row():
+        steps = _number(gr, "Steps", c.steps)
         guidance = gr.Number(c.guidance_scale, label="Guidance", min_width=80)
-        seeds = gr.Textbox("0", label="Seeds, such as 0, 1", min_width=80)
-        way = gr.Dropdown(
-          [*forms.WAYS], label="Way", visible=len(forms.WAYS) > 1
+        way = gr.Radio(
+          forms.ways(page.studio.served),
+          value="steps",
+          label="Way",
+          elem_id="way",
+          scale=2,
         )
       with gr.Accordion("Negative prompt", open=False):
         negative = gr.Textbox(
@@ -250,7 +264,7 @@ def _making(gr: Any, page: Page, blocks: Any) -> None:
       command = gr.HTML(elem_classes="dc", elem_id="command")
   gr.HTML("<h3>Made so far</h3>")
   history = gr.HTML(elem_classes="dc", elem_id="history")
-  fields = [prompt, negative, *numbers, guidance, seeds, way]
+  fields = [prompt, negative, *numbers, steps, guidance, seeds, way]
   looked = {"fn": _called(gr, page.look), "inputs": fields} | _QUIET
   looked["outputs"] = [estimate, command]
   gr.on(
@@ -259,6 +273,8 @@ def _making(gr: Any, page: Page, blocks: Any) -> None:
     trigger_mode="always_last",
     concurrency_limit=4,
   )
+  settled = [steps, guidance]
+  way.change(_called(gr, page.settle), way, settled, **_QUIET)
   image = choose.upload(
     _called(gr, page.take_image),
     choose,

@@ -30,6 +30,7 @@ CSS = """
 .dc .told { min-height: 1.5em; }
 .dc progress { width: 100%; height: 10px; accent-color: #f97316; }
 .dc small { display: block; }
+input:disabled { opacity: 0.4; }
 #thumbnail:not(:has(img)) { display: none; }
 .dc .problem {
   border-left: 4px solid #b91c1c; padding: 6px 12px; background: #b91c1c18;

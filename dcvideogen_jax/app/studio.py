@@ -14,7 +14,7 @@ import numpy as np
 
 from dcvideogen_jax import clock as clock_lib
 from dcvideogen_jax import convert, errors, files
-from dcvideogen_jax.app import estimates, forms, previews, runs
+from dcvideogen_jax.app import estimates, forms, loads, previews, runs
 from dcvideogen_jax.eval import reconstruction
 from dcvideogen_jax.latents import spaces
 from dcvideogen_jax.plan import machine, sampling
@@ -41,6 +41,7 @@ class Studio:
 
   Attributes:
     served: how the page was started.
+    models: hold the pipeline.
     output: folder of the videos.
     scratch: temporary folder, which goes with the process.
     turns: let one run after the other have the device.
@@ -51,40 +52,28 @@ class Studio:
   def __init__(
     self,
     served: forms.Served,
-    load: Callable[[str], Any],
+    models: loads.Models,
     scratch: pathlib.Path,
     budget: float | None = None,
   ):
-    """Stores the arguments; `pipeline` loads.
+    """Stores the arguments.
 
     Args:
       served: how the page was started.
-      load: task -> `pipeline.DCVideoGen`.
+      models: load what the page was started with.
       scratch: an empty folder that is removed when the page ends.
       budget: bytes for DC-AE-V; None is most of the free memory.
     """
-    self.served = served
+    self.served, self.models = served, models
     self.output = pathlib.Path(served.output)
     self.scratch = scratch
     self.turns = runs.Turns()
     self.device = machine.device(jax.devices())
     self.speeds = estimates.Speeds()
-    self._load, self._budget = load, budget
+    self._budget = budget
     self._clock = clock_lib.Clock()
-    self._pipeline: Any = None
     self._autoencoder: tuple[Any, Any] | None = None
     (scratch / "previews").mkdir()
-
-  def pipeline(self, task: str) -> Any:
-    """Returns the pipeline of a task; only one is kept.
-
-    Raises:
-      errors.UserError: if the model has none for the task.
-    """
-    if self._pipeline is None or self._pipeline.task != task:
-      self._pipeline = None  # Both might not fit.
-      self._pipeline = self._load(task)
-    return self._pipeline
 
   def size(self, c: Any) -> tuple[int, int]:
     """Returns the height and width that the form begins with."""
@@ -108,7 +97,7 @@ class Studio:
     Raises:
       errors.UserError: while there is none.
     """
-    pipeline = self._pipeline
+    pipeline = self.models.held
     if pipeline is None:
       raise errors.UserError(
         "There is no model at the moment: wait, or make a video."
@@ -135,9 +124,9 @@ class Studio:
 
     def work(run: runs.Run) -> list[pathlib.Path]:
       self._clock.restart("load")
-      if self._pipeline is None or self._pipeline.task != c.task:
-        run.tell(runs.Stage(f"loading the model for {c.task}"))
-      pipeline = self.pipeline(c.task)
+      pipeline = self.models.get(
+        c.task, c.few is not None, lambda text: run.tell(runs.Stage(text))
+      )
       return [
         self._one(run, pipeline, c, request, form, image)
         for request in requests
@@ -186,6 +175,7 @@ class Studio:
         clock,
         settings={
           "model": pipeline.parts.files,
+          "few": c.few and forms.few(self.served, c.task).told(),
           "image": form.image or None,
           "command": forms.command(self.served, alone),
         },

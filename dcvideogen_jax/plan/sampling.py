@@ -190,7 +190,7 @@ def measure(
       any plan.
   """
   layout = _layout(target, mesh or {}, rules)
-  parts = loading.placed(parts, layout)
+  parts = placement.placed(parts, layout)
   there = residency.Residency(
     weights(parts),
     halves(parts.space),

@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
   from dcvideogen_jax import files, memory
   from dcvideogen_jax.app import forms, page, serve, studio
 
-  served = forms.Served(_CONFIG.value, _flags(), _OUTPUT.value)
+  served = forms.Served(_CONFIG.value, _flags(), _OUTPUT.value, _MODEL.value)
   base = forms.base(served)
   with contextlib.ExitStack() as stack:
     scratch = stack.enter_context(studio.scratch())
@@ -100,10 +100,9 @@ def main(argv: Sequence[str]) -> None:
     stack.enter_context(contextlib.closing(listening))
     files.make_directory(served.output)
     memory.return_large_arrays()
-    made = studio.Studio(
-      served, _load, scratch, _BUDGET.value and _BUDGET.value * 2**30
-    )
-    made.pipeline(base.task)
+    budget = _BUDGET.value and _BUDGET.value * 2**30
+    made = studio.Studio(served, _models(), scratch, budget)
+    made.models.get(base.task)
     app = serve.application(made, page.build(made), int(_MOST.value * 1e6))
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -131,13 +130,12 @@ def _flags() -> tuple[str, ...]:
   return (*found, *(f"--lora={text}" for text in _LORA.value))
 
 
-def _load(task: str) -> Any:
-  """Returns the pipeline of a task."""
+def _models() -> Any:
+  """Returns what loads the pipelines of the flags."""
   from dcvideogen_jax.app import loads
 
-  return loads.load(
+  return loads.Models(
     _CONFIG.value,
-    task,
     model=_MODEL.value,
     autoencoder=_AUTOENCODER.value,
     image_encoder=_IMAGE_ENCODER.value,

@@ -86,3 +86,8 @@ def settle(c: Any, choice: Choice, given: Collection[str]) -> None:
   c.few = choice.name
   c.levels, c.solver = choice.steps.levels, choice.steps.solver
   c.steps, c.guidance_scale = len(choice.steps.levels), 1.0
+
+
+def brings(source: str | os.PathLike[str], task: str) -> bool:
+  """Returns whether `own` finds a few-step LoRA in a model's directory."""
+  return (pathlib.Path(source) / f"few_{task}").is_dir()

@@ -237,6 +237,26 @@ def texts(
   return model.texts(paths, tokenizer, on_host)
 
 
+def transformer(
+  source: str | os.PathLike[str],
+  *,
+  task: str = "t2v",
+  autoencoder: str | os.PathLike[str] | None = None,
+  image_encoder: str | os.PathLike[str] | None = None,
+  dtype: Any = None,
+  load_model: Callable[..., tuple[Any, Any]] = convert.load,
+  layout: placement.Layout | None = None,
+  weights: str | None = None,
+  change: Callable[[LoadedModel], LoadedModel] | None = None,
+) -> LoadedModel:
+  """Loads the transformer alone; arguments as for `load`."""
+  paths = layouts.locate(
+    source, task, autoencoder=autoencoder, image_encoder=image_encoder
+  )
+  model = _Models(load_model, _dtype(dtype), layout, check_weights(weights))
+  return model.transformer(paths.transformer, change)
+
+
 def check_weights(weights: str | None) -> str | None:
   """Returns `weights`.
 
@@ -337,33 +357,6 @@ def _in_decoder(name: str) -> bool:
 
 def _in_encoder(name: str) -> bool:
   return name.startswith("encoder/")
-
-
-def placed(parts: Parts, layout: placement.Layout) -> Parts:
-  """Moves the variables of parts to where `load` would have put them.
-
-  Abstract variables (`jax.ShapeDtypeStruct`) only get their shardings.
-
-  Raises:
-    errors.UserError: if the layout's rules do not fit.
-  """
-
-  def put(x, where):
-    if isinstance(x, jax.ShapeDtypeStruct):
-      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return jax.device_put(x, where)
-
-  def move(name, part):
-    where = layout.shardings(name, part.variables)
-    return type(part)(part.module, jax.tree.map(put, part.variables, where))
-
-  texts, images = parts.texts, parts.image_encoder
-  return parts._replace(
-    transformer=move("transformer", parts.transformer),
-    space=move("autoencoder", parts.space),
-    texts=texts and texts._replace(encoder=move("text_encoder", texts.encoder)),
-    image_encoder=images and move("image_encoder", images),
-  )
 
 
 def _task_of(transformer: LoadedModel) -> str:

@@ -98,3 +98,34 @@ def in_force(
   if layout is None:
     return contextlib.nullcontext()
   return jax.set_mesh(layout.mesh)
+
+
+def placed(parts: Any, layout: Layout) -> Any:
+  """Moves the variables of parts to where `loading.load` would have put them.
+
+  Abstract variables (`jax.ShapeDtypeStruct`) only get their shardings.
+
+  Args:
+    parts: `loading.Parts`.
+    layout: the devices.
+
+  Raises:
+    errors.UserError: if the layout's rules do not fit.
+  """
+
+  def put(x, where):
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.device_put(x, where)
+
+  def move(name, part):
+    where = layout.shardings(name, part.variables)
+    return type(part)(part.module, jax.tree.map(put, part.variables, where))
+
+  texts, images = parts.texts, parts.image_encoder
+  return parts._replace(
+    transformer=move("transformer", parts.transformer),
+    space=move("autoencoder", parts.space),
+    texts=texts and texts._replace(encoder=move("text_encoder", texts.encoder)),
+    image_encoder=images and move("image_encoder", images),
+  )

@@ -67,6 +67,10 @@ def test_the_command_has_what_differs_from_the_preset():
     ({"seeds": "1,,2"}, "a seed is a whole number"),
     ({"seeds": "-1"}, "a seed is a whole number"),
     ({"way": "none"}, "way must be one of"),
+    (
+      {"way": "few", "image": "a.png"},
+      "^tiny brings no few-step LoRA for image to video: choose steps$",
+    ),
   ],
 )
 def test_fields_that_do_not_fit(change, sentence):
@@ -322,3 +326,7 @@ def test_memory_that_is_not_there_is_told(monkeypatch):
   speeds.measure(NEEDS, 20, {"denoise": 3.0, "decode": 1.0})
   line = estimates.told(None, c, 2, device, speeds)
   assert "about 4.0 s each, 8.0 s for 2" in line
+  c = forms.config(SERVED, FORM._replace(way="few"))
+  line = estimates.told(None, c, 2, device, speeds)
+  assert "about 1.6 s each, 3.2 s for 2" in line
+  assert line.endswith("few-step LoRA: 4 evaluations without guidance")

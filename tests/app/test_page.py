@@ -8,91 +8,33 @@ folder, into which the tests then put pictures of the page.
 """
 
 import contextlib
-import os
-import pathlib
+import json
 import re
-import shlex
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 
 import pytest
 
+from tests.app import browsing
+
 api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio")
 
 pytestmark = pytest.mark.app
 
-ROOT = pathlib.Path(__file__).parents[2]
-PHOTO = ROOT / "docs" / "first_frame.png"
-PROGRAM = [
-  sys.executable,
-  "-c",
-  "from dcvideogen_jax.programs import cli; cli.main()",
-]
+PHOTO = browsing.ROOT / "docs" / "first_frame.png"
 CHROMIUM = next(
   (x for x in map(shutil.which, ("chromium", "chromium-browser")) if x), None
 )
-SECONDS = 300  # Longest time to wait, as other programs may be busy.
-
-
-class Served:
-  """The running page.
-
-  Attributes:
-    url: its address.
-    output: folder of its videos.
-    temporary: folder in which its scratch folder is.
-    started: when it was started, by `time.monotonic`.
-  """
-
-  def __init__(self, directory):
-    self.output = directory / "out"
-    self.temporary = directory / "tmp"
-    self.temporary.mkdir()
-    self.started = time.monotonic()
-    self._errors = (directory / "stderr").open("w+")
-    self.process = subprocess.Popen(
-      [*PROGRAM, "app", "--config=tiny", f"--output={self.output}"],
-      env={**os.environ, "TMPDIR": str(self.temporary)},
-      cwd=ROOT,
-      stdout=subprocess.PIPE,
-      stderr=self._errors,
-      text=True,
-    )
-    told = []
-    for line in self.process.stdout:
-      told.append(line)
-      if line.startswith("http"):
-        break
-    else:
-      raise RuntimeError("".join(told) + self.errors())
-    self.url = line.strip()
-
-  def errors(self):
-    self._errors.seek(0)
-    return self._errors.read()
-
-  def left(self):
-    """Files of uploads and previews that are there now."""
-    return [x for x in self.temporary.rglob("*") if x.is_file()]
-
-  def made(self):
-    return sorted(x.name for x in self.output.glob("*") if x.is_file())
-
-  def stop(self, number=signal.SIGINT):
-    self.process.send_signal(number)
-    return self.process.wait(30)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-  page = Served(tmp_path_factory.mktemp("served"))
+  page = browsing.Served(tmp_path_factory.mktemp("served"))
   yield page
   if page.process.poll() is None:
     page.stop()
@@ -116,7 +58,7 @@ def tab(browser, served):
 
   def opened():
     page = browser.new_page(viewport={"width": 1200, "height": 860})
-    page.set_default_timeout(SECONDS * 1000)
+    page.set_default_timeout(browsing.SECONDS * 1000)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(served.url)
     page.wait_for_selector("#estimate .told")
@@ -132,78 +74,18 @@ def tab(browser, served):
   assert foreign == []
 
 
-def shot(page, name):
-  """Writes a picture of the page if it is asked for."""
-  if folder := os.environ.get("SCREENSHOTS"):
-    page.wait_for_timeout(700)
-    page.screenshot(path=f"{folder}/app_{name}.png", full_page=True)
-
-
-def fill(page, **fields):
-  for label, value in fields.items():
-    page.get_by_label(label, exact=False).first.fill(str(value))
-    page.keyboard.press("Tab")
-
-
-def told(page, where="#status"):
-  found = page.locator(f"{where} .told")
-  return found.inner_text() if found.count() else ""
-
-
-def wait(page, pattern, where="#status"):
-  """Waits until the status matches a pattern; returns it."""
-  page.wait_for_function(
-    "([where, pattern]) => new RegExp(pattern).test("
-    "document.querySelector(where + ' .told')?.innerText ?? '')",
-    arg=[where, pattern],
-  )
-  return told(page, where)
-
-
-def watch(page):
-  """Notes every address that the player and the status line show."""
-  page.evaluate(
-    """() => {
-      window.seen = [];
-      const look = () => {
-        for (const x of [document.querySelector('#video video')?.src,
-                         document.querySelector('#status .told')?.innerText])
-          if (x && !window.seen.includes(x)) window.seen.push(x);
-      };
-      new MutationObserver(look).observe(
-        document.body, {subtree: true, childList: true, attributes: true});
-    }"""
-  )
-
-
-def plays(page, where="#video video"):
-  """The seconds of a video that runs in the page."""
-  page.wait_for_function(
-    "where => document.querySelector(where)?.currentTime > 0.05", arg=where
-  )
-  return page.evaluate("where => document.querySelector(where).duration", where)
-
-
-def frames(path):
-  import numpy as np
-
-  from dcvideogen_jax.data import video
-
-  return np.stack(list(video.read_frames(path)))
-
-
 def test_a_video_grows_and_plays_and_its_command_makes_the_same(
   tab, served, tmp_path
 ):
   page = tab()
-  shot(page, "start")
-  fill(page, Frames=40, Steps=8)
-  wait(page, "^40 tokens", "#estimate")
-  watch(page)
+  browsing.shot(page, "start")
+  browsing.fill(page, Frames=40, Steps=8)
+  browsing.wait(page, "^40 tokens", "#estimate")
+  browsing.watch(page)
   page.click("#make")
-  done = wait(page, "^Done")
+  done = browsing.wait(page, "^Done")
   print(f"first video after {time.monotonic() - served.started:.1f} s")
-  assert plays(page) == pytest.approx(40 / 16, abs=0.1)
+  assert browsing.plays(page) == pytest.approx(40 / 16, abs=0.1)
   seen = page.evaluate("window.seen")
   previews = [x for x in seen if "/preview/" in x]
   assert len(previews) >= 2 and "/made/00000_a-large" in seen[-1] + seen[-2]
@@ -215,33 +97,65 @@ def test_a_video_grows_and_plays_and_its_command_makes_the_same(
   stem = name.removesuffix(".mp4")
   assert served.made() == [f"{stem}.{x}" for x in ("json", "mp4", "png")]
   page.wait_for_selector("#history video")
-  wait(page, "about .* s", "#estimate")
-  shot(page, "made")
-  command = page.locator("#command pre").inner_text()
-  words = shlex.split(command.replace("\\\n", " "))
-  assert words[:2] == ["dcvideogen", "sample"] and words[-1] == "--output=out"
-  again = [*PROGRAM, *words[1:-1], f"--output={tmp_path}"]
-  subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
-  ours, theirs = frames(served.output / name), frames(tmp_path / name)
+  browsing.wait(page, "about .* s", "#estimate")
+  browsing.shot(page, "made")
+  browsing.again(page, tmp_path)
+  ours, theirs = (
+    browsing.frames(served.output / name),
+    browsing.frames(tmp_path / name),
+  )
   assert ours.shape == (40, 64, 64, 3) and (ours == theirs).all()
   assert served.left() == []
 
 
+def test_few_steps_belong_to_their_lora(tab, served, tmp_path):
+  page, before = tab(), served.made()
+  steps = page.get_by_label("Steps").first
+  guidance = page.get_by_label("Guidance").first
+  browsing.fill(page, Steps=2)
+  page.get_by_label("few: 4 evaluations").check()
+  browsing.wait(page, "LoRA: 4 evaluations without guidance", "#estimate")
+  for field in (steps, guidance):
+    api.expect(field).to_be_disabled(timeout=browsing.SECONDS * 1000)
+  page.click("#make")
+  browsing.wait(page, "^Done")
+  assert browsing.plays(page)
+  browsing.shot(page, "few")
+  (name,) = (x for x in {*served.made()} - {*before} if x.endswith(".json"))
+  made = (served.output / name).with_suffix(".mp4")
+  report = json.loads((served.output / name).read_text())["settings"]
+  assert report["steps"] == 4 and report["few"].startswith("few=own: 4")
+  words = browsing.again(page, tmp_path)
+  assert "--few" in words and not any("steps" in x for x in words)
+  (theirs,) = tmp_path.glob("*.mp4")
+  assert (browsing.frames(made) == browsing.frames(theirs)).all()
+  browsing.upload(page, "#image", PHOTO)
+  browsing.wait(
+    page, "^Tiny brings no few-step LoRA for image to video", "#estimate"
+  )
+  page.click("#make")
+  page.wait_for_selector("#status .problem")
+  page.get_by_label("steps", exact=True).check()
+  browsing.wait(page, "tokens", "#estimate")
+  for field in (steps, guidance):
+    api.expect(field).to_be_enabled(timeout=browsing.SECONDS * 1000)
+
+
 def test_a_second_tab_works_beside_the_first(tab):
   first, second = tab(), tab()
-  fill(first, Steps=150)
+  browsing.fill(first, Steps=150)
   first.click("#make")
-  wait(first, "^Step")
+  browsing.wait(first, "^Step")
   second.click("#make")
-  wait(second, "^Waiting for another run")
-  fill(second, Frames=24)
-  wait(second, "^24 tokens", "#estimate")
-  shot(second, "waiting")
-  assert wait(first, "^Step")
-  shot(first, "steps")
-  wait(first, "^Done")
-  wait(second, "^Done")
-  assert plays(first) and plays(second)
+  browsing.wait(second, "^Waiting for another run")
+  browsing.fill(second, Frames=24)
+  browsing.wait(second, "^24 tokens", "#estimate")
+  browsing.shot(second, "waiting")
+  assert browsing.wait(first, "^Step")
+  browsing.shot(first, "steps")
+  browsing.wait(first, "^Done")
+  browsing.wait(second, "^Done")
+  assert browsing.plays(first) and browsing.plays(second)
 
 
 @pytest.mark.parametrize(
@@ -260,34 +174,28 @@ def test_a_second_tab_works_beside_the_first(tab):
 )
 def test_bad_input_gets_its_sentence(tab, served, fields, sentence):
   page, before = tab(), served.made()
-  fill(page, **fields)
+  browsing.fill(page, **fields)
   page.click("#make")
   page.wait_for_selector("#status .problem")
-  assert told(page) == sentence
+  assert browsing.told(page) == sentence
   if "Seeds" in fields:
-    shot(page, "problem")
+    browsing.shot(page, "problem")
   assert served.made() == before and served.left() == []
-
-
-def upload(page, button, path):
-  with page.expect_file_chooser() as chooser:
-    page.click(button)
-  chooser.value.set_files(path)
 
 
 def test_an_image_becomes_a_video(tab, served):
   page = tab()
-  upload(page, "#image", PHOTO)
+  browsing.upload(page, "#image", PHOTO)
   page.wait_for_selector("#thumbnail img")
   assert "first_frame.png" in page.inner_text("#thumbnail")
-  wait(page, "tokens", "#estimate")
+  browsing.wait(page, "tokens", "#estimate")
   assert "--image=first_frame.png" in page.inner_text("#command")
   assert served.left() == []
-  fill(page, Prompt="a large pink ring moves up over ocean", Steps=6)
+  browsing.fill(page, Prompt="a large pink ring moves up over ocean", Steps=6)
   page.click("#make")
-  wait(page, "^Done")
-  assert plays(page)
-  shot(page, "image")
+  browsing.wait(page, "^Done")
+  assert browsing.plays(page)
+  browsing.shot(page, "image")
   page.click("#no_image")
   page.wait_for_selector("#thumbnail img", state="detached")
   assert served.left() == []
@@ -297,9 +205,9 @@ def test_what_is_no_image_is_refused_and_removed(tab, served, tmp_path):
   page = tab()
   path = tmp_path / "text.png"
   path.write_text("no picture")
-  upload(page, "#image", path)
+  browsing.upload(page, "#image", path)
   page.wait_for_selector("#status .problem")
-  assert told(page) == (
+  assert browsing.told(page) == (
     "Text.png is not an image, or its beginning is damaged."
   )
   assert served.left() == []
@@ -307,29 +215,29 @@ def test_what_is_no_image_is_refused_and_removed(tab, served, tmp_path):
 
 def test_cancel_leaves_nothing_behind(tab, served):
   page, before = tab(), served.made()
-  fill(page, Steps=2000)
+  browsing.fill(page, Steps=2000)
   page.click("#make")
-  wait(page, "^Step")
+  browsing.wait(page, "^Step")
   page.click("#cancel")
-  assert wait(page, "^Cancelled") == "Cancelled. Nothing was kept."
-  shot(page, "cancelled")
+  assert browsing.wait(page, "^Cancelled") == "Cancelled. Nothing was kept."
+  browsing.shot(page, "cancelled")
   assert served.made() == before and served.left() == []
   assert [x for x in served.output.iterdir() if x.name.startswith(".")] == []
-  fill(page, Steps=2)
+  browsing.fill(page, Steps=2)
   page.click("#make")
-  wait(page, "^Done")
+  browsing.wait(page, "^Done")
 
 
 def test_a_tab_that_is_closed_ends_its_run(tab, served):
   gone, page, before = tab(), tab(), len(served.made())
-  fill(gone, Steps=2000)
+  browsing.fill(gone, Steps=2000)
   gone.click("#make")
-  wait(gone, "^Step")
-  fill(page, Steps=2)
+  browsing.wait(gone, "^Step")
+  browsing.fill(page, Steps=2)
   page.click("#make")
-  wait(page, "^Waiting")
+  browsing.wait(page, "^Waiting")
   gone.close()
-  wait(page, "^Done")
+  browsing.wait(page, "^Done")
   assert len(served.made()) == before + 3
 
 
@@ -337,23 +245,25 @@ def test_reconstruct(tab, served, tmp_path):
   page = tab()
   page.get_by_role("tab", name="Reconstruct").click()
   page.click("#reconstruct")
-  figures = wait(page, "PSNR", "#figures")
+  figures = browsing.wait(page, "PSNR", "#figures")
   assert re.search(r"PSNR \d\d\.\d\d dB, SSIM 0\.\d+, 16 frames", figures)
-  assert plays(page, "#side video")
+  assert browsing.plays(page, "#side video")
   assert page.evaluate("document.querySelector('#maps img').naturalWidth") > 500
-  shot(page, "reconstruct")
+  browsing.shot(page, "reconstruct")
   path = tmp_path / "broken.mp4"
-  path.write_bytes((ROOT / "dcvideogen_jax/assets/demo.mp4").read_bytes()[:999])
-  upload(page, "#upload", path)
-  wait(page, "broken.mp4", "#input")
+  path.write_bytes(
+    (browsing.ROOT / "dcvideogen_jax/assets/demo.mp4").read_bytes()[:999]
+  )
+  browsing.upload(page, "#upload", path)
+  browsing.wait(page, "broken.mp4", "#input")
   page.click("#reconstruct")
   page.wait_for_selector("#figures .problem")
-  assert told(page, "#figures").startswith("Broken.mp4")
-  upload(page, "#upload", PHOTO)
-  wait(page, "first_frame.png", "#input")
+  assert browsing.told(page, "#figures").startswith("Broken.mp4")
+  browsing.upload(page, "#upload", PHOTO)
+  browsing.wait(page, "first_frame.png", "#input")
   page.click("#reconstruct")
   page.wait_for_selector("#side img")
-  assert "1 frame," in wait(page, "dB", "#figures")
+  assert "1 frame," in browsing.wait(page, "dB", "#figures")
   page.close()
   deadline = time.monotonic() + 20
   while served.left() and time.monotonic() < deadline:

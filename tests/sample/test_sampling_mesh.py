@@ -7,7 +7,7 @@ import pytest
 from configs import common
 from dcvideogen_jax import config_parts, errors, memory
 from dcvideogen_jax.models import bands
-from dcvideogen_jax.sample import chunkwise, loading, pipeline, placement
+from dcvideogen_jax.sample import chunkwise, pipeline, placement
 from tests.sample import small
 
 # Latents have 45 tokens and 5 columns, which no mesh divides.
@@ -17,7 +17,7 @@ FIELDS = {"heads": 4}
 def spread(made, weights=("fsdp",), **sizes):
   """Places the pipeline on a mesh."""
   layout = placement.layout(sizes, config_parts.sample_sharding(*weights))
-  parts = loading.placed(made.parts, layout)
+  parts = placement.placed(made.parts, layout)
   return pipeline.DCVideoGen(parts, layout=layout)
 
 
