@@ -31,10 +31,11 @@ UMT5 = {
   "head_width": 64,
   "ffn_width": 512,
 }
+# As many layers as it takes to have a matrix of every type.
 CLIP = {
   "image_size": 28,
   "patch": 14,
-  "layers": 2,
+  "layers": 4,
   "width": 256,
   "heads": 4,
   "ffn_width": 512,
@@ -114,21 +115,39 @@ def test_models(tmp_path, name):
   expected = {
     n: read[prefix + rename(n)].reshape(arrays[n].shape) for n in arrays
   }
-  assert len({kind for kind, _ in stored.values()}) > 8
+  assert {kind for kind, _ in stored.values()} == {
+    *gguf_writing.QUANTISABLE,
+    *gguf_writing.RANDOM,
+    *gguf_writing.PLAIN,
+  }
 
   found = loaded(kind, path, fields, layout, jnp.float32)
   for n, x in expected.items():
     np.testing.assert_array_equal(found[n], x, err_msg=n)
-  found = loaded(kind, tmp_path, fields, layout)
-  for n, x in expected.items():
-    # Layers in float16 or float32 make a stack of layers float32.
-    assert found[n].dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
-    np.testing.assert_array_equal(found[n], x.astype(found[n].dtype), n)
+  for dtype in (jnp.bfloat16, None):
+    found = loaded(kind, tmp_path, fields, layout, dtype)
+    for n, x in expected.items():
+      # Layers in float16 or float32 make a stack of layers float32, and some
+      # parameters stay float32 always.
+      assert found[n].dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
+      np.testing.assert_array_equal(found[n], x.astype(found[n].dtype), n)
 
 
 def loaded(kind, path, fields, layout, dtype=None):
   module, variables = convert.load(kind, path, fields, dtype=dtype)
   return convert.to_torch(kind, module, variables, layout)
+
+
+def test_llama_cpp_names_no_layer_of_clip(tmp_path):
+  arrays = checkpoints.state_dict("clip_vision", CLIP, "transformers")
+  layers = r"vision_model\.encoder\.layers\.(\d+)\.mlp\.fc1"
+  renamed = {
+    re.sub(layers, r"v.blk.\1.ffn_up", name): ("F32", x)
+    for name, x in arrays.items()
+  }
+  path = gguf_writing.write(tmp_path / "x.gguf", renamed, "clip")
+  with pytest.raises(errors.UserError, match=r"v\.blk\.0\.ffn_up"):
+    convert.load("clip_vision", path, CLIP)
 
 
 def test_a_quantised_stack_is_kept_in_bfloat16(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,6 +14,29 @@ from tests.convert import checkpoints
 FIELDS = checkpoints.T2V | {"layers": 1}
 NAME = "blocks.0.ffn.0"
 FLOAT8 = ml_dtypes.float8_e4m3fn
+CASTS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+SIZES = {"layers": 1, "width": 16, "heads": 2, "ffn_width": 24}
+# Kind, fields, layout, prefix of the names, and the layer that is quantised.
+MODELS = {
+  "transformer": ("wan_dit", FIELDS, "original", "", NAME),
+  "transformer of ComfyUI": (
+    *("wan_dit", FIELDS, "original", "model.diffusion_model.", NAME),
+  ),
+  "UMT5": (
+    "umt5",
+    SIZES | {"vocab": 40, "head_width": 8},
+    "transformers",
+    "",
+    "encoder.block.0.layer.1.DenseReluDense.wi_0",
+  ),
+  "CLIP": (
+    "clip_vision",
+    SIZES | {"image_size": 28, "patch": 14},
+    "transformers",
+    "",
+    "vision_model.encoder.layers.0.mlp.fc1",
+  ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +44,12 @@ def plain():
   return checkpoints.state_dict("wan_dit", FIELDS, "original")
 
 
-def quantised(plain, prefix="", **beside):
+def quantised(plain, prefix="", layer=NAME, **beside):
   """Replaces a layer's weight by the tensors that a quantising tool writes."""
   tensors = dict(plain)
-  weight = tensors.pop(f"{NAME}.weight")
+  weight = tensors.pop(f"{layer}.weight")
   for suffix, value in beside.items():
-    name = NAME + "." + suffix.replace("__", ".")
+    name = layer + "." + suffix.replace("__", ".")
     tensors[name] = value(weight) if callable(value) else value
   return {prefix + name: x for name, x in tensors.items()}
 
@@ -92,20 +116,28 @@ FORMATS = {
   "by torchao": {"weight_qdata": int8, "weight_zero_point": ROWS},
   "by Nunchaku": {"qweight": int8, "wscales": ROWS},
   "GPTQ, AWQ or MLX": {"qweight": int8, "qzeros": ROWS},
+  "by HQQ": {"W_q": int8, "zero": ROWS},
+  "as compressed-tensors does it": {
+    "weight_packed": int8,
+    "weight_scale": ROWS,
+  },
+  "with scales of inputs": {"weight": fp8, "input_scale": SCALE},
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_formats_are_named(tmp_path, plain, name, prefix):
+@pytest.mark.parametrize("model", MODELS)
+def test_formats_are_named(tmp_path, name, model):
+  kind, fields, layout, prefix, layer = MODELS[model]
   path = tmp_path / "x.safetensors"
-  tensors = quantised(plain, prefix, **FORMATS[name])
+  arrays = checkpoints.state_dict(kind, fields, layout)
+  tensors = quantised(arrays, prefix, layer, **FORMATS[name])
   safetensors.numpy.save_file(tensors, path)
   with pytest.raises(errors.UserError, match=f"is quantised .*{name}") as e:
-    convert.load("wan_dit", path, FIELDS)
+    convert.load(kind, path, fields)
   told = str(e.value)
   assert told.startswith(str(path)) and " is quantised " in told
-  assert NAME in told and "which is not read here" in told
+  assert layer in told and "which is not read here" in told
   assert len(told) < 400 + len(str(path)) and "\n" not in told
 
 
@@ -119,22 +151,36 @@ def test_the_mark_of_a_file_without_its_scales(plain, marker):
 @pytest.mark.parametrize(
   "dtype", [np.int8, np.uint8, np.int16, np.int64, ml_dtypes.float8_e8m0fnu]
 )
-def test_numbers_without_scales_are_no_weights(plain, dtype):
+@pytest.mark.parametrize("model", ["transformer", "UMT5", "CLIP"])
+def test_numbers_without_scales_are_no_weights(model, dtype):
   """Taken as floats, every one of them would be wrong."""
-  tensors = quantised(plain, weight=lambda x: np.ones_like(x).astype(dtype))
-  told = rf"{NAME}\.weight holds {np.dtype(dtype).name}, quantised in a form"
-  with pytest.raises(errors.UserError, match=told):
-    convert.load("wan_dit", tensors, FIELDS)
-
-
-def test_a_cast_to_float8_is_still_read(plain):
-  tensors = quantised(plain, weight=fp8)
-  module, variables = convert.load("wan_dit", tensors, FIELDS)
-  found = convert.to_torch("wan_dit", module, variables, "original")
-  weight = plain[f"{NAME}.weight"]
-  np.testing.assert_array_equal(
-    found[f"{NAME}.weight"].astype(np.float32), fp8(weight).astype(np.float32)
+  kind, fields, layout, _, layer = MODELS[model]
+  arrays = checkpoints.state_dict(kind, fields, layout)
+  tensors = quantised(
+    arrays, layer=layer, weight=lambda x: np.ones_like(x).astype(dtype)
   )
+  told = rf"{layer}\.weight holds {np.dtype(dtype).name}, quantised in a form"
+  with pytest.raises(errors.UserError, match=told):
+    convert.load(kind, tensors, fields)
+
+
+@pytest.mark.parametrize("model", ["transformer", "UMT5", "CLIP"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, None])
+def test_casts_to_float8_are_exact(model, dtype):
+  kind, fields, layout, *_ = MODELS[model]
+  arrays = checkpoints.state_dict(kind, fields, layout)
+  matrices = [name for name, x in arrays.items() if x.ndim == 2]
+  assert len(matrices) > len(CASTS)
+  cast = {
+    name: arrays[name].astype(CASTS[i % len(CASTS)])
+    for i, name in enumerate(matrices)
+  }
+  loaded = convert.load(kind, arrays | cast, fields, dtype=dtype)
+  found = convert.to_torch(kind, *loaded, layout)
+  for name, x in cast.items():
+    np.testing.assert_array_equal(
+      found[name].astype(np.float32), x.astype(np.float32), name
+    )
 
 
 def test_a_config_that_says_so(tmp_path, plain):
