@@ -3,8 +3,11 @@
 A distilled model is evaluated at a few fixed noise levels, without guidance.
 The levels belong to its weights: others give worse videos. Sources:
 
-- ModelTC/LightX2V `models/schedulers/wan/step_distill/scheduler.py` (commit
-  f8aee98), whose timesteps are not rounded;
+- ModelTC/LightX2V `lightx2v/models/schedulers/wan/step_distill/scheduler.py`
+  (commit f8aee98), whose timesteps are not rounded. All steps are Euler's since
+  commit 753a494 (24 November 2025); from 6af1958 (17 July 2025) until then each
+  step but the last added fresh noise, as "renoise" does. The levels were the
+  same;
 - kijai/ComfyUI-WanVideoWrapper `wanvideo/schedulers/__init__.py` and LightX2V's
   configs, for the nine timesteps of CausVid;
 - guandeh17/Self-Forcing `pipeline/causal_inference.py` (commit 33593df).
