@@ -26,6 +26,8 @@ def parse(text: str | bytes) -> Any:
     return json.loads(text, object_pairs_hook=_once)
   except RecursionError:
     raise ValueError("it is nested too deep") from None
+  except UnicodeDecodeError as e:
+    raise ValueError(str(e)) from None  # The error itself holds the whole text.
 
 
 def stand_in(start: bytes) -> str | None:

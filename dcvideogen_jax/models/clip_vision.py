@@ -221,7 +221,7 @@ def build(config: Mapping[str, Any], **overrides: Any) -> CLIPVision:
   fields.layers("layers", module.layers)
   for name in ("image_size", "patch", "width", "heads", "ffn_width"):
     fields.count(name, getattr(module, name))
-  fields.positive("eps", module.eps)
+  fields.epsilon("eps", module.eps)
   for whole, part in (("width", "heads"), ("image_size", "patch")):
     if getattr(module, whole) % getattr(module, part):
       raise ValueError(

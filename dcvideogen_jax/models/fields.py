@@ -20,6 +20,7 @@ Module = TypeVar("Module", bound=nn.Module)
 # counted, which takes the layers one by one.
 _MOST = 10**7
 _MOST_LAYERS = 1000
+_MOST_EPSILON = 0.1
 
 
 def build(
@@ -98,6 +99,19 @@ def positive(name: str, value: Any) -> None:
   if not (_is_number(value) and value > 0):
     raise ValueError(
       f"{name} is {told(value)}, expected a finite number above 0"
+    )
+
+
+def epsilon(name: str, value: Any) -> None:
+  """Checks that a value is above 0 and small beside the variance of a norm.
+
+  Raises:
+    ValueError: if the value is not.
+  """
+  positive(name, value)
+  if value > _MOST_EPSILON:
+    raise ValueError(
+      f"{name} is {told(value)}, expected a number up to {_MOST_EPSILON}"
     )
 
 

@@ -313,7 +313,7 @@ def build(config: Mapping[str, Any], **overrides: Any) -> UMT5Encoder:
   counts = ("vocab", "width", "heads", "head_width", "ffn_width")
   for name in (*counts, "buckets", "max_distance"):
     fields.count(name, getattr(module, name))
-  fields.positive("eps", module.eps)
+  fields.epsilon("eps", module.eps)
   fields.weights(module.weights)
   if module.buckets % 4:
     raise ValueError(

@@ -379,7 +379,7 @@ def _check_fields(module: WanDiT) -> None:
       f"frequencies is {module.frequencies}, expected an even number: half are"
       " cosines"
     )
-  fields.positive("eps", module.eps)
+  fields.epsilon("eps", module.eps)
   fields.weights(module.weights)
   for i, n in enumerate(module.patch):
     fields.count(f"patch[{i}]", n, most=_MOST_PATCH)

@@ -108,6 +108,11 @@ def no_index(index):
   index.write_text("[1, 2]")
 
 
+def no_text(index):
+  content = index.read_bytes()
+  index.write_bytes(content[:88] + b"\xff" + content[89:])
+
+
 @pytest.mark.parametrize(
   ("damage", "message"),
   [
@@ -121,13 +126,15 @@ def no_index(index):
     (truncated_shard, r"-00003-of-00003\.safetensors is not a whole"),
     (escaping_shard, r"'\.\./x\.safetensors' is no name of a file"),
     (no_index, r"is not an index of weights"),
+    (no_text, r"is not an index of weights: .*can't decode byte 0xff"),
   ],
 )
 def test_damaged_sharded_checkpoints(tmp_path, values, damage, message):
   index = checkpoints.write_sharded(tmp_path, values, 3)
   damage(index)
-  with pytest.raises(errors.UserError, match=message):
+  with pytest.raises(errors.UserError, match=message) as caught:
     sources.open_source(tmp_path)
+  assert len(str(caught.value)) < len(str(tmp_path)) + 400
 
 
 def test_a_file_that_shrinks_after_opening(tmp_path, values):

@@ -125,6 +125,7 @@ def test_means_of_latents_are_finite(value):
     ("wan_dit", {"ffn_dim": 10**30}, "ffn_width is .*, expected at most"),
     ("wan_dit", {"rope_scale": 2}, "rope_scale is 2, expected a list"),
     ("wan_dit", {"eps": "small"}, "eps is 'small', expected a finite number"),
+    ("wan_dit", {"eps": 512}, "eps is 512, expected a number up to 0.1"),
     (
       "clip_vision",
       {"model_type": "clip", "vision_config": []},
