@@ -201,7 +201,7 @@ def _make(processes: int) -> tuple[list[Any], dict[str, Any]]:
       **options,
     )
 
-  job.run(make, str(folder), texts=lambda prompt: [prompt], told={})
+  job.run(make, str(folder), texts=lambda prompt: [prompt], told={}, whole=True)
   videos = [
     generation_runs.Video(
       folder / vbench.VIDEOS / f"{x.name()}.mp4", x.prompt, x.image

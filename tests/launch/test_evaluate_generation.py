@@ -20,7 +20,7 @@ def made(programs, tmp_path_factory):
   output = tmp_path_factory.mktemp("made") / "world.json"
   command = (
     *("launch.evaluate", "--what=generation", f"--output={output}"),
-    *("--world_prompts=3", "--task=i2v", *SMALL),
+    *("--world_prompts=3", "--task=i2v", "--text_encoder=once", *SMALL),
   )
   process = killing.start(command, programs.cache)
   for line in process.stdout:
@@ -39,6 +39,8 @@ def test_a_stopped_run_makes_and_measures_what_is_left(made):
   output, finished = made
   assert "3 videos; 0 are there" not in finished.stdout
   assert "scenes: 3 videos; " in finished.stdout
+  # CLIP is there before the transformer, and no more beside it.
+  assert "loading the image encoders of" in finished.stdout
   report = json.loads(output.read_text())
   assert report["videos"] == 3 and report["made"]["task"] == "i2v"
   rows = report["by_video"]
