@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -224,8 +223,7 @@ def with_lora(
       apart.
   """
   module = module.clone(lora_rank=updates.rank, lora_alpha=float(updates.rank))
-  example = KINDS[kind].example(module)
-  variables = jax.eval_shape(module.init, jax.random.key(0), *example)
+  variables = KINDS[kind].init(module)
   return module, {"lora": lora.collection(updates, variables["lora"])}
 
 

@@ -20,12 +20,15 @@ def _stages(half: str) -> list[Rule]:
 
 
 _UP = "decoder.project_out.op_list"
-RULES = [
-  *linear("encoder.project_in.conv.conv", "encoder/project_in/conv", CONV3D),
-  *_stages("encoder"),
-  *linear("encoder.project_out.conv", "encoder/project_out", CONV3D),
+DECODER_RULES = [
   *linear("decoder.project_in.conv", "decoder/project_in", CONV3D),
   *_stages("decoder"),
   *norm(f"{_UP}.0", "decoder/norm_out"),
   *linear(f"{_UP}.2.conv.conv", "decoder/project_out/conv", CONV3D),
+]
+RULES = [
+  *linear("encoder.project_in.conv.conv", "encoder/project_in/conv", CONV3D),
+  *_stages("encoder"),
+  *linear("encoder.project_out.conv", "encoder/project_out", CONV3D),
+  *DECODER_RULES,
 ]

@@ -29,7 +29,7 @@ class Kind(NamedTuple):
     layouts: name of a layout -> its rules; the first is written by default.
     variants: released configurations by name.
     build: configuration -> module.
-    example: module -> shapes and dtypes of the arguments of `__call__`.
+    example: module -> shapes and dtypes of the arguments of `method`.
     ignored: regular expressions of PyTorch names that are not loaded, because
       the model here has no such parameter.
     aliases: additional PyTorch names -> names in the layouts, for an array of
@@ -45,6 +45,7 @@ class Kind(NamedTuple):
       directory that holds several models.
     stem: file name of the weights, without suffix, in another library's
       directory.
+    method: of the module; the parameters that it uses are the model's.
   """
 
   layouts: Mapping[str, Sequence[naming.Rule]]
@@ -58,6 +59,15 @@ class Kind(NamedTuple):
   infer: Callable[[Mapping[str, naming.Shape]], Fields | None] = _nothing
   files: Sequence[str] = ()
   stem: str = "diffusion_pytorch_model"
+  method: str = "__call__"
+
+  def init(self, module: Any) -> Any:
+    """Returns the shapes and dtypes of a module's variables."""
+    return jax.eval_shape(
+      lambda key, *x: module.init(key, *x, method=self.method),
+      jax.random.key(0),
+      *self.example(module),
+    )
 
 
 def _float(*shape: int) -> jax.ShapeDtypeStruct:
@@ -67,6 +77,11 @@ def _float(*shape: int) -> jax.ShapeDtypeStruct:
 def _video(module: dc_ae_v.DCAEV) -> tuple[jax.ShapeDtypeStruct, ...]:
   size = module.spatial_factor
   return (_float(1, module.frames_multiple, size, size, 3),)
+
+
+def _deep(module: dc_ae_v.DCAEV) -> tuple[jax.ShapeDtypeStruct, ...]:
+  frames = module.frames_multiple // module.temporal_factor
+  return (_float(1, frames, 1, 1, module.latent_channels),)
 
 
 def _latents(module: wan_dit.WanDiT) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -104,6 +119,13 @@ KINDS = {
     dc_ae_v.build,
     _video,
     files=("dc-ae-v*.pt",),
+  ),
+  "dc_ae_v_decoder": Kind(
+    {"official": dc_ae_v_table.DECODER_RULES},
+    dc_ae_v.FAST,
+    dc_ae_v.build,
+    _deep,
+    method="decode",
   ),
   "wan_dit": Kind(
     wan_dit_table.LAYOUTS,

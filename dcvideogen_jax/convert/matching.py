@@ -93,9 +93,7 @@ def by_one_name(kind: str, where: str, tensors: Tensors) -> Tensors:
 @functools.cache
 def parameters(kind: str, module: nn.Module) -> Any:
   """Returns the parameter tree as `jax.ShapeDtypeStruct`s."""
-  example = kinds.KINDS[kind].example(module)
-  variables = jax.eval_shape(module.init, jax.random.key(0), *example)
-  return variables["params"]
+  return kinds.KINDS[kind].init(module)["params"]
 
 
 def nearest_layout(

@@ -14,6 +14,7 @@ class DecoderFirst(spaces.DCAEVLatents):
     module: Any,
     variables: spaces.Variables,
     encoder: Callable[[], spaces.Variables] | None = None,
+    decoder: Any = None,
   ):
     """Builds the space.
 
@@ -21,8 +22,9 @@ class DecoderFirst(spaces.DCAEVLatents):
       module: the autoencoder.
       variables: those of its decoder.
       encoder: loads the variables of its encoder; None if there is none.
+      decoder: as for `spaces.DCAEVLatents`.
     """
-    super().__init__(module, variables)
+    super().__init__(module, variables, decoder)
     self._encoder = encoder
 
   def load_encoder(self) -> None:

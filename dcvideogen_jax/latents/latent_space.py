@@ -1,5 +1,6 @@
 """The interface of a latent space: its geometry, encoding and decoding."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -36,6 +37,12 @@ class LatentSpace:
     self.channels = module.latent_channels
     self.spatial = module.spatial_factor
     self.temporal = module.temporal_factor
+
+  def with_variables(self, variables: Variables) -> "LatentSpace":
+    """Returns the space with other variables."""
+    other = copy.copy(self)
+    other.variables = variables
+    return other
 
   @property
   def image_frames(self) -> int:

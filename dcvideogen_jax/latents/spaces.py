@@ -35,6 +35,22 @@ _WAN_COPIES = 16
 class DCAEVLatents(latent_space.LatentSpace):
   """The latents of DC-AE-V, a `DCAEV`: each latent frame holds 4 frames."""
 
+  def __init__(
+    self,
+    module: dc_ae_v.DCAEV,
+    variables: Variables,
+    decoder: dc_ae_v.DCAEV | None = None,
+  ):
+    """Builds the space.
+
+    Args:
+      module: the autoencoder.
+      variables: its parameters, those of the decoder that is used among them.
+      decoder: decodes instead of `module`, whose latents it takes.
+    """
+    super().__init__(module, variables)
+    self._decoder = decoder or module
+
   def clip_frames(self, frames: int) -> int:
     """Returns how many frames of a clip are encoded: all of them.
 
@@ -49,7 +65,7 @@ class DCAEVLatents(latent_space.LatentSpace):
 
   def decoder(self, dtype: Any) -> dc_ae_v.DCAEV:
     """Returns the module that decodes in a pipeline of this dtype."""
-    return self.module.clone(dtype=dtype)
+    return self._decoder.clone(dtype=dtype)
 
   def encode_whole(self, video: videos.Video) -> Latents:
     """Encodes clips; repeats the last frame until it fills a chunk.

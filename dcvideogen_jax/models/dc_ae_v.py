@@ -281,6 +281,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "f64t4c128": {"latent_channels": 128, "latent_scale": 0.4752, **_F64},
 }
 
+# Smaller models, whose decoders are trained to decode the latents of the
+# variants (`train.fast_decoder`) at under a fifth of the FLOPs. Nine tenths of
+# a decoder's work are in stages 1 to 3; the coarse ones have the variant's
+# shapes, so that its weights are a start.
+_FAST_WIDTHS = (128, 128, 256, 512, 1024, 1024, 1024)
+_FAST_DEPTHS = (0, 2, 4, 2, 2, 4, 4)
+FAST: dict[str, dict[str, Any]] = {
+  name: {
+    **row,
+    "widths": _FAST_WIDTHS + row["widths"][len(_FAST_WIDTHS) :],
+    "depths": _FAST_DEPTHS + row["depths"][len(_FAST_DEPTHS) :],
+  }
+  for name, row in VARIANTS.items()
+}
 
 # Upper bound of the fields in `_COUNTS`: video frames of a chunk, and pixels or
 # frames per latent.

@@ -92,10 +92,7 @@ def part(kind: str, variant: str, **overrides: Any) -> "loading.LoadedModel":
 
   known = convert.KINDS[kind]
   module = known.build(known.variants[variant], **overrides)
-  return loading.LoadedModel(
-    module,
-    jax.eval_shape(module.init, jax.random.key(0), *known.example(module)),
-  )
+  return loading.LoadedModel(module, known.init(module))
 
 
 def place(mesh: Mesh, tree: Any, columns: int | None = None) -> Any:

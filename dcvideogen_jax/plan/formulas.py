@@ -125,7 +125,7 @@ def peak_in_turn(
 
   Args:
     weights: result of `weights`.
-    halves: result of `sampling.halves`.
+    halves: result of `residency.halves`.
     found: of the video.
 
   Returns:
@@ -179,7 +179,7 @@ def _autoencoder(parts, size, platform):
   to_decode = bands.least_bytes(module, *size[1:], decode=True, **options)
   to_encode = 0
   if parts.task == "i2v":  # The condition is encoded in float32.
-    exact = module.clone(dtype=jnp.float32)
+    exact = space.module.clone(dtype=jnp.float32)
     to_encode = bands.least_bytes(exact, *size[1:], decode=False, **options)
   chunks = -(-frames // module.chunk_frames)
   work = chunks * bands.work(module, *size[1:], decode=True)

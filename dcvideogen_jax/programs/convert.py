@@ -28,7 +28,14 @@ import dcvideogen_jax
 from dcvideogen_jax import errors, files
 from dcvideogen_jax.programs import common
 
-_KINDS = ["clip_vision", "dc_ae_v", "umt5", "wan_dit", "wan_vae"]
+_KINDS = [
+  "clip_vision",
+  "dc_ae_v",
+  "dc_ae_v_decoder",
+  "umt5",
+  "wan_dit",
+  "wan_vae",
+]
 _LAYOUTS = [
   "diffusers",
   "official",
@@ -41,7 +48,8 @@ _KIND = flags.DEFINE_enum(
   "kind",
   "dc_ae_v",
   _KINDS,
-  "Model to convert: the autoencoder DC-AE-V, Wan's transformer (wan_dit) or"
+  "Model to convert: the autoencoder DC-AE-V, or a decoder that was trained for"
+  " one (dc_ae_v_decoder); Wan's transformer (wan_dit) or"
   " autoencoder (wan_vae), or the encoders of text (umt5) and of images"
   " (clip_vision).",
 )
