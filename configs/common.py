@@ -100,7 +100,7 @@ def phase(c: ml_collections.ConfigDict, name: str) -> None:
   c.start, c.weights = row.start, optional(str)
   c.dtype = "float32"
   terms = ("l1", "mse", "gradient", "dssim", "wavelet", "lpips")
-  terms += ("latent", "gan")
+  terms += ("latent", "gan", "teacher", "features")
   c.loss = dict.fromkeys(terms, 0.0) | dict(row.loss)
   # Networks of the loss and of the validation, and the frames of each clip that
   # the loss sees in a step.
@@ -110,6 +110,8 @@ def phase(c: ml_collections.ConfigDict, name: str) -> None:
   # Numbers of latent channels, one of which a clip's decoder sees; () for all.
   c.prefixes = ()
   c.optim.update(row.optim)
+  # Widths and depths of a smaller decoder, for the phase that trains one.
+  c.decoder = None
   c.discriminator = None
   if row.discriminator:
     c.discriminator = ml_collections.ConfigDict(row.discriminator)

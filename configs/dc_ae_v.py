@@ -9,6 +9,12 @@
   dcvideogen train --config=$C,phase=adversarial --workdir=out/last $D \\
     --config.weights=out/high/model --export=out/last/model
 
+A decoder with a fifth of the FLOPs for the same latents, of a trained or a
+released model; `--decoder=fast` of `dcvideogen sample` then takes it:
+
+  dcvideogen train --config=$C,phase=fast --workdir=out/fast $D \\
+    --config.weights=MODEL --export=MODEL_fast
+
 The authors have not published their recipe. The phases are rows of
 `train.autoencoder_phases`: those of DC-AE, with the losses, the optimiser and
 the share of images of Open-Sora 2.0's Video DC-AE. The official f32t4c32
@@ -24,7 +30,7 @@ Compiled ahead of time for a v5p:4x4x4 slice (`dcvideogen plan train`, jax
 import ml_collections
 
 from configs import common
-from dcvideogen_jax.models.dc_ae_v import VARIANTS
+from dcvideogen_jax.models.dc_ae_v import FAST, VARIANTS
 from dcvideogen_jax.train.autoencoder_phases import PHASES
 
 
@@ -60,6 +66,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   common.phase(c, arg.phase)
   c.dtype, c.optim.schedule = "bfloat16", "constant"
   row = PHASES[arg.phase]
+  if row.smaller:
+    c.decoder = {key: FAST[arg.variant][key] for key in ("widths", "depths")}
   c.data = common.clips("videos", row.frames, row.size, "out/videos")
   c.data.images = row.images
   c.data.image_frames = row.frames // c.model.temporal_factor
@@ -77,8 +85,9 @@ def _shrink(c: ml_collections.ConfigDict) -> None:
   c.optim.warmup = 0
   c.mesh.data, c.mesh.fsdp = -1, 1
   c.val.batches = c.statistics = 1
-  c.model.widths = tuple(n // 32 for n in c.model.widths)
-  c.model.depths = (0, *(1 for _ in c.model.depths[1:]))
+  for model in (c.model, c.decoder) if c.decoder else (c.model,):
+    model.widths = tuple(n // 32 for n in model.widths)
+    model.depths = (0, *(1 for _ in model.depths[1:]))
   c.model.chunk_frames = 8
   c.batch_size = c.val.batch_size = 8
   for data in (c.data, c.val.data):

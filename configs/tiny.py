@@ -56,6 +56,11 @@ def _autoencoder(c, arg) -> None:
     "time": arg.time,
   }
   _phase(c, arg.phase)
+  if PHASES[arg.phase].smaller:
+    c.decoder = {
+      "widths": (16, 8, 16, 32, 32, 64, 64),
+      "depths": c.model.depths,
+    }
   c.data = common.clips("mix", 16, 64, "out/clips")
   c.data.images, c.data.image_frames = PHASES[arg.phase].images, 4
   held_out = common.clips("records", 16, 64, "out/heldout/frames16")
@@ -64,6 +69,8 @@ def _autoencoder(c, arg) -> None:
     _shrink(c)
     c.model.widths, c.model.depths = (8, 8, 8, 8), (0, 1, 1, 1)
     c.model.spatial_factor = 4
+    if c.decoder:
+      c.decoder = {"widths": (8, 4, 8, 8), "depths": c.model.depths}
     common.without_files(c)
     c.lpips.measure = None  # AlexNet needs larger frames.
     if c.discriminator:

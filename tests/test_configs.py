@@ -33,12 +33,14 @@ LOCAL = [
   ),
   (tiny, "wan_autoencoder,runlocal"),
   (tiny, "autoencoder,phase=adversarial,runlocal"),
+  (tiny, "autoencoder,phase=fast,runlocal"),
   pytest.param(dc_ae_v, "phase=pixels,runlocal", marks=pytest.mark.slow),
   (dc_ae_v, "f32t4c32,runlocal"),
   pytest.param(dc_ae_v, "phase=high,runlocal", marks=pytest.mark.slow),
   pytest.param(
     dc_ae_v, "phase=adversarial_all,runlocal", marks=pytest.mark.slow
   ),
+  pytest.param(dc_ae_v, "phase=fast,runlocal", marks=pytest.mark.slow),
 ]
 
 

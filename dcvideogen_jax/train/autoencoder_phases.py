@@ -31,6 +31,8 @@ class Phase(NamedTuple):
     images: share of the batches that are images.
     discriminator: fields of `adversarial.Adversary`, or None. Its "optim" are
       the fields that differ, as in `optim`.
+    smaller: whether a smaller decoder trains in place of the model's own, which
+      is its teacher; see `fast_decoder`.
   """
 
   what: str
@@ -42,6 +44,7 @@ class Phase(NamedTuple):
   size: int = 256
   images: float = 0.2
   discriminator: Mapping[str, Any] | None = None
+  smaller: bool = False
 
 
 _NOTHING_ELSE = ((".*", False),)
@@ -114,6 +117,14 @@ PHASES: Mapping[str, Phase] = {
     _DECODER,
     _PERCEPTUAL,
     _OPEN_SORA,
+  ),
+  "fast": Phase(
+    "a smaller decoder of the same latents",
+    "weights",
+    (("(decoder|projections)/.*", True), *_NOTHING_ELSE),
+    {**_PERCEPTUAL, "teacher": 0.5, "features": 0.1},
+    {**_OPEN_SORA, "lr": 1e-4},
+    smaller=True,
   ),
   "pixels": Phase(
     "every layer, by the absolute difference alone",

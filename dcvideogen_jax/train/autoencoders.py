@@ -157,8 +157,12 @@ def predictions(
   return {"measure": measure, "reconstruct": show}
 
 
-def build(builder: Callable[[Any], Any], fields: Mapping[str, Any]) -> Any:
-  """Builds a model from config.model.
+def build(
+  builder: Callable[[Any], Any],
+  fields: Mapping[str, Any],
+  section: str = "config.model",
+) -> Any:
+  """Builds a model from a section of a config.
 
   Raises:
     errors.UserError: if the fields do not fit.
@@ -166,4 +170,4 @@ def build(builder: Callable[[Any], Any], fields: Mapping[str, Any]) -> Any:
   try:
     return builder(fields)
   except ValueError as e:
-    raise errors.UserError(f"config.model: {e}") from e
+    raise errors.UserError(f"{section}: {e}") from e

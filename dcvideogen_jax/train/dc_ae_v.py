@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dcvideogen_jax import errors
+from dcvideogen_jax import errors, tree
 from dcvideogen_jax.models import dc_ae_v
 from dcvideogen_jax.train import (
   adversarial,
   autoencoder_phases,
   autoencoders,
+  fast_decoder,
   inflation,
   losses,
   perceptual,
@@ -24,7 +25,7 @@ from dcvideogen_jax.train import task as task_lib
 # Names of the variables that are DC-AE-V's own.
 PARTS = ("encoder", "decoder")
 # Terms of the loss that need more than two videos.
-_OTHER_TERMS = ("lpips", "latent", "gan")
+_OTHER_TERMS = ("lpips", "latent", "gan", *fast_decoder.TERMS)
 
 
 def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
@@ -41,9 +42,11 @@ def autoencoder(config: Mapping[str, Any]) -> task_lib.Task:
       loss: the weight of each term, a mean each: those of `losses.TERMS`;
         "lpips"; "gan"; and "latent", the squared difference between the latents
         of the reconstruction and those of the clip, by an encoder that gets no
-        gradient from it.
+        gradient from it; and those of `fast_decoder.TERMS`.
       lpips: as for `perceptual.Perceptual`.
       discriminator: as for `adversarial.Adversary`.
+      decoder: widths and depths of a smaller decoder, in the phase that trains
+        one; None or missing in the others.
       prefixes: numbers of latent channels, one of which is drawn for each clip.
         The decoder sees that many first channels, and zeros in place of the
         others. () for all channels.
@@ -75,24 +78,37 @@ class _Reconstructing:
     dtype = errors.choose(
       "dtype", config.get("dtype", "float32"), weights.DTYPES
     )
-    self._module = autoencoders.build(
-      functools.partial(dc_ae_v.build, dtype=dtype), config["model"]
-    )
+    build = functools.partial(dc_ae_v.build, dtype=dtype)
+    self._module = autoencoders.build(build, config["model"])
     phase = config.get("phase", "pixels")
+    row = autoencoder_phases.find(phase)
     stages = len(self._module.widths)
-    self.trainable = autoencoder_phases.trainable(
-      autoencoder_phases.find(phase), stages
-    )
+    self.trainable = autoencoder_phases.trainable(row, stages)
     self._weights = dict(config["loss"])
     self._others = {n: self._weights.pop(n, 0.0) for n in _OTHER_TERMS}
     self.perceptual = perceptual.Perceptual(
       config.get("lpips"), self._others["lpips"]
     )
+    smaller, student = config.get("decoder"), None
+    if bool(smaller) != row.smaller:
+      expected = "the widths and depths of one" if row.smaller else "none"
+      raise errors.UserError(
+        f"phase {phase} trains {row.what}: expected {expected} in "
+        f"config.decoder, found {smaller}"
+      )
+    if smaller:
+      given = fast_decoder.fields(config)
+      student = autoencoders.build(build, given, "config.decoder")
+    self._fast = fast_decoder.Distillation(
+      self._module,
+      student,
+      {name: self._others[name] for name in fast_decoder.TERMS},
+    )
     self._adversary = adversarial.Adversary(
       config.get("discriminator"), self._others["gan"]
     )
     self._prefixes = _prefixes(config, self._module)
-    self._seed = config.get("seed", 0)
+    self._seed, self._config = config.get("seed", 0), config
     self._from(config["start"], config["weights"], phase)
     for data in (config.get("data"), (config.get("val") or {}).get("data")):
       if data and "frames" in data:
@@ -142,9 +158,14 @@ class _Reconstructing:
 
   def init(self, rng: jax.Array) -> dict[str, Any]:
     # Each key is only its own part's, so that no part depends on the others.
-    nets, other = _further_keys(rng)
+    nets, other, small = _further_keys(rng)
+    params = self._init(rng)
+    if self._fast:
+      teacher = params["decoder"]
+      params |= {fast_decoder.TEACHER: teacher}
+      params |= self._fast.init(small, teacher)
     return {
-      **self._init(rng),
+      **params,
       **self.perceptual.init(nets),
       **self._adversary.init(other),
     }
@@ -152,19 +173,38 @@ class _Reconstructing:
   def _init(self, rng):
     module, size = self._module, self._module.spatial_factor
     example = jnp.zeros((1, module.temporal_factor, size, size, 3))
-    return self._warm(module.init(rng, example)["params"], module.time)
+    return {**self._warm(module.init(rng, example)["params"], module.time)}
 
   def _load(self, where: Mapping[str, Any]) -> dict[str, Any]:
     rng = task_lib.start_key(self._seed)
-    nets, other = _further_keys(rng)
+    nets, other, small = _further_keys(rng)
     adversary = {k: v for k, v in where.items() if k == adversarial.NAME}
     parts = {name: where[name] for name in PARTS}
+    if self._fast:
+      parts["decoder"] = where[fast_decoder.TEACHER]
     read = self._read or (lambda to: jax.jit(self._init, out_shardings=to)(rng))
+    params = {**read(parts)}
+    if self._fast:
+      params |= self._student(params["decoder"], where, small)
     return {
-      **read(parts),
+      **params,
       **self.perceptual.load(where, nets),
       **jax.jit(self._adversary.init, out_shardings=adversary)(other),
     }
+
+  def _student(self, teacher: Any, where: Any, rng: jax.Array) -> Any:
+    """Returns a student and its teacher, and tells what it starts from."""
+    fast_decoder.latent_scale(self._config)  # Or the run could not be exported.
+    names = {"decoder", fast_decoder.PROJECTIONS}
+    made = jax.jit(
+      self._fast.init,
+      out_shardings={n: x for n, x in where.items() if n in names},
+    )(rng, teacher)
+    if jax.process_index() == 0:
+      pair = teacher, made["decoder"]
+      leaves = (tree.flatten({"decoder": x}) for x in pair)
+      print(inflation.table(fast_decoder.rows(*leaves)), flush=True)
+    return {**made, fast_decoder.TEACHER: teacher}
 
   def draw(
     self, batch: task_lib.VideoBatch, rng: jax.Array
@@ -183,7 +223,8 @@ class _Reconstructing:
     return drawn
 
   def _apply(self, variables, x, method: str, still: bool):
-    module = self._module.unchunked() if still else self._module
+    module = self._module if method == "encode" else self._fast.student
+    module = module.unchunked() if still else module
     params = {name: variables[name] for name in PARTS}
     return module.apply({"params": params}, x, method=method)
 
@@ -212,7 +253,7 @@ class _Reconstructing:
       seen = latents
       if self._prefixes:
         seen = _first_channels(latents, drawn["channels"])
-      output, to_last = self._decode(variables, seen, still)
+      output, to_last, features = self._decode(variables, seen, still)
 
       def distance(output):
         return self._distance(variables, drawn, video, latents, output)
@@ -227,24 +268,32 @@ class _Reconstructing:
         terms |= parts
       else:
         loss, terms = distance(output)
+      if self._fast:
+        value, parts = self._fast.loss(variables, seen, still, output, features)
+        loss += value
+        terms |= parts
     return loss, {"psnr": losses.psnr(output, video).mean(), **terms}
 
   def _decode(self, variables, latents, still: bool):
-    """Returns the output, and a function of gradients by it.
+    """Returns the output, a function of gradients by it, and features.
 
-    The function gives the gradient by the last kernel.
+    The function gives the gradient by the last kernel. The features are those
+    of a smaller decoder.
     """
     decoder = variables["decoder"]
     last = decoder["project_out"]["conv"]
 
     def decode(kernel):
       changed = {"project_out": {"conv": {**last, "kernel": kernel}}}
-      given = {**variables, "decoder": {**decoder, **changed}}
+      params = {**decoder, **changed}
+      if self._fast:
+        return fast_decoder.decode(self._fast.student, params, latents, still)
+      given = {**variables, "decoder": params}
       output = self._apply(given, latents, "decode", still)
-      return output.astype(jnp.float32)
+      return output.astype(jnp.float32), {}
 
-    output, pull = jax.vjp(decode, last["kernel"])
-    return output, lambda gradient: pull(gradient)[0]
+    output, pull, features = jax.vjp(decode, last["kernel"], has_aux=True)
+    return output, lambda gradient: pull(gradient)[0], features
 
   def _distance(self, variables, drawn, video, latents, output):
     """Returns the weighted sum of the terms of the loss, and each term."""
@@ -268,7 +317,7 @@ class _Reconstructing:
 
 
 def _further_keys(rng: jax.Array) -> list[jax.Array]:
-  return [jax.random.fold_in(rng, number) for number in (1, 2)]
+  return [jax.random.fold_in(rng, number) for number in (1, 2, 3)]
 
 
 def _first_channels(latents: jax.Array, channels: jax.Array) -> jax.Array:

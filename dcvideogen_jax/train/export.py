@@ -2,7 +2,8 @@
 
 The task of the run says what is written:
 
-- "autoencoder" and "wan_autoencoder": the model.
+- "autoencoder" and "wan_autoencoder": the model, or its smaller decoder where
+  the run trains one.
 - "align": the patch embedding, as DC-VideoGen's trainer names it.
 - "denoise" and "distil": the transformer with its low-rank updates merged; or,
   in format "lora", the updates and the other trained parameters, for PEFT.
@@ -24,7 +25,13 @@ from dcvideogen_jax.convert import api, engine, matching, writing
 from dcvideogen_jax.diffusion import few
 from dcvideogen_jax.models import dc_ae_v, wan_vae
 from dcvideogen_jax.train import dc_ae_v as dc_ae_v_task
-from dcvideogen_jax.train import distil, statistics, step, weights
+from dcvideogen_jax.train import (
+  distil,
+  fast_decoder,
+  statistics,
+  step,
+  weights,
+)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS = ("merged", "lora")
@@ -65,6 +72,13 @@ _ROWS = {
     None,
     ("latent_scale",),
   ),
+  "decoder": _Row(
+    "dc_ae_v_decoder",
+    lambda config: dc_ae_v.build(fast_decoder.fields(config)),
+    "bfloat16",
+    None,
+    ("latent_scale",),
+  ),
   "wan_autoencoder": _Row(
     "wan_vae",
     lambda config: wan_vae.build(config["model"]),
@@ -76,6 +90,15 @@ _ROWS = {
   "denoise": _Row("wan_dit", _transformer, "float32", "diffusers"),
   "distil": _Row("wan_dit", _transformer, "float32", "diffusers"),
 }
+
+
+# The variables of an autoencoder's run that are exported, by kind.
+_PARTS = {"dc_ae_v": dc_ae_v_task.PARTS, "dc_ae_v_decoder": ("decoder",)}
+
+
+def _row(config: Mapping[str, Any]) -> _Row:
+  smaller = config["task"] == "autoencoder" and config.get("decoder")
+  return _ROWS["decoder" if smaller else config["task"]]
 
 
 class Result(NamedTuple):
@@ -115,13 +138,13 @@ def load(workdir: str | os.PathLike[str]) -> Result:
       or if the weights that the run started from are gone.
   """
   config = _read_config(workdir)
-  row = _ROWS[config["task"]]
+  row = _row(config)
   # The exporting machine may have other devices than the training machine, and
   # neither the encoders nor the negative prompt are part of the result.
   changes = {"mesh": {"fsdp": -1}, "sharding": ((".*", "fsdp"),)}
   changes |= {"encoders": None, "negative": None}
   with _blamed(workdir):
-    if row.kind == "dc_ae_v":
+    if row.kind in _PARTS:
       # Nor are the networks that it was trained by.
       changes |= {"lpips": None, "loss": {**config["loss"], "lpips": 0.0}}
     run = step.plan(config | changes)
@@ -131,14 +154,16 @@ def load(workdir: str | os.PathLike[str]) -> Result:
       restored = saver.restore(run.state)
   if restored is None:
     raise errors.UserError(f"{workdir} holds no checkpoint yet")
-  # The result of an alignment is only the part that it trained.
-  frozen = {} if config["task"] == "align" else step.init_frozen(run)
+  # The result of an alignment is only the part that it trained, as that of a
+  # smaller decoder.
+  part = config["task"] == "align" or row.kind == "dc_ae_v_decoder"
+  frozen = {} if part else step.init_frozen(run)
   found = step.ema_variables(restored.state, frozen)
   trained = run.state.params
   if row.kind == "wan_dit":
     trained = trained.get("params", {})
-  elif row.kind == "dc_ae_v":
-    found = {"params": {name: found[name] for name in dc_ae_v_task.PARTS}}
+  elif row.kind in _PARTS:
+    found = {"params": {name: found[name] for name in _PARTS[row.kind]}}
   else:
     found = {"params": found}
   return Result(
@@ -167,7 +192,7 @@ def _read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
       f"{', '.join(_ROWS)}"
     )
   with _blamed(workdir):
-    _ROWS[config["task"]].build(config)
+    _row(config).build(config)
   return config
 
 
@@ -291,7 +316,7 @@ def _check(
   fields: Mapping[str, Any] | None = None,
 ) -> _Target:
   """Checks how a run's result shall be written; raises as `write` does."""
-  row = _ROWS[config["task"]]
+  row = _row(config)
   layout = layout or row.layout
   stored = errors.choose("dtype", dtype or row.dtype, DTYPES)
   errors.choose("format", format, dict.fromkeys(FORMATS))

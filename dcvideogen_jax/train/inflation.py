@@ -115,7 +115,7 @@ def from_images(
     if origin is not None:
       value = _inflated(np.asarray(tensors[origin].read(), np.float32), taps)
     if value is None or value.shape != leaf.shape:
-      value, origin = _new(name, leaf), None
+      value, origin = as_new(name, leaf), None
     leaves[name] = jnp.asarray(value, leaf.dtype)
     rows.append(Row(name, origin))
   if not any(row.origin for row in rows):
@@ -154,7 +154,7 @@ def _inflated(value: np.ndarray, taps: str) -> np.ndarray:
   return np.stack([kernel / 3] * 3)
 
 
-def _new(name: str, leaf: jax.Array) -> jax.Array:
+def as_new(name: str, leaf: jax.Array) -> jax.Array:
   """Makes a new layer the identity: a silent branch beside its shortcut.
 
   Layers without a shortcut, and first convolutions of blocks, stay random, so

@@ -60,6 +60,7 @@ _KEYS = {
   "val": "data batches batch_size every",
   "lora": "rank alpha",
   "lpips": "net frames measure start",
+  "decoder": "widths depths",
 }
 
 

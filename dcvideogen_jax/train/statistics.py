@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from dcvideogen_jax import levels
 from dcvideogen_jax.data import pipeline
 from dcvideogen_jax.models import dc_ae_v, wan_vae
+from dcvideogen_jax.train import fast_decoder
 
 _DIGITS = 4
 
@@ -30,6 +31,8 @@ def measure(
   config: Mapping[str, Any], module: Any, params: Any
 ) -> Mapping[str, Any]:
   """Applies `describe` to the training data of a run.
+
+  A smaller decoder has the scale of the model whose latents it decodes.
 
   Args:
     config: of the run. "statistics" is the number of batches of clips to
@@ -43,6 +46,9 @@ def measure(
   Raises:
     errors.UserError: if the data cannot be read.
   """
+  if config.get("decoder"):
+    scale = fast_decoder.latent_scale(config)
+    return {} if scale is None else {"latent_scale": scale}
   count = config.get("statistics", 0)
   if not count or config["task"] not in ("autoencoder", "wan_autoencoder"):
     return {}

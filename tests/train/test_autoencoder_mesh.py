@@ -42,9 +42,14 @@ ADVERSARIAL = {
   },
 }
 
+SMALLER = {
+  "phase": "fast",
+  "decoder": {"widths": (8, 4, 8, 8), "depths": (0, 1, 1, 1)},
+}
+
 
 @functools.cache
-def step(task, adversarial=False, **axes):
+def step(task, adversarial=False, smaller=False, **axes):
   """(loss, metrics) and gradients by name, on the host, and the program."""
   count = int(np.prod(list(axes.values())))
   mesh = sharding.make_mesh(axes, jax.devices()[:count])
@@ -53,6 +58,8 @@ def step(task, adversarial=False, **axes):
     loss |= {"gradient": 0.5, "dssim": 0.5}
   if adversarial:
     loss = {"l1": 1.0, "lpips": 0.5, "gan": 0.5}
+  if smaller:
+    loss = {"l1": 1.0, "teacher": 0.5, "features": 0.5}
   task = step_lib.build_task(
     {
       "task": task,
@@ -61,6 +68,7 @@ def step(task, adversarial=False, **axes):
       "model": MODELS[task],
       "loss": loss,
       **(ADVERSARIAL if adversarial else {}),
+      **(SMALLER if smaller else {}),
     }
   )
   shapes = jax.eval_shape(task.init, jax.random.key(0))
@@ -108,6 +116,26 @@ def test_a_mesh_changes_nothing(task, axes):
     )
   # No device has all columns of its clips where there are many.
   assert not re.findall(r"f32\[\d,\d,[48],(?:24|12),(?:8|16)\]", program)
+
+
+@pytest.mark.slow
+def test_a_mesh_changes_nothing_for_a_smaller_decoder():
+  """With features whose columns are shared, and projections of them."""
+  (loss, metrics), gradients, _ = step(
+    "autoencoder", smaller=True, fsdp=2, spatial=4
+  )
+  (expected, other), expected_gradients, _ = step(
+    "autoencoder", smaller=True, data=1
+  )
+  assert loss == pytest.approx(expected, rel=1e-5)
+  for name, value in other.items():
+    assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5), name
+  for name, value in expected_gradients.items():
+    scale = np.abs(value).max()
+    assert (scale > 0) == (not name.startswith("teacher/")), name
+    np.testing.assert_allclose(
+      gradients[name], value, rtol=0, atol=1e-5 * scale, err_msg=name
+    )
 
 
 @pytest.mark.parametrize(

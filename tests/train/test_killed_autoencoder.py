@@ -41,7 +41,7 @@ def _command(phase, workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["low", "high", "adversarial"])
+@pytest.mark.parametrize("phase", ["low", "high", "adversarial", "fast"])
 def test_killed_at_random_steps(phase, tmp_path):
   cache, whole, run = (tmp_path / name for name in ("cache", "whole", "run"))
   code, _, err = killing.finish(killing.start(_command(phase, whole), cache))
