@@ -18,7 +18,10 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def whole(
-  module: nn.Module, variables: Any, rounding: str
+  module: nn.Module,
+  variables: Any,
+  rounding: str,
+  decoder: nn.Module | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
   """Returns a function from a clip to its reconstruction, both uint8.
 
@@ -30,14 +33,16 @@ def whole(
     module: `dc_ae_v.DCAEV` or `wan_vae.WanVAE`.
     variables: its parameters.
     rounding: of `official_clips.to_levels`.
+    decoder: decodes instead of `module`; its parameters are in `variables`.
   """
+  decoder = decoder or module
   wan = isinstance(module, wan_vae.WanVAE)
 
   @functools.partial(jax.jit, static_argnums=1)
   def run(video, frames):
     latents = module.apply(variables, levels.to_float(video), method="encode")
     latents = latents.mean if wan else latents
-    return module.apply(variables, latents, method="decode")[:, :frames]
+    return decoder.apply(variables, latents, method="decode")[:, :frames]
 
   def reconstruct(video: np.ndarray) -> np.ndarray:
     frames, height, width = video.shape[:3]
@@ -49,7 +54,10 @@ def whole(
 
 
 def in_pieces(
-  module: nn.Module, variables: Any, rounding: str
+  module: nn.Module,
+  variables: Any,
+  rounding: str,
+  decoder: nn.Module | None = None,
 ) -> Callable[[Iterable[np.ndarray]], Iterator[Pair]]:
   """Returns a function that reconstructs a clip of any length in little memory.
 
@@ -58,7 +66,7 @@ def in_pieces(
   rounding.
 
   Args:
-    module, variables, rounding: as for `whole`.
+    module, variables, rounding, decoder: as for `whole`.
 
   Raises:
     errors.UserError: if the module is not causal in time.
@@ -82,7 +90,7 @@ def in_pieces(
       for copies in _missing(module, piece[-1], count):
         yield copies[None]
 
-    for chunk in run(module, variables, video()):
+    for chunk in run(module, decoder or module, variables, video()):
       count = min(len(waiting), chunk.shape[1])
       if not count:
         continue
@@ -94,15 +102,15 @@ def in_pieces(
   return reconstruct
 
 
-def _dc_ae_v(module, variables, video):
+def _dc_ae_v(module, decoder, variables, video):
   latents = streaming.encode(module, variables, video)
-  yield from streaming.decode(module, variables, latents)
+  yield from streaming.decode(decoder, variables, latents)
 
 
-def _wan(module, variables, video):
+def _wan(module, decoder, variables, video):
   posteriors = wan_vae.stream_encode(module, variables, video)
   means = (posterior.mean for posterior in posteriors)
-  yield from wan_vae.stream_decode(module, variables, means)
+  yield from wan_vae.stream_decode(decoder, variables, means)
 
 
 def _missing(module, last: np.ndarray, frames: int) -> list[np.ndarray]:

@@ -145,7 +145,7 @@ def _for_clip(module: dc_ae_v.DCAEV, source: Input) -> dc_ae_v.DCAEV:
   return module.clone(chunk_frames=frames, time=time)
 
 
-def _plans(module, source, budget, devices) -> dict[str, bands.BandPlan]:
+def _plans(modules, source, budget, devices) -> dict[str, bands.BandPlan]:
   """Plans how chunks are encoded and decoded within the memory budget."""
   if budget is None:
     budget = memory.SHARE * memory.free_on_all()
@@ -159,7 +159,7 @@ def _plans(module, source, budget, devices) -> dict[str, bands.BandPlan]:
       streamed=source.frames > module.chunk_frames,
       devices=devices,
     )
-    for name in ("encode", "decode")
+    for name, module in zip(("encode", "decode"), modules, strict=True)
   }
 
 
@@ -177,6 +177,7 @@ def write(
   budget: float | None = None,
   devices: int = 1,
   on_frames: Callable[[int], None] = lambda count: None,
+  decoder: dc_ae_v.DCAEV | None = None,
 ) -> dict[str, Any]:
   """Reconstructs a video or image; writes videos, a sheet and metrics.json.
 
@@ -195,6 +196,7 @@ def write(
       `memory.SHARE` of the free memory.
     devices: number of devices that share the columns of a frame.
     on_frames: called after each chunk with the number of frames so far.
+    decoder: decodes instead of `module`; its parameters are in `variables`.
 
   Returns:
     The content of metrics.json.
@@ -203,8 +205,8 @@ def write(
     errors.UserError: if a file cannot be read or written, the budget is too
       small, or the official rule does not take the number of frames.
   """
-  module = _for_clip(module, source)
-  plans = _plans(module, source, budget, devices)
+  modules = [_for_clip(m, source) for m in (module, decoder or module)]
+  plans = _plans(modules, source, budget, devices)
   told = {name: vars(plan) for name, plan in plans.items()}
   settings = {**settings, "plans": told}
   comparison = comparison_lib.Comparison(
@@ -217,7 +219,7 @@ def write(
   )
   with clock.phase("compare and write"), comparison:
     numbers = _stream(
-      module, variables, source, plans, comparison, rule, clock, on_frames
+      modules, variables, source, plans, comparison, rule, clock, on_frames
     )
   metrics = provenance.report(
     clock,
@@ -232,9 +234,10 @@ def write(
 
 
 def _stream(
-  module, variables, source, plans, comparison, rule, clock, on_frames
+  modules, variables, source, plans, comparison, rule, clock, on_frames
 ):
   """Runs the frames through the model; returns sizes and compression ratios."""
+  module, decoder = modules
   waiting: collections.deque[np.ndarray] = collections.deque()
   values = collections.Counter()
 
@@ -259,7 +262,7 @@ def _stream(
       yield jax.block_until_ready(latent)
 
   decoded = streaming.decode(
-    module,
+    decoder,
     variables,
     clock.over("encode", latents()),
     plan=plans["decode"],

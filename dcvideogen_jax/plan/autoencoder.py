@@ -141,6 +141,7 @@ def decodings(
   dtype: str,
   target: hardware.Target,
   whole: bool = True,
+  fast: bool = False,
 ) -> Iterator[dict[str, Any]]:
   """Compiles the decoding of a chunk within memory budgets.
 
@@ -151,6 +152,7 @@ def decodings(
     dtype: dtype of the weights and the computation.
     target: its devices share the columns.
     whole: whether to add decoding without bands, for comparison.
+    fast: whether to plan the variant's fast decoder, of `dc_ae_v.FAST`.
 
   Returns:
     An iterator over rows, each compiled when it is asked for. A row has
@@ -162,7 +164,12 @@ def decodings(
     errors.UserError: if no plan keeps a budget.
   """
   kind = jnp.dtype(dtype)
-  part = compiled.part("dc_ae_v", variant, dtype=kind, param_dtype=kind)
+  part = compiled.part(
+    "dc_ae_v_decoder" if fast else "dc_ae_v",
+    variant,
+    dtype=kind,
+    param_dtype=kind,
+  )
   mesh = sharding.make_mesh({"spatial": -1}, target.devices)
   plans = {
     f"{name} GiB": bands.plan(

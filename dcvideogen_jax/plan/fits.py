@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from dcvideogen_jax.plan import compiled, formulas, sampling
+from dcvideogen_jax.plan import compiled, formulas, residency, sampling
 from dcvideogen_jax.sample import presets
 
 # Configs whose autoencoder is DC-AE-V; the memory of Wan's has no formula.
@@ -111,7 +111,7 @@ def _row(device: Device, name: str) -> Row:
     if way.beside:
       least = formulas.peak(sum(weights.values()), found)
     else:
-      halves = sampling.halves(parts.space)
+      halves = residency.halves(parts.space)
       least = formulas.peak_in_turn(weights, halves, found)
     if least <= device.limit:
       break

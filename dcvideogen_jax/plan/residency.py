@@ -4,9 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dcvideogen_jax import memory
+from dcvideogen_jax.latents import latent_space, spaces
 from dcvideogen_jax.plan import compiled
 
 _GIB = 2**30
+
+
+def halves(space: latent_space.LatentSpace) -> tuple[int, int]:
+  """Returns the bytes of what encodes in an autoencoder, and what decodes."""
+  params = space.variables["params"]
+  if isinstance(space, spaces.WanVAELatents):
+    # It is loaded as a whole.
+    return compiled.size(params), compiled.size(params)
+  encoder, decoder = params.get("encoder"), params["decoder"]
+  return compiled.size(encoder), compiled.size(decoder)
 
 
 class Group(NamedTuple):
@@ -36,7 +47,7 @@ class Residency:
 
     Args:
       weights: bytes of the models, of `sampling.weights`.
-      halves: bytes of what encodes and of what decodes in the autoencoder.
+      halves: result of `halves`.
       text_encoder, memory_budget: as for `sampling.measure`.
       limit: bytes of a device that jax may use.
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from dcvideogen_jax import errors, sharding
 from dcvideogen_jax.diffusion import guidance, sampler
-from dcvideogen_jax.latents import conditions, latent_space, spaces
+from dcvideogen_jax.latents import conditions, spaces
 from dcvideogen_jax.models import bands, eight_bits, wan_dit
 from dcvideogen_jax.plan import (
   autoencoder,
@@ -39,6 +39,7 @@ def parts(
   dtype: DTypeLike,
   weights: str | None = None,
   part: Callable[..., loading.LoadedModel] = compiled.part,
+  fast: bool = False,
 ) -> loading.Parts:
   """Returns the parts of a published model, with shapes in place of weights.
 
@@ -49,6 +50,7 @@ def parts(
     dtype: bfloat16 or float32, as for `loading.load`.
     weights: as for `loading.load`.
     part: builds a part, as `compiled.part`, which takes seconds.
+    fast: whether DC-AE-V has its fast decoder.
   """
   loading.check_weights(weights)
   weights = weights if weights in eight_bits.FORMATS else None
@@ -57,11 +59,15 @@ def parts(
   transformer = part("wan_dit", variant, weights=weights, **both)
   if variant.startswith("dc-"):
     module, variables = part("dc_ae_v", "f32t4c32", **both)
+    decoder, params = module, {**variables["params"]}
+    if fast:
+      decoder, more = part("dc_ae_v_decoder", "f32t4c32", **both)
+      params |= more["params"]
     if transformer.module.image_width is None:
-      # The encoder is not loaded for text to video.
-      halves = variables["params"]
-      variables = {"params": {"decoder": halves["decoder"]}}
-    space = spaces.DCAEVLatents(module, variables)
+      del params["encoder"]  # It is not loaded for text to video.
+    space = spaces.DCAEVLatents(module, {"params": params}, decoder)
+  elif fast:
+    raise errors.UserError(f"DC-AE-V alone has a fast decoder, found {variant}")
   else:
     space = spaces.WanVAELatents(*part("wan_vae", "wan2.1"))
   encoder = part("umt5", "umt5_xxl", weights=weights, **both)
@@ -92,6 +98,7 @@ def measure_config(
   tell: Callable[[str], None] = lambda phase: None,
   text_encoder: str = "device",
   memory_budget: float | None = None,
+  fast: bool = False,
 ) -> dict[str, Any]:
   """Compiles and measures the sampling that a config of `sample` describes.
 
@@ -99,8 +106,8 @@ def measure_config(
     config: a config of `sample.presets`, with `variant`.
     target: the hardware to compile for.
     tell: is called with the name of each phase before it is compiled.
-    text_encoder: as for `measure`.
-    memory_budget: as for `measure`.
+    text_encoder, memory_budget: as for `measure`.
+    fast: as for `parts`.
 
   Returns:
     The result of `measure`.
@@ -114,8 +121,9 @@ def measure_config(
       "a plan needs config.variant, one of "
       f"{', '.join(wan_dit.VARIANTS)}; found none"
     )
+  dtype = config.dtype or "bfloat16"
   return measure(
-    parts(config.variant, config.dtype or "bfloat16", config.weights),
+    parts(config.variant, dtype, config.weights, fast=fast),
     size(config),
     target,
     config.mesh,
@@ -193,7 +201,7 @@ def measure(
   parts = placement.placed(parts, layout)
   there = residency.Residency(
     weights(parts),
-    halves(parts.space),
+    residency.halves(parts.space),
     text_encoder,
     target.chip.usable,
     memory_budget,
@@ -225,16 +233,6 @@ def measure(
     },
     "seconds": vars(seconds) | {"total": seconds.total},
   }
-
-
-def halves(space: latent_space.LatentSpace) -> tuple[int, int]:
-  """Returns the bytes of what encodes in an autoencoder, and what decodes."""
-  params = space.variables["params"]
-  if isinstance(space, spaces.WanVAELatents):
-    # It is loaded as a whole.
-    return compiled.size(params), compiled.size(params)
-  encoder, decoder = params.get("encoder"), params["decoder"]
-  return compiled.size(encoder), compiled.size(decoder)
 
 
 def _layout(target, mesh, rules) -> placement.Layout:

@@ -33,6 +33,11 @@ CONFIG_HELP = (
   " weights."
 )
 
+DECODER_HELP = (
+  "Decoder of DC-AE-V: fast, the smaller one in the folder MODEL_fast beside"
+  " the weights MODEL, or the path of one. Unset: the model's own."
+)
+
 _COMPILE_CACHE = flags.DEFINE_string(
   "compile_cache",
   None,

@@ -46,7 +46,8 @@ _MODEL = flags.DEFINE_multi_string(
   "model",
   ["tiny"],
   "Weights of an autoencoder: tiny, which ships, a directory, or a .pt or"
-  " .safetensors file. Several are measured on the same clips.",
+  " .safetensors file, optionally with another decoder, as in"
+  " tiny,decoder=fast. Several are measured on the same clips.",
 )
 _WAN_VAE = flags.DEFINE_multi_string(
   "wan_vae",
@@ -145,11 +146,10 @@ def main(argv: Sequence[str]) -> None:
   _check_flags()
   with evaluate_flags.report() as report:
     from dcvideogen_jax.eval import reconstruction_runs
-    from dcvideogen_jax.sample import model_names
 
     labels = _labels()
     for label in labels:
-      model_names.weights(label)  # Says now which of them does not exist.
+      _parsed(label)  # Says now which of them does not exist.
     clips = _clips()
     settings = {
       "about": dict(clips.about),
@@ -277,10 +277,10 @@ def _measure(label: str, clips: Any, record: Any, networks: Any) -> Any:
   loaded = _load(label)
   arguments = clips, record, _GROUND_TRUTH.value, networks
   if _STREAMED.value:
-    run = autoencoders.in_pieces(*loaded, _GROUND_TRUTH.value)
+    run = autoencoders.in_pieces(*loaded)
     reconstruction_runs.measure_in_pieces(label, run, *arguments)
   else:
-    whole = autoencoders.whole(*loaded, _GROUND_TRUTH.value)
+    whole = autoencoders.whole(*loaded)
     reconstruction_runs.measure(
       label, whole, *arguments, windows=_FVD_WINDOWS.value
     )
@@ -305,25 +305,38 @@ def _write(about: Any, models: Any, clips: Any, record: Any) -> None:
   if _STREAMED.value:
     return  # The picture needs whole clips.
   label = next(iter(models))
-  whole = autoencoders.whole(*_load(label), _GROUND_TRUTH.value)
+  whole = autoencoders.whole(*_load(label))
   reconstruction_runs.picture(
     output.with_suffix(".png"), label, whole, clips, record
   )
 
 
-def _load(label: str) -> tuple[Any, Any]:
-  """Returns an autoencoder and its variables."""
+def _parsed(label: str) -> tuple[pathlib.Path, str | None]:
+  """Returns the path of an autoencoder, and the decoder that it is given."""
+  from dcvideogen_jax.sample import decoders, model_names
+
+  name, _, decoder = label.partition(",decoder=")
+  path = model_names.weights(name)
+  if decoder:
+    decoders.find(path, decoder)
+  return path, decoder or None
+
+
+def _load(label: str) -> tuple[Any, Any, str, Any]:
+  """Returns the arguments of `autoencoders.whole`."""
   import jax.numpy as jnp
 
   from dcvideogen_jax import convert
-  from dcvideogen_jax.sample import model_names
+  from dcvideogen_jax.sample import decoders, model_names
 
-  return convert.load(
-    "wan_vae" if label in _WAN_VAE.value else "dc_ae_v",
-    model_names.weights(label),
-    model_names.config(_CONFIG.value),
-    None if _DTYPE.value == "float32" else jnp.dtype(_DTYPE.value),
-  )
+  path, decoder = _parsed(label)
+  config = model_names.config(_CONFIG.value)
+  dtype = None if _DTYPE.value == "float32" else jnp.dtype(_DTYPE.value)
+  if label in _WAN_VAE.value:
+    module, variables = convert.load("wan_vae", path, config, dtype)
+    return module, variables, _GROUND_TRUTH.value, None
+  pair = decoders.load(path, decoder, config, dtype)
+  return pair.module, pair.variables, _GROUND_TRUTH.value, pair.decoder
 
 
 def _print(label: str, found: Any) -> None:

@@ -27,6 +27,9 @@ _MODELS = ["f32t4c32", "f32t4c64", "f32t4c128", "f32t4c256", "f64t4c128"]
 _MODEL = flags.DEFINE_enum(
   "model", "f32t4c32", _MODELS, "Variant of DC-AE-V to decode with."
 )
+_DECODER = flags.DEFINE_enum(
+  "decoder", None, [plan_flags.FAST], plan_flags.DECODER_HELP
+)
 _HEIGHT = flags.DEFINE_integer(
   "height", 704, "Height of the video in pixels.", 1
 )
@@ -69,9 +72,11 @@ def _decode(target: Any) -> tuple[list[dict[str, Any]], bool]:
     _DTYPE.value,
     target,
     _WHOLE.value,
+    _DECODER.value == plan_flags.FAST,
   )
+  which = " (fast decoder)" if _DECODER.value else ""
   print(
-    f"{_MODEL.value} decoding 40 frames of {size[0]}x{size[1]} on "
+    f"{_MODEL.value}{which} decoding 40 frames of {size[0]}x{size[1]} on "
     f"{target.name}, {_DTYPE.value}\n{tables.DECODING}"
   )
   rows = []

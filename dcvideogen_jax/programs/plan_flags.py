@@ -22,6 +22,12 @@ _JSON = flags.DEFINE_string(
   "JSON file to write the figures to. Unset: they are printed only.",
 )
 
+FAST = "fast"
+DECODER_HELP = (
+  "Decoder of DC-AE-V: fast, the smaller one, at the size that configs/"
+  "dc_ae_v.py trains. Unset: the model's own."
+)
+
 Number = TypeVar("Number", int, float)
 
 

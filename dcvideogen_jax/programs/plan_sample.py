@@ -31,6 +31,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   "Config to plan for: a preset or a config file, as for `dcvideogen sample`."
   " Unset: tiny. --config.KEY=VALUE overrides a value.",
 )
+_DECODER = flags.DEFINE_enum(
+  "decoder", None, [plan_flags.FAST], plan_flags.DECODER_HELP
+)
 _TEXT_ENCODER = flags.DEFINE_enum(
   "text_encoder",
   "device",
@@ -80,6 +83,7 @@ def _sample(target: Any) -> tuple[dict[str, Any], bool]:
       lambda phase: print(f"compiling {phase}", flush=True),
       _TEXT_ENCODER.value,
       _BUDGET.value and _BUDGET.value * 2**30,
+      _DECODER.value == plan_flags.FAST,
     )
   except compiled.TooLarge as e:
     print(f"does not fit: {e}")

@@ -37,6 +37,7 @@ _MODEL = flags.DEFINE_string(
   " .safetensors, .pth, .bin or .ckpt file.",
 )
 _CONFIG = flags.DEFINE_string("config", None, common.CONFIG_HELP)
+_DECODER = flags.DEFINE_string("decoder", None, common.DECODER_HELP)
 _INPUT = flags.DEFINE_string(
   "input",
   None,
@@ -116,9 +117,9 @@ def main(argv: Sequence[str]) -> None:
   from jax.sharding import NamedSharding, PartitionSpec
 
   from dcvideogen_jax import clock as clock_lib
-  from dcvideogen_jax import convert, files, sharding
+  from dcvideogen_jax import files, sharding
   from dcvideogen_jax.eval import reconstruction
-  from dcvideogen_jax.sample import model_names
+  from dcvideogen_jax.sample import decoders, model_names
 
   clock = clock_lib.Clock()
   source = reconstruction.probe(
@@ -141,8 +142,8 @@ def main(argv: Sequence[str]) -> None:
       # None keeps the parameters as stored and computes in float32.
       dtype = None if _DTYPE.value == "float32" else jnp.dtype(_DTYPE.value)
       everywhere = NamedSharding(mesh, PartitionSpec())
-      module, variables = convert.load(
-        "dc_ae_v", weights, config, dtype, sharding=everywhere
+      module, decoder, variables = decoders.load(
+        weights, _DECODER.value, config, dtype, everywhere
       )
     source = reconstruction.checked(source, module, _FRAMES_RULE.value)
     settings = _settings(module, variables)
@@ -167,6 +168,7 @@ def main(argv: Sequence[str]) -> None:
         crf=_CRF.value,
         budget=_BUDGET.value and _BUDGET.value * 2**30,
         devices=spatial,
+        decoder=decoder,
       )
       written = sorted(os.listdir(new))
   print(_summary(metrics))
@@ -187,6 +189,7 @@ def _settings(module: Any, variables: Any) -> dict[str, Any]:
     "parameters": sum(leaf.size for leaf in leaves),
     "parameter_dtypes": sorted({leaf.dtype.name for leaf in leaves}),
     "config": convert.config_of(module),
+    "decoder": _DECODER.value,
     "dtype": _DTYPE.value,
     "frames_rule": _FRAMES_RULE.value,
     "memory_budget_gib": _BUDGET.value,

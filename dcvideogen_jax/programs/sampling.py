@@ -38,6 +38,7 @@ _AUTOENCODER = flags.DEFINE_string(
   None,
   "Weights of DC-AE-V. Unset: those in the model's directory.",
 )
+_DECODER = flags.DEFINE_string("decoder", None, common.DECODER_HELP)
 _IMAGE_ENCODER = flags.DEFINE_string(
   "image_encoder",
   None,
@@ -283,7 +284,7 @@ class Job:
 
   def made_with(self) -> dict[str, Any]:
     """Returns what a video of the export depends on, but for its prompt."""
-    given = (_AUTOENCODER, _IMAGE_ENCODER, _LORA, _CRF)
+    given = (_AUTOENCODER, _DECODER, _IMAGE_ENCODER, _LORA, _CRF)
     return self._export.made_with(
       self._task,
       {
@@ -366,13 +367,14 @@ class Job:
       "task": self._task,
       "autoencoder": _AUTOENCODER.value,
       "image_encoder": _IMAGE_ENCODER.value,
+      "decoder": _DECODER.value,
       "dtype": settings.DTYPES[self.c.dtype],
       "layout": placement.layout(self.c.mesh, self.c.sharding),
       "weights": self.c.weights,
     }
 
   def _told(self, request: Any) -> dict[str, Any]:
-    given = (_AUTOENCODER, _IMAGE_ENCODER, _LORA, _CRF, _BUDGET)
+    given = (_AUTOENCODER, _DECODER, _IMAGE_ENCODER, _LORA, _CRF, _BUDGET)
     return {
       "model": _MODEL.value or self.c.model,
       **{flag.name: flag.value for flag in given},

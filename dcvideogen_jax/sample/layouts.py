@@ -46,7 +46,8 @@ class Paths(NamedTuple):
   """Where each part lies; None for a part that is missing or not needed.
 
   `text_tokens` is not a part: it is the number of text tokens that a
-  directory's `parts.json` gives for its transformer, or None.
+  directory's `parts.json` gives for its transformer, or None. `decoder` is one
+  that replaces that of `dc_ae_v`.
   """
 
   transformer: pathlib.Path | None = None
@@ -57,6 +58,7 @@ class Paths(NamedTuple):
   image_encoder: pathlib.Path | None = None
   scheduler: pathlib.Path | None = None
   text_tokens: int | None = None
+  decoder: pathlib.Path | None = None
 
 
 def locate(

@@ -13,7 +13,7 @@ from dcvideogen_jax import convert, documents, errors
 from dcvideogen_jax.data import tokenize
 from dcvideogen_jax.diffusion import flow
 from dcvideogen_jax.latents import decoder_first, latent_space, spaces
-from dcvideogen_jax.sample import layouts, placement
+from dcvideogen_jax.sample import decoders, layouts, placement
 
 # Solver, shift and grid for checkpoints without a scheduler: Wan's own.
 DEFAULT_OPTIONS = flow.from_config(
@@ -37,6 +37,7 @@ _NAMES = {
   "umt5": "text_encoder",
   "clip_vision": "image_encoder",
   "dc_ae_v": "autoencoder",
+  "dc_ae_v_decoder": "autoencoder",
   "wan_vae": "autoencoder",
 }
 
@@ -50,6 +51,10 @@ class LoadedModel(NamedTuple):
 
   module: Any
   variables: Mapping[str, Any]
+
+  def with_variables(self, variables: Mapping[str, Any]) -> "LoadedModel":
+    """Returns the model with other variables."""
+    return self._replace(variables=variables)
 
 
 class Texts(NamedTuple):
@@ -109,6 +114,7 @@ def load(
   text_encoder: str | None = "device",
   image_encoders: bool = True,
   change: Callable[[LoadedModel], LoadedModel] | None = None,
+  decoder: str | None = None,
 ) -> Parts:
   """Loads a published model, straight from its PyTorch files.
 
@@ -134,6 +140,8 @@ def load(
     image_encoders: whether image to video has CLIP and the encoder of DC-AE-V.
     change: changes the transformer, as adapters do, before its kernels are
       rounded to eight bits; they then pass through the host's memory.
+    decoder: "fast", a smaller decoder of DC-AE-V in a folder beside it; the
+      path of one; or None for DC-AE-V's own. See `sample.decoders`.
 
   Raises:
     errors.UserError: if a part is missing, damaged or does not fit.
@@ -145,9 +153,7 @@ def load(
   on_host = False
   if text_encoder is not None:
     on_host = errors.choose("text_encoder", text_encoder, _TEXT_ENCODERS)
-  paths = layouts.locate(
-    source, task, autoencoder=autoencoder, image_encoder=image_encoder
-  )
+  paths = decoders.locate(source, task, autoencoder, image_encoder, decoder)
   model = _Models(load_model, _dtype(dtype), layout, check_weights(weights))
   options = _read_scheduler(paths.scheduler)
   tokenizer = tokenize.Tokenizer.from_directory(paths.tokenizer)
@@ -183,6 +189,7 @@ def image_encoders(
   load_model: Callable[..., tuple[Any, Any]] = convert.load,
   layout: placement.Layout | None = None,
   weights: str | None = None,
+  decoder: str | None = None,
 ) -> Parts:
   """Loads CLIP and the autoencoder's encoder alone; arguments as for `load`.
 
@@ -194,9 +201,7 @@ def image_encoders(
     errors.UserError: as `load`; also if the model takes no images.
   """
   del weights  # Neither model has them in eight bits.
-  paths = layouts.locate(
-    source, task, autoencoder=autoencoder, image_encoder=image_encoder
-  )
+  paths = decoders.locate(source, task, autoencoder, image_encoder, decoder)
   if paths.image_encoder is None:
     raise errors.UserError("this is a text-to-video model: it takes no image")
   model = _Models(load_model, _dtype(dtype), layout, None)
@@ -226,11 +231,10 @@ def texts(
   layout: placement.Layout | None = None,
   weights: str | None = None,
   text_encoder: str = "device",
+  decoder: str | None = None,
 ) -> Texts:
   """Loads the tokenizer and the text encoder alone; arguments as for `load`."""
-  paths = layouts.locate(
-    source, task, autoencoder=autoencoder, image_encoder=image_encoder
-  )
+  paths = decoders.locate(source, task, autoencoder, image_encoder, decoder)
   model = _Models(load_model, _dtype(dtype), layout, check_weights(weights))
   tokenizer = tokenize.Tokenizer.from_directory(paths.tokenizer)
   on_host = errors.choose("text_encoder", text_encoder, _TEXT_ENCODERS)
@@ -330,7 +334,7 @@ class _Models(NamedTuple):
   def encoder(self, paths: layouts.Paths) -> latent_space.LatentSpace:
     if paths.wan_vae is not None:
       return self.space(paths, whole=True)
-    half = self.of("dc_ae_v", paths.dc_ae_v, only=_in_encoder)
+    half = self.of("dc_ae_v", paths.dc_ae_v, only=decoders.in_encoder)
     return spaces.DCAEVLatents(*half)
 
   def space(
@@ -340,23 +344,24 @@ class _Models(NamedTuple):
       # Half precision would be visible, and this model is small.
       vae = self.of("wan_vae", paths.wan_vae, jnp.float32)
       return spaces.WanVAELatents(*vae)
-    path = paths.dc_ae_v
+    path, other = paths.dc_ae_v, paths.decoder
+
+    def read(only):
+      return self.of("dc_ae_v", path, only=only)
+
+    if other is None:
+      module, variables = read(None if whole else decoders.in_decoder)
+      decoder = module
+    else:
+      module, half = read(decoders.in_encoder if whole else lambda name: False)
+      decoder, more = self.of("dc_ae_v_decoder", other)
+      decoders.paired(module, decoder, other)
+      variables = {"params": {**half["params"], **more["params"]}}
     if whole:
-      return spaces.DCAEVLatents(*self.of("dc_ae_v", path))
-    module, variables = self.of("dc_ae_v", path, only=_in_decoder)
-
-    def encoder():
-      return self.of("dc_ae_v", path, only=_in_encoder).variables
-
-    return decoder_first.DecoderFirst(module, variables, encoder)
-
-
-def _in_decoder(name: str) -> bool:
-  return name.startswith("decoder/")
-
-
-def _in_encoder(name: str) -> bool:
-  return name.startswith("encoder/")
+      return spaces.DCAEVLatents(module, variables, decoder)
+    return decoder_first.DecoderFirst(
+      module, variables, lambda: read(decoders.in_encoder).variables, decoder
+    )
 
 
 def _task_of(transformer: LoadedModel) -> str:

@@ -120,7 +120,7 @@ def placed(parts: Any, layout: Layout) -> Any:
 
   def move(name, part):
     where = layout.shardings(name, part.variables)
-    return type(part)(part.module, jax.tree.map(put, part.variables, where))
+    return part.with_variables(jax.tree.map(put, part.variables, where))
 
   texts, images = parts.texts, parts.image_encoder
   return parts._replace(

@@ -127,6 +127,17 @@ def save_model(directory, **overrides):
   return directory, module, variables
 
 
+def save_decoder(directory, **overrides):
+  """A smaller random decoder for `save_model`; its module and variables."""
+  fields = {**CONFIG, "widths": [8, 4, 8], **overrides}
+  module = dc_ae_v.build(fields)
+  shapes = convert.KINDS["dc_ae_v_decoder"].init(module)
+  random = np.random.default_rng(1)
+  variables = jax.tree.map(lambda leaf: _random_like(leaf, random), shapes)
+  convert.save(directory, "dc_ae_v_decoder", module, variables)
+  return module, variables
+
+
 def _random_like(leaf, random):
   """Keeps the size of activations, as far as a bias does not."""
   fan_in = max(1, np.prod(leaf.shape[:-1]))

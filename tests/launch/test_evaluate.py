@@ -39,15 +39,23 @@ def evaluate(programs, output, *flags):
 def test_reconstructions(programs, model, tmp_path):
   clips = [launching.clip(8, 12, 16), launching.clip(8, 12, 16)[::-1]]
   records.write_shards(clips, tmp_path / "clips")
+  launching.save_decoder(tmp_path / "fast")
+  other = f"{model[0]},decoder={tmp_path / 'fast'}"
   finished, report = evaluate(
     programs,
     tmp_path / "report.json",
     f"--model={model[0]}",
+    f"--model={other}",
     f"--clips={tmp_path / 'clips'}",
   )
   assert report["clips"] == 2 and report["shape"] == [8, 12, 16, 3]
   assert report["psnr"] == pytest.approx(np.mean(report["psnr_by_clip"]))
   assert f"PSNR {report['psnr']:.2f} dB" in finished.stdout
+  found = report["models"][other]
+  assert found["psnr"] != report["psnr"]
+  assert f"{other}: 2 clips of 8 frames: PSNR {found['psnr']:.2f}" in (
+    finished.stdout
+  )
 
 
 def test_videos_by_the_official_crop_and_several_models(

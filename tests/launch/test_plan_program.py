@@ -32,6 +32,9 @@ ON_CPU = """
     "depths": (0, 1, 1, 1, 1, 1, 1),
     "chunk_frames": 8,
   }
+  dc_ae_v.FAST["f32t4c32"] = {
+    **dc_ae_v.VARIANTS["f32t4c32"], "widths": (8, 4, 4, 8, 8, 8, 8)
+  }
   wan_dit.VARIANTS["dc-wan2.1-t2v-1.3b"] |= {
     "layers": 2, "width": 24, "heads": 2, "ffn_width": 32, "text_width": 8
   }
@@ -172,8 +175,10 @@ def test_decoding_says_what_is_over_its_budget(on_cpu, tmp_path):
 
 def test_decoding_without_room_is_a_row(on_cpu, monkeypatch):
   monkeypatch.setenv("NO_ROOM", "1")
-  finished = on_cpu("--height=64", "--width=96", "--budget_gib=1")
+  size = ("--height=64", "--width=96", "--budget_gib=1", "--decoder=fast")
+  finished = on_cpu(*size)
   assert finished.code == 1, finished.stderr
+  assert "f32t4c32 (fast decoder) decoding 40 frames" in finished.stdout
   assert finished.stdout.splitlines()[2:] == [
     "1 GiB     does not fit: there is no room",
     "whole     does not fit: there is no room",

@@ -185,6 +185,39 @@ def test_bands_change_nothing(programs, model, tmp_path):
   )
 
 
+def test_another_decoder(programs, tmp_path):
+  directory, module, variables = launching.save_model(tmp_path / "model")
+  frames = launching.clip(9, 16, 24)
+  source = launching.write_video(tmp_path / "in.mp4", frames)
+  arguments = {"model": directory, "source": source}
+  finished = programs.run(
+    "launch.reconstruct",
+    f"--model={directory}",
+    f"--input={source}",
+    f"--output={tmp_path / 'refused'}",
+    "--decoder=fast",
+  )
+  assert finished.code == 2 and not (tmp_path / "refused").exists()
+  (sentence,) = finished.stderr.splitlines()
+  assert "configs/tiny.py:autoencoder,phase=fast" in sentence
+  other, half = launching.save_decoder(tmp_path / "model_fast")
+  output = tmp_path / "out"
+  metrics = run(programs, **arguments, output=output, decoder="fast")
+  frames = read(source)
+  encode, decode = (
+    functools.partial(m.apply, method=method)
+    for m, method in ((module, "encode"), (other, "decode"))
+  )
+  video = jnp.asarray(frames, jnp.float32)[None] / 127.5 - 1
+  latents = quick(encode, variables, video)
+  expected = levels.to_uint8(quick(decode, half, latents)[0, :9])
+  np.testing.assert_allclose(
+    metrics["psnr"]["per_frame"], images.psnr(frames, expected), atol=2e-3
+  )
+  assert metrics["settings"]["decoder"] == "fast"
+  assert metrics["settings"]["config"]["widths"] == [8, 8, 8]
+
+
 def test_official_rule_for_the_last_frames(programs, model, tmp_path):
   directory, module, variables = model
   source = launching.write_video(

@@ -11,9 +11,9 @@ import pytest
 
 import dcvideogen_jax
 from configs import common, sample
-from dcvideogen_jax import config_parts, convert, errors, memory
+from dcvideogen_jax import config_parts, convert, errors, memory, tree
 from dcvideogen_jax.latents import spaces
-from dcvideogen_jax.models import bands
+from dcvideogen_jax.models import bands, dc_ae_v
 from dcvideogen_jax.plan import (
   compiled,
   formulas,
@@ -248,6 +248,21 @@ def test_parts_in_eight_bits_and_the_decoder_alone():
   assert found["autoencoder"] == expected["autoencoder"]
   for name, share in (("transformer", 0.52), ("text encoder", 0.61)):
     assert 0.5 < found[name] / expected[name] < share
+
+
+def test_parts_with_the_fast_decoder():
+  variants = ("dc-wan2.1-t2v-14b", "dc-wan2.1-i2v-14b")
+  t2v, i2v = (sampling.parts(x, jnp.bfloat16, fast=True) for x in variants)
+  decoder = t2v.space.decoder(jnp.bfloat16)
+  assert decoder.widths == dc_ae_v.FAST["f32t4c32"]["widths"]
+  assert t2v.space.module.widths == dc_ae_v.VARIANTS["f32t4c32"]["widths"]
+  parts = t2v.space.variables["params"], i2v.space.variables["params"]
+  assert [{*x} for x in parts] == [{"decoder"}, {"encoder", "decoder"}]
+  shapes = [tree.shapes(x["decoder"]) for x in parts]
+  assert shapes[0] == shapes[1]
+  assert shapes[0]["norm_out/scale"] == (decoder.widths[1],)
+  with pytest.raises(errors.UserError, match="a fast decoder, found wan2.1"):
+    sampling.parts("wan2.1-t2v-1.3b", jnp.bfloat16, fast=True)
 
 
 def test_wans_autoencoder_and_two_images():
