@@ -41,7 +41,14 @@ def _command(phase, workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["low", "high", "adversarial", "fast"])
+@pytest.mark.parametrize(
+  "phase",
+  [
+    *(pytest.param(x, marks=pytest.mark.nightly) for x in ("low", "high")),
+    "adversarial",
+    pytest.param("fast", marks=pytest.mark.nightly),
+  ],
+)
 def test_killed_at_random_steps(phase, tmp_path):
   cache, whole, run = (tmp_path / name for name in ("cache", "whole", "run"))
   code, _, err = killing.finish(killing.start(_command(phase, whole), cache))
