@@ -38,6 +38,7 @@ CONFIGS = (
   "configs.adapt:tiny_t2v,phase=embed",
   "configs.adapt:tiny_t2v,phase=few",
   "configs.tiny:autoencoder,phase=adversarial",
+  "configs.tiny:autoencoder,phase=fast",
 )
 
 _BLOCK = re.compile(
