@@ -348,7 +348,7 @@ def test_a_config_that_names_no_transformer():
 )
 def test_guidance_counts_as_it_does_in_sampling(monkeypatch, scale, guided):
   planned, taken = [], []
-  monkeypatch.setattr(sampling, "parts", lambda *_: None)
+  monkeypatch.setattr(sampling, "parts", lambda *_, **__: None)
   monkeypatch.setattr(
     sampling, "measure", lambda *_, guided, **__: planned.append(guided)
   )
@@ -370,7 +370,7 @@ def test_guidance_counts_as_it_does_in_sampling(monkeypatch, scale, guided):
 
 
 def test_a_guidance_scale_that_is_no_number(monkeypatch):
-  monkeypatch.setattr(sampling, "parts", lambda *_: None)
+  monkeypatch.setattr(sampling, "parts", lambda *_, **__: None)
   config = sample.get_config("dc-t2v-1.3b")
   config.guidance_scale = float("nan")
   with pytest.raises(errors.UserError, match="finite number, found nan"):
