@@ -99,8 +99,9 @@ def bounded(chunks: Iterable[T]) -> Iterator[T]:
   """Yields the chunks of a video, in memory that does not grow with them.
 
   From the third chunk on, freed arrays are returned as in
-  `return_large_arrays`. Two chunks do not make a process grow, and to fetch
-  each array's pages from the system again takes up to a fifth of their time.
+  `return_large_arrays`. A shorter video is decoded without, as fetching each
+  array's pages from the system again costs time; a process that makes many
+  short videos keeps at most what its threads have held at once.
   """
   for number, chunk in enumerate(chunks):
     if number == _SHORT:

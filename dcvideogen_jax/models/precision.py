@@ -1,6 +1,4 @@
-"""The precision of float32 products in the encoders and autoencoders.
-
-And products of bfloat16, in the form that each platform multiplies as such.
+"""Precision of products: of float32 in encoders and autoencoders, of bfloat16.
 
 By default JAX multiplies float32 numbers with the precision at which a device
 is fastest: on a TPU in one pass of bfloat16, on a GPU in TF32. For these models
