@@ -3,7 +3,7 @@
 import math
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,18 @@ def torch_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
   }
 
 
+def torch_flops(call: Callable[[], Any]) -> int:
+  """Runs a call, and returns the FLOPs that torch counts in it."""
+  from torch.nn import attention
+  from torch.utils import flop_counter
+
+  # torch counts no attention in the kernel that it uses on a CPU.
+  with attention.sdpa_kernel(attention.SDPBackend.MATH):
+    with flop_counter.FlopCounterMode(display=False) as counter:
+      call()
+  return counter.get_total_flops()
+
+
 def params(
   kind: str, layout: str, module: Any, shapes: Mapping[str, Sequence[int]]
 ) -> Any:
@@ -84,8 +96,17 @@ def params(
   )
 
 
-def compiled(function: Any, *arguments: Any) -> tuple[Any, float]:
-  """Compiles a jitted function; returns the program and the seconds it took."""
+def compiled(function: Any, *arguments: Any) -> tuple[Any, float, int]:
+  """Compiles a jitted function.
+
+  Returns:
+    the program, the seconds it took, and the FLOPs of a run as `flops.count`
+    counts them.
+  """
+  from dcvideogen_jax import flops
+
   start = time.perf_counter()
-  program = function.lower(*arguments).compile()
-  return program, time.perf_counter() - start
+  traced = function.trace(*arguments)
+  program = traced.lower().compile()
+  seconds = time.perf_counter() - start
+  return program, seconds, flops.count(traced.jaxpr.jaxpr)

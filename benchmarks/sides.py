@@ -29,10 +29,13 @@ class Side(NamedTuple):
     calls: functions by name, called in this order again and again. Each returns
       an array, channels last, which both sides compute up to rounding.
     compile_s: seconds that compilation took.
+    flops: FLOPs of a call by name, for those that are counted; convolutions
+      count in their direct form, whatever computes them.
   """
 
   calls: Mapping[str, Callable[[], np.ndarray]]
   compile_s: float = 0.0
+  flops: Mapping[str, int] = {}
 
 
 def compare(
@@ -58,11 +61,13 @@ def compare(
 
   Returns:
     A JSON object with the settings, "versions", and "sides", by name, with a
-    number for each process: "load_s", "compile_s", and bytes of resident memory
-    "loaded_bytes" before the first run and "peak_bytes" at the end; and
-    "calls", by name, with a number for each run: seconds "s" and CPU seconds of
-    all cores "core_s". With two sides also "differences" by call: the largest
-    absolute difference "max_abs", and the "largest" absolute value.
+    number for each process: "load_s", "compile_s", "product_rate" of
+    `products.rate`, and bytes of resident memory "loaded_bytes" before the
+    first run and "peak_bytes" at the end; and "calls", by name, with a number
+    for each run: seconds "s" and CPU seconds of all cores "core_s". "flops" has
+    those of a call, by name, if a side that ran counts them. With two sides
+    also "differences" by call: the largest absolute difference "max_abs", and
+    the "largest" absolute value.
 
   Raises:
     errors.UserError: if a package that a side needs is not installed, or the
@@ -91,6 +96,9 @@ def compare(
     "threads": threads,
     "machine": platform.machine(),
     "versions": versions,
+    "flops": dict(
+      item for found in measured.values() for item in found[0]["flops"].items()
+    ),
     "sides": {side: _joined(found) for side, found in measured.items()},
   }
   if len(outputs) == 2:
@@ -110,7 +118,7 @@ def _version(package: str) -> str:
 def _joined(processes_: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Joins the measurements of the processes of a side."""
   first = processes_[0]
-  names = [name for name in first if name != "calls"]
+  names = [name for name in first if name not in ("calls", "flops")]
   return {name: [x[name] for x in processes_] for name in names} | {
     "calls": {
       call: {
@@ -140,6 +148,10 @@ Rows = Sequence[tuple[str, Callable[[Any], float]]]
 def table(report: Mapping[str, Any], more: Rows = ()) -> str:
   """Formats medians, with the ratio of the first side to the second.
 
+  The share of the peak is that of the fastest matrix products of any side. It
+  counts convolutions in their direct form, so that a form with fewer
+  multiplications can have more than all of it.
+
   Args:
     report: of `compare`.
     more: further rows, as a label and a function of a side's measurements.
@@ -159,6 +171,19 @@ def table(report: Mapping[str, Any], more: Rows = ()) -> str:
           ),
         )
       )
+  rows.append(
+    ("matrix products, GFLOP/s", lambda side: max(side["product_rate"]) / 1e9)
+  )
+  peak = max((max(side["product_rate"]) for side in sides.values()), default=0)
+  for call, work in report["flops"].items():
+    rows.append(
+      (
+        f"{call}, share of the peak",
+        lambda side, call=call, work=work: (
+          work / statistics.median(side["calls"][call]["s"]) / peak
+        ),
+      )
+    )
   for label, key in (("loaded", "loaded_bytes"), ("peak", "peak_bytes")):
     rows.append(
       (

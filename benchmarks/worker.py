@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from benchmarks import processes
+from benchmarks import processes, products
 
 
 def main() -> None:
@@ -41,7 +41,15 @@ def main() -> None:
       if number >= request["warm_up"]:
         calls[name]["s"].append(time.perf_counter() - start)
         calls[name]["core_s"].append(time.process_time() - core_start)
-  measured |= {"calls": calls, "peak_bytes": processes.peak_bytes()}
+  measured |= {
+    "calls": calls,
+    "flops": side.flops,
+    "peak_bytes": processes.peak_bytes(),
+  }
+  # Last, as its matrices are not the model's memory.
+  measured["product_rate"] = products.rate(
+    request["side"], request.get("dtype", "float32")
+  )
   np.savez(request["outputs"], **outputs)
   print(json.dumps(measured))
 

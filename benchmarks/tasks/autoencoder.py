@@ -77,17 +77,18 @@ def jax(request: Mapping[str, Any]) -> Side:
     return inputs.compiled(function, params, x)
 
   shape = jax.ShapeDtypeStruct(video.shape, jnp.float32)
-  encode, first = half("encode", shape)
+  encode, first, encoding = half("encode", shape)
   latents = jax.eval_shape(
     lambda p, x: module.apply({"params": p}, x, method="encode"), params, shape
   )
-  decode, second = half("decode", latents)
+  decode, second, decoding = half("decode", latents)
   side = _side(
     lambda x: np.asarray(encode(params, x)),
     lambda x: np.asarray(decode(params, x)),
     video,
   )
-  return side._replace(compile_s=first + second)
+  work = {"encode": encoding, "decode": decoding}
+  return side._replace(compile_s=first + second, flops=work)
 
 
 def _side(encode, decode, video) -> Side:

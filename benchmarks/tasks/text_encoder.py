@@ -57,9 +57,11 @@ def jax(request: Mapping[str, Any]) -> Side:
   params = inputs.params("umt5", "transformers", module, request["shapes"])
   ids = jnp.asarray(_ids(request))
   arguments = ({"params": params}, ids, jnp.ones_like(ids))
-  encode, seconds = inputs.compiled(jax.jit(module.apply), *arguments)
+  encode, seconds, work = inputs.compiled(jax.jit(module.apply), *arguments)
   return Side(
-    {"encode": lambda: np.asarray(encode(*arguments), np.float32)}, seconds
+    {"encode": lambda: np.asarray(encode(*arguments), np.float32)},
+    seconds,
+    {"encode": work},
   )
 
 

@@ -75,7 +75,7 @@ def jax(request: Mapping[str, Any]) -> Side:
     updates, moments = optimiser.update(grads, moments, params)
     return (optax.apply_updates(params, updates), moments), loss
 
-  program, seconds = inputs.compiled(
+  program, seconds, work = inputs.compiled(
     jax.jit(step, donate_argnums=0), state, *batch
   )
   kept = {"state": state}
@@ -84,7 +84,7 @@ def jax(request: Mapping[str, Any]) -> Side:
     kept["state"], loss = program(kept["state"], *batch)
     return np.asarray(loss)
 
-  return Side({"step": run}, seconds)
+  return Side({"step": run}, seconds, {"step": work})
 
 
 def torch(request: Mapping[str, Any]) -> Side:

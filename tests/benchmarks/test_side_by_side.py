@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import sides
+from benchmarks import inputs, sides
 from benchmarks.tasks import (
   autoencoder,
   loading,
@@ -41,6 +41,7 @@ def _plausible(report, calls, count):
       assert len(call["s"]) == len(call["core_s"]) == count
       assert min(call["s"] + call["core_s"]) > 0
     assert side["peak_bytes"][0] >= side["loaded_bytes"][0] > 2**24
+    assert side["product_rate"][0] > 1e9
   assert json.loads(json.dumps(report)) == report
 
 
@@ -56,6 +57,7 @@ def test_autoencoders_agree():
   request = autoencoder.request(golden_data.SMALL, (1, 8, 16, 24))
   report = sides.compare("autoencoder", request, repeats=2, warm_up=False)
   _plausible(report, ["encode", "decode"], 2)
+  assert min(report["flops"][name] for name in ("encode", "decode")) > 1e7
   assert report["sides"]["jax"]["compile_s"][0] > 0
   for name in ("encode", "decode"):
     _agree(report, name, 1e-9, 1e-4)
@@ -102,6 +104,15 @@ def test_whole_samplings_agree():
 
 
 @pytest.mark.parity
+def test_torch_counts_the_flops_that_jax_counts():
+  """The whole sampling has torch's count, the other tasks this code's."""
+  request = transformer.request(TINY, LATENTS)
+  (step,) = transformer.torch(request).calls.values()
+  counted = transformer.jax(request).flops["step"]
+  assert inputs.torch_flops(step) == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parity
 def test_both_sides_load_the_same(tmp_path):
   fields = checkpoints.INFERRED | {"layers": 12}
   size = loading.write(tmp_path, fields, shard_gb=0.001)
@@ -126,8 +137,11 @@ def test_sides_take_turns(monkeypatch):
     order.append(request["side"])
     np.savez(request["outputs"], step=np.full(2, len(order), np.float32))
     calls = {"step": {"s": [len(order)], "core_s": [1.0]}}
-    return {"load_s": 0.0, "compile_s": 0.0, "calls": calls} | {
-      name: 2**30 for name in ("loaded_bytes", "peak_bytes")
+    sizes = {name: 2**30 for name in ("loaded_bytes", "peak_bytes")}
+    flops = {"step": 7} if request["side"] == "jax" else {}
+    return {"load_s": 0.0, "compile_s": 0.0, "calls": calls, **sizes} | {
+      "flops": flops,
+      "product_rate": 1e9 * len(order),
     }
 
   monkeypatch.setattr(sides.processes, "run", run)
@@ -137,12 +151,15 @@ def test_sides_take_turns(monkeypatch):
   assert report["sides"]["jax"]["calls"]["step"]["s"] == [1, 4, 5]
   assert report["sides"]["torch"]["calls"]["step"]["s"] == [2, 3, 6]
   assert report["differences"]["step"] == {"max_abs": 1.0, "largest": 6.0}
+  assert report["flops"] == {"step": 7}
+  assert report["sides"]["torch"]["product_rate"] == [2e9, 3e9, 6e9]
 
 
 def test_table_has_the_ratio_of_medians():
-  def side(*seconds):
+  def side(*seconds, products):
     return {
       "load_s": [1.0],
+      "product_rate": [1e9, products],
       "compile_s": [0.0],
       "loaded_bytes": [2**30],
       "peak_bytes": [3 * 2**29, 2**40, 2**20],
@@ -150,7 +167,11 @@ def test_table_has_the_ratio_of_medians():
     }
 
   report = {
-    "sides": {"jax": side(9, 3, 2), "torch": side(5, 4, 1)},
+    "flops": {"step": 6e9},
+    "sides": {
+      "jax": side(9, 3, 2, products=2e9),
+      "torch": side(5, 4, 1, products=5e9),
+    },
     "differences": {"step": {"max_abs": 0.5, "largest": 4.0}},
   }
   lines = sides.table(report, [("more", lambda side: len(side["calls"]))])
@@ -160,6 +181,9 @@ def test_table_has_the_ratio_of_medians():
   assert cells["step, s"] == ["3.00", "4.00", "0.75 |"]
   assert cells["step, core s"] == ["6.00", "8.00", "0.75 |"]
   assert cells["compile, s"] == ["0.00", "0.00", " |"]
+  assert cells["matrix products, GFLOP/s"] == ["2.00", "5.00", "0.40 |"]
+  # 6 GFLOP in 3 and in 4 seconds, of 5 GFLOP/s.
+  assert cells["step, share of the peak"] == ["0.40", "0.30", "1.33 |"]
   assert cells["memory peak, GiB"] == ["1.50", "1.50", "1.00 |"]
   assert cells["more"] == ["1.00", "1.00", "1.00 |"]
   assert last == "step: outputs differ by up to 5.00e-01 of values up to 4"
