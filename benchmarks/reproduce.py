@@ -19,7 +19,8 @@ whose colour, shape and motion are right, against the steps of all phases.
 
 --streams trains the adapted model in DIR further with chunks and scores long
 videos. DIR/streams gets a report for streams with and without a window, and for
-the model of whole clips, at 1, 4 and 16 times the length of a clip.
+the model of whole clips, at 1, 4 and 16 times the length of a clip. Then it
+distils the streaming model to a few steps, DIR/shipped/few_t2v_stream.
 
 --recipe trains the autoencoder that ships further, by each part of DC-AE-V's
 recipe, with the clips of the stages `clips` and `heldout_clips`. DIR/recipe
@@ -92,6 +93,15 @@ STREAM_STAGES = (
       group="streams",
     )
     for frames in (16, 64, 256)
+  ),
+  # The streaming model in a few steps. It learns from its own chunks, which the
+  # model of whole clips judges.
+  *family.few(
+    "t2v_stream",
+    "causal/model",
+    *family.LATENTS,
+    causal="teacher",
+    few_steps=("--config.distil.teacher={work}/shipped/transformer_t2v",),
   ),
 )
 

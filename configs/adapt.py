@@ -210,6 +210,9 @@ def _distil(c: ml_collections.ConfigDict, phase: str) -> None:
     "guidance": 5.0,
     "levels": (1.0, 0.9375, 0.8333333333333334, 0.625),
     "lora": common.optional(str),
+    # Weights of whole clips that teach a block-causal student; None is the
+    # model that it starts from.
+    "teacher": common.optional(str),
   }
   c.lora = {"rank": 64, "alpha": 64.0}
   c.optim.update(lr=2e-5, warmup=100)

@@ -37,18 +37,19 @@ class Phase(NamedTuple):
   what: str
 
 
-_NOTHING_ELSE = ((".*", False),)
+# The last rule of a phase, and the only one of weights that are frozen.
+NOTHING_ELSE: Rules = ((".*", False),)
 _PATCH = (("params/patch_embed/.*", True),)
 _PATCH_AND_HEAD = (
   *_PATCH,
   ("params/head/.*", True),
   ("params/head_modulation", True),
 )
-_LORA = (("lora/.*", True), *_PATCH_AND_HEAD, *_NOTHING_ELSE)
-_ALL = (("params/.*", True), *_NOTHING_ELSE)
+_LORA = (("lora/.*", True), *_PATCH_AND_HEAD, *NOTHING_ELSE)
+_ALL = (("params/.*", True), *NOTHING_ELSE)
 # The critic belongs to distribution matching; see `train.distil`.
 _CRITIC = (("critic/.*", True),)
-_LORA_ALONE = (("lora/.*", True), *_CRITIC, *_NOTHING_ELSE)
+_LORA_ALONE = (("lora/.*", True), *_CRITIC, *NOTHING_ELSE)
 _ALL_AND_CRITIC = (*_CRITIC, *_ALL)
 
 PHASES: Mapping[str, Phase] = {
@@ -56,14 +57,14 @@ PHASES: Mapping[str, Phase] = {
   # result of the phase before it.
   "embed": Phase(
     "align",
-    (*_PATCH, *_NOTHING_ELSE),
+    (*_PATCH, *NOTHING_ELSE),
     False,
     ("base",),
     "the patch embedding learns to give the base's tokens",
   ),
   "head": Phase(
     "denoise",
-    (*_PATCH_AND_HEAD, *_NOTHING_ELSE),
+    (*_PATCH_AND_HEAD, *NOTHING_ELSE),
     False,
     ("base",),
     "patch embedding and head around a frozen base",

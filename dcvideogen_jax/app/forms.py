@@ -15,7 +15,7 @@ from dcvideogen_jax.sample import (
 )
 
 # Ways to denoise -> flags of `dcvideogen sample`: the solver's steps, or the
-# few steps of the LoRA that the model brings.
+# few steps of a LoRA.
 WAYS: Mapping[str, tuple[str, ...]] = {"steps": (), "few": ("--few",)}
 
 _TASKS = {"t2v": "text to video", "i2v": "image to video"}
@@ -33,12 +33,14 @@ class Served(NamedTuple):
     flags: further flags of `dcvideogen sample`, such as "--model=DIR".
     output: directory of the videos.
     model: of --model; None is that of the preset.
+    loras: of --lora, which `flags` leaves out.
   """
 
   config: str
   flags: tuple[str, ...]
   output: str
   model: str | None = None
+  loras: tuple[str, ...] = ()
 
 
 class Form(NamedTuple):
@@ -97,11 +99,15 @@ def config(served: Served, form: Form) -> Any:
 
 
 def few(served: Served, task: str) -> few_steps.Choice:
-  """Returns the few steps that the model brings for a task.
+  """Returns the few steps of the LoRA that is given, or that the model brings.
 
   Raises:
-    errors.UserError: if it brings none, or their file is damaged.
+    errors.UserError: if there are none, if their file is damaged, or if they
+      are those of streams.
   """
+  paths = [model_names.lora(text).path for text in served.loras]
+  if choice := few_steps.given(paths):
+    return choice
   name = served.model or base(served).model
   source = model_names.pipeline(name)
   if not few_steps.brings(source, task):
@@ -140,7 +146,8 @@ def requests(form: Form, task: str) -> list[request_list.Request]:
 def command(served: Served, form: Form) -> str:
   """Returns the command line that makes the same videos."""
   words = ["dcvideogen", "sample"]
-  words += [f"--config={served.config}", *served.flags, *WAYS[form.way]]
+  words += [f"--config={served.config}", *served.flags]
+  words += [*(f"--lora={text}" for text in served.loras), *WAYS[form.way]]
   for name, value in _changes(served, form).items():
     words.append(f"--{'' if name == 'frames' else 'config.'}{name}={value}")
   words.append(f"--prompt={form.prompt}")

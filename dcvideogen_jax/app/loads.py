@@ -74,13 +74,15 @@ class Models:
 
     Args:
       task: "t2v" or "i2v".
-      few: whether the model's few-step LoRA is merged into the transformer.
+      few: whether the model's few-step LoRA is merged into the transformer,
+        if none of `loras` is one.
       tell: called with a line about what is loaded, before it is.
 
     Raises:
       errors.UserError: if the model has no transformer or no few-step LoRA for
         the task.
     """
+    few = few and not few_steps.given([lora.path for lora in self._loras])
     held = self.held
     if held is not None and (held.task, self._few) == (task, few):
       return held

@@ -16,13 +16,16 @@ A few-step LoRA that this package trains says itself how it is sampled, in a
 `few.json` beside its weights:
 
     {"levels": [1.0, 0.9, 0.75, 0.5], "solver": "renoise"}
+
+One that was distilled for streams also says the latent frames of a chunk, as
+"chunk".
 """
 
 import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,11 +42,14 @@ class FewSteps(NamedTuple):
     levels: noise levels at which the model is called, as for `flow.explicit`.
     solver: a name in `solvers.SOLVERS`.
     weights: the LoRA or the model that was distilled for these levels.
+    chunk: latent frames of the chunks that a LoRA was distilled for; None for
+      whole clips, and for published presets.
   """
 
   levels: tuple[float, ...]
   solver: str
   weights: str
+  chunk: int | None = None
 
 
 def levels(steps: int, shift: float) -> tuple[float, ...]:
@@ -90,17 +96,28 @@ def read(directory: str | os.PathLike[str]) -> FewSteps:
     found = documents.parse(path.read_bytes())
   except (OSError, ValueError) as e:
     raise errors.UserError(f"{path} is not readable as JSON: {e}") from e
-  if not isinstance(found, Mapping) or set(found) != {"levels", "solver"}:
+  keys = {"levels", "solver"}
+  if not isinstance(found, Mapping) or set(found) - {"chunk"} != keys:
     raise errors.UserError(
       f'{path}: expected the keys "levels" and "solver", found {found!r}'
     )
+  chunk = found.get("chunk")
+  whole = isinstance(chunk, int) and not isinstance(chunk, bool)
+  if chunk is not None and not (whole and chunk > 0):
+    raise errors.UserError(
+      f"{path}: a chunk has 1 latent frame or more, found {chunk!r}"
+    )
   schedule = flow.explicit(found["levels"])
   solvers.coefficients(found["solver"], schedule.sigmas)
-  return FewSteps(tuple(found["levels"]), found["solver"], str(directory))
+  return FewSteps(
+    tuple(found["levels"]), found["solver"], str(directory), chunk
+  )
 
 
 def write(directory: files.Path, steps: FewSteps) -> None:
   """Writes the file that `read` reads, beside the weights of an adapter."""
   with files.atomic(directory / FILE) as path:
-    found = {"levels": [*steps.levels], "solver": steps.solver}
+    found: dict[str, Any] = {"levels": [*steps.levels], "solver": steps.solver}
+    if steps.chunk is not None:
+      found["chunk"] = steps.chunk
     path.write_text(json.dumps(found) + "\n")

@@ -72,11 +72,11 @@ def velocity(
   guided: bool,
   batched: bool,
   x: Float[Array, "b t h w c"],
-  t: Float[Array, " b"],
+  t: Float[Array, " b"] | Float[Array, "b n"],
   variables: Mapping[str, Any],
   scale: Float[Array, ""],
-  cond: Mapping[str, Array],
-  uncond: Mapping[str, Array] | None,
+  cond: Mapping[str, Any],
+  uncond: Mapping[str, Any] | None,
   caches: Caches = (),
 ) -> Float[Array, "b t h w c"]:
   """Returns the guided velocity of one sampling step, in float32.
@@ -87,12 +87,12 @@ def velocity(
     batched: whether the two branches of guidance share one pass; see
       `guidance.guided`.
     x: noisy latents.
-    t: timesteps, 0 to 1000.
+    t: timesteps, 0 to 1000, one per sample or one per frame of tokens.
     variables: `{"params": ...}` of the module.
     scale: guidance scale.
     cond, uncond: the inputs with and without the prompt: "text", and for image
       to video also "image" and "extra", the mask and the encoded images of
-      these latent frames.
+      these latent frames; "clean", a `wan_dit.Clean`, for teacher forcing.
     caches: KV caches of the earlier chunks, for each pass; empty where a video
       is sampled as a whole.
   """
@@ -168,5 +168,12 @@ def _apply(module, variables, x, t, given, cache, **options):
   if "extra" in given:
     x = jnp.concatenate([x, given["extra"]], axis=-1)
   return module.apply(
-    variables, x, t, given["text"], given.get("image"), past=cache, **options
+    variables,
+    x,
+    t,
+    given["text"],
+    given.get("image"),
+    clean=given.get("clean"),
+    past=cache,
+    **options,
   )

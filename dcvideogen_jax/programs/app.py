@@ -91,7 +91,13 @@ def main(argv: Sequence[str]) -> None:
   from dcvideogen_jax import files, memory
   from dcvideogen_jax.app import forms, page, serve, studio
 
-  served = forms.Served(_CONFIG.value, _flags(), _OUTPUT.value, _MODEL.value)
+  served = forms.Served(
+    _CONFIG.value,
+    _flags(),
+    _OUTPUT.value,
+    model=_MODEL.value,
+    loras=tuple(_LORA.value),
+  )
   base = forms.base(served)
   with contextlib.ExitStack() as stack:
     scratch = stack.enter_context(studio.scratch())
@@ -117,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _flags() -> tuple[str, ...]:
-  """Returns the flags of `dcvideogen sample` that load the same model."""
+  """Returns the flags of `dcvideogen sample` for the same model but --lora."""
   given = {
     "model": _MODEL.value,
     "autoencoder": _AUTOENCODER.value,
@@ -126,8 +132,7 @@ def _flags() -> tuple[str, ...]:
     "config.weights": _WEIGHTS.value,
     "memory_budget_gib": _BUDGET.value,
   }
-  found = [f"--{k}={v}" for k, v in given.items() if v is not None]
-  return (*found, *(f"--lora={text}" for text in _LORA.value))
+  return tuple(f"--{k}={v}" for k, v in given.items() if v is not None)
 
 
 def _models() -> Any:

@@ -55,8 +55,9 @@ _LORA = flags.DEFINE_multi_string(
 _FEW = flags.DEFINE_bool(
   "few",
   False,
-  "Make videos in a few evaluations, with the few-step LoRA that the model"
-  " brings (tiny has some). For other LoRAs: --lora and --config.few=NAME",
+  "Make videos in a few evaluations: with the few-step LoRA that --lora names,"
+  " a directory with a few.json, or else with the one that the model brings."
+  " For other LoRAs: --lora and --config.few=NAME",
 )
 _PROMPT = flags.DEFINE_multi_string(
   "prompt", [], "Text that describes a video; each prompt gets its own video"
@@ -138,6 +139,7 @@ class Job:
     requests: a `request_list.Request` for each video that is left to make.
     listed: those of all videos.
     clock: a running `clock.Clock`.
+    few: the `few_steps.Choice` of the flags, or None.
   """
 
   def __init__(
@@ -145,6 +147,7 @@ class Job:
     last_image: str | None = None,
     needs_image: bool = True,
     export: Callable[..., Any] | None = None,
+    stream: bool = False,
   ):
     """Joins the other processes and reads the flags.
 
@@ -153,6 +156,7 @@ class Job:
       needs_image: whether image to video needs an image.
       export: makes an `exporting.Export` of the config and --seeds, whose
         videos are the requests; None reads prompts, images and seeds.
+      stream: whether videos are made chunk by chunk.
 
     Raises:
       errors.UserError: for flags that are sure to fail later.
@@ -176,11 +180,11 @@ class Job:
     self._task = _TASK.value or (
       "i2v" if self.requests[0].image else self.c.task
     )
-    self._few = self._few_steps()
+    self.few = self._few_steps(stream)
     settings.check(self.c)
     request_list.check(self.requests, self._task, needs_image)
 
-  def _few_steps(self) -> Any:
+  def _few_steps(self, stream: bool) -> Any:
     """Settles the config for few steps; returns the choice, or None."""
     from dcvideogen_jax.sample import few_steps, model_names
 
@@ -190,8 +194,11 @@ class Job:
         f" {self.c.few}"
       )
     if _FEW.value:
-      source = model_names.pipeline(_MODEL.value or self.c.model)
-      choice = few_steps.own(source, self._task)
+      paths = [model_names.lora(text).path for text in _LORA.value]
+      choice = few_steps.given(paths, stream)
+      if choice is None:
+        source = model_names.pipeline(_MODEL.value or self.c.model)
+        choice = few_steps.own(source, self._task, stream)
     elif self.c.few is not None:
       choice = few_steps.preset(self.c.few)
     else:
@@ -228,8 +235,8 @@ class Job:
     from dcvideogen_jax.sample import model_names
 
     loras = [model_names.lora(text) for text in _LORA.value]
-    if self._few and self._few.lora:
-      loras.append(model_names.LoraFile(str(self._few.lora)))
+    if self.few and self.few.lora:
+      loras.append(model_names.LoraFile(str(self.few.lora)))
     with common.output_directory(output) as folder:
       if self._export is not None:
         self.requests = self._export.remaining(folder, self.made_with())
@@ -290,7 +297,7 @@ class Job:
       {
         "model": _MODEL.value or self.c.model,
         **{flag.name: flag.value for flag in given},
-        "few": self._few and self._few.told(),
+        "few": self.few and self.few.told(),
       },
     )
 
@@ -378,7 +385,7 @@ class Job:
     return {
       "model": _MODEL.value or self.c.model,
       **{flag.name: flag.value for flag in given},
-      "few": self._few and self._few.told(),
+      "few": self.few and self.few.told(),
       "image": request.image,
       "last_image": request.last_image,
     }

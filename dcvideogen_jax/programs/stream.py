@@ -35,9 +35,9 @@ _SINK = flags.DEFINE_integer(
 _CHUNK = flags.DEFINE_integer(
   "chunk",
   None,
-  "Number of latent frames of a chunk. Unset: the number that the transformer"
-  " was trained with. A transformer that was trained on whole clips needs this"
-  " flag, and makes worse videos.",
+  "Number of latent frames of a chunk. Unset: the number that the transformer,"
+  " or with --few its LoRA, was trained with. A transformer that was trained on"
+  " whole clips needs this flag, and makes worse videos.",
   lower_bound=1,
 )
 _CLEAN_LEVEL = flags.DEFINE_float(
@@ -74,13 +74,14 @@ def main(argv: Sequence[str]) -> None:
   """Makes a video for each prompt and seed, and writes it chunk by chunk."""
   del argv
   path = _CONTINUE_FROM.value
-  job = sampling.Job(needs_image=path is None)
+  job = sampling.Job(needs_image=path is None, stream=True)
   import tqdm
 
   from dcvideogen_jax.data import timing, video
-  from dcvideogen_jax.sample import continuation, streams
+  from dcvideogen_jax.sample import continuation, few_steps, streams
 
   _check(job)
+  in_chunks = few_steps.chunk(job.few, _CHUNK.value)
   streams.check(_WINDOW.value, _SINK.value, _CLEAN_LEVEL.value)
   continuation.prompts("", _PROMPT_AT.value)
   fps = timing.parse(_CONTINUE_FPS.value, "--continue_fps")
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
 
   def make(pipeline, request, options):
     c = job.c
-    per_chunk = streams.frames_of_chunk(pipeline, _CHUNK.value)
+    per_chunk = streams.frames_of_chunk(pipeline, in_chunks)
     total = -(-c.frames // per_chunk) * c.steps
     if path is not None:
       first = next(video.frames(path)).rgb()
@@ -108,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
       continuation.prompts(request.prompt, _PROMPT_AT.value),
       window=_WINDOW.value,
       sink=_SINK.value,
-      chunk=_CHUNK.value,
+      chunk=in_chunks,
       clean_level=_CLEAN_LEVEL.value,
       phase=job.clock.phase,
       on_step=on_step,

@@ -5,6 +5,7 @@ values of `configs/tiny.py` and `configs/adapt.py`.
 """
 
 import importlib.resources
+from collections.abc import Sequence
 
 from dcvideogen_jax.tiny import chain
 
@@ -136,12 +137,28 @@ def _exported(name: str, trained: str, *more: str) -> chain.Stage:
   )
 
 
-def _few(task: str, config: str, *more: str) -> tuple[chain.Stage, ...]:
-  """Makes the stages that distil an adapted model: guidance, then few steps."""
-  start = f"--config.start.weights={{work}}/shipped/transformer_{task}"
-  guidance = f"guidance_{task}"
+def few(
+  name: str,
+  model: str,
+  *more: str,
+  causal: str = "off",
+  few_steps: Sequence[str] = (),
+) -> tuple[chain.Stage, ...]:
+  """Makes the stages that distil an adapted model: guidance, then few steps.
+
+  Args:
+    name: what follows "guidance_" and "few_" in the names of the stages.
+    model: the transformer that is distilled, below the work directory.
+    *more: further flags of both trainings.
+    causal: as in `configs/adapt.py`.
+    few_steps: further flags of the second training.
+  """
+  start = f"--config.start.weights={{work}}/{model}"
+  guidance, causal = f"guidance_{name}", f"causal={causal}"
   return (
-    chain.train(guidance, f"{config},phase=guidance", *DEEP, start, *more),
+    chain.train(
+      guidance, f"{T2V},phase=guidance,{causal}", *DEEP, start, *more
+    ),
     chain.Stage(
       f"{guidance}/lora",
       f"{guidance}/lora",
@@ -153,14 +170,15 @@ def _few(task: str, config: str, *more: str) -> tuple[chain.Stage, ...]:
       ),
     ),
     chain.train(
-      f"few_{task}",
-      f"{config},phase=few",
+      f"few_{name}",
+      f"{T2V},phase=few,{causal}",
       *DEEP,
       start,
       f"--config.distil.lora={{work}}/{guidance}/lora",
+      *few_steps,
       *more,
     ),
-    _exported(f"few_{task}", f"few_{task}", "--format=lora"),
+    _exported(f"few_{name}", f"few_{name}", "--format=lora"),
   )
 
 
@@ -270,7 +288,7 @@ STAGES = (
   ),
   _exported("transformer_i2v", "i2v"),
   # The few-step LoRA of the text-to-video model.
-  *_few("t2v", T2V, *LATENTS),
+  *few("t2v", "shipped/transformer_t2v", *LATENTS),
   # The scores of the trained models.
   *(
     semantic(

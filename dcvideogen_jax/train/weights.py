@@ -202,6 +202,11 @@ def load(
     sharding=functools.partial(_where, where["params"]),
     weights=module.weights or "bfloat16",
   )
+  if found.chunk is not None and module.chunk is None:
+    raise errors.UserError(
+      f"{source} is block-causal, in chunks of {found.chunk}: expected weights"
+      " of whole clips, or a config.model.chunk"
+    )
   assemble.require_compatible(module, found, same)
   params = tree.flatten(variables.pop("params"))
   names = assemble.new_parameters(

@@ -1,6 +1,8 @@
 """The way `few` of the page: its form, its estimate and its transformer."""
 
+import pathlib
 import shlex
+import shutil
 import weakref
 
 import jax
@@ -9,7 +11,7 @@ import pytest
 
 from dcvideogen_jax import errors
 from dcvideogen_jax.app import estimates, forms, loads, runs
-from dcvideogen_jax.diffusion import guidance
+from dcvideogen_jax.diffusion import few, guidance
 from dcvideogen_jax.plan import formulas
 from dcvideogen_jax.sample import few_steps, model_names, presets
 
@@ -46,6 +48,27 @@ def test_few_is_refused_for_a_model_that_brings_none(tmp_path):
     forms.config(other, FORM)
 
 
+def test_few_steps_of_a_lora_that_is_given(tmp_path):
+  """It is merged for both ways, and no other: the transformer stays."""
+  lora = pathlib.Path(shutil.copytree(FEW.lora, tmp_path / "lora"))
+  steps = few.FewSteps((1.0, 0.5), "renoise", str(lora))
+  few.write(lora, steps)
+  served = SERVED._replace(flags=(), loras=(f"{lora},0.5",))
+  c = forms.config(served, FORM)
+  assert (c.few, c.levels, c.steps) == ("given", (1.0, 0.5), 2)
+  assert forms.ways(served)[1] == ("few: 2 evaluations", "few")
+  words = shlex.split(forms.command(served, FORM).replace("\\\n", " "))
+  assert words[3:5] == [f"--lora={lora},0.5", "--few"]
+  models, told = loads.Models("tiny", loras=served.loras), []
+  pipeline = models.get("t2v")
+  before = weights(pipeline)
+  assert models.get("t2v", True, told.append) is pipeline
+  assert same(weights(pipeline), before) and not told
+  few.write(lora, steps._replace(chunk=2))
+  with pytest.raises(errors.UserError, match="with `dcvideogen stream`"):
+    forms.config(served, FORM)
+
+
 def weights(pipeline):
   # Copies: views would keep the arrays.
   return jax.tree.map(np.array, pipeline.parts.transformer.variables)
@@ -64,7 +87,7 @@ def same(a, b):
       "loading the transformer of tiny for t2v, with its few-step LoRA",
     ),
     (
-      {"loras": [f"{FEW.lora},0.5"]},
+      {"loras": [f"{FEW.lora / 'adapter_model.safetensors'},0.5"]},
       "loading the transformer of tiny for t2v, with its few-step LoRA",
     ),
   ],
@@ -92,12 +115,12 @@ def test_there_is_one_transformer_with_few_steps_or_without(
   assert models.held is pipeline and models.get("t2v") is pipeline
   expected = weights(loads.Models("tiny", **options).get("t2v", True))
   assert not same(before, expected)
-  for few in (True, False):
+  for merged in (True, False):
     variables = pipeline.parts.transformer.variables
     leaves = [weakref.ref(x) for x in jax.tree.leaves(variables)]
     del variables
-    assert models.get("t2v", few, told.append) is pipeline
-    assert same(weights(pipeline), expected if few else before)
+    assert models.get("t2v", merged, told.append) is pipeline
+    assert same(weights(pipeline), expected if merged else before)
   assert told == [line, "loading the transformer of tiny for t2v"]
   assert (pipeline.embedder, pipeline.parts.space) == kept
   assert gone == [True] * (1 if options == {} else 2)

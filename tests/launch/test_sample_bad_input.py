@@ -202,6 +202,7 @@ def test_noise_in_an_archive(programs, tmp_path):
     (("--noise=x.npy", "--seeds=0,1"), "--seeds has no effect"),
     (("--few", "--config.few=causvid"), "expected no --config.few"),
     (("--few",), "few=own settles steps"),
+    (("--stream", "--chunk=2", "--few"), "LoRA for streams of t2v"),
     (("--config.levels=(1.0,0.5)", "--config.shift=3"), "levels themselves"),
   ],
 )

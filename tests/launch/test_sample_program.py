@@ -1,8 +1,10 @@
 """launch.sample end to end on the model that ships, as a user runs it."""
 
 import json
+import shutil
 import signal
 import time
+from importlib.resources import files
 
 import numpy as np
 import PIL.Image
@@ -96,6 +98,30 @@ def test_few_steps(programs, tmp_path):
   assert (told["steps"], told["guidance_scale"]) == (4, 1.0)
   assert told["levels"] == [1.0, 0.9, 0.75, 0.5] and told["shift"] is None
   assert told["negative_prompt"] is None
+
+
+def test_few_steps_of_a_stream(programs, tmp_path):
+  """With a LoRA that says its chunk; the weights are those for whole clips."""
+  own = files("dcvideogen_jax") / "assets" / "dcvideogen_tiny" / "few_t2v"
+  lora = shutil.copytree(str(own), tmp_path / "lora")
+  told = json.loads((lora / "few.json").read_text()) | {"chunk": 2}
+  (lora / "few.json").write_text(json.dumps(told))
+  flags = (
+    *("launch.sample", "--stream", "--model=tiny", "--few", "--prompt=a cat"),
+    *("--frames=12", "--config.height=40", "--config.width=56"),
+    *(f"--lora={lora}", f"--output={tmp_path / 'out'}"),
+  )
+  finished = programs.run(*flags)
+  assert finished.code == 0, finished.stderr
+  line = "few=given: 4 evaluations for each chunk of 2 latent frames, renoise"
+  assert line in finished.stdout
+  assert "117 tensors matched" in finished.stdout
+  (path,) = (tmp_path / "out").glob("*.json")
+  settings = json.loads(path.read_text())["settings"]
+  assert (settings["chunk"], settings["steps"]) == (2, 4)
+  assert settings["levels"] == told["levels"]
+  finished = programs.run(*flags, "--chunk=4")
+  assert finished.code == 2 and "found --chunk=4" in finished.stderr
 
 
 def test_image_to_video_and_its_repetition(programs, tmp_path, photo):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dcvideogen_jax import errors, memory
-from dcvideogen_jax.diffusion import sampler, solvers
+from dcvideogen_jax.diffusion import flow, sampler, solvers
 from dcvideogen_jax.latents import conditions, denoiser
 from dcvideogen_jax.models import rope, wan_blocks
 from dcvideogen_jax.sample import chunkwise
@@ -187,6 +187,34 @@ def test_without_guidance():
   assert_same(
     latents(chunks=2, guidance_scale=1.0), recomputed(chunks=2, scale=1)
   )
+
+
+def test_few_steps_are_their_levels_run_by_hand():
+  """Without a cache: x0 = x - sigma v, then fresh noise up to the next level.
+
+  The fresh noise is that of the seed and the chunk.
+  """
+  levels = (1.0, 0.8, 0.4)
+  how = flow.Options("renoise", {}, 5.0, "wan", levels=levels)
+  found = latents(chunks=2, guidance_scale=1.0, options=how, steps=3)
+  apply, variables = transformer("t2v", None)
+  made = []
+  for n in range(2):
+    x = np.asarray(denoiser.noise([0], (CHUNK, 3, 5, 4), n))
+    key = jax.random.wrap_key_data(denoiser.keys([0], n))[0]
+    for sigma, following in zip(levels, (*levels[1:], 0.0), strict=True):
+      t = np.zeros((1, (n + 1) * CHUNK), np.float32)
+      t[:, -CHUNK:] = 1000 * sigma
+      clip = np.concatenate([*made, x], axis=1)
+      v = apply(variables, clip, t, TEXT)[:, -CHUNK:]
+      key, own = jax.random.split(key)
+      fresh = jax.random.normal(own, x.shape[1:])[None]
+      x = (1 - following) * (x - sigma * v) + following * fresh
+    made.append(np.asarray(x))
+  for ours, wanted in zip(found, made, strict=True):
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5)
+  other = latents(chunks=2, guidance_scale=1.0, options=how, steps=3, seed=1)
+  assert np.abs(other[1] - found[1]).max() > 0.1
 
 
 def test_a_new_prompt_leaves_what_was_before():

@@ -292,6 +292,7 @@ def test_how_a_student_is_sampled(changes, solver):
     ('{"levels": [1.0]}', "expected the keys"),
     ('{"levels": [0.5, 1.0], "solver": "euler"}', "must fall"),
     ('{"levels": [1.0], "solver": "ddim"}', "solvers are"),
+    ('{"levels": [1.0], "solver": "euler", "chunk": 0}', "found 0"),
   ],
 )
 def test_damaged_few_json(text, message, tmp_path):

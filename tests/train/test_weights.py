@@ -234,6 +234,17 @@ def test_weights_of_another_model(files):
     task.start(anywhere(task))
 
 
+def test_a_block_causal_model_is_not_one_of_whole_clips(files, tmp_path):
+  fields = tiny_models.FIELDS["deep_t2v"] | {"chunk": 2}
+  module = wan_dit.build(fields)
+  variables = tiny_models.variables(module)
+  convert.save(tmp_path, "wan_dit", module, variables, layout="diffusers")
+  changes = runs.started("lora", weights=tmp_path)
+  with pytest.raises(errors.UserError, match="in chunks of 2: expected"):
+    begin(runs.config("lora", **changes))
+  begin(runs.config("lora", model=fields | {"chunk": 1}, **changes))
+
+
 def test_a_file_without_a_patch_embedding(files, tmp_path):
   convert.write_safetensors(
     tmp_path / "x.safetensors",
