@@ -143,7 +143,7 @@ def test_few_steps_belong_to_their_lora(tab, served, tmp_path):
 
 def test_a_second_tab_works_beside_the_first(tab):
   first, second = tab(), tab()
-  browsing.fill(first, Steps=150)
+  browsing.fill(first, Steps=2000)
   first.click("#make")
   browsing.wait(first, "^Step")
   second.click("#make")
@@ -153,9 +153,10 @@ def test_a_second_tab_works_beside_the_first(tab):
   browsing.shot(second, "waiting")
   assert browsing.wait(first, "^Step")
   browsing.shot(first, "steps")
-  browsing.wait(first, "^Done")
+  first.click("#cancel")
+  browsing.wait(first, "^Cancelled")
   browsing.wait(second, "^Done")
-  assert browsing.plays(first) and browsing.plays(second)
+  assert browsing.plays(second)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +189,8 @@ def test_an_image_becomes_a_video(tab, served):
   browsing.upload(page, "#image", PHOTO)
   page.wait_for_selector("#thumbnail img")
   assert "first_frame.png" in page.inner_text("#thumbnail")
+  page.wait_for_selector("#command :text('--image=first_frame.png')")
   browsing.wait(page, "tokens", "#estimate")
-  assert "--image=first_frame.png" in page.inner_text("#command")
   assert served.left() == []
   browsing.fill(page, Prompt="a large pink ring moves up over ocean", Steps=6)
   page.click("#make")
