@@ -70,9 +70,10 @@ def count(jaxpr: Any, kernels_only: bool = False) -> int:
   A multiply-add is two FLOPs. The body of a scan counts once per step. A Pallas
   kernel counts its own cost estimate or, without one, its body once per block
   of its grid; under `computed` only the share that is computed counts. The body
-  of a shard_map counts once per device. Of the branches of a conditional the
-  most expensive one counts. cuDNN's attention is an opaque call, whose matrix
-  products are counted from its shapes.
+  of a shard_map counts once per device. Of forms for several platforms the
+  default counts, and of the branches of another conditional the most expensive
+  one. cuDNN's attention is an opaque call, whose matrix products are counted
+  from its shapes.
 
   Args:
     jaxpr: as `jax.jit(f).trace(...).jaxpr.jaxpr`.
@@ -96,16 +97,24 @@ def _count(jaxpr, everything: bool, in_kernel: bool) -> int:
     else:
       kernel = in_kernel or name == "pallas_call"
       found = [_count(one, everything, kernel) for one in inner(params)]
-      once = max(found) if name == "cond" else sum(found)
+      once = _chosen(params, found) if name == "cond" else sum(found)
       total += once and int(once * _times(name, params) * _part(eqn))
   return total
+
+
+def _chosen(params, found: list[int]) -> int:
+  """Returns the count of the branch that stands for a conditional."""
+  platforms = params.get("branches_platforms")
+  return max(found) if platforms is None else found[platforms.index(None)]
 
 
 def _convolution(eqn) -> int:
   kernel = eqn.invars[1].aval.shape
   features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-  per_output = math.prod(kernel) // features
-  return 2 * math.prod(eqn.outvars[0].aval.shape) * per_output
+  products = math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel)
+  # Zeros between the numbers of the input, as in the gradient of a strided
+  # convolution, are no work.
+  return 2 * products // features // math.prod(eqn.params["lhs_dilation"])
 
 
 def _dot(eqn) -> int:

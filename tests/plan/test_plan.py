@@ -31,6 +31,33 @@ def test_counts_convolutions_products_and_scans():
   assert flops.count(jax.jit(f).trace(*args).jaxpr.jaxpr) == expected
 
 
+def test_counts_the_default_of_several_platforms():
+  x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+
+  def f(x):
+    return jax.lax.platform_dependent(
+      x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x
+    )
+
+  assert flops.count(jax.jit(f).trace(x).jaxpr.jaxpr) == 2 * 8**3
+
+
+def test_counts_no_zeros_of_a_strided_convolutions_gradient():
+  def f(x, kernel):
+    return jax.lax.conv(x, kernel, (2, 2), "VALID").sum()
+
+  x, kernel = (
+    jax.ShapeDtypeStruct(shape, jnp.float32)
+    for shape in ((1, 3, 8, 8), (5, 3, 2, 2))
+  )
+  forward, both = (
+    flops.count(jax.jit(g).trace(x, kernel).jaxpr.jaxpr)
+    for g in (f, jax.value_and_grad(f))
+  )
+  # Each number of the input takes part in one window.
+  assert [forward, both] == [2 * 5 * 3 * 8**2, 2 * forward]
+
+
 def test_counts_cudnns_attention(monkeypatch):
   # Tracing asks for cuDNN's version, although nothing runs.
   cudnn = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
