@@ -52,7 +52,7 @@ def clips(tmp_path_factory):
     "lora",
     pytest.param("guidance", marks=pytest.mark.slow),
     pytest.param("few", marks=pytest.mark.slow),
-    pytest.param("few,causal=teacher", marks=pytest.mark.slow),
+    pytest.param("few,causal=teacher", marks=pytest.mark.nightly),
   ],
 )
 def test_killed_at_random_steps(phase, kills, clips, cache, tmp_path):
