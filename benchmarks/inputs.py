@@ -96,12 +96,13 @@ def params(
   )
 
 
-def compiled(function: Any, *arguments: Any) -> tuple[Any, float, int]:
+def compiled(
+  function: Any, *arguments: Any
+) -> tuple[Any, float, Callable[[], int]]:
   """Compiles a jitted function.
 
   Returns:
-    the program, the seconds it took, and the FLOPs of a run as `flops.count`
-    counts them.
+    the program, the seconds it took, and what counts the FLOPs of a run.
   """
   from dcvideogen_jax import flops
 
@@ -109,4 +110,4 @@ def compiled(function: Any, *arguments: Any) -> tuple[Any, float, int]:
   traced = function.trace(*arguments)
   program = traced.lower().compile()
   seconds = time.perf_counter() - start
-  return program, seconds, flops.count(traced.jaxpr.jaxpr)
+  return program, seconds, lambda: flops.count(traced.jaxpr.jaxpr)

@@ -29,13 +29,14 @@ class Side(NamedTuple):
     calls: functions by name, called in this order again and again. Each returns
       an array, channels last, which both sides compute up to rounding.
     compile_s: seconds that compilation took.
-    flops: FLOPs of a call by name, for those that are counted; convolutions
-      count in their direct form, whatever computes them.
+    flops: called after all is measured; returns the FLOPs of a call by name,
+      for those that are counted. Convolutions count in their direct form,
+      whatever computes them.
   """
 
   calls: Mapping[str, Callable[[], np.ndarray]]
   compile_s: float = 0.0
-  flops: Mapping[str, int] = {}
+  flops: Callable[[], Mapping[str, int]] = dict
 
 
 def compare(

@@ -41,12 +41,9 @@ def main() -> None:
       if number >= request["warm_up"]:
         calls[name]["s"].append(time.perf_counter() - start)
         calls[name]["core_s"].append(time.process_time() - core_start)
-  measured |= {
-    "calls": calls,
-    "flops": side.flops,
-    "peak_bytes": processes.peak_bytes(),
-  }
-  # Last, as its matrices are not the model's memory.
+  measured |= {"calls": calls, "peak_bytes": processes.peak_bytes()}
+  # What follows takes memory that is not the task's.
+  measured["flops"] = side.flops()
   measured["product_rate"] = products.rate(
     request["side"], request.get("dtype", "float32")
   )

@@ -104,8 +104,8 @@ def _count(jaxpr, everything: bool, in_kernel: bool) -> int:
 
 def _chosen(params, found: list[int]) -> int:
   """Returns the count of the branch that stands for a conditional."""
-  platforms = params.get("branches_platforms")
-  return max(found) if platforms is None else found[platforms.index(None)]
+  platforms = params.get("branches_platforms") or ()
+  return found[platforms.index(None)] if None in platforms else max(found)
 
 
 def _convolution(eqn) -> int:

@@ -123,4 +123,6 @@ def torch(request: Mapping[str, Any]) -> Side:
     video = np.moveaxis(video.numpy(), 1, -1)
     return np.round(np.clip(video, -1, 1) * 127.5 + 127.5)
 
-  return Side({"sample": run}, flops={"sample": inputs.torch_flops(run)})
+  return Side(
+    {"sample": run}, flops=lambda: {"sample": inputs.torch_flops(run)}
+  )

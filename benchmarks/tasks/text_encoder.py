@@ -61,7 +61,7 @@ def jax(request: Mapping[str, Any]) -> Side:
   return Side(
     {"encode": lambda: np.asarray(encode(*arguments), np.float32)},
     seconds,
-    {"encode": work},
+    lambda: {"encode": work()},
   )
 
 

@@ -84,7 +84,7 @@ def jax(request: Mapping[str, Any]) -> Side:
     kept["state"], loss = program(kept["state"], *batch)
     return np.asarray(loss)
 
-  return Side({"step": run}, seconds, {"step": work})
+  return Side({"step": run}, seconds, lambda: {"step": work()})
 
 
 def torch(request: Mapping[str, Any]) -> Side:
