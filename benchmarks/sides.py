@@ -172,9 +172,10 @@ def table(report: Mapping[str, Any], more: Rows = ()) -> str:
           ),
         )
       )
-  rows.append(
-    ("matrix products, GFLOP/s", lambda side: max(side["product_rate"]) / 1e9)
-  )
+  if report["flops"]:
+    rows.append(
+      ("matrix products, GFLOP/s", lambda side: max(side["product_rate"]) / 1e9)
+    )
   peak = max((max(side["product_rate"]) for side in sides.values()), default=0)
   for call, work in report["flops"].items():
     rows.append(
