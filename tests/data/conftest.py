@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import recordings
 
+from dcvideogen_jax.data import video
+
 
 @pytest.fixture(scope="session")
 def noisy(tmp_path_factory):
@@ -13,3 +15,18 @@ def noisy(tmp_path_factory):
   return recordings.write(
     tmp_path_factory.mktemp("noisy") / "noisy.mp4", frames
   )
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+  """Two videos, the second eleven times as long as the first."""
+  path = tmp_path_factory.mktemp("videos")
+  (path / "deep").mkdir()
+  y, x = np.mgrid[:40, :60][..., None]
+  for name, frames, offset in (("a.mp4", 16, 0), ("deep/b.mp4", 176, 200)):
+    t = np.arange(frames)[:, None, None, None]
+    clip = 100 + 50 * np.sin(0.2 * (x + y) + 0.1 * t + offset + np.zeros(3))
+    with video.VideoWriter(path / name) as writer:
+      writer.write(clip.astype(np.uint8))
+  (path / "notes.txt").write_text("not a video")
+  return path

@@ -1,73 +1,38 @@
 """Batches: shapes, determinism, exact resume, disjoint shards, errors."""
 
-import itertools
 import json
-import shutil
 
 import ml_collections
 import numpy as np
 import pytest
+import takes
 
 from dcvideogen_jax import errors
-from dcvideogen_jax.data import pipeline, probing, random_clips, records, video
+from dcvideogen_jax.data import pipeline, records
 from dcvideogen_jax.tiny import synthetic, world
-
-SIZE = {"frames": 4, "height": 16, "width": 24}
-
-
-def _numbered(count, frames=7, height=20, width=32):
-  """Yields clips whose channels are 16 * clip + frame, row and column."""
-  t, y, x = np.mgrid[:frames, :height, :width]
-  for i in range(count):
-    yield np.stack([16 * i + t, y, x], -1).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
   path = tmp_path_factory.mktemp("records") / "clips"
-  records.write_shards(_numbered(12), path, clips_per_shard=5)
-  return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """Two videos, the second eleven times as long as the first."""
-  path = tmp_path_factory.mktemp("videos")
-  (path / "deep").mkdir()
-  y, x = np.mgrid[:40, :60][..., None]
-  for name, frames, offset in (("a.mp4", 16, 0), ("deep/b.mp4", 176, 200)):
-    t = np.arange(frames)[:, None, None, None]
-    clip = 100 + 50 * np.sin(0.2 * (x + y) + 0.1 * t + offset + np.zeros(3))
-    with video.VideoWriter(path / name) as writer:
-      writer.write(clip.astype(np.uint8))
-  (path / "notes.txt").write_text("not a video")
+  records.write_shards(takes.numbered(12), path, clips_per_shard=5)
   return path
 
 
 @pytest.fixture
 def configs(shards, folder):
   return {
-    "records": {"source": "records", "path": str(shards), **SIZE},
-    "videos": {"source": "videos", "path": str(folder), **SIZE},
-    "synthetic": {"source": "synthetic", **SIZE},
-    "world": {"source": "world", **SIZE},
-    "mix": {"source": "mix", "path": str(shards), **SIZE},
+    "records": {"source": "records", "path": str(shards), **takes.SIZE},
+    "videos": {"source": "videos", "path": str(folder), **takes.SIZE},
+    "synthetic": {"source": "synthetic", **takes.SIZE},
+    "world": {"source": "world", **takes.SIZE},
+    "mix": {"source": "mix", "path": str(shards), **takes.SIZE},
   }
-
-
-def _take(config, count, seed=0, batch_size=3, **options):
-  iterator = pipeline.batches(
-    config, batch_size=batch_size, seed=seed, **options
-  )
-  try:
-    return [b["video"] for b in itertools.islice(iterator, count)]
-  finally:
-    iterator.close()
 
 
 @pytest.mark.parametrize("source", pipeline.CLIPS)
 def test_batches_have_the_shape_asked_for(configs, source):
-  for batch in _take(configs[source], 3):
+  for batch in takes.take(configs[source], 3):
     assert batch.shape == (3, 4, 16, 24, 3) and batch.dtype == np.uint8
 
 
@@ -75,7 +40,7 @@ def test_batches_have_the_shape_asked_for(configs, source):
 def test_order_and_content_do_not_depend_on_threads(configs, source):
   config = configs[source] | {"reverse": True, "max_stride": 2}
   one, many, none, other = (
-    _take(config, 4, seed=seed, num_threads=threads)
+    takes.take(config, 4, seed=seed, num_threads=threads)
     for seed, threads in ((5, 1), (5, 7), (5, 0), (6, 1))
   )
   np.testing.assert_array_equal(one, many)
@@ -103,7 +68,7 @@ def test_resume_is_exact(configs, source, done):
 
 
 def test_every_clip_comes_once_an_epoch_and_in_a_new_order(configs):
-  batches = np.array(_take(configs["records"], 12, batch_size=3))
+  batches = np.array(takes.take(configs["records"], 12, batch_size=3))
   seen = (batches[:, :, 0, 0, 0, 0] // 16).reshape(3, 12)
   for epoch in seen:
     assert sorted(epoch) == list(range(12))
@@ -114,7 +79,7 @@ def test_every_clip_comes_once_an_epoch_and_in_a_new_order(configs):
 def test_shards_are_disjoint_and_complete(configs, count):
   seen = []
   for index in range(count):
-    batches = _take(
+    batches = takes.take(
       configs["records"],
       24 // count,
       batch_size=1,
@@ -130,7 +95,9 @@ def test_shards_are_disjoint_and_complete(configs, count):
 @pytest.mark.parametrize("source", ["synthetic", "world", "mix"])
 def test_processes_generate_different_clips(configs, source):
   one, other = (
-    np.concatenate(_take(configs[source], 10, shard_index=index, shard_count=2))
+    np.concatenate(
+      takes.take(configs[source], 10, shard_index=index, shard_count=2)
+    )
     for index in range(2)
   )
   assert not {c.tobytes() for c in one} & {c.tobytes() for c in other}
@@ -138,11 +105,11 @@ def test_processes_generate_different_clips(configs, source):
 
 def test_processes_crop_differently(tmp_path):
   """Two processes, each with one copy of the same clip."""
-  clip = next(_numbered(1))
+  clip = next(takes.numbered(1))
   records.write_shards([clip, clip], tmp_path / "clips")
-  config = {"source": "records", "path": tmp_path / "clips", **SIZE}
+  config = {"source": "records", "path": tmp_path / "clips", **takes.SIZE}
   one, other = (
-    np.array(_take(config, 10, batch_size=1, shard_index=i, shard_count=2))
+    np.array(takes.take(config, 10, batch_size=1, shard_index=i, shard_count=2))
     for i in range(2)
   )
   assert np.any(one != other, axis=(1, 2, 3, 4, 5)).mean() > 0.8
@@ -150,7 +117,7 @@ def test_processes_crop_differently(tmp_path):
 
 def test_crops_are_cut_from_everywhere_and_intact(configs):
   config = configs["records"] | {"flip": False}
-  clips = np.concatenate(_take(config, 80))
+  clips = np.concatenate(takes.take(config, 80))
   first, top, left = (clips[:, 0, 0, 0, i] for i in range(3))
   first = first % 16
   t, y, x = np.mgrid[:4, :16, :24]
@@ -167,7 +134,7 @@ def test_crops_are_cut_from_everywhere_and_intact(configs):
 @pytest.mark.parametrize("on", [True, False])
 def test_mirrored_and_backwards(configs, option, axis, channel, on):
   config = configs["records"] | {"flip": False, "reverse": False, option: on}
-  clips = np.concatenate(_take(config, 40)).astype(int)
+  clips = np.concatenate(takes.take(config, 40)).astype(int)
   forwards = np.array(
     [np.diff(c[..., channel], axis=axis).mean() > 0 for c in clips]
   )
@@ -177,7 +144,7 @@ def test_mirrored_and_backwards(configs, option, axis, channel, on):
 
 def test_strides(configs):
   config = configs["records"] | {"max_stride": 5}
-  clips = np.concatenate(_take(config, 40)).astype(int)
+  clips = np.concatenate(takes.take(config, 40)).astype(int)
   steps = np.diff(clips[..., 0], axis=1).reshape(len(clips), -1)
   assert (steps == steps[:, :1]).all()
   # 7 frames allow a clip of 4 with a stride of 2 at most.
@@ -189,7 +156,7 @@ def test_mix_keeps_its_weights(configs, monkeypatch):
   monkeypatch.setattr(synthetic, "clip", lambda seed, *size: grey)
   for weights in ((0.8, 0.2), (1, 3)):
     config = configs["mix"] | {"weights": weights}
-    clips = np.concatenate(_take(config, 40))
+    clips = np.concatenate(takes.take(config, 40))
     share = (clips[:, 0, 0, 0, 1] == 250).mean()
     assert share == pytest.approx(weights[1] / sum(weights), abs=0.01)
 
@@ -219,7 +186,7 @@ def test_mix_of_any_parts(configs, monkeypatch, parts, weights):
   config = configs["mix"] | {"parts": parts, "weights": weights}
   if "records" not in parts:
     config["path"] = None
-  clips = np.concatenate(_take(config, 40))[:, 0, 0, 0]
+  clips = np.concatenate(takes.take(config, 40))[:, 0, 0, 0]
   # The records have their row in the second channel.
   shown = {
     "world": clips[:, 1] == 100,
@@ -234,47 +201,18 @@ def test_mix_of_any_parts(configs, monkeypatch, parts, weights):
 @pytest.mark.parametrize("split", world.SPLITS)
 def test_the_world_shows_its_split(configs, split):
   config = configs["world"] | {"split": split}
-  found = _take(config, 2, seed=3, batch_size=2, shard_index=1, shard_count=2)
+  found = takes.take(
+    config, 2, seed=3, batch_size=2, shard_index=1, shard_count=2
+  )
   expected = [world.clip(split, i, 3, 4, 16, 24)[2] for i in (1, 3, 5, 7)]
   np.testing.assert_array_equal(np.concatenate(found), expected)
 
 
-def test_videos_are_read_at_random_places_and_scales(folder, monkeypatch):
-  calls = []
-  real = video.read_frames
-
-  def recorded(path, **options):
-    calls.append((path.name, options["start"], options["size"]))
-    return real(path, **options)
-
-  monkeypatch.setattr(video, "read_frames", recorded)
-  config = {"source": "videos", "path": folder, **SIZE, "max_stride": 3}
-  _take(config, 30, num_threads=0)
-  names = [name for name, *_ in calls]
-  assert names.count("b.mp4") > 5 * names.count("a.mp4") > 0
-  starts = [start for name, start, _ in calls if name == "b.mp4"]
-  assert min(starts) < 2 and max(starts) > 8
-  heights = {size[0] for *_, size in calls}
-  assert min(heights) >= 16 and max(heights) <= 33 and len(heights) > 8
-  for *_, (height, width) in calls:
-    assert width == pytest.approx(1.5 * height, abs=1)
-
-
-def test_strides_of_videos(tmp_path):
-  """Frames that show their own number."""
-  numbers = 5 * np.arange(40, dtype=np.uint8)[:, None, None, None]
-  with video.VideoWriter(tmp_path / "a.mp4") as writer:
-    writer.write(np.broadcast_to(numbers, (40, 32, 48, 3)))
-  config = {"source": "videos", "path": tmp_path, **SIZE, "max_stride": 3}
-  clips = np.concatenate(_take(config, 10)).mean((2, 3, 4)) / 5
-  steps = np.diff(np.rint(clips).astype(int), axis=1)
-  assert (steps == steps[:, :1]).all()
-  assert set(steps[:, 0].tolist()) == {1, 2, 3}
-
-
 def test_configs_may_be_config_dicts(configs):
   config = ml_collections.ConfigDict(configs["mix"])
-  np.testing.assert_array_equal(_take(config, 1), _take(configs["mix"], 1))
+  np.testing.assert_array_equal(
+    takes.take(config, 1), takes.take(configs["mix"], 1)
+  )
 
 
 @pytest.mark.parametrize(
@@ -340,115 +278,31 @@ def test_a_damaged_record_is_told_when_it_is_met(tmp_path, threads):
   content = bytearray(shard.read_bytes())
   content[len(content) // 2] ^= 1
   shard.write_bytes(content)
-  config = {"source": "records", "path": path, **SIZE}
+  config = {"source": "records", "path": path, **takes.SIZE}
   with pytest.raises(errors.UserError, match="record . of .* is damaged"):
-    _take(config, 10, num_threads=threads)
+    takes.take(config, 10, num_threads=threads)
 
 
 def test_a_smaller_clip_further_on_is_told(tmp_path):
-  clips = [*_numbered(1), *_numbered(1, height=10)]
+  clips = [*takes.numbered(1), *takes.numbered(1, height=10)]
   records.write_shards(clips, tmp_path / "clips")
-  config = {"source": "records", "path": tmp_path / "clips", **SIZE}
+  config = {"source": "records", "path": tmp_path / "clips", **takes.SIZE}
   with pytest.raises(errors.UserError, match="7x10x32 is smaller"):
-    _take(config, 4)
-
-
-def test_a_folder_without_videos_is_told(tmp_path):
-  config = {"source": "videos", "path": tmp_path, **SIZE}
-  with pytest.raises(errors.UserError, match="has no .mp4"):
-    _take(config, 1)
-
-
-def test_a_video_is_listed_once_for_each_second(folder):
-  files = random_clips._VideoFiles(folder, frames=2)
-  assert [*files] == [0] + 11 * [1]
-  for index in (-1, 12):
-    with pytest.raises(IndexError, match=f"has 12 elements, .* {index}"):
-      files[index]
-
-
-def test_a_damaged_video_is_told(tmp_path):
-  (tmp_path / "a.mp4").write_text("not a video")
-  config = {"source": "videos", "path": tmp_path, **SIZE}
-  with pytest.raises(errors.UserError, match="a.mp4 is not a readable video"):
-    _take(config, 1)
-
-
-def test_links_to_folders_are_followed_and_loops_end(tmp_path):
-  (tmp_path / "set" / "inner").mkdir(parents=True)
-  (tmp_path / "elsewhere").mkdir()
-  for name in ("set/a.mp4", "set/inner/.b.mp4", "elsewhere/c.MP4"):
-    (tmp_path / name).touch()
-  (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
-  (tmp_path / "set" / "inner" / "loop").symlink_to(tmp_path / "set")
-  (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
-  (tmp_path / "set" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
-  found = probing.video_names(tmp_path / "set")
-  assert found == ["a.mp4", "gone.mp4", "link/c.MP4"]
-
-
-def test_videos_of_phones_and_camcorders_are_found(tmp_path):
-  names = ["a.m4v", "b.MTS", "c.3gp", "d.mpeg", "e.ts", "f.wmv"]
-  for name in (*names, "a.txt", "a.webp"):
-    (tmp_path / name).touch()
-  assert probing.video_names(tmp_path) == names
-
-
-def test_a_damaged_and_a_short_video_are_left_out(folder, tmp_path):
-  shutil.copytree(folder, tmp_path / "videos")
-  (tmp_path / "videos" / "c.mp4").write_text("not a video")
-  (tmp_path / "videos" / "._b.mp4").write_text("of another file system")
-  config = {"source": "videos", "path": tmp_path / "videos", **SIZE}
-  config["frames"] = 17
-  words = (
-    "2 of 3 videos .*a.mp4 has 16 frames, fewer than the 17 .*c.mp4 is not"
-  )
-  with pytest.warns(UserWarning, match=words):
-    assert len(_take(config, 20)) == 20
-  with pytest.raises(errors.UserError, match="no video of .* can be used"):
-    _take(config | {"frames": 177}, 1)
-
-
-@pytest.mark.parametrize("threads", [0, 3])
-def test_a_video_that_breaks_off_is_replaced_in_every_run_alike(
-  folder, tmp_path, monkeypatch, threads
-):
-  """b.mp4 breaks off at second 3; clips from before are still used."""
-  real = video.frames
-
-  def frames(path, *, start=0.0):
-    for frame in real(path, start=start):
-      if path.name == "b.mp4" and frame.seconds > 3:
-        raise errors.UserError(f"{path} is damaged")
-      yield frame
-
-  monkeypatch.setattr(video, "frames", frames)
-  config = {"source": "videos", "path": folder, **SIZE}
-  with pytest.warns(UserWarning, match="b.mp4 is left out") as told:
-    whole = _take(config, 12, num_threads=threads)
-  assert any("clips of 1 videos" in str(w.message) for w in told)
-  iterator = pipeline.batches(config, batch_size=3, seed=0)
-  with pytest.warns(UserWarning, match="b.mp4 is left out"):
-    for _ in range(5):
-      next(iterator)
-    state = json.loads(json.dumps(iterator.get_state()))
-    iterator.close()
-    again = pipeline.batches(config, batch_size=3, seed=0, num_threads=1)
-    again.set_state(state)
-    found = [next(again)["video"] for _ in range(7)]
-    again.close()
-  np.testing.assert_array_equal(found, whole[5:])
+    takes.take(config, 4)
 
 
 def _images(**changes):
-  return {"source": "synthetic", **SIZE, "images": 0.4, "image_frames": 2} | (
-    changes
-  )
+  return {
+    "source": "synthetic",
+    **takes.SIZE,
+    "images": 0.4,
+    "image_frames": 2,
+  } | (changes)
 
 
 def test_a_share_of_batches_are_images():
   """Batches 3 and 5 of five, each image a frame of the clips it replaces."""
-  mixed, clips = _take(_images(), 10), _take(_images(images=0.0), 10)
+  mixed, clips = takes.take(_images(), 10), takes.take(_images(images=0.0), 10)
   frames = [batch.shape[1] for batch in mixed]
   assert frames == [4, 4, 1, 4, 1] * 2
   for batch, whole in zip(mixed, clips, strict=True):
@@ -463,7 +317,7 @@ def test_a_share_of_batches_are_images():
 
 
 def test_images_resume_exactly_in_any_number_of_threads():
-  whole = _take(_images(), 6, num_threads=3)
+  whole = takes.take(_images(), 6, num_threads=3)
   iterator = pipeline.batches(_images(), batch_size=3, seed=0, num_threads=1)
   for _ in range(3):
     next(iterator)
@@ -479,4 +333,4 @@ def test_images_resume_exactly_in_any_number_of_threads():
 @pytest.mark.parametrize("change", [{"images": 1.0}, {"image_frames": 5}])
 def test_shares_of_images_that_mean_nothing(change):
   with pytest.raises(errors.UserError, match="images of the data config"):
-    _take(_images(**change), 1)
+    takes.take(_images(**change), 1)
