@@ -8,7 +8,7 @@ import pytest
 from configs import tiny
 from tests.train import killing
 
-STEPS, BATCH = 8, 8
+STEPS, BATCH = 5, 8
 OPTIONS = {"r1": 0.1, "lecam": 0.1, "spectral": True}
 
 
