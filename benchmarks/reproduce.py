@@ -4,6 +4,8 @@
   python -m launch.reproduce --workdir=DIR --ablation
   python -m launch.reproduce --workdir=DIR --streams
   python -m launch.reproduce --workdir=DIR --recipe
+  python -m launch.reproduce --workdir=DIR --distillation
+  python -m launch.reproduce --workdir=DIR --transfer
 
 Each stage runs one of the project's programs and writes to DIR, from which
 later stages read. To continue after an interruption, start the same command
@@ -20,18 +22,31 @@ whose colour, shape and motion are right, against the steps of all phases.
 --streams trains the adapted model in DIR further with chunks and scores long
 videos. DIR/streams gets a report for streams with and without a window, and for
 the model of whole clips, at 1, 4 and 16 times the length of a clip. Then it
-distils the streaming model to a few steps, DIR/shipped/few_t2v_stream.
+distils the streaming model to a few steps, DIR/shipped/few_t2v_stream, and
+scores its streams too.
 
 --recipe trains the autoencoder that ships further, by each part of DC-AE-V's
 recipe, with the clips of the stages `clips` and `heldout_clips`. DIR/recipe
 gets table.md: what each part changes on held-out clips.
+
+--distillation needs nothing in DIR: it distils the models that ship, by each
+kind and once for each of --seeds, and asks them held-out prompts.
+DIR/distillation gets table.md: right answers and the spread over noise.
+
+--transfer distils the base in DIR, and merges its few-step LoRA into the
+adapted model. DIR/transfer gets table.md: right answers of both.
 """
 
 from collections.abc import Sequence
 
 from absl import flags
 
-from benchmarks import ablation, autoencoder_ablation
+from benchmarks import (
+  ablation,
+  autoencoder_ablation,
+  distillation,
+  transfer,
+)
 from dcvideogen_jax import errors
 from dcvideogen_jax.programs import reproduce
 from dcvideogen_jax.tiny import chain, family
@@ -47,11 +62,19 @@ _STREAMS = flags.DEFINE_bool(
 _RECIPE = flags.DEFINE_bool(
   "recipe", False, "Run the ablation of the autoencoder's training."
 )
+_DISTILLATION = flags.DEFINE_bool(
+  "distillation", False, "Distil the models that ship, and measure them."
+)
+_TRANSFER = flags.DEFINE_bool(
+  "transfer", False, "Distil the base in --workdir for the adapted model."
+)
 _RECIPE_STEPS = flags.DEFINE_integer(
   "recipe_steps", 300, "Steps of each training of --recipe.", lower_bound=1
 )
 _SEEDS = flags.DEFINE_list(
-  "seeds", ["0", "1", "2"], "Seeds of the trainings of --ablation and --recipe."
+  "seeds",
+  ["0", "1", "2"],
+  "Seeds of the trainings of --ablation, --recipe and --distillation.",
 )
 
 
@@ -103,6 +126,19 @@ STREAM_STAGES = (
     causal="teacher",
     few_steps=("--config.distil.teacher={work}/shipped/transformer_t2v",),
   ),
+  chain.Stage(
+    "streams/few",
+    "streams/few.json",
+    "benchmarks.streams",
+    (
+      "--model={work}/models/causal",
+      "--few={work}/shipped/few_t2v_stream",
+      "--output={work}/streams/few.json",
+      "--prompts=96",
+      *_WINDOW,
+    ),
+    "streams",
+  ),
 )
 
 
@@ -113,10 +149,10 @@ def main(argv: Sequence[str]) -> None:
     errors.UserError: for flags that exclude each other, outside a checkout, or
       if --workdir lacks the weights from which the stages start.
   """
-  if sum((_ABLATION.value, _STREAMS.value, _RECIPE.value)) > 1:
-    raise errors.UserError(
-      "--ablation, --streams and --recipe do not go together"
-    )
+  chosen = (_ABLATION, _STREAMS, _RECIPE, _DISTILLATION, _TRANSFER)
+  if sum(flag.value for flag in chosen) > 1:
+    names = ", ".join(f"--{flag.name}" for flag in chosen)
+    raise errors.UserError(f"only one of {names} at a time")
   if _ABLATION.value:
     _require("base/model", "base")
     if reproduce.run(ablation.stages(_SEEDS.value)):
@@ -127,6 +163,14 @@ def main(argv: Sequence[str]) -> None:
     seeds = _SEEDS.value
     if reproduce.run(autoencoder_ablation.stages(seeds, _RECIPE_STEPS.value)):
       print(autoencoder_ablation.write(reproduce.work(), seeds))
+  elif _DISTILLATION.value:
+    if reproduce.run(distillation.stages(_SEEDS.value)):
+      print(distillation.write(reproduce.work(), _SEEDS.value))
+  elif _TRANSFER.value:
+    _require("base/model", "base")
+    _require("shipped/transformer_t2v", "shipped/transformer_t2v")
+    if reproduce.run(transfer.stages()):
+      print(transfer.write(reproduce.work()))
   elif _STREAMS.value:
     _require("shipped/transformer_t2v", "shipped/transformer_t2v")
     if reproduce.run(STREAM_STAGES):

@@ -23,9 +23,16 @@ from absl import flags
 from matplotlib import figure
 
 from dcvideogen_jax import clock, errors, files, provenance
+from dcvideogen_jax.diffusion import few
 from dcvideogen_jax.eval import contact_sheet
 from dcvideogen_jax.programs import cli, common
-from dcvideogen_jax.sample import loading, model_names, pipeline, streams
+from dcvideogen_jax.sample import (
+  few_steps,
+  loading,
+  model_names,
+  pipeline,
+  streams,
+)
 from dcvideogen_jax.tiny import scorer, world
 
 _MODEL = flags.DEFINE_string(
@@ -69,6 +76,12 @@ _SINK = flags.DEFINE_integer(
 _CHUNK = flags.DEFINE_integer(
   "chunk", None, "Latent frames of a chunk. Unset: the transformer's own."
 )
+_FEW = flags.DEFINE_string(
+  "few",
+  None,
+  "Few-step LoRA for streams, an export of the phase few; its few.json settles"
+  " steps, guidance, shift and chunk.",
+)
 _BATCH_SIZE = flags.DEFINE_integer(
   "batch_size", 25, "Number of videos in a batch.", lower_bound=1
 )
@@ -93,22 +106,20 @@ def main(argv: Sequence[str]) -> None:
       f"on, found {_LENGTHS.value} and {_SIZE.value}"
     )
   with common.output_directory(output.parent):
-    parts = loading.load(model_names.pipeline(_MODEL.value), task="t2v")
+    model, how = _load()
     scores = score(
-      pipeline.DCVideoGen(parts),
+      model,
       _PROMPTS.value,
       _BATCH_SIZE.value,
       [int(n) for n in _SIZE.value],
       [int(n) for n in _LENGTHS.value],
       window=_WINDOW.value,
       sink=_SINK.value,
-      chunk=_CHUNK.value,
-      steps=_STEPS.value,
-      guidance_scale=_GUIDANCE.value,
-      shift=_SHIFT.value,
+      **how,
     )
     report = {
       "model": _MODEL.value,
+      "few": _FEW.value,
       "prompts": _PROMPTS.value,
       "accuracy": scores.accuracy,
       "videos": scores.videos,
@@ -126,6 +137,41 @@ def main(argv: Sequence[str]) -> None:
     shares = ", ".join(f"{k} {100 * x:.1f} %" for k, x in accuracy.items())
     print(f"{_PROMPTS.value} held-out prompts, frame {frames}: {shares}")
   print(summary(scores.pace))
+
+
+def _load() -> tuple[pipeline.DCVideoGen, dict[str, Any]]:
+  """Loads the model; returns it and the options of its streams.
+
+  Raises:
+    errors.UserError: for flags that --few settles, or a LoRA that does not fit.
+  """
+  source = model_names.pipeline(_MODEL.value)
+  if _FEW.value is None:
+    return pipeline.DCVideoGen(loading.load(source, task="t2v")), {
+      "chunk": _CHUNK.value,
+      "steps": _STEPS.value,
+      "guidance_scale": _GUIDANCE.value,
+      "shift": _SHIFT.value,
+    }
+  common.refuse_flags(["steps", "guidance", "shift"], "is settled by --few")
+  choice = few_steps.given([_FEW.value], stream=True)
+  if choice is None:
+    raise errors.UserError(f"--few={_FEW.value} has no {few.FILE}")
+
+  def change(transformer):
+    module, variables = transformer
+    loras = [model_names.LoraFile(_FEW.value)]
+    merged = model_names.merge_loras("wan_dit", module, variables, loras)
+    return transformer._replace(variables=merged)
+
+  parts = loading.load(source, task="t2v", change=change)
+  return pipeline.DCVideoGen(parts), {
+    "chunk": few_steps.chunk(choice, _CHUNK.value),
+    "guidance_scale": 1.0,
+    "options": parts.options._replace(
+      levels=choice.steps.levels, solver=choice.steps.solver, solver_options={}
+    ),
+  }
 
 
 class Scores(NamedTuple):

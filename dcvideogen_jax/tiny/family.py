@@ -24,12 +24,12 @@ _ENCODERS = (
   f"--config.evaluators.semantic.tokenizer={_TINY}/tokenizer",
 )
 # Flags for scoring held-out scenes during a training: with DC-AE-V's latents
-# (DEEP) and with the tiny Wan VAE's (_BASE).
+# (DEEP) and with the tiny Wan VAE's (BASE).
 DEEP = (
   *_ENCODERS,
   "--config.evaluators.semantic.autoencoder={work}/autoencoder/model",
 )
-_BASE = (
+BASE = (
   *_ENCODERS,
   "--config.evaluators.semantic.autoencoder={work}/wan_autoencoder/model",
 )
@@ -232,7 +232,7 @@ STAGES = (
     "base_images",
     f"{T2V},phase=base",
     *LATENTS,
-    *_BASE,
+    *BASE,
     "--config.start.random=True",
     "--config.data.latent_frames=1",
     "--config.val.data.latent_frames=1",
@@ -246,7 +246,7 @@ STAGES = (
     "base",
     f"{T2V},phase=base",
     *LATENTS,
-    *_BASE,
+    *BASE,
     "--config.start.weights={work}/base_images/model",
   ),
   # AE-Adapt-V.

@@ -3,13 +3,21 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from benchmarks import ablation, autoencoder_ablation, designs, reproduce
+from benchmarks import (
+  ablation,
+  autoencoder_ablation,
+  designs,
+  distillation,
+  reproduce,
+  transfer,
+)
 from dcvideogen_jax import files
 from dcvideogen_jax.sample import layouts
 from dcvideogen_jax.tiny import chain, family
@@ -41,6 +49,8 @@ def has(config, key):
       *ablation.stages(["0"]),
       *designs.STAGES,
       *autoencoder_ablation.stages(["0"], 3),
+      *distillation.stages(["0"]),
+      *transfer.stages(),
     )
     if stage.program == "launch.train"
   ],
@@ -56,15 +66,23 @@ def test_stages_override_what_their_config_has(stage):
   assert [key for key in keys if not has(config, key)] == []
 
 
-def test_stages_read_what_earlier_ones_made():
+@pytest.mark.parametrize(
+  "stages",
+  [
+    (*family.STAGES, *transfer.stages()),
+    distillation.stages(["0", "1"]),
+  ],
+  ids=len,
+)
+def test_stages_read_what_earlier_ones_made(stages):
   made = ["{work}", "models"]
-  for stage in family.STAGES:
+  for stage in stages:
     for argument in stage.arguments:
       _, _, value = argument.partition("=")
       own = f"{{work}}/{stage.name}"
       if value.startswith("{work}/") and not value.startswith(own):
         assert any(value.startswith(f"{{work}}/{path}") for path in made), value
-    made.append(stage.output.split("/")[0])
+    made.append(re.sub("/(model|index.json)$", "", stage.output))
 
 
 def _finish(folder):
@@ -220,6 +238,70 @@ def test_the_table_of_the_recipe(programs, tmp_path):
   assert rows[3].startswith("| L1 | 9.00 (3.00-15.00) | ")
   assert "| 10.0000 (4.0000-16.0000) |" in rows[3]
   assert len(rows) == 3 + len(autoencoder_ablation.ARMS)
+
+
+def test_the_table_of_the_distillation(programs, tmp_path):
+  """Each student's figures are in its row, averaged over the seeds."""
+  number = 0
+  for stage in distillation.stages(["0", "1"]):
+    made = tmp_path / stage.output
+    files.make_directory(made.parent)
+    if stage.program == "launch.evaluate":
+      number += 1
+      found = {
+        "accuracy": dict.fromkeys(
+          ("all", "colour", "shape", "motion"), number / 100
+        ),
+        "spread": dict.fromkeys(("position", "size"), number),
+      }
+      made.write_text(json.dumps(found))
+    elif made.suffix:
+      made.write_text("{}")
+    else:
+      _finish(made)
+  found = programs.run(
+    "launch.reproduce", f"--workdir={tmp_path}", "--distillation", "--seeds=0,1"
+  )
+  assert found.code == 0, found.stderr
+  rows = (tmp_path / "distillation" / "table.md").read_text().splitlines()
+  # Each has a file of scores and then one of the spread: the teacher's are 1
+  # and 2, those of three students 3 to 8, and with the other seed 9 to 14.
+  kinds = [row.split(" | ")[:4] for row in rows[2:]]
+  assert kinds == [
+    ["| t2v", "teacher", "32", "1.0"],
+    ["| t2v", "guidance", "16", "6.0 (3.0-9.0)"],
+    ["| t2v", "matching", "4", "8.0 (5.0-11.0)"],
+    ["| t2v", "consistency", "4", "10.0 (7.0-13.0)"],
+    ["| i2v", "teacher", "32", "15.0"],
+    ["| i2v", "guidance", "16", "17.0"],
+    ["| i2v", "matching", "4", "19.0"],
+  ]
+  assert rows[3].endswith("| 7.0000 (4.0000-10.0000) |")
+
+
+def test_the_table_of_the_transfer(programs, tmp_path):
+  for name in ("base/model", "shipped/transformer_t2v"):
+    _finish(tmp_path / name)
+  for stage in transfer.stages():
+    made = tmp_path / stage.output
+    if stage.program != "launch.evaluate":
+      _finish(made)
+      continue
+    files.make_directory(made.parent)
+    kinds = ("all", "colour", "shape", "motion")
+    found = {
+      kind: int(made.stem) / 10 + i / 100 for i, kind in enumerate(kinds)
+    }
+    made.write_text(json.dumps({"accuracy": found}))
+  found = programs.run(
+    "launch.reproduce", f"--workdir={tmp_path}", "--transfer"
+  )
+  assert found.code == 0, found.stderr
+  rows = (tmp_path / "transfer" / "table.md").read_text().splitlines()
+  assert rows[2] == "| base | 32 | 0.0 | 1.0 | 2.0 | 3.0 |"
+  assert rows[-1] == (
+    "| adapted, the base's few-step LoRA | 4 | 70.0 | 71.0 | 72.0 | 73.0 |"
+  )
 
 
 def test_a_chain_needs_a_checkout(programs, tmp_path):

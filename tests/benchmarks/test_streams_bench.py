@@ -1,10 +1,17 @@
 """benchmarks.streams with the pipeline that ships."""
 
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
+
+import dcvideogen_jax
+
+ASSETS = pathlib.Path(dcvideogen_jax.__file__).parent / "assets"
+LORA = ASSETS / "dcvideogen_tiny" / "few_t2v"
 
 
 def run(programs, output, *flags):
@@ -37,9 +44,33 @@ def test_streams(programs, tmp_path):
   assert "s per frame in the second half, memory then" in finished.stdout
 
 
+def test_streams_in_few_steps(programs, tmp_path):
+  """The LoRA is that for whole clips, with chunks written beside it."""
+  lora = tmp_path / "lora"
+  shutil.copytree(LORA, lora)
+  settled = {"levels": [1.0, 0.75], "solver": "renoise", "chunk": 2}
+  (lora / "few.json").write_text(json.dumps(settled))
+  output = tmp_path / "report.json"
+  finished = run(
+    programs,
+    output,
+    *(f"--few={lora}", "--lengths=1", "--size=16,64,64"),
+    *("--prompts=2", "--batch_size=2", "--window=1"),
+  )
+  assert (finished.code, finished.stderr) == (0, "")
+  assert "117 tensors matched" in finished.stdout
+  settings = json.loads(output.read_text())["settings"]
+  assert settings["chunk"] == 2 and settings["guidance_scale"] == 1
+  assert settings["levels"] == settled["levels"]
+  assert settings["solver"] == "renoise"
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
+    ((f"--few={LORA}",), "was distilled for whole clips, not for streams"),
+    ((f"--few={LORA.parent}",), "dcvideogen_tiny has no few.json"),
+    ((f"--few={LORA}", "--steps=3"), "--steps is settled by --few"),
     (("--lengths=1,x",), "whole numbers from 1 on, found ['1', 'x']"),
     (("--size=16,64",), "found ['1', '4', '16'] and ['16', '64']"),
     (("--sink=1",), "a sink belongs to a window"),
