@@ -104,9 +104,9 @@ _TINY_RUNS = {
   "scratch": (3e-3, 32, 1700),
   "base": (1.5e-3, 8, 14_000),
   "guidance": (2e-3, 32, 2000),
-  "few": (1e-3, 32, 600),
+  "few": (1e-3, 32, 300),
   "guidance_full": (5e-4, 32, 2000),
-  "few_full": (2e-4, 32, 600),
+  "few_full": (2e-4, 32, 300),
 }
 PHASES = tuple(phases.PHASES)
 
