@@ -74,18 +74,19 @@ def _task(
       steps, solver = KINDS[kind]
       name = f"{task}_{kind}_{seed}"
       yield _train(
-        *(task, "few", name, seed),
+        task,
+        "few",
+        name,
+        seed,
         f"--config.distil.kind={kind}",
         f"--config.distil.lora={_WORK}/{guidance}/lora",
         f"--config.steps={steps}",
-        *(f"--config.{x}=50" for x in ("val.every", _EVERY)),
+        "--config.val.every=50",
+        "--config.evaluators.semantic.every=50",
       )
       yield _exported(name)
       how = (f"--levels={_LEVELS}", f"--solver={solver}", "--guidance=1")
       yield from _asked(task, f"{kind}_{seed}", *how, lora=name)
-
-
-_EVERY = "evaluators.semantic.every"
 
 
 def _train(

@@ -46,6 +46,10 @@ def test_few_is_refused_for_a_model_that_brings_none(tmp_path):
     errors.UserError, match="brings no few-step LoRA for text"
   ):
     forms.config(other, FORM)
+  (tmp_path / "few_t2v").mkdir()
+  words = "brings no few-step LoRA for image to video: choose steps$"
+  with pytest.raises(errors.UserError, match=words):
+    forms.config(other, FORM._replace(image="a.png"))
 
 
 def test_few_steps_of_a_lora_that_is_given(tmp_path):

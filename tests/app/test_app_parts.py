@@ -67,10 +67,6 @@ def test_the_command_has_what_differs_from_the_preset():
     ({"seeds": "1,,2"}, "a seed is a whole number"),
     ({"seeds": "-1"}, "a seed is a whole number"),
     ({"way": "none"}, "way must be one of"),
-    (
-      {"way": "few", "image": "a.png"},
-      "^tiny brings no few-step LoRA for image to video: choose steps$",
-    ),
   ],
 )
 def test_fields_that_do_not_fit(change, sentence):

@@ -82,16 +82,20 @@ def test_text_to_video(programs, tmp_path):
   assert np.abs(first.astype(int) - second).mean() > 1
 
 
-def test_few_steps(programs, tmp_path):
+@pytest.mark.parametrize(
+  ("task", "config"), [("t2v", "tiny"), ("i2v", "tiny-i2v")]
+)
+def test_few_steps(programs, photo, tmp_path, task, config):
   """With the LoRA that the tiny model brings; the report tells it."""
   finished = programs.run(
-    *("launch.sample", "--model=tiny", "--few", "--prompt=a cat"),
+    *("launch.sample", f"--config={config}", "--few", "--prompt=a cat"),
+    *([f"--image={photo}"] if task == "i2v" else []),
     *("--frames=10", "--config.height=40", "--config.width=56"),
     f"--output={tmp_path / 'out'}",
   )
   assert finished.code == 0, finished.stderr
   assert "few=own: 4 evaluations, renoise, without guidance" in finished.stdout
-  assert "few_t2v: 117 tensors matched" in finished.stdout
+  assert f"few_{task}: 117 tensors matched" in finished.stdout
   (path,) = (tmp_path / "out").glob("*.json")
   told = json.loads(path.read_text())["settings"]
   assert told["few"].startswith("few=own: 4 evaluations")
