@@ -86,18 +86,22 @@ def run(
     app.run(_one_sentence(main), flags_parser=_one_sentence(_parse))
 
 
+_DROPS_EXCEPTIONS = ("__del__", "_xla_gc_callback")
+
+
 def terminate(number: int, frame: types.FrameType | None) -> None:
   """Ends the program on SIGTERM by SystemExit, so that temporary files go.
 
   Python drops an exception that leaves a finaliser, such as that of a progress
-  bar. If one is running, the signal is sent again a moment later.
+  bar, or a callback of the garbage collector, such as jax's. If one is running,
+  the signal is sent again a moment later.
 
   Args:
     number: of the signal.
     frame: what was running.
   """
   while frame is not None:
-    if frame.f_code.co_name == "__del__":
+    if frame.f_code.co_name in _DROPS_EXCEPTIONS:
       again = threading.Timer(0.05, os.kill, (os.getpid(), number))
       again.daemon = True
       again.start()
