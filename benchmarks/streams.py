@@ -10,6 +10,7 @@ of the first videos. `out/stream.pace.png` shows seconds per frame and peak
 memory against frames.
 """
 
+import functools
 import pathlib
 import sys
 import time
@@ -158,12 +159,8 @@ def _load() -> tuple[pipeline.DCVideoGen, dict[str, Any]]:
   if choice is None:
     raise errors.UserError(f"--few={_FEW.value} has no {few.FILE}")
 
-  def change(transformer):
-    module, variables = transformer
-    loras = [model_names.LoraFile(_FEW.value)]
-    merged = model_names.merge_loras("wan_dit", module, variables, loras)
-    return transformer._replace(variables=merged)
-
+  loras = [model_names.LoraFile(_FEW.value)]
+  change = functools.partial(model_names.with_loras, loras=loras)
   parts = loading.load(source, task="t2v", change=change)
   return pipeline.DCVideoGen(parts), {
     "chunk": few_steps.chunk(choice, _CHUNK.value),

@@ -1,5 +1,6 @@
 """Loads the pipeline that the page makes videos with."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,10 +142,4 @@ class Models:
       loras.append(model_names.LoraFile(str(choice.lora)))
     if not loras:
       return None
-
-    def change(transformer):
-      module, variables = transformer
-      merged = model_names.merge_loras("wan_dit", module, variables, loras)
-      return transformer._replace(variables=merged)
-
-    return change
+    return functools.partial(model_names.with_loras, loras=loras)

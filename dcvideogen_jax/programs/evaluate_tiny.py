@@ -153,14 +153,6 @@ def _how(source: str, loras: list[Any]) -> dict[str, Any]:
   }
 
 
-def _merged(transformer: Any, loras: Any) -> Any:
-  from dcvideogen_jax.sample import model_names
-
-  module, variables = transformer
-  merged = model_names.merge_loras("wan_dit", module, variables, loras)
-  return transformer._replace(variables=merged)
-
-
 def main(argv: Sequence[str]) -> None:
   """Makes and reads a video for each prompt; prints and writes the scores."""
   del argv
@@ -180,7 +172,9 @@ def main(argv: Sequence[str]) -> None:
       source,
       task=_TASK.value,
       autoencoder=_AUTOENCODER.value,
-      change=functools.partial(_merged, loras=loras) if loras else None,
+      change=functools.partial(model_names.with_loras, loras=loras)
+      if loras
+      else None,
     )
     if "solver" in how:
       changes = {key: how.pop(key) for key in ("solver", "levels")}

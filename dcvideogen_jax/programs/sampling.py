@@ -1,5 +1,6 @@
 """Flags, loading and the loop over requests of `sample` and `stream`."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -343,10 +344,7 @@ class Job:
     from dcvideogen_jax.sample import loading, model_names
     from dcvideogen_jax.sample import pipeline as pipeline_lib
 
-    def change(transformer):
-      module, variables = transformer
-      merged = model_names.merge_loras("wan_dit", module, variables, loras)
-      return transformer._replace(variables=merged)
+    change = functools.partial(model_names.with_loras, loras=loras)
 
     options = self._options()
     print(f"loading {options['source']} for {self._task}", flush=True)

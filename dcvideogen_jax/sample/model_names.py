@@ -121,6 +121,22 @@ def merge_loras(
   return {"params": convert.merge(variables["params"], added, donate=True)}
 
 
+def with_loras(transformer: Any, loras: Sequence[LoraFile]) -> Any:
+  """Returns a transformer with LoRA merged into it, as `merge_loras`.
+
+  Args:
+    transformer: a module and its variables, a named tuple; the variables are
+      donated.
+    loras: files, as `lora` returns them.
+
+  Raises:
+    errors.UserError: as `merge_loras`.
+  """
+  module, variables = transformer
+  merged = merge_loras("wan_dit", module, variables, loras)
+  return transformer._replace(variables=merged)
+
+
 def pipeline(name: str) -> str:
   """Returns the directory or repository of a whole model; "tiny" ships.
 

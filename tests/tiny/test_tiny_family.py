@@ -1,5 +1,7 @@
 """The shipped tiny models show what held-out prompts ask for."""
 
+import functools
+
 import pytest
 
 from configs import sample
@@ -21,12 +23,8 @@ def test_four_evaluations_follow_held_out_prompts(task, count, right):
   source = model_names.pipeline("tiny")
   own = few_steps.own(source, task)
 
-  def change(transformer):
-    module, variables = transformer
-    loras = [model_names.LoraFile(str(own.lora))]
-    merged = model_names.merge_loras("wan_dit", module, variables, loras)
-    return transformer._replace(variables=merged)
-
+  loras = [model_names.LoraFile(str(own.lora))]
+  change = functools.partial(model_names.with_loras, loras=loras)
   parts = loading.load(source, task=task, change=change)
   how = parts.options._replace(
     solver=own.steps.solver, solver_options={}, levels=own.steps.levels
