@@ -117,7 +117,7 @@ def test_the_shipped_family(task, dtype):
 def test_the_shipped_family_is_small():
   folders = published.TINY, published.TINY.parent / "dc_ae_v_tiny"
   files = [x for folder in folders for x in folder.rglob("*") if x.is_file()]
-  assert sum(path.stat().st_size for path in files) < 25e6
+  assert sum(path.stat().st_size for path in files) < 27e6
 
 
 def test_shipped_tokenizer_covers_everything():

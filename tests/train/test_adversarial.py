@@ -263,7 +263,8 @@ def test_a_logit_sees_a_patch_of_its_own_clip():
   x = np.random.default_rng(0).normal(size=(2, 4, 16, 16, 3)).astype("f4")
   variables = random_weights.of(module, x)
   apply = random_weights.jitted(module)
-  before = apply(variables, x)
+  # Waits for the logits: jax may read x itself, which is changed below.
+  before = np.asarray(apply(variables, x))
   assert before.shape == (2, 1, 4, 4)
   x[1, :, 15, 15] += 1
   changed = np.asarray(apply(variables, x) != before)
