@@ -5,9 +5,10 @@
 
 The first command trains the tiny autoencoder with chunks of 8, 16 and 40
 frames, causal and non-causal, with the same parameters, at 384 and 48 times
-compression and for two seeds, on 40-frame clips. It takes hours: stages that
-are done are skipped when the command is started again, and an interrupted
-training continues from its last checkpoint.
+compression and for two seeds, on 40-frame clips. Chunks of 16 do not divide
+them, and take 32 frames of each. It takes hours: stages that are done are
+skipped when the command is started again, and an interrupted training continues
+from its last checkpoint.
 
 The second command measures the models that are trained by now on held-out
 clips of 40 and 120 frames, and writes DIR/designs.md. Models that it has
@@ -32,11 +33,17 @@ _TABLE = flags.DEFINE_bool(
   "table", False, "Measure the models that are trained, and write the table."
 )
 
+# Two chunks of 16 frames, and as many frames in all as the others see.
+_TWO_CHUNKS = (
+  "--config.data.frames=32",
+  "--config.val.data.frames=32",
+  "--config.steps=1250",
+)
 # Name -> flags of the model.
 DESIGNS = {
   **{
-    f"chunk_{n}": ("chunk_causal", f"--config.model.chunk_frames={n}")
-    for n in (8, 16, 40)
+    f"chunk_{n}": ("chunk_causal", f"--config.model.chunk_frames={n}", *more)
+    for n, more in ((8, ()), (16, _TWO_CHUNKS), (40, ()))
   },
   "causal": ("causal",),
   "non_causal": ("non_causal",),

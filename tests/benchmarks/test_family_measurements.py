@@ -21,6 +21,7 @@ from benchmarks import (
 from dcvideogen_jax import files
 from dcvideogen_jax.sample import layouts
 from dcvideogen_jax.tiny import chain, family
+from dcvideogen_jax.train import step
 
 
 def configured(argument):
@@ -64,6 +65,21 @@ def test_stages_override_what_their_config_has(stage):
   made = {"configs/tiny.py": tiny, "configs/adapt.py": adapt}[path]
   config = made.get_config(argument)
   assert [key for key in keys if not has(config, key)] == []
+
+
+@pytest.mark.parametrize("design", designs.DESIGNS)
+def test_clips_fit_the_designs(design):
+  from configs import tiny
+
+  (stage,) = (x for x in designs.STAGES if x.name == f"{design}_48_1")
+  given = dict(item[2:].split("=", 1) for item in stage.arguments)
+  config = tiny.get_config(given.pop("config").partition(":")[2])
+  config.update_from_flattened_dict(
+    {k: int(v) if v.isdigit() else v for k, v in given.items()}, "config."
+  )
+  step.build_task(config)
+  assert config.model.latent_channels == 256 and config.batch_size == 2
+  assert config.steps * config.data.frames == 40_000
 
 
 @pytest.mark.parametrize(
