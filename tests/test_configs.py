@@ -40,6 +40,9 @@ LOCAL = [
   pytest.param(
     dc_ae_v, "phase=adversarial_all,runlocal", marks=pytest.mark.slow
   ),
+  pytest.param(
+    dc_ae_v, "phase=adversarial_decoder,runlocal", marks=pytest.mark.slow
+  ),
   pytest.param(dc_ae_v, "phase=fast,runlocal", marks=pytest.mark.slow),
 ]
 

@@ -46,6 +46,11 @@ class Phase(NamedTuple):
   discriminator: Mapping[str, Any] | None = None
   smaller: bool = False
 
+  @property
+  def keeps_latents(self) -> bool:
+    """Whether the encoder is frozen, and with it the scale of the latents."""
+    return not any(on and "encoder" in name for name, on in self.trainable)
+
 
 _NOTHING_ELSE = ((".*", False),)
 _ALL = (("(encoder|decoder)/.*", True), *_NOTHING_ELSE)
@@ -55,6 +60,7 @@ _MIDDLE = (
   *_NOTHING_ELSE,
 )
 _DECODER = (("decoder/.*", True), *_NOTHING_ELSE)
+_PLAYERS = (("(decoder|discriminator)/.*", True), *_NOTHING_ELSE)
 _LAST = (
   ("decoder/(stages_1|norm_out|project_out)/.*", True),
   ("discriminator/.*", True),
@@ -72,6 +78,10 @@ _DISCRIMINATOR = {
   "r1": 0.0,
   "lecam": 0.0,
   "optim": {"lr": 1e-4, "betas": (0.5, 0.9), "warmup": 0},
+}
+_OPEN_SORA_DISCRIMINATOR = {
+  **_DISCRIMINATOR,
+  "optim": {"lr": 1e-4, "betas": (0.9, 0.98), "warmup": 0},
 }
 
 PHASES: Mapping[str, Phase] = {
@@ -106,10 +116,7 @@ PHASES: Mapping[str, Phase] = {
     _BOTH,
     _ADVERSARIAL,
     _OPEN_SORA,
-    discriminator={
-      **_DISCRIMINATOR,
-      "optim": {"lr": 1e-4, "betas": (0.9, 0.98), "warmup": 0},
-    },
+    discriminator=_OPEN_SORA_DISCRIMINATOR,
   ),
   "decoder": Phase(
     "the decoder alone, so that the latents stay as they are",
@@ -117,6 +124,14 @@ PHASES: Mapping[str, Phase] = {
     _DECODER,
     _PERCEPTUAL,
     _OPEN_SORA,
+  ),
+  "adversarial_decoder": Phase(
+    "the decoder alone, against a discriminator",
+    "weights",
+    _PLAYERS,
+    _ADVERSARIAL,
+    _OPEN_SORA,
+    discriminator=_OPEN_SORA_DISCRIMINATOR,
   ),
   "fast": Phase(
     "a smaller decoder of the same latents",

@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from dcvideogen_jax import levels
 from dcvideogen_jax.data import pipeline
 from dcvideogen_jax.models import dc_ae_v, wan_vae
-from dcvideogen_jax.train import fast_decoder
+from dcvideogen_jax.train import autoencoder_phases, fast_decoder, inflation
 
 _DIGITS = 4
 
@@ -32,7 +32,7 @@ def measure(
 ) -> Mapping[str, Any]:
   """Applies `describe` to the training data of a run.
 
-  A smaller decoder has the scale of the model whose latents it decodes.
+  Where the encoder is frozen, the scale is that of the model that it is of.
 
   Args:
     config: of the run. "statistics" is the number of batches of clips to
@@ -46,11 +46,14 @@ def measure(
   Raises:
     errors.UserError: if the data cannot be read.
   """
-  if config.get("decoder"):
-    scale = fast_decoder.latent_scale(config)
-    return {} if scale is None else {"latent_scale": scale}
+  if config["task"] not in ("autoencoder", "wan_autoencoder"):
+    return {}
+  phase = autoencoder_phases.find(config.get("phase", "pixels"))
+  path, moved = config["weights"], config["start"] in inflation.STARTS
+  if phase.keeps_latents and path and not moved:
+    return {"latent_scale": fast_decoder.latent_scale(config)}
   count = config.get("statistics", 0)
-  if not count or config["task"] not in ("autoencoder", "wan_autoencoder"):
+  if not count or phase.smaller:
     return {}
   data = {k: v for k, v in config["data"].items() if k != "images"}
   batches = pipeline.batches(

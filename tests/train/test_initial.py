@@ -7,9 +7,15 @@ import pytest
 
 from configs import tiny
 from dcvideogen_jax import convert, errors, tree
-from dcvideogen_jax.models import wan_vae
+from dcvideogen_jax.models import dc_ae_v, wan_vae
 from dcvideogen_jax.tiny import world
-from dcvideogen_jax.train import statistics, step, warm_starts
+from dcvideogen_jax.train import (
+  autoencoder_phases,
+  statistics,
+  step,
+  warm_starts,
+)
+from tests import random_weights
 
 FIELDS = {"base_width": 16, "multipliers": (1, 1, 1, 1), "blocks": 1}
 
@@ -119,3 +125,22 @@ def test_what_an_export_measures(task, names):
   assert not statistics.measure(
     config(task) | {"statistics": 0}, module, params
   )
+
+
+@pytest.mark.parametrize("phase", autoencoder_phases.PHASES)
+def test_latents_of_a_frozen_encoder_keep_their_scale(phase, tmp_path):
+  c = config("autoencoder") | {"phase": phase, "statistics": 0}
+  module = dc_ae_v.build(c["model"], latent_scale=0.75)
+  shapes = convert.KINDS["dc_ae_v"].init(module)
+  convert.save(tmp_path / "a", "dc_ae_v", module, random_weights.like(shapes))
+  rules = autoencoder_phases.trainable(
+    autoencoder_phases.PHASES[phase], len(module.widths)
+  )
+  moves = any(
+    jax.tree.leaves(tree.match_tree(rules, shapes["params"])["encoder"])
+  )
+  given = c | {"start": "weights", "weights": str(tmp_path / "a")}
+  found = statistics.measure(given, module, None)
+  assert found == ({} if moves else {"latent_scale": 0.75})
+  assert moves == (phase in ("low", "high", "adversarial_all", "pixels"))
+  assert not statistics.measure(c, module, None)
